@@ -1,0 +1,3 @@
+"""Distributed hyperparameter search for fine-tuning autoencoders."""
+
+__version__ = "0.1.0"

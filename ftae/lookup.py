@@ -1,0 +1,46 @@
+"""From a name, or ``package.module:attr``, to an object, with a suggestion when it is misspelt."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from ftae.errors import FtaeError
+
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
+    close = get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return ``table[name]``.
+
+    Raises:
+        FtaeError: the name is not in the table; the message lists the choices.
+    """
+    if name in table:
+        return table[name]
+    raise FtaeError(f"{kind} {name!r} is not known{did_you_mean(name, table)} Choose one of {', '.join(table)}")
+
+
+def import_attr(reference: str) -> Any:
+    """Import ``package.module:attr``.
+
+    Raises:
+        FtaeError: the module cannot be imported, or has no such attribute.
+    """
+    module_name, _, attr = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attr)
+    except ImportError as error:
+        raise FtaeError(
+            f"cannot import {module_name!r} of {reference!r}: {error}. "
+            "The module must be importable from the current folder or installed on every node"
+        ) from error
+    except AttributeError as error:
+        raise FtaeError(f"{module_name!r} has no attribute {attr!r}") from error

@@ -1,0 +1,19 @@
+"""The base of every spec: frozen, closed to unknown keys, with a stable digest."""
+
+import hashlib
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Spec(BaseModel):
+    """A validated description. Change one by building a new one (``specs.overrides``)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that depend on every value and on nothing else (not on key order)."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
