@@ -10,6 +10,7 @@ it and can be rebuilt from it. The events, each with ``time`` (seconds since the
     close     the driver left: status (complete | interrupted | failed), reason
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -37,7 +38,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
-        self._file = self.path.open("a+b")
+        self._file = self.path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -55,8 +56,8 @@ class Journal:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
-            self._file.flush()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(self._file.fileno())
         except OSError:
             self._file.truncate(end)
@@ -162,6 +163,24 @@ class SearchRecord:
             return (-trial.value if maximize else trial.value, trial.number)
 
         return sorted(finished, key=rank)
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """One row a trial: the ranked ones first, then the baseline, then the rest by number."""
+        ranked = self.ranked()
+        others = [t for t in self.trials.values() if t.kind != "baseline" and t not in ranked]
+        ordered = [*ranked, *([self.baseline] if self.baseline else []), *others]
+        return [
+            {
+                "trial": trial.number,
+                "kind": trial.kind,
+                "status": trial.status,
+                self.search["objective"]["metric"]: trial.value,
+                "step": trial.step,
+                **{f"params.{path}": trial.params.get(path) for path in self.search["search_space"]},
+                "reason": trial.reason,
+            }
+            for trial in ordered
+        ]
 
 
 def replay(folder: Path) -> SearchRecord:

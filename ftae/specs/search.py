@@ -151,13 +151,29 @@ class SearchSpec(Spec):
             f"Choose one of {', '.join(choices)}"
         ]
 
+    def rung_steps(self) -> list[int]:
+        """The steps at which trials are compared; none without ASHA, or where none lies before the end.
+
+        The first is the first evaluation at or behind ``grace_fraction`` of the budget.
+        """
+        scheduler, budget = self.search.scheduler, self.finetune.max_steps
+        if isinstance(scheduler, Fifo):
+            return []
+        step = next(s for s in self.finetune.eval_steps() if s >= scheduler.grace_fraction * budget)
+        rungs = []
+        while step < budget:
+            rungs.append(step)
+            step = round(step * scheduler.reduction_factor)
+        return rungs
+
     def file_params(self) -> dict[str, Any]:
         """The file's own value of every searched leaf: the params of the first tuned trial."""
         return {path: value_at(self.finetune, path) for path in self.search_space}
 
     def trial_spec(self, params: dict[str, Any]) -> FinetuneSpec:
-        """The complete run of a trial with these params."""
-        return apply_overrides(self.finetune, params)
+        """The complete run of a trial with these params: what a worker trains and an export writes down."""
+        threads = self.finetune.num_threads or max(1, int(self.search.resources.cpus))
+        return apply_overrides(self.finetune, {**params, "num_threads": threads})
 
 
 def coerced(spec: FinetuneSpec, path: str, distribution: Distribution) -> Distribution:

@@ -1,0 +1,1 @@
+"""Fine-tuning in pure PyTorch: knows nothing of trials, Ray, MLflow or Optuna."""

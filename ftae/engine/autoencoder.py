@@ -1,0 +1,169 @@
+"""The one shape every family is adapted to: an autoencoder as an ordered list of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ftae.errors import FtaeError
+
+Group = Literal["encoder", "bottleneck", "decoder", "head"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents; ``mean`` and ``logvar`` have the shape of the latents."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self) -> Tensor:
+        """One reparameterised sample (Kingma & Welling 2013), drawn from torch's global generator."""
+        return self.mean + torch.exp(0.5 * self.logvar) * torch.randn_like(self.mean)
+
+    def kl(self) -> Tensor:
+        """KL divergence from the standard normal, in nats, per latent element, in fp32."""
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named piece of the data flow. Every parameter belongs to exactly one stage."""
+
+    name: str
+    group: Group
+    modules: tuple[nn.Module, ...]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for module in self.modules:
+            yield from module.parameters()
+
+    def matches(self, pattern: str) -> bool:
+        """Whether ``pattern`` is this stage's group, or a glob that fits its name."""
+        return pattern == self.group or fnmatchcase(self.name, pattern)
+
+
+class Autoencoder(nn.Module):
+    """A network with its stages in data-flow order and its image range.
+
+    Args:
+        net: the wrapped network, in its own format.
+        stages: image -> encoder -> bottleneck -> decoder -> image; a head comes last.
+        image_range: lowest and highest value of the images the network takes and gives.
+        channels: image channels, or None where the network does not say.
+        encode: images in ``image_range`` (B, C, H, W) -> latents, or their posterior.
+        decode: latents -> reconstructions (B, C, H, W) in ``image_range``.
+        save: writes ``net`` into a folder in its family's format.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        stages: list[Stage],
+        *,
+        image_range: tuple[float, float],
+        channels: int | None,
+        encode: Callable[[Tensor], Tensor | Posterior],
+        decode: Callable[[Tensor], Tensor],
+        save: Callable[[Path], None],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.head: nn.Module | None = None
+        self.stages = stages
+        self.image_range = image_range
+        self.channels = channels
+        self._encode, self._decode, self._save = encode, decode, save
+        self._frozen: tuple[Stage, ...] = ()
+
+    def encode(self, images: Tensor) -> Tensor | Posterior:
+        """Latents, or the posterior over them, of images in ``image_range``."""
+        return self._encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Reconstructions in ``image_range``; not clamped."""
+        return self._decode(latents)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the network to ``folder`` so that ``model.pretrained`` can name it."""
+        self._save(folder)
+
+    def to_range(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the network takes them."""
+        low, high = self.image_range
+        return images * (high - low) + low
+
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Images of the network in [0, 1]; not clamped."""
+        low, high = self.image_range
+        return (images - low) / (high - low)
+
+    def add_head(self, head: nn.Module) -> None:
+        """Attach a classification head beside the line, as the last stage."""
+        assert self.head is None
+        self.head = head
+        self.stages = [*self.stages, Stage("head", "head", (head,))]
+
+    # ------------------------------------------------------------------------------ freezing
+
+    def freeze(self, depth: int, patterns: tuple[str, ...]) -> None:
+        """Freeze the first ``depth`` stages and those that match a pattern.
+
+        Frozen means: no gradient, not in the optimizer (``trainable_stages``), and eval mode that
+        survives ``train()``, so that dropout is off and running statistics do not move.
+
+        Raises:
+            FtaeError: ``depth`` exceeds the stages, a pattern matches none, or nothing is left to train.
+        """
+        line = [stage for stage in self.stages if stage.group != "head"]
+        if depth > len(line):
+            raise FtaeError(f"freeze_depth must be at most {len(line)}, the number of stages, got {depth}")
+        for pattern in patterns:
+            if not any(stage.matches(pattern) for stage in self.stages):
+                raise FtaeError(f"freeze: {pattern!r} matches no stage. Stages: {self._stage_names()}")
+        frozen = [s for s in self.stages if s in line[:depth] or any(s.matches(p) for p in patterns)]
+        if not any(p.requires_grad for s in self.stages if s not in frozen for p in s.parameters()):
+            raise FtaeError(
+                f"freeze_depth {depth} and freeze {list(patterns)} leave nothing to train. Stages: {self._stage_names()}"
+            )
+        self._frozen = tuple(frozen)
+        for stage in frozen:
+            for parameter in stage.parameters():
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Autoencoder:
+        super().train(mode)
+        for stage in getattr(self, "_frozen", ()):
+            for module in stage.modules:
+                module.eval()
+        return self
+
+    def trainable_stages(self) -> list[Stage]:
+        return [stage for stage in self.stages if stage not in self._frozen]
+
+    def _stage_names(self) -> str:
+        return ", ".join(stage.name for stage in self.stages)
+
+
+class ClassificationHead(nn.Module):
+    """Linear classifier on latents; spatial latents are average-pooled to at most 4x4 first.
+
+    Input (B, D) or (B, C, h, w); output logits (B, num_classes).
+    """
+
+    def __init__(self, latents: Tensor, num_classes: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(min(4, *latents.shape[2:])) if latents.ndim == 4 else nn.Identity()
+        self.linear = nn.Linear(self.pool(latents).flatten(1).shape[1], num_classes)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.pool(latents).flatten(1))
+        return logits

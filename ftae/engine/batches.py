@@ -1,0 +1,83 @@
+"""Batches of images in an order that is a pure function of the seed: resuming needs no data position."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ftae.engine.data import ImageSet
+from ftae.engine.sources import Pixels
+from ftae.specs.finetune import DataSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``images``: float32 (B, C, H, W) in [0, 1]. ``labels``: int64 (B,), or None. On one device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+
+
+def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which images make up training batch number ``batch`` (from 0): int64 (batch_size,) in [0, num_images).
+
+    The endless stream of epochs, each a permutation of all images, is cut into consecutive batches;
+    a batch may begin in one epoch and end in a later one.
+    """
+    assert num_images > 0 and batch_size > 0 and batch >= 0
+    epoch, offset = divmod(batch * batch_size, num_images)
+    parts: list[npt.NDArray[np.int64]] = []
+    missing = batch_size
+    while missing:
+        part = _epoch_order(num_images, seed, epoch)[offset : offset + missing]
+        parts.append(part)
+        missing -= len(part)
+        epoch, offset = epoch + 1, 0
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    order = np.random.default_rng([seed, epoch]).permutation(num_images)
+    order.setflags(write=False)
+    return order
+
+
+def train_batch(
+    images: ImageSet, spec: DataSpec, *, batch_size: int, batch: int, seed: int, device: torch.device | str
+) -> Batch:
+    """Training batch number ``batch`` at ``spec.resolution``, cropped and mirrored at random.
+
+    Depends on nothing but the arguments: neither on global random state nor on earlier calls.
+    """
+    indices = batch_indices(len(images), batch_size, batch, seed)
+    # The third number keeps these draws apart from the epoch orders, which take [seed, epoch].
+    rng = np.random.default_rng([seed, batch, 1])
+    side = spec.resolution
+    offsets = rng.integers(0, spec.decoded_side - side + 1, size=(batch_size, 2))
+    mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
+    pixels = np.empty((batch_size, side, side, spec.channels), dtype=np.uint8)
+    for row, (index, (top, left)) in enumerate(zip(indices, offsets, strict=True)):
+        crop = images.images[index, top : top + side, left : left + side]
+        pixels[row] = crop[:, ::-1] if mirrored[row] else crop
+    return _to_batch(pixels, None if images.labels is None else images.labels[indices], device)
+
+
+def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
+    """All images once, in order, their centre at ``spec.resolution``; the last batch may be smaller."""
+    margin = (spec.decoded_side - spec.resolution) // 2
+    centre = slice(margin, margin + spec.resolution)
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        pixels = np.array(images.images[rows, centre, centre])
+        yield _to_batch(pixels, None if images.labels is None else images.labels[rows].copy(), device)
+
+
+def _to_batch(pixels: Pixels, labels: npt.NDArray[np.int64] | None, device: torch.device | str) -> Batch:
+    """uint8 (B, H, W, C) to the device as bytes, a quarter of what floats would take, and there to floats."""
+    scaled = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).to(torch.float32) / 255
+    # Contiguous, since a user's own model may call view() on it.
+    return Batch(scaled.contiguous(), None if labels is None else torch.from_numpy(labels).to(device))

@@ -1,0 +1,105 @@
+"""From a spec to a model ready to train: weights loaded, head attached, stages frozen, shapes checked."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Group, Posterior
+from ftae.engine.families import build_autoencoder
+from ftae.engine.optim import build_optimizer
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+
+
+def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+    """The model of ``spec`` on the CPU, in eval mode. New weights are drawn from ``spec.seed``.
+
+    ``num_classes``: labels of the data, None where it has none.
+
+    Raises:
+        FtaeError: the weights do not load, the model cannot take the images, a freeze or multiplier
+            pattern matches nothing, nothing is left to train, or ``ce`` is asked for without labels.
+    """
+    torch.manual_seed(spec.seed)
+    autoencoder = build_autoencoder(spec.model, spec.data).eval()
+    latents = _check_shapes(autoencoder, spec)
+    if spec.losses.ce > 0.0:
+        if num_classes is None:
+            raise FtaeError("losses.ce needs labels: put the images of each class into a sub-folder of data.train")
+        autoencoder.add_head(ClassificationHead(latents, num_classes))
+    autoencoder.freeze(spec.freeze_depth, spec.freeze)
+    return autoencoder
+
+
+@torch.no_grad()
+def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec) -> Tensor:
+    """Run one grey image through; returns its latents."""
+    side = spec.data.resolution
+    images = autoencoder.to_range(torch.full((1, spec.data.channels, side, side), 0.5))
+    try:
+        encoded = autoencoder.encode(images)
+        latents = encoded.mean if isinstance(encoded, Posterior) else encoded
+        output = autoencoder.decode(latents)
+    except RuntimeError as error:
+        raise FtaeError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {error}") from error
+    if output.shape != images.shape:
+        raise FtaeError(
+            f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
+            "choose a data.resolution that it gives back unchanged"
+        )
+    return latents
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    name: str
+    group: Group
+    num_parameters: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What a configuration trains. Bytes are of one full-state checkpoint on disk.
+
+    ``kl_summed_weight``: ``losses.kl`` as latent-diffusion code writes it, for summed terms.
+    """
+
+    stages: tuple[StageSummary, ...]
+    checkpoint_bytes: int
+    kl_summed_weight: float | None
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(stage.num_parameters for stage in self.stages)
+
+    @property
+    def num_trainable(self) -> int:
+        return sum(stage.num_parameters for stage in self.stages if stage.trainable)
+
+
+def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
+    """Build the model of ``spec`` and say what of it would be trained. Raises as ``build_model``."""
+    autoencoder = build_model(spec, num_classes)
+    build_optimizer(autoencoder, spec.optimizer)  # a multiplier that matches nothing is an error here
+    trainable = autoencoder.trainable_stages()
+    stages = tuple(
+        StageSummary(stage.name, stage.group, _count(stage.modules), stage in trainable) for stage in autoencoder.stages
+    )
+    moving = sum(stage.num_parameters for stage in stages if stage.trainable)
+    state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
+    copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
+    copies += spec.ema_half_life_fraction is not None
+    return ModelSummary(stages, state + 4 * moving * copies, _kl_summed_weight(autoencoder, spec))
+
+
+def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec) -> float | None:
+    if spec.losses.kl == 0.0:
+        return None
+    latents = _check_shapes(autoencoder, spec)
+    return spec.losses.kl * spec.data.channels * spec.data.resolution**2 / latents.numel()
+
+
+def _count(modules: tuple[nn.Module, ...]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,147 @@
+"""Full-state checkpoints: written atomically, so that one either exists whole or not at all."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.optim import WeightAverage
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+
+MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
+# A run may go on for longer than it was planned; all else must be as it was.
+MAY_DIFFER = ("max_steps", "num_evals", "num_threads")
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What an evaluation found; everything it names is on disk before it is handed out.
+
+    ``metrics``: ``val/<metric>`` and, after step 0, ``train/<term>`` (unweighted, mean since the last
+    report), ``train/loss``, ``train/grad_norm`` (before clipping) and ``train/lr``.
+    ``timing``: ``time/...`` in seconds and images a second; the only figures that differ between runs.
+    ``checkpoint``: None at step 0. Paths are relative to the run's folder.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    timing: dict[str, float]
+    checkpoint: str | None
+    images: str
+
+
+def save_checkpoint(
+    folder: Path,
+    report: EvalReport,
+    spec: FinetuneSpec,
+    autoencoder: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> None:
+    """Write everything that training needs to go on from here as if it had never stopped."""
+    parts = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    try:
+        save_file(_cpu(autoencoder.state_dict()), parts / MODEL)
+        if average is not None:
+            save_file(_cpu(average.weights), parts / AVERAGE)
+        torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, parts / TRAINING)
+        content = {"report": asdict(report), "spec": spec.model_dump(mode="json")}
+        (parts / REPORT).write_text(json.dumps(content))
+        _sync(parts.iterdir())
+        shutil.rmtree(folder, ignore_errors=True)
+        parts.rename(folder)
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path,
+    spec: FinetuneSpec,
+    autoencoder: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> EvalReport:
+    """Restore the full state in place; returns the report that was made with it.
+
+    Raises:
+        FtaeError: the checkpoint is of another configuration.
+    """
+    content = json.loads((folder / REPORT).read_text())
+    _same_run(content["spec"], spec.model_dump(mode="json"), folder)
+    autoencoder.load_state_dict(load_file(folder / MODEL))
+    if average is not None:
+        average.load(load_file(folder / AVERAGE))
+    training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(training["optimizer"])
+    set_rng_state(training["rng"])
+    return EvalReport(**content["report"])
+
+
+def evaluated_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights the checkpoint's metrics were measured with: averaged where there is an average."""
+    weights = load_file(folder / MODEL)
+    if (folder / AVERAGE).is_file():
+        weights |= load_file(folder / AVERAGE)
+    return weights
+
+
+def latest_checkpoint(run_folder: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = sorted((run_folder / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def rng_state() -> dict[str, Any]:
+    """All random generators of the process, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what ``rng_state`` took."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate((3, tuple(state["python"]), state["python_gauss"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    differing = [key for key in wanted if key not in MAY_DIFFER and saved.get(key) != wanted[key]]
+    if differing:
+        raise FtaeError(
+            f"{folder} belongs to another configuration: {', '.join(differing)} differ. "
+            "Resume with the settings it was made with, or train into another folder"
+        )
+
+
+def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _sync(files: Iterable[Path]) -> None:
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())

@@ -1,0 +1,201 @@
+"""Images decoded once per machine, kept as memory-mapped arrays that all processes share.
+
+Layout below ``$FTAE_CACHE`` (default ``~/.cache/ftae``), where each folder is written under another
+name by one process, which holds its lock, and renamed when complete:
+
+    contents/<stat fingerprint>/content.txt    the content fingerprint of a folder of images
+    images/<key>/images.npy                    uint8 (N, side, side, channels)
+    images/<key>/labels.npy                    int64 (N,), if there are labels
+    images/<key>/about.json                    class names and skipped files
+
+Nothing is ever removed from it; any folder in it may be deleted while no search runs.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+from ftae.engine.sources import ImageFiles, Labels, Pixels, Source, UnreadableImage, read_bytes
+from ftae.errors import FtaeError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # part of every key: raise it when the same files would decode to other pixels
+READ_AHEAD = 32  # images decoded but not yet written
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """One cached array, read-only, with what belongs to it. ``skipped``: "name: reason"."""
+
+    images: Pixels
+    labels: Labels | None
+    class_names: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+
+
+def digest(value: Any) -> str:
+    """32 hexadecimal digits that depend on every part of a JSON value."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def content_fingerprint(files: ImageFiles) -> str:
+    """Fingerprint of the relative names and bytes of ``files``.
+
+    The bytes are read again only where a file's size, mtime or ctime has changed since.
+
+    Raises:
+        FtaeError: a file cannot be read, or the cache cannot be written.
+    """
+    folder = _cache_folder() / "contents" / _stat_fingerprint(files)
+
+    def write(partial: Path) -> None:
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(lambda name: hashlib.blake2b(read_bytes(files.root / name)).hexdigest(), files.names)
+            content = digest(list(zip(files.names, hashes, strict=True)))
+        (partial / "content.txt").write_text(content)
+
+    _make_once(folder, 64, write)
+    return (folder / "content.txt").read_text()
+
+
+def _stat_fingerprint(files: ImageFiles) -> str:
+    stats: list[Any] = [str(files.root.resolve())]
+    for name in files.names:
+        try:
+            stat = (files.root / name).stat()
+        except OSError as error:
+            raise FtaeError(f"cannot read the image {files.root / name}: {error.strerror}") from error
+        stats.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return digest(stats)
+
+
+def stored_images(key: str, open_source: Callable[[], Source]) -> StoredImages:
+    """The images cached under ``key``, decoded from ``open_source()`` if they are not there yet.
+
+    Raises:
+        FtaeError: no image could be decoded, or the cache cannot be written or is damaged.
+    """
+    folder = _cache_folder() / "images" / key
+    if not folder.exists():
+        source = open_source()
+        _make_once(folder, source.num_bytes, lambda partial: _write(partial, source))
+    return _read(folder)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("FTAE_CACHE") or "~/.cache/ftae").expanduser()
+
+
+def _make_once(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
+    """Have exactly one process make ``folder``, if it is not there; the others wait for it.
+
+    ``write`` fills an empty folder, and raises FtaeError for anything that is not the cache's fault.
+    """
+    if folder.exists():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                _make(folder, num_bytes, write)
+    except OSError as error:
+        raise FtaeError(
+            f"cannot write {num_bytes:,} bytes to the image cache {_cache_folder()}: {error.strerror or error}. "
+            "Make room there, or set FTAE_CACHE to a folder that has it"
+        ) from error
+
+
+def _make(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        if shutil.disk_usage(partial).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(partial)
+        for path in partial.iterdir():
+            _flush_to_disk(path)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Some disks and networks say only now that they are full; and a crash must not leave a hollow file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write(folder: Path, source: Source) -> None:
+    logger.info("decoding %d images (%.0f MB) into %s", len(source.names), source.num_bytes / 1e6, folder.parent)
+    kept: list[int] = []
+    skipped: list[str] = []
+    with (folder / "images.npy").open("wb") as file:
+        _write_header(file, len(source.names), source.shape)
+        for i, decoded in enumerate(_decode_all(source)):
+            if isinstance(decoded, UnreadableImage):
+                skipped.append(f"{source.names[i]}: {decoded}")
+            else:
+                assert decoded.shape == source.shape and decoded.dtype == np.uint8
+                file.write(np.ascontiguousarray(decoded).data)
+                kept.append(i)
+        if not kept:
+            raise FtaeError(f"none of the {len(skipped)} images could be decoded; the first: {skipped[0]}")
+        _write_header(file, len(kept), source.shape)
+    if source.labels is not None:
+        np.save(folder / "labels.npy", source.labels[kept])
+    about = {"class_names": source.class_names, "skipped": sorted(skipped)}
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _decode_all(source: Source) -> Iterator[Pixels | UnreadableImage]:
+    """Every image in order; Pillow and file reads let other threads run."""
+
+    def decode(i: int) -> Pixels | UnreadableImage:
+        try:
+            return source.decode(i)
+        except UnreadableImage as unreadable:
+            return unreadable
+
+    pending: deque[Future[Pixels | UnreadableImage]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for i in range(len(source.names)):
+            pending.append(pool.submit(decode, i))
+            if len(pending) > READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _write_header(file: BinaryIO, num_images: int, shape: tuple[int, int, int]) -> None:
+    """At the start of the file; numpy pads it so that another number of images fits into its place."""
+    file.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _read(folder: Path) -> StoredImages:
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        about = json.loads((folder / "about.json").read_text())
+        labels = np.load(folder / "labels.npy") if about["class_names"] is not None else None
+    except (OSError, ValueError, KeyError) as error:
+        raise FtaeError(f"the cached images in {folder} are damaged ({error}); delete that folder") from error
+    if labels is not None:
+        labels.setflags(write=False)
+    class_names = None if about["class_names"] is None else tuple(about["class_names"])
+    return StoredImages(images, labels, class_names, tuple(about["skipped"]))

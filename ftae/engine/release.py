@@ -1,0 +1,84 @@
+"""From a checkpoint to a model that others load: the judged weights, and whether its latents are still the old ones."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ftae.engine.autoencoder import Autoencoder, Posterior
+from ftae.engine.batches import val_batches
+from ftae.engine.build import build_model
+from ftae.engine.checkpoint import evaluated_weights
+from ftae.engine.data import Dataset, ImageSet, load_dataset
+from ftae.specs.finetune import FinetuneSpec
+
+SCALING_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was written, and what its users must know.
+
+    ``latents_compatible``: the encoder side gives exactly the latents of the pretrained model, so that
+    models trained on those still fit. ``scaling_factor``: recomputed where it is not (None for
+    families that carry none).
+    """
+
+    latents_compatible: bool
+    scaling_factor: float | None
+
+
+def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
+    """Write the checkpoint's model to ``folder`` in its family's format (a head beside it).
+
+    Where encoder stages moved, ``scaling_factor`` becomes one over the standard deviation of the
+    latents of the training images (as for the first batch in Rombach et al. 2022, section G), and a
+    ``shift_factor`` their mean.
+    """
+    data = load_dataset(spec.data)
+    num_classes = None if data.class_names is None else len(data.class_names)
+    pretrained, tuned = (build_model(spec, num_classes).eval() for _ in range(2))
+    tuned.load_state_dict(tuned.state_dict() | evaluated_weights(checkpoint))
+    compatible = _same_latents(pretrained, tuned, data, spec)
+    scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
+    tuned.save_pretrained(folder)
+    if tuned.head is not None:
+        save_file(tuned.head.state_dict(), folder / "head.safetensors")
+        (folder / "classes.json").write_text(json.dumps(data.class_names))
+    return Release(compatible, scaling_factor)
+
+
+@torch.no_grad()
+def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
+    batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=torch.device("cpu")))
+    return torch.equal(_mode(a, batch.images), _mode(b, batch.images))
+
+
+@torch.no_grad()
+def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> float | None:
+    config = getattr(autoencoder.net, "config", None)
+    if config is None or "scaling_factor" not in config:
+        return None
+    total, squares, count = 0.0, 0.0, 0
+    few = ImageSet(images.images[:: max(1, len(images.images) // SCALING_IMAGES)], None)
+    for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=torch.device("cpu")):
+        encoded = autoencoder.encode(autoencoder.to_range(batch.images))
+        mean = encoded.mean if isinstance(encoded, Posterior) else encoded
+        variance = encoded.logvar.exp() if isinstance(encoded, Posterior) else torch.zeros_like(mean)
+        total += float(mean.double().sum())
+        squares += float((mean.double().square() + variance.double()).sum())
+        count += mean.numel()
+    average = total / count
+    shift = average if config.get("shift_factor") is not None else None
+    scaling_factor = float((squares / count - average**2) ** -0.5)
+    changed = {"scaling_factor": scaling_factor} | ({} if shift is None else {"shift_factor": shift})
+    autoencoder.net.register_to_config(**changed)  # type: ignore[operator]
+    return scaling_factor
+
+
+def _mode(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    encoded = autoencoder.encode(autoencoder.to_range(images))
+    return encoded.mean if isinstance(encoded, Posterior) else encoded

@@ -1,0 +1,171 @@
+"""From a finished search to one folder that a production run starts from."""
+
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ftae import journal
+from ftae.engine.data import load_dataset
+from ftae.engine.release import Release, release
+from ftae.errors import FtaeError
+from ftae.journal import SearchRecord, TrialRecord
+from ftae.specs.search import ProductionSpec, SearchSpec
+from ftae.specs.yamlfile import dump
+
+PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
+
+
+def export(folder: Path, out: Path, trial_number: int | None = None) -> tuple[TrialRecord, Release]:
+    """Write the best trial (or the given one) of the search in ``folder`` to ``out``.
+
+    ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
+    ``README.md`` and ``reconstructions.png``; it appears whole or not at all.
+
+    Raises:
+        FtaeError: no trial ran to its full budget, the given one did not or its checkpoint was not
+            kept, or ``out`` exists.
+    """
+    record = journal.replay(folder)
+    trial = _chosen(record, folder, trial_number)
+    if out.exists():
+        raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
+    search = SearchSpec.model_validate(record.search)
+    spec = search.trial_spec(trial.params)
+    parts = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    try:
+        assert trial.checkpoint is not None
+        released = release(spec, folder / trial.checkpoint, parts / "model")
+        production = ProductionSpec(
+            name=f"{search.name}-trial-{trial.number}",
+            finetune=spec,
+            tracking=search.tracking,
+            from_search={"search": search.name, "trial": trial.number},
+        )
+        (parts / "production.yaml").write_text(dump(production))
+        provenance = _provenance(record, search, trial, released)
+        (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+        picture = folder / trial.reports[-1]["images"]
+        shutil.copyfile(picture, parts / "reconstructions.png")
+        (parts / "README.md").write_text(_readme(record, search, trial, released))
+        parts.rename(out)
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return trial, released
+
+
+def _chosen(record: SearchRecord, folder: Path, number: int | None) -> TrialRecord:
+    ranked = record.ranked()
+    if not ranked:
+        raise FtaeError(f"{folder.name}: no tuned trial ran to its full budget yet, so there is nothing to export")
+    if number is None:
+        return ranked[0]
+    kept = [t for t in ranked if t.checkpoint and (folder / t.checkpoint).is_dir()]
+    for trial in kept:
+        if trial.number == number:
+            return trial
+    raise FtaeError(
+        f"{folder.name}: trial {number} has no checkpoint; choose one of {', '.join(str(t.number) for t in kept)} "
+        "(search.keep_checkpoints says how many are kept)"
+    )
+
+
+def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> dict[str, Any]:
+    data = load_dataset(search.finetune.data)
+    baseline = record.baseline
+    return {
+        "search": search.name,
+        "search_digest": search.digest(),
+        "trial": trial.number,
+        "params": trial.params,
+        "seed": search.finetune.seed,
+        "finetune_digest": search.trial_spec(trial.params).digest(),
+        "objective": search.objective.model_dump(),
+        "value": trial.value,
+        "baseline": None if baseline is None else baseline.value,
+        "metrics": trial.metrics,
+        "dataset_fingerprint": data.fingerprint,
+        "skipped_images": list(data.skipped),
+        "latents": asdict(released),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> str:
+    baseline = record.baseline
+    metric = search.objective.metric
+    names = [name for name in trial.metrics if name.startswith("val/")]
+    rows = "\n".join(
+        f"| {name} | {'' if baseline is None else f'{baseline.metrics[name]:.6g}'} | {trial.metrics[name]:.6g} |"
+        for name in names
+    )
+    params = "\n".join(f"- `{path}`: {value}" for path, value in trial.params.items())
+    return f"""# {search.name}, trial {trial.number}
+
+{verdict(record, trial)}
+
+| metric | baseline (untuned) | trial {trial.number} |
+|---|---|---|
+{rows}
+
+The objective was to {search.objective.direction} `{metric}`, held out, over {len(record.trials) - 1} tuned trials.
+
+Params:
+
+{params}
+
+{_latents_note(released)}
+
+![input, reconstruction, difference](reconstructions.png)
+
+Input | reconstruction | absolute difference, on fixed validation images.
+
+- `model/`: the tuned model, as measured above.
+- `production.yaml`: the run that made it. `ftae train production.yaml` repeats it to the last digit on the same
+  kind of machine; `--max-steps N` trains for longer, `--resume` goes on with an interrupted run.
+- `provenance.json`: params, seed, digests, versions, dataset fingerprint.
+"""
+
+
+def verdict(record: SearchRecord, trial: TrialRecord) -> str:
+    """One sentence: the trial against the untuned model."""
+    metric, direction = record.search["objective"]["metric"], record.search["objective"]["direction"]
+    baseline = record.baseline
+    if baseline is None or baseline.value is None or trial.value is None:
+        return f"{metric} {trial.value}; the baseline was not measured."
+    gain = trial.value - baseline.value
+    better = gain > 0 if direction == "maximize" else gain < 0
+    change = f"{metric} {baseline.value:.4f} -> {trial.value:.4f} ({gain:+.4f})"
+    return change if better else f"WARNING: the untuned model was not beaten. {change}. Use the pretrained model as it is."
+
+
+def _latents_note(released: Release) -> str:
+    if released.latents_compatible:
+        return "The encoder gives the latents of the pretrained model: models trained on those still fit."
+    note = "The encoder side moved: **latents are no longer compatible** with models trained on the pretrained encoder's."
+    if released.scaling_factor is not None:
+        note += f" `scaling_factor` was recomputed on the training images: {released.scaling_factor:.6g}."
+    return note
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the current folder, ``-dirty`` when it has changes; None outside a repository."""
+    git = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""Searching: the only importer of ray.tune and optuna."""

@@ -1,0 +1,116 @@
+"""Ray Tune's interfaces onto ``SearchState``: the searcher hands out trials, the scheduler takes reports.
+
+Tune's own snapshots are never used (the journal is the truth), so nothing here is pickled with content.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Stopper
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from ftae.journal import Status
+from ftae.search.state import SearchState
+
+
+class Coordinator:
+    """What searcher, scheduler and stopper share: the state, and why the search must end early.
+
+    Methods never raise: an exception inside Tune's loop would tear the search down without a word.
+    ``on_change`` is called with a trial's number after each of its events.
+    """
+
+    def __init__(self, state: SearchState, deadline: float | None, on_change: Callable[[int], None]) -> None:
+        self.state, self.deadline, self._on_change = state, deadline, on_change
+        self.failure: Exception | None = None
+
+    def assign(self) -> dict[str, Any] | None:
+        assignment = self._safely(self.state.next_trial)
+        if assignment is None:
+            return None
+        self._safely(lambda: self._on_change(assignment.number))
+        return vars(assignment)
+
+    def message(self, number: int, message: dict[str, Any]) -> bool:
+        """Take what a trial says (see ``trial.run_trial``); returns whether the trial goes on."""
+        goes_on = self._safely(lambda: self._take(number, message))
+        self._safely(lambda: self._on_change(number))
+        return bool(goes_on)
+
+    def error(self, number: int, reason: str) -> None:
+        self._safely(lambda: self.state.end(number, "failed", reason))
+        self._safely(lambda: self._on_change(number))
+
+    def must_stop(self) -> bool:
+        return self.failure is not None or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    def _take(self, number: int, message: dict[str, Any]) -> bool:
+        if "report" in message:
+            return self.state.report(number, message["report"])
+        status: Status = "diverged" if "diverged" in message else "failed"
+        self.state.end(number, status, message[status])
+        return False
+
+    def _safely(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            self.failure = self.failure or error
+            return None
+
+
+class _NeverPickled:
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StateSearcher(_NeverPickled, Searcher):
+    """Hands out the trials of the state."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__()
+        self._coordinator = coordinator
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._coordinator.assign() or Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The scheduler has told the state already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: see the journal."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a search is taken up again from its journal")
+
+
+class StateScheduler(_NeverPickled, FIFOScheduler):
+    """Passes every result to the state and stops the trials that it ends."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__()
+        self._coordinator = coordinator
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        goes_on = self._coordinator.message(trial.config["number"], json.loads(result["message"]))
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        lines = str(trial.get_error() or "the worker died").strip().splitlines()
+        self._coordinator.error(trial.config["number"], lines[-1])
+
+
+class CoordinatorStopper(_NeverPickled, Stopper):
+    """Ends the whole search at its deadline, or when its state can no longer be written."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._coordinator.must_stop()

@@ -1,0 +1,222 @@
+"""Running a search: Ray up, trials through Tune, the journal written, MLflow fed, Ctrl-C honoured."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from ftae import journal
+from ftae.errors import FtaeError
+from ftae.journal import SearchRecord
+from ftae.search.adapters import Coordinator, CoordinatorStopper, StateScheduler, StateSearcher
+from ftae.search.progress import Progress
+from ftae.search.shipper import Shipper, publish, tracker_of
+from ftae.search.state import SearchState
+from ftae.search.trial import run_trial
+from ftae.specs.search import Resources, SearchSpec
+from ftae.specs.yamlfile import dump
+from ftae.tracking import TrackingUnavailable
+
+FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
+# What may change between the start of a search and its resumption: its means, not its question.
+MAY_CHANGE = ("num_trials", "max_hours", "max_concurrent", "resources", "keep_checkpoints", "max_failures", "storage")
+
+# Read when Ray and its workers start. An ASHA-stopped trial whose teardown outlasts the first makes
+# Tune lose the trial's slot; the others keep Tune from writing snapshots and logs nobody reads.
+ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
+    """Run a search to its end, its deadline or Ctrl-C; returns what the journal holds then.
+
+    The search lives in ``<storage>/<name>/``. With ``resume`` an existing one goes on.
+
+    Raises:
+        FtaeError: the search exists (without ``resume``) or does not (with it), or asks another question
+            than the one to resume; the cluster is too small; the baseline cannot be run; no space is left.
+    """
+    folder = Path(spec.search.storage).expanduser().absolute() / spec.name
+    _prepare_folder(folder, spec, resume)
+    with _ray(spec.search.resources):
+        state = SearchState(spec, folder)
+        if state.is_complete:
+            state.close("complete")
+            raise FtaeError(f"{spec.name} is complete; raise search.num_trials to go on")
+        with Progress(spec, state.record) as progress:
+            shipper = Shipper(folder, lambda: tracker_of(spec, folder), progress.say)
+            shipper.start()
+            status, reason = "failed", "the driver failed"
+            try:
+                status, reason = _run_trials(state, progress)
+            finally:
+                state.close(status, reason)
+                _finish_tracking(folder, spec, shipper, progress)
+    if status == "failed":
+        raise FtaeError(f"{spec.name} stopped: {reason}")
+    return journal.replay(folder)
+
+
+def _run_trials(state: SearchState, progress: Progress) -> tuple[str, str | None]:
+    """Let Tune run what the state hands out; returns the status of the search and a reason."""
+    spec, settings = state.spec, state.spec.search
+
+    def on_change(number: int) -> None:
+        progress.update(number)
+        _remove_checkpoints(state)
+
+    deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
+    coordinator = Coordinator(state, deadline, on_change)
+    scratch = state.folder / ".tune"
+    resources = {"cpu": settings.resources.cpus, "gpu": settings.resources.gpus}
+    trainable = tune.with_parameters(run_trial, search=spec.model_dump(mode="json"), folder=str(state.folder))
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=StateSearcher(coordinator),
+            scheduler=StateScheduler(coordinator),
+            num_samples=-1,
+            max_concurrent_trials=settings.max_concurrent or _room(settings.resources),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            stop=CoordinatorStopper(coordinator),
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _outcome(state, coordinator)
+
+
+def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | None]:
+    if isinstance(coordinator.failure, OSError):
+        raise FtaeError(
+            f"the journal cannot be written: {coordinator.failure}. Make room, then go on with --resume; nothing is lost"
+        ) from coordinator.failure
+    if coordinator.failure is not None:
+        raise coordinator.failure
+    baseline = state.record.trials.get(0)
+    if baseline is not None and baseline.status in ("failed", "diverged"):
+        return "failed", f"the untuned model cannot be evaluated: {baseline.reason}"
+    if state.is_complete:
+        return "complete", None
+    return "interrupted", "max_hours is over" if coordinator.must_stop() else "stopped by the user"
+
+
+def _remove_checkpoints(state: SearchState) -> None:
+    """Keep the best K of the whole search, and those of running trials."""
+    for trial in state.expendable():
+        shutil.rmtree(state.folder / "trials" / f"{trial.number:04d}" / "checkpoints", ignore_errors=True)
+
+
+def _finish_tracking(folder: Path, spec: SearchSpec, shipper: Shipper, progress: Progress) -> None:
+    try:
+        if shipper.finish(FLUSH_SECONDS):
+            publish(folder, tracker_of(spec, folder))
+            return
+    except TrackingUnavailable as error:
+        progress.say(str(error))
+    progress.say(f"MLflow lacks a part of this search; once it can be reached, run: ftae sync {spec.name}")
+
+
+# ----------------------------------------------------------------------------------------- the folder
+
+
+def _prepare_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
+    exists = (folder / journal.FILE_NAME).is_file()
+    if resume and not exists:
+        raise FtaeError(f"there is nothing to resume in {folder}; start the search without --resume")
+    if exists and not resume:
+        record = journal.replay(folder)
+        ended = sum(t.status != "running" for t in record.trials.values() if t.kind != "baseline")
+        raise FtaeError(
+            f"{folder} holds a search already ({ended} of {record.search['search']['num_trials']} trials done). "
+            "Go on with it by --resume, or give the new one another name (--set name=...)"
+        )
+    if exists:
+        _same_question(journal.replay(folder).search, spec.model_dump(mode="json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(dump(spec))
+
+
+def _same_question(before: dict[str, object], now: dict[str, object]) -> None:
+    def question(search: dict[str, object]) -> dict[str, object]:
+        settings = search["search"]
+        assert isinstance(settings, dict)
+        asked = {f"search.{key}": value for key, value in settings.items() if key not in MAY_CHANGE}
+        return asked | {key: search[key] for key in ("finetune", "search_space", "objective")}
+
+    old, new = question(before), question(now)
+    differing = [key for key in new if new[key] != old.get(key)]
+    if differing:
+        raise FtaeError(
+            f"the file asks another question than the search to resume: {', '.join(differing)} differ. "
+            "Give the new search another name, or undo the change"
+        )
+
+
+# -------------------------------------------------------------------------------------------- the cluster
+
+
+@contextmanager
+def _ray(resources: Resources) -> Iterator[None]:
+    """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # User modules are imported from the current folder, in the workers too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        _check_room(resources)
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _check_room(resources: Resources) -> None:
+    have = ray.cluster_resources()
+    for wanted, key, leaf in ((resources.cpus, "CPU", "cpus"), (resources.gpus, "GPU", "gpus")):
+        if wanted > have.get(key, 0.0):
+            raise FtaeError(
+                f"search.resources.{leaf}: a trial asks for {wanted:g}, the cluster has {have.get(key, 0.0):g} {key}s"
+            )
+
+
+def _room(resources: Resources) -> int:
+    """How many trials fit at once."""
+    have = ray.cluster_resources()
+    room = have.get("CPU", 0.0) / resources.cpus
+    if resources.gpus:
+        room = min(room, have.get("GPU", 0.0) / resources.gpus)
+    return max(1, math.floor(room))

@@ -1,0 +1,141 @@
+"""The state of a search: a fold of its journal.
+
+Live events and replayed ones take the same path, so that a search taken up again has the same trials,
+the same study and the same rungs as one that never stopped. Knows nothing of Ray's processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftae import __version__, journal
+from ftae.journal import Event, Journal, SearchRecord, Status, TrialRecord
+from ftae.search.rungs import Rungs
+from ftae.search.study import Study
+from ftae.specs.search import SearchSpec
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to run: from its newest checkpoint if it has one, else from the start."""
+
+    number: int
+    kind: str
+    params: dict[str, Any]
+
+
+class SearchState:
+    """One search in the hands of one driver. Every change is in the journal before it counts."""
+
+    def __init__(self, spec: SearchSpec, folder: Path) -> None:
+        self.spec, self.folder = spec, folder
+        self.record = SearchRecord(search={})
+        self.study, self.rungs = Study(spec), Rungs(spec)
+        self._undecided: dict[int, Status] = {}  # reports that end a trial whose end is not in the journal yet
+        self.journal = Journal(folder)
+        for event, _ in journal.read(folder):
+            self._apply(event, live=False)
+        self._append("open", search=spec.model_dump(mode="json"), digest=spec.digest(), versions={"ftae": __version__})
+        for number, status in list(self._undecided.items()):
+            self.end(number, status)
+        self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
+
+    # ------------------------------------------------------------------------------------- changes
+
+    def next_trial(self) -> Assignment | None:
+        """The next trial to start: unfinished ones first, then new ones; None when all are given out."""
+        if self._waiting:
+            trial = self.record.trials[self._waiting.pop(0)]
+            return Assignment(trial.number, trial.kind, trial.params)
+        number = len(self.record.trials)
+        if number > self.spec.search.num_trials:
+            return None
+        kind = {0: "baseline", 1: "file"}.get(number, "sampled")
+        params = {"baseline": {}, "file": self.spec.file_params()}.get(kind)
+        if params is None:
+            params = self.study.propose(number)
+        self._append("suggest", trial=number, params=params, kind=kind)
+        return Assignment(number, kind, params)
+
+    def report(self, number: int, report: Mapping[str, Any]) -> bool:
+        """Take a trial's report (the fields of ``EvalReport``); returns whether the trial goes on.
+
+        A report that the journal holds already (a resumed trial repeats its last) changes nothing.
+        """
+        trial = self.record.trials[number]
+        if trial.status != "running":
+            return False
+        if trial.reports and report["step"] <= trial.step:
+            return True
+        value = report["metrics"][self.spec.objective.metric]
+        below = f"trials/{number:04d}/"
+        paths = {key: report[key] and below + report[key] for key in ("checkpoint", "images")}
+        self._append(
+            "report",
+            trial=number,
+            step=report["step"],
+            value=value,
+            metrics=report["metrics"],
+            timing=report["timing"],
+            **paths,
+        )
+        if number in self._undecided:
+            self.end(number, self._undecided[number])
+            return False
+        return True
+
+    def end(self, number: int, status: Status, reason: str | None = None) -> None:
+        """A trial is over. Ending it twice changes nothing."""
+        trial = self.record.trials[number]
+        if trial.status == "running":
+            value = self.spec.objective.worst() if status == "diverged" else trial.value
+            self._append("end", trial=number, status=status, reason=reason, value=value, step=trial.step)
+
+    def close(self, status: str, reason: str | None = None) -> None:
+        """The driver leaves; the journal is closed."""
+        self._append("close", status=status, reason=reason)
+        self.journal.close()
+
+    # ----------------------------------------------------------------------------------- questions
+
+    @property
+    def is_complete(self) -> bool:
+        trials = self.record.trials.values()
+        return len(trials) > self.spec.search.num_trials and all(t.status != "running" for t in trials)
+
+    def expendable(self) -> list[TrialRecord]:
+        """Ended trials outside the best K of the search: their checkpoints are not needed any more."""
+        kept = {trial.number for trial in self.record.ranked()[: self.spec.search.keep_checkpoints]}
+        return [t for t in self.record.trials.values() if t.status != "running" and t.number not in kept]
+
+    # ----------------------------------------------------------------------------------- the fold
+
+    def _append(self, event: str, **fields: Any) -> None:
+        self._apply(self.journal.append(event, **fields), live=True)
+
+    def _apply(self, event: Event, *, live: bool) -> None:
+        self.record.apply(event)
+        kind, number = event["event"], event.get("trial")
+        if number is None:
+            return
+        trial = self.record.trials[number]
+        if kind == "report":
+            self._decide(trial)
+        elif kind == "end":
+            self._undecided.pop(number, None)
+        if trial.kind == "baseline":
+            return
+        if kind == "suggest" and not (live and trial.kind == "sampled"):
+            self.study.adopt(number, trial.params)
+        elif kind == "report":
+            self.study.report(number, event["step"], event["value"])
+        elif kind == "end":
+            self.study.tell(number, event["status"], event["value"])
+
+    def _decide(self, trial: TrialRecord) -> None:
+        assert trial.value is not None
+        if trial.kind == "baseline" or trial.step >= self.spec.finetune.max_steps:
+            self._undecided[trial.number] = "finished"
+        elif trial.step > 0 and not self.rungs.goes_on(trial.number, trial.step, trial.value):
+            self._undecided[trial.number] = "pruned"
