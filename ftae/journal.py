@@ -83,7 +83,7 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             offset += len(line)
             try:
                 yield json.loads(line), offset
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # not JSON, or not even text
                 raise FtaeError(f"{path}: the line before byte {offset} is damaged: {error}") from error
 
 

@@ -131,7 +131,8 @@ class Autoencoder(nn.Module):
         frozen = [s for s in self.stages if s in line[:depth] or any(s.matches(p) for p in patterns)]
         if not any(p.requires_grad for s in self.stages if s not in frozen for p in s.parameters()):
             raise FtaeError(
-                f"freeze_depth {depth} and freeze {list(patterns)} leave nothing to train. Stages: {self._stage_names()}"
+                f"freeze_depth {depth} and freeze {list(patterns)} leave nothing to train. "
+                f"Stages: {self._stage_names()}"
             )
         self._frozen = tuple(frozen)
         for stage in frozen:

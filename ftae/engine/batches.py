@@ -27,7 +27,7 @@ def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> np
     The endless stream of epochs, each a permutation of all images, is cut into consecutive batches;
     a batch may begin in one epoch and end in a later one.
     """
-    assert num_images > 0 and batch_size > 0 and batch >= 0
+    assert min(num_images, batch_size, batch + 1) > 0
     epoch, offset = divmod(batch * batch_size, num_images)
     parts: list[npt.NDArray[np.int64]] = []
     missing = batch_size

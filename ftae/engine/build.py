@@ -9,7 +9,9 @@ from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Group, Post
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
 from ftae.errors import FtaeError
+from ftae.specs.distributions import Choices
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.search import SearchSpec
 
 
 def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
@@ -92,6 +94,26 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
     return ModelSummary(stages, state + 4 * moving * copies, _kl_summed_weight(autoencoder, spec))
+
+
+def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
+    """Build the base configuration, and the ends of every range that shapes or freezes the model.
+
+    Returns the summary of the base configuration.
+
+    Raises:
+        FtaeError: one of them cannot be built; the message names the leaf and the value.
+    """
+    for path, distribution in search.search_space.items():
+        if path.split(".")[0] not in ("model", "freeze", "freeze_depth"):
+            continue
+        ends = distribution.choices if isinstance(distribution, Choices) else (distribution.low, distribution.high)
+        for value in ends:
+            try:
+                build_model(search.trial_spec({path: value}), num_classes)
+            except FtaeError as error:
+                raise FtaeError(f"search_space.{path}: with {value!r}: {error}") from error
+    return summarize(search.finetune, num_classes)
 
 
 def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec) -> float | None:

@@ -4,7 +4,6 @@ Both sets are in a fixed shuffled order that depends on the images' names alone,
 validation images are a fair sample, and the split is the same for every trial.
 """
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +56,11 @@ class Dataset:
     fingerprint: str
     skipped: tuple[str, ...]
 
+    def skipped_message(self) -> str:
+        """One line that counts and names the images that were left out."""
+        named = "; ".join(self.skipped[:5]) + ("; ..." if len(self.skipped) > 5 else "")
+        return f"{len(self.skipped)} images cannot be read and are skipped: {named}"
+
 
 @lru_cache(maxsize=4)
 def load_dataset(spec: AnyData) -> Dataset:
@@ -90,7 +94,7 @@ def _folder(path: str, spec: DataSpec) -> tuple[StoredImages, str]:
     files = list_images(Path(path).expanduser())
     key = _key(content_fingerprint(files), spec)
     stored = stored_images(key, lambda: folder_source(files, spec))
-    skipped = tuple(os.path.join(path, entry) for entry in stored.skipped)
+    skipped = tuple(str(Path(path) / entry) for entry in stored.skipped)
     return StoredImages(stored.images, stored.labels, stored.class_names, skipped), key
 
 

@@ -1,7 +1,9 @@
 """FAMILIES: from a model spec to an ``Autoencoder``. A family is one entry of the table at the foot."""
 
+import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,7 @@ def build_autoencoder(model: AnyModel, data: DataSpec) -> Autoencoder:
     Raises:
         FtaeError: the weights cannot be found or do not fit.
     """
-    build = FAMILIES[model.family] if model.family in FAMILIES else _custom
-    autoencoder = build(model, data)
+    autoencoder = _custom(model) if isinstance(model, CustomModel) else FAMILIES[model.family](model, data)
     if autoencoder.channels not in (None, data.channels):
         raise FtaeError(
             f"the model takes {autoencoder.channels} image channels, but data.color {data.color!r} gives "
@@ -50,12 +51,13 @@ def pretrained_folder(pretrained: str) -> Path | None:
 
 def _own(net_type: type[MlpVaeNet] | type[ConvAeNet] | type[ConvVaeNet]) -> Callable[[Any, DataSpec], Autoencoder]:
     def build(model: Any, data: DataSpec) -> Autoencoder:
-        options = model.model_dump(exclude={"family", "pretrained"}, exclude_none=True)
+        given = model.model_dump(exclude={"family", "pretrained"}, exclude_none=True)
+        options = {name: given.get(name, default) for name, default in _defaults(net_type).items()}
         facts = {"channels_in": data.channels, "resolution": data.resolution}
-        weights: dict[str, Tensor] | None = None
+        weights: Path | None = None
         if model.pretrained is not None:
-            config, weights = _load_own(model.family, model.pretrained)
-            _same(config, options, model.pretrained)
+            config, weights = _own_files(model.family, model.pretrained)
+            _same(config, given, model.pretrained)
             # A fully convolutional model takes any resolution; the others are built for one.
             if net_type is not ConvAeNet and config["resolution"] != data.resolution:
                 raise FtaeError(
@@ -65,7 +67,7 @@ def _own(net_type: type[MlpVaeNet] | type[ConvAeNet] | type[ConvVaeNet]) -> Call
             options, facts["channels_in"] = config["options"], config["channels_in"]
         net = net_type(**facts, **options)
         if weights is not None:
-            net.load_state_dict(weights)
+            _load_state(net, weights)
 
         def save(folder: Path) -> None:
             config = {"family": model.family, "options": options, **facts}
@@ -86,7 +88,12 @@ def _own(net_type: type[MlpVaeNet] | type[ConvAeNet] | type[ConvVaeNet]) -> Call
     return build
 
 
-def _load_own(family: str, pretrained: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _defaults(net_type: type[nn.Module]) -> dict[str, int]:
+    parameters = inspect.signature(net_type).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _own_files(family: str, pretrained: str) -> tuple[dict[str, Any], Path]:
     folder = pretrained_folder(pretrained)
     if folder is None or not (folder / CONFIG).is_file():
         raise FtaeError(
@@ -96,12 +103,12 @@ def _load_own(family: str, pretrained: str) -> tuple[dict[str, Any], dict[str, T
     config = json.loads((folder / CONFIG).read_text())
     if config["family"] != family:
         raise FtaeError(f"model.pretrained: {pretrained!r} holds a {config['family']}, not a {family}")
-    return config, load_file(folder / WEIGHTS)
+    return config, folder / WEIGHTS
 
 
-def _same(config: dict[str, Any], options: dict[str, Any], pretrained: str) -> None:
-    for name, value in options.items():
-        if config["options"].get(name, value) != value:
+def _same(config: dict[str, Any], given: dict[str, Any], pretrained: str) -> None:
+    for name, value in given.items():
+        if config["options"][name] != value:
             raise FtaeError(
                 f"model.{name} is {value}, but {pretrained} was built with {config['options'][name]}; leave it out"
             )
@@ -121,7 +128,7 @@ def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
         )
     try:
         net, info = getattr(diffusers, class_name).from_pretrained(
-            source, subfolder=model.subfolder, torch_dtype=torch.float32, output_loading_info=True
+            source, subfolder=model.subfolder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise FtaeError(f"model.pretrained: {class_name} cannot be loaded from {source!r}: {error}") from error
@@ -210,7 +217,7 @@ def _tiny_stages(layers: nn.Sequential, group: Group) -> list[Stage]:
 # ------------------------------------------------------------------------------------ user modules
 
 
-def _custom(model: CustomModel, data: DataSpec) -> Autoencoder:
+def _custom(model: CustomModel) -> Autoencoder:
     net = import_attr(model.family)(**model.kwargs)
     if not isinstance(net, nn.Module):
         raise FtaeError(f"{model.family} must return a torch.nn.Module, got {type(net).__name__}")
@@ -219,14 +226,18 @@ def _custom(model: CustomModel, data: DataSpec) -> Autoencoder:
     whole = not (hasattr(net, "encode") and hasattr(net, "decode"))
     stages = _named_stages(net, model.stages) if model.stages else _stages_in_order(net)
     _covers_every_parameter(net, stages, model.family)
+    methods: Any = net  # a module's attributes are not typed
 
-    def encode(images: Tensor) -> Tensor | Posterior:
-        encoded = images if whole else net.encode(images)
+    def encode(images: Tensor) -> Any:
+        encoded = images if whole else methods.encode(images)
         return Posterior(*encoded) if isinstance(encoded, tuple) and len(encoded) == 2 else encoded
+
+    def decode(latents: Tensor) -> Any:
+        return net(latents) if whole else methods.decode(latents)
 
     def save(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().clone() for k, v in net.state_dict().items()}, folder / WEIGHTS)
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in net.state_dict().items()}, folder / WEIGHTS)
 
     return Autoencoder(
         net,
@@ -234,7 +245,7 @@ def _custom(model: CustomModel, data: DataSpec) -> Autoencoder:
         image_range=(0.0, 1.0) if model.image_range == "0..1" else (-1.0, 1.0),
         channels=None,
         encode=encode,
-        decode=net if whole else net.decode,
+        decode=decode,
         save=save,
     )
 
@@ -268,9 +279,13 @@ def _named_stages(net: nn.Module, names: CustomStages) -> list[Stage]:
 
 
 def _stages_in_order(net: nn.Module) -> list[Stage]:
-    """The children in order; ``encoder`` and ``decoder`` are opened, what lies between is the bottleneck."""
+    """The children in order; ``encoder`` and ``decoder`` are opened, what lies between is the bottleneck.
+
+    A module without parameters (dropout, say) belongs to the stage before it, so that it is frozen with it.
+    """
     stages: list[Stage] = []
     group: Group = "encoder"
+    leading: tuple[nn.Module, ...] = ()
     for name, child in net.named_children():
         if name.startswith("dec"):
             group = "decoder"
@@ -279,7 +294,12 @@ def _stages_in_order(net: nn.Module) -> list[Stage]:
         opened = [(f"{name}.{n}", c) for n, c in child.named_children()] if name in ("encoder", "decoder") else []
         for stage_name, module in opened or [(name, child)]:
             if any(True for _ in module.parameters()):
-                stages.append(Stage(stage_name, group, (module,)))
+                stages.append(Stage(stage_name, group, (*leading, module)))
+                leading = ()
+            elif stages and stages[-1].group == group:
+                stages[-1] = replace(stages[-1], modules=(*stages[-1].modules, module))
+            else:
+                leading = (*leading, module)
     return stages
 
 
@@ -291,7 +311,8 @@ def _covers_every_parameter(net: nn.Module, stages: list[Stage], family: str) ->
     wrong = [name for name, p in net.named_parameters() if counts[id(p)] != 1]
     if wrong:
         raise FtaeError(
-            f"model.stages: every parameter of {family} must belong to exactly one stage; not so: {', '.join(wrong[:5])}"
+            f"model.stages: every parameter of {family} must belong to exactly one stage; "
+            f"not so: {', '.join(wrong[:5])}"
         )
 
 

@@ -150,7 +150,8 @@ def _write(folder: Path, source: Source) -> None:
             if isinstance(decoded, UnreadableImage):
                 skipped.append(f"{source.names[i]}: {decoded}")
             else:
-                assert decoded.shape == source.shape and decoded.dtype == np.uint8
+                assert decoded.shape == source.shape
+                assert decoded.dtype == np.uint8
                 file.write(np.ascontiguousarray(decoded).data)
                 kept.append(i)
         if not kept:

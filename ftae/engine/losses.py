@@ -49,7 +49,8 @@ def _kl(inputs: LossInputs) -> Tensor:
 
 
 def _ce(inputs: LossInputs) -> Tensor:
-    assert inputs.logits is not None and inputs.labels is not None
+    assert inputs.logits is not None
+    assert inputs.labels is not None
     return F.cross_entropy(inputs.logits, inputs.labels)
 
 

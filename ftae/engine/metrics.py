@@ -51,7 +51,8 @@ def _ssim(x: EvalInputs) -> Tensor:
 
 
 def _accuracy(x: EvalInputs) -> Tensor:
-    assert x.logits is not None and x.labels is not None
+    assert x.logits is not None
+    assert x.labels is not None
     return (x.logits.argmax(1) == x.labels).float()
 
 
@@ -72,12 +73,12 @@ class ActiveUnits:
         self._means: list[Tensor] = []
 
     def update(self, x: EvalInputs) -> None:
-        self._means.append(_posterior(x).mean.float().flatten(2 if x.posterior and x.posterior.mean.ndim > 2 else 1).cpu())
+        self._means.append(_posterior(x).mean.float().cpu())
 
     def compute(self) -> float:
-        means = torch.cat(self._means)
-        variance = means.var(dim=0, correction=0)
-        return float((variance.flatten(1).mean(1) if variance.ndim > 1 else variance).gt(ACTIVE_VARIANCE).sum())
+        variance = torch.cat(self._means).var(dim=0, correction=0)
+        by_unit = variance.reshape(len(variance), -1).mean(1)
+        return float(by_unit.gt(ACTIVE_VARIANCE).sum())
 
 
 OVER_SET: dict[str, type[ActiveUnits]] = {"active_units": ActiveUnits}

@@ -28,7 +28,7 @@ class MlpVaeNet(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         features = torch.relu(self.decoder_hidden(latents))
-        return torch.sigmoid(self.out(features)).unflatten(1, self.shape)
+        return torch.unflatten(torch.sigmoid(self.out(features)), 1, self.shape)
 
     def stages(self) -> list[Stage]:
         return [
@@ -118,7 +118,7 @@ class ConvVaeNet(ConvNet):
         return Posterior(self.mean(features), self.logvar(features))
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._up(torch.relu(self.from_latents(latents)).unflatten(1, self.inner))
+        return self._up(torch.unflatten(torch.relu(self.from_latents(latents)), 1, self.inner))
 
     def stages(self) -> list[Stage]:
         return self._stages((self.mean, self.logvar), self.from_latents)

@@ -44,14 +44,16 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
     betas = spec.betas or (0.9, 0.999)
     if spec.name == "radam":
         return torch.optim.RAdam(param_groups, betas=betas)
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[spec.name](param_groups, betas=betas, fused=True)
+    adam = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+    return adam(param_groups, betas=betas, fused=True)
 
 
 def lr_factor(schedule: Schedule, progress: float) -> float:
     """What the learning rate is multiplied by at ``progress`` (0..1) of the budget; never 0 while warming up.
 
     Linear warm-up from 0 to 1 over ``warmup_fraction``; then, over the rest, constant, linear or cosine
-    (Loshchilov & Hutter 2017) decay to ``final_fraction``, or triangular cycles (Smith 2017).
+    (Loshchilov & Hutter 2017) decay to ``final_fraction``, or ``num_cycles`` triangular cycles (Smith
+    2017), the first from its peak, where the warm-up ends.
     """
     if progress < schedule.warmup_fraction:
         return progress / schedule.warmup_fraction
@@ -63,7 +65,7 @@ def lr_factor(schedule: Schedule, progress: float) -> float:
     elif schedule.name == "cosine":
         height = 0.5 * (1.0 + math.cos(math.pi * rest))
     else:
-        height = abs(1.0 - 2.0 * ((rest * schedule.num_cycles) % 1.0))
+        height = abs(1.0 - 2.0 * ((rest * (schedule.num_cycles - 0.5)) % 1.0))
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * height
 
 

@@ -8,7 +8,7 @@ the others when some are added or removed.
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +83,7 @@ def list_images(root: Path) -> ImageFiles:
         raise FtaeError(f"{root} is a file; expected a folder of images")
     if not root.is_dir():
         raise FtaeError(f"there is no image folder {root} (looked from {Path.cwd()})")
-    paths = _walk(root)
+    paths = list(_walk(root))
     names = sorted(p for p in paths if p.lower().endswith(SUFFIXES))
     if not names:
         raise FtaeError(
@@ -101,20 +101,19 @@ def list_images(root: Path) -> ImageFiles:
     return ImageFiles(root, tuple(names), classes or None)
 
 
-def _walk(root: Path) -> list[str]:
-    def fail(error: OSError) -> None:
-        raise FtaeError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
-        here = Path(folder).resolve()
-        # A link back to a folder above would go round for ever.
-        subfolders[:] = [
-            s for s in subfolders if not s.startswith(".") and not here.is_relative_to(Path(folder, s).resolve())
-        ]
-        prefix = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
-        found += [prefix + f for f in files if not f.startswith(".")]
-    return found
+def _walk(folder: Path, prefix: str = "", above: frozenset[Path] = frozenset()) -> Iterator[str]:
+    real = folder.resolve()
+    if real in above:  # a link back, which would go round for ever
+        return
+    try:
+        entries = [(path.name, path.is_dir()) for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise FtaeError(f"cannot read the folder {folder}: {error.strerror}") from error
+    for name, is_folder in sorted(entries):
+        if is_folder:
+            yield from _walk(folder / name, f"{prefix}{name}/", above | {real})
+        else:
+            yield prefix + name
 
 
 def folder_source(files: ImageFiles, spec: DataSpec) -> Source:
@@ -262,7 +261,8 @@ def photos_source(spec: Photos) -> Source:
     def decode(i: int) -> Pixels:
         photo, top, left = places[i]
         side = spec.decoded_side
-        return photos[photo][top : top + side, left : left + side].reshape(image_shape(spec))
+        patch: Pixels = photos[photo][top : top + side, left : left + side].reshape(image_shape(spec))
+        return patch
 
     return Source([f"patch-{i}" for i in range(len(places))], image_shape(spec), decode)
 

@@ -45,7 +45,15 @@ class Coordinator:
         self._safely(lambda: self._on_change(number))
 
     def must_stop(self) -> bool:
-        return self.failure is not None or (self.deadline is not None and time.monotonic() > self.deadline)
+        return self.failure is not None or self.is_overdue() or self.baseline_failed()
+
+    def is_overdue(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def baseline_failed(self) -> bool:
+        """Without the untuned model there is nothing to compare with, and no trial can do better."""
+        baseline = self.state.record.trials.get(0)
+        return baseline is not None and baseline.status in ("diverged", "failed")
 
     def _take(self, number: int, message: dict[str, Any]) -> bool:
         if "report" in message:

@@ -13,6 +13,8 @@ import ray
 from ray import tune
 
 from ftae import journal
+from ftae.engine.build import check_search
+from ftae.engine.data import load_dataset
 from ftae.errors import FtaeError
 from ftae.journal import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, StateScheduler, StateSearcher
@@ -28,20 +30,6 @@ FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 # What may change between the start of a search and its resumption: its means, not its question.
 MAY_CHANGE = ("num_trials", "max_hours", "max_concurrent", "resources", "keep_checkpoints", "max_failures", "storage")
 
-# Read when Ray and its workers start. An ASHA-stopped trial whose teardown outlasts the first makes
-# Tune lose the trial's slot; the others keep Tune from writing snapshots and logs nobody reads.
-ENVIRONMENT = {
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-
 
 def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
     """Run a search to its end, its deadline or Ctrl-C; returns what the journal holds then.
@@ -53,13 +41,17 @@ def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
             than the one to resume; the cluster is too small; the baseline cannot be run; no space is left.
     """
     folder = Path(spec.search.storage).expanduser().absolute() / spec.name
-    _prepare_folder(folder, spec, resume)
+    _check_folder(folder, spec, resume)
+    # Here, so that what is wrong with data or model is said before anything starts.
+    data = load_dataset(spec.finetune.data)
+    check_search(spec, None if data.class_names is None else len(data.class_names))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(dump(spec))
     with _ray(spec.search.resources):
         state = SearchState(spec, folder)
-        if state.is_complete:
-            state.close("complete")
-            raise FtaeError(f"{spec.name} is complete; raise search.num_trials to go on")
         with Progress(spec, state.record) as progress:
+            if data.skipped:
+                progress.say(data.skipped_message())
             shipper = Shipper(folder, lambda: tracker_of(spec, folder), progress.say)
             shipper.start()
             status, reason = "failed", "the driver failed"
@@ -76,6 +68,8 @@ def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
 def _run_trials(state: SearchState, progress: Progress) -> tuple[str, str | None]:
     """Let Tune run what the state hands out; returns the status of the search and a reason."""
     spec, settings = state.spec, state.spec.search
+    if state.is_complete:
+        return "complete", None
 
     def on_change(number: int) -> None:
         progress.update(number)
@@ -117,12 +111,11 @@ def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | N
         ) from coordinator.failure
     if coordinator.failure is not None:
         raise coordinator.failure
-    baseline = state.record.trials.get(0)
-    if baseline is not None and baseline.status in ("failed", "diverged"):
-        return "failed", f"the untuned model cannot be evaluated: {baseline.reason}"
+    if coordinator.baseline_failed():
+        return "failed", f"the untuned model cannot be evaluated: {state.record.trials[0].reason}"
     if state.is_complete:
         return "complete", None
-    return "interrupted", "max_hours is over" if coordinator.must_stop() else "stopped by the user"
+    return "interrupted", "max_hours is over" if coordinator.is_overdue() else "stopped by the user"
 
 
 def _remove_checkpoints(state: SearchState) -> None:
@@ -144,7 +137,7 @@ def _finish_tracking(folder: Path, spec: SearchSpec, shipper: Shipper, progress:
 # ----------------------------------------------------------------------------------------- the folder
 
 
-def _prepare_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
+def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
     exists = (folder / journal.FILE_NAME).is_file()
     if resume and not exists:
         raise FtaeError(f"there is nothing to resume in {folder}; start the search without --resume")
@@ -157,8 +150,6 @@ def _prepare_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
         )
     if exists:
         _same_question(journal.replay(folder).search, spec.model_dump(mode="json"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "search.yaml").write_text(dump(spec))
 
 
 def _same_question(before: dict[str, object], now: dict[str, object]) -> None:
@@ -183,10 +174,6 @@ def _same_question(before: dict[str, object], now: dict[str, object]) -> None:
 @contextmanager
 def _ray(resources: Resources) -> Iterator[None]:
     """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # User modules are imported from the current folder, in the workers too.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     logging.getLogger("ray").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:

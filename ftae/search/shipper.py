@@ -139,3 +139,15 @@ def _save_offset(folder: Path, offset: int) -> None:
     temporary = folder / f".{CURSOR}.tmp"
     temporary.write_text(json.dumps({"offset": offset}))
     temporary.replace(folder / CURSOR)
+
+
+def sync(folder: Path) -> int:
+    """Send everything a search's MLflow runs lack; returns the number of events sent.
+
+    Raises:
+        TrackingUnavailable: the server is away still.
+    """
+    tracker = tracker_of(SearchSpec.model_validate(journal.replay(folder).search), folder)
+    sent = ship_new(folder, tracker)
+    publish(folder, tracker)
+    return sent

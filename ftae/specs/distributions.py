@@ -1,10 +1,14 @@
 """What the sampler may choose for one leaf. In a file: ``{low, high, log, step}`` or ``{choices}``."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from ftae.specs.base import Spec
+from ftae.specs.overrides import Leaf, apply_overrides, leaf, value_at
+from ftae.specs.problems import dotted, problems, refusal, shown
+from ftae.specs.schema import Location
 
 
 class Range(Spec):
@@ -18,17 +22,31 @@ class Range(Spec):
     log: bool = False
     step: float | int | None = None
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Range":
-        if self.low >= self.high:
-            raise ValueError(f"low must be less than high, got low={self.low:g}, high={self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a log range needs low > 0, got {self.low:g}")
-        if self.step is not None and self.log:
-            raise ValueError("step has no meaning on a log range; drop one of the two")
-        if self.step is not None and not 0 < self.step <= self.high - self.low:
-            raise ValueError(f"step must be above 0 and fit between low and high, got {self.step:g}")
-        return self
+    @field_validator("high")
+    @classmethod
+    def _above_low(cls, high: float, info: ValidationInfo) -> float:
+        low = info.data.get("low")
+        if low is not None and high <= low:
+            raise ValueError(f"must be greater than low ({shown(low)}), got {shown(high)}")
+        return high
+
+    @field_validator("log")
+    @classmethod
+    def _log_of_positive(cls, log: bool, info: ValidationInfo) -> bool:
+        low = info.data.get("low")
+        if log and low is not None and low <= 0:
+            raise ValueError(f"a log range needs low > 0, got {shown(low)}")
+        return log
+
+    @field_validator("step")
+    @classmethod
+    def _step_fits(cls, step: float | None, info: ValidationInfo) -> float | None:
+        low, high = info.data.get("low"), info.data.get("high")
+        if step is not None and info.data.get("log"):
+            raise ValueError("has no meaning on a log range, drop one of the two")
+        if step is not None and low is not None and high is not None and not 0 < step <= high - low:
+            raise ValueError(f"must be greater than 0 and fit between low and high, got {shown(step)}")
+        return step
 
     def contains(self, value: Any) -> bool:
         """Whether ``value`` is a number this range can give."""
@@ -39,21 +57,90 @@ class Range(Spec):
         k = (value - self.low) / self.step
         return bool(abs(k - round(k)) < 1e-9)
 
+    def corners(self) -> tuple[Any, ...]:
+        """The values to try where all cannot be tried."""
+        return self.low, self.high
+
 
 class Choices(Spec):
     """One of a list of values."""
 
     choices: tuple[Any, ...] = Field(min_length=2)
 
-    @model_validator(mode="after")
-    def _distinct(self) -> "Choices":
-        for i, choice in enumerate(self.choices):
-            if choice in self.choices[:i]:
-                raise ValueError(f"choices must differ, got {choice!r} twice")
-        return self
+    @field_validator("choices")
+    @classmethod
+    def _distinct(cls, choices: tuple[Any, ...]) -> tuple[Any, ...]:
+        twice = [i for i, choice in enumerate(choices) if choice in choices[:i]]
+        if twice:
+            raise refusal(((i,), f"choices must differ, got {shown(choices[i])} twice") for i in twice)
+        return choices
 
     def contains(self, value: Any) -> bool:
         return value in self.choices
 
+    def corners(self) -> tuple[Any, ...]:
+        """The values to try where all cannot be tried: here all of them."""
+        return self.choices
+
 
 Distribution = Range | Choices
+
+
+def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
+    """``distribution`` with every bound and choice coerced through the leaf of ``spec`` at ``path``.
+
+    Raises:
+        FtaeError: no such leaf.
+        pydantic.ValidationError: a value that the leaf or the whole spec refuses, or the spec's own value
+            (the first configuration tried) lies outside.
+    """
+    target = leaf(spec, path)
+    result: Distribution
+    if isinstance(distribution, Choices):
+        result = _coerced_choices(target, distribution)
+    else:
+        result = _coerced_range(target, distribution)
+    found = []
+    for value in result.corners():
+        found += [f"with {shown(value)}: {reason}" for reason in objections(spec, {path: value})]
+    own = value_at(spec, path)
+    if not result.contains(own):
+        found.append(f"must contain finetune's own value ({shown(own)}), the first configuration tried")
+    if found:
+        raise refusal(((), rule) for rule in found)
+    return result
+
+
+def objections(spec: Spec, values: Mapping[str, Any]) -> list[str]:
+    """Why ``spec`` would not be valid with these leaves replaced; nothing where it would."""
+    try:
+        apply_overrides(spec, values)
+    except ValidationError as error:
+        return [f"{dotted(location)}: {rule}" for location, rule in problems(type(spec), error)]
+    return []
+
+
+def _coerced_choices(target: Leaf, given: Choices) -> Choices:
+    values: dict[Location, Any] = {("choices", i): choice for i, choice in enumerate(given.choices)}
+    return Choices(choices=tuple(_coerced_values(target, values)))
+
+
+def _coerced_range(target: Leaf, given: Range) -> Range:
+    number = target.number_type()
+    if number is None:
+        raise refusal([((), "low and high need a numeric leaf, list its values as {choices: [...]}")])
+    low, high = _coerced_values(target, {("low",): given.low, ("high",): given.high})
+    step = None if given.step is None else _coerced_values(Leaf(number), {("step",): given.step})[0]
+    return Range(low=low, high=high, log=given.log, step=step)
+
+
+def _coerced_values(target: Leaf, values: Mapping[Location, Any]) -> list[Any]:
+    result, found = [], []
+    for location, value in values.items():
+        try:
+            result.append(target.coerce(value))
+        except ValidationError as error:
+            found += [((*location, *inner), rule) for inner, rule in problems(target.annotation, error)]
+    if found:
+        raise refusal(found)
+    return result

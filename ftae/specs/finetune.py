@@ -4,11 +4,13 @@ Everything tied to length is a fraction of ``max_steps``, so that a trial, a run
 production run mean the same thing by it.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
 from ftae.specs.base import Spec
+from ftae.specs.problems import Problem, matching, refusal
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -131,8 +133,8 @@ class CustomModel(ModelSpec):
     state dict: ``.safetensors``, or ``.pt`` loaded with ``weights_only``.
     """
 
-    family: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    kwargs: dict[str, Any] = {}
+    family: Annotated[str, matching(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "written package.module:attr")]
+    kwargs: dict[str, JsonValue] = {}
     stages: CustomStages | None = None
     image_range: Literal["0..1", "-1..1"]
 
@@ -141,9 +143,10 @@ class CustomModel(ModelSpec):
         return None
 
 
-def _family_of(value: Any) -> str | None:
+def _family(value: Any) -> str | None:
+    """The tag of a model; error messages take the key's name from this function's."""
     family = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
-    return "custom" if isinstance(family, str) and ":" in family else family
+    return "package.module:attr" if isinstance(family, str) and ":" in family else family
 
 
 AnyModel = Annotated[
@@ -152,8 +155,8 @@ AnyModel = Annotated[
     | Annotated[ConvVae, Tag("conv_vae")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]
-    | Annotated[CustomModel, Tag("custom")],
-    Discriminator(_family_of),
+    | Annotated[CustomModel, Tag("package.module:attr")],
+    Discriminator(_family),
 ]
 
 # ------------------------------------------------------------------------------------------ data
@@ -168,18 +171,18 @@ class DataSpec(Spec):
 
     resolution: Annotated[int, Field(ge=8, le=4096)]
     color: Literal["rgb", "grey"] = "rgb"
-    val: Annotated[float, Field(gt=0.0, lt=1.0)] | str = 0.1
+    # A share first: YAML reads 1e-1 as text, which must not become the name of a folder.
+    val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
     random_crop_from: Positive | None = None
     flip: bool = False
 
-    @model_validator(mode="after")
-    def _crop_has_room(self) -> "DataSpec":
-        side = self.random_crop_from
-        if side is not None and side <= self.resolution:
-            raise ValueError(
-                f"random_crop_from must be larger than resolution ({self.resolution}) to have an effect, got {side}"
-            )
-        return self
+    @field_validator("random_crop_from")
+    @classmethod
+    def _crop_has_room(cls, side: int | None, info: ValidationInfo) -> int | None:
+        resolution = info.data.get("resolution")
+        if side is not None and resolution is not None and side <= resolution:
+            raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
+        return side
 
     @property
     def decoded_side(self) -> int:
@@ -289,13 +292,13 @@ class Optimizer(Spec):
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] | None = None
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
 
-    @model_validator(mode="after")
-    def _setting_has_effect(self) -> "Optimizer":
-        if self.name == "sgd" and self.betas is not None:
-            raise ValueError("betas has no effect on sgd; it takes momentum")
-        if self.name != "sgd" and self.momentum is not None:
-            raise ValueError(f"momentum has no effect on {self.name}; it takes betas")
-        return self
+    @field_validator("betas", "momentum")
+    @classmethod
+    def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("name")
+        if value is not None and name is not None and (info.field_name == "momentum") != (name == "sgd"):
+            raise ValueError(f"has no effect on {name}, it takes {'betas' if name != 'sgd' else 'momentum'}")
+        return value
 
 
 class Schedule(Spec):
@@ -309,13 +312,14 @@ class Schedule(Spec):
     final_fraction: Fraction = 0.0
     num_cycles: Positive = 3
 
-    @model_validator(mode="after")
-    def _setting_has_effect(self) -> "Schedule":
-        if self.name == "constant" and self.final_fraction != 0.0:
-            raise ValueError("final_fraction has no effect on a constant schedule; choose linear, cosine or cyclical")
-        if self.name != "cyclical" and self.num_cycles != 3:
-            raise ValueError(f"num_cycles has no effect on a {self.name} schedule; choose cyclical")
-        return self
+    @field_validator("final_fraction", "num_cycles")
+    @classmethod
+    def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        name, field = info.data.get("name"), str(info.field_name)
+        takes = ("cyclical",) if field == "num_cycles" else ("linear", "cosine", "cyclical")
+        if name is not None and name not in takes and value != cls.model_fields[field].default:
+            raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(takes)}")
+        return value
 
 
 # ------------------------------------------------------------------------------------------ whole
@@ -349,41 +353,76 @@ class FinetuneSpec(Spec):
     num_threads: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    @model_validator(mode="after")
-    def _parts_fit_together(self) -> "FinetuneSpec":
-        problems = [*self._loss_problems(), *self._metric_problems()]
-        if self.num_evals > self.max_steps:
-            problems.append(f"num_evals: must not exceed max_steps ({self.max_steps}), got {self.num_evals}")
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+    # Each field is checked against the ones before it as far as those are valid, so that all faults show at once.
 
-    def _loss_problems(self) -> list[str]:
-        weights, family = self.losses.weights(), self.model.family
-        problems = []
+    @field_validator("losses")
+    @classmethod
+    def _losses_fit(cls, losses: Losses, info: ValidationInfo) -> Losses:
+        model, data, weights = info.data.get("model"), info.data.get("data"), losses.weights()
+        found: list[Problem] = []
         if not weights:
-            problems.append(f"losses: at least one of {', '.join(Losses.TERMS)} needs a weight above 0")
-        if "bce" in weights and not self.model.bounded_output:
-            problems.append(f"losses.bce: needs outputs inside the image range; {family} does not bound them (use mse or l1)")
-        if "kl" in weights and self.model.has_posterior is False:
-            problems.append(f"losses.kl: needs a posterior; {family} has none")
-        if "ssim" in weights and self.data.resolution < 16:
-            problems.append(f"losses.ssim: needs a resolution of at least 16, got {self.data.resolution}")
-        if "ce" in weights and self.data.source == "photos":
-            problems.append("losses.ce: needs labels; photos has none")
-        return problems
+            found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
+        if "bce" in weights and model is not None and not model.bounded_output:
+            reason = f"{model.family} does not bound them (use mse or l1)"
+            found.append((("bce",), f"needs outputs inside the image range, {reason}"))
+        if "kl" in weights and model is not None and model.has_posterior is False:
+            found.append((("kl",), f"needs a posterior, {model.family} has none"))
+        if "ssim" in weights and data is not None and data.resolution < 16:
+            found.append((("ssim",), f"needs a resolution of at least 16, got {data.resolution}"))
+        if "ce" in weights and data is not None and data.source == "photos":
+            found.append((("ce",), "needs labels, photos has none"))
+        if found:
+            raise refusal(found)
+        return losses
 
-    def _metric_problems(self) -> list[str]:
-        problems = []
-        for metric in self.metrics:
-            if metric in NEEDS_POSTERIOR and self.model.has_posterior is False:
-                problems.append(f"metrics: {metric} needs a posterior; {self.model.family} has none")
-        if "accuracy" in self.metrics and self.losses.ce == 0.0:
-            problems.append("metrics: accuracy needs the classification head that losses.ce > 0 brings")
-        if "ssim" in self.metrics and self.data.resolution < 16:
-            problems.append(f"metrics: ssim needs a resolution of at least 16, got {self.data.resolution}")
-        return problems
+    @field_validator("num_evals")
+    @classmethod
+    def _evals_fit(cls, num_evals: int, info: ValidationInfo) -> int:
+        max_steps = info.data.get("max_steps", num_evals)
+        if num_evals > max_steps:
+            raise ValueError(f"must not exceed max_steps ({max_steps}), got {num_evals}")
+        return num_evals
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_fit(cls, metrics: tuple[MetricName, ...], info: ValidationInfo) -> tuple[MetricName, ...]:
+        model, data, losses = (info.data.get(key) for key in ("model", "data", "losses"))
+        found: list[Problem] = []
+        for i, metric in enumerate(metrics):
+            if metric in metrics[:i]:
+                found.append(((i,), f"{metric} is given twice"))
+            if metric in NEEDS_POSTERIOR and model is not None and model.has_posterior is False:
+                found.append(((i,), f"{metric} needs a posterior, {model.family} has none"))
+            if metric == "accuracy" and losses is not None and losses.ce == 0.0:
+                found.append(((i,), "accuracy needs the classification head that losses.ce > 0 brings"))
+            if metric == "ssim" and data is not None and data.resolution < 16:
+                found.append(((i,), f"ssim needs a resolution of at least 16, got {data.resolution}"))
+        if found:
+            raise refusal(found)
+        return metrics
+
+    @field_validator("sample_posterior")
+    @classmethod
+    def _posterior_is_there(cls, sample_posterior: bool, info: ValidationInfo) -> bool:
+        model = info.data.get("model")
+        if not sample_posterior and model is not None and model.has_posterior is False:
+            raise ValueError(f"false has no effect, {model.family} has no posterior")
+        return sample_posterior
 
     def eval_steps(self) -> list[int]:
         """The steps after which the model is evaluated; the last is ``max_steps``."""
         return [round(i * self.max_steps / self.num_evals) for i in range(1, self.num_evals + 1)]
+
+    def located(self) -> "FinetuneSpec":
+        """The same run with absolute paths, so that it can be run from any folder."""
+        model, data = self.model, self.data
+        if model.pretrained is not None and Path(model.pretrained).expanduser().exists():
+            model = model.model_copy(update={"pretrained": _absolute(model.pretrained)})
+        if isinstance(data, ImageFolder):
+            val = _absolute(data.val) if isinstance(data.val, str) else data.val
+            data = data.model_copy(update={"train": _absolute(data.train), "val": val})
+        return self.model_copy(update={"model": model, "data": data})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

@@ -1,15 +1,16 @@
 """Leaves of a spec, by dotted path: what type they take, and a new spec with some of them replaced."""
 
-import types
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import ConfigDict, JsonValue, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from ftae.errors import FtaeError
 from ftae.lookup import did_you_mean
 from ftae.specs.base import Spec
+from ftae.specs.problems import one_of
+from ftae.specs.schema import alternatives, constrained, mapping_values, members, model_of
 
 S = TypeVar("S", bound=Spec)
 
@@ -19,7 +20,7 @@ class Leaf:
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
-        self._adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        self._adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
     def coerce(self, value: Any) -> Any:
         """``value`` as the field would hold it (``"1e-4"`` -> ``0.0001``).
@@ -31,8 +32,8 @@ class Leaf:
 
     def number_type(self) -> type[int] | type[float] | None:
         """``int`` or ``float`` for a numeric leaf (None allowed beside it), else None."""
-        kinds = {_bare(option) for option in _options(self.annotation)} - {type(None)}
-        return int if kinds == {int} else float if kinds == {float} else None
+        kinds = alternatives(self.annotation)
+        return int if kinds == [int] else float if kinds == [float] else None
 
 
 def leaf(spec: Spec, path: str) -> Leaf:
@@ -41,70 +42,103 @@ def leaf(spec: Spec, path: str) -> Leaf:
     Raises:
         FtaeError: the path names no leaf.
     """
-    here: Any = spec
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if not isinstance(here, BaseModel):
-            raise FtaeError(f"names no leaf: {'.'.join(parts[:depth])!r} is a single value")
-        fields = type(here).model_fields
-        if part not in fields:
-            raise FtaeError(
-                f"names no leaf: {'.'.join(parts[:depth]) or 'finetune'} has no {part!r}{did_you_mean(part, fields)}. "
-                f"Choose one of {', '.join(fields)}"
-            )
-        value_type = _mapping_value(fields[part].annotation)
-        if value_type is not None and depth == len(parts) - 2:
-            return Leaf(value_type)
-        here = getattr(here, part)
-        if last and not isinstance(here, BaseModel) and value_type is None:
-            return Leaf(_constrained(fields[part]))
-    keys = ", ".join(type(here).model_fields) if isinstance(here, BaseModel) else "a key of your own"
-    raise FtaeError(f"names no leaf but a whole section: add one of {keys}")
+    return leaf_in(type(spec), spec.model_dump(), path)
 
 
-def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set one dotted path of a nested dict in place; a missing or null section on the way is made."""
-    *sections, last = path.split(".")
-    for section in sections:
-        if not isinstance(data.get(section), dict):
-            data[section] = {}
-        data = data[section]
-    data[last] = value
+def leaf_in(spec_type: type[Spec], data: Any, path: str) -> Leaf:
+    """As ``leaf``, for data that need not be valid: a union that its data do not tell takes any member's keys."""
+    _, annotation = locate(spec_type, data, path)
+    for kind in alternatives(annotation):
+        model = model_of(kind)
+        if model is not None:
+            raise FtaeError(f"a whole section, add one of {', '.join(model.model_fields)}")
+        if mapping_values(kind) is not None:
+            raise FtaeError("a whole mapping, add one of its keys")
+    return Leaf(annotation)
+
+
+def locate(spec_type: type[Spec], data: Any, path: str) -> tuple[tuple[str, ...], Any]:
+    """The keys that lead to ``path`` in ``data`` (a spec as a dict), and the annotation there.
+
+    In a mapping whose keys are the user's own (``lr_multipliers``, ``search_space``) a key may contain
+    dots: the longest one there that the path goes on from, else all the rest is one new key.
+
+    Raises:
+        FtaeError: no such key.
+    """
+    keys: list[str] = []
+    annotation: Any = spec_type
+    here, rest = [annotation], path.split(".")
+    while rest:
+        fields, values = _fields(here), mapping_values(here[0])
+        if fields:
+            key = rest[0]
+            if key not in fields:
+                place = f" in {'.'.join(keys)}" if keys else ""
+                raise FtaeError(f"unknown key {key!r}{place}, {one_of(list(fields))}{did_you_mean(key, fields)}")
+            annotation = constrained(fields[key])
+            here = members(fields[key], data.get(key) if isinstance(data, Mapping) else None)
+        elif values is not None or isinstance(data, Mapping):
+            annotation = Any if values is None else values
+            here = alternatives(annotation)
+            key = _user_key(here, data, rest)
+        else:
+            raise FtaeError(f"{'.'.join(keys)} is set as a whole and has no {rest[0]!r}")
+        keys.append(key)
+        rest = rest[key.count(".") + 1 :]
+        data = data.get(key) if isinstance(data, Mapping) else None
+    if annotation in (Any, JsonValue) and type(data) in (int, float):
+        annotation = type(data)  # a number of the user's own (model.kwargs) keeps its type
+    return tuple(keys), annotation
 
 
 def apply_overrides(spec: S, values: Mapping[str, Any]) -> S:
     """A new, fully validated spec with the leaves of ``values`` replaced.
 
     Raises:
+        FtaeError: a path names nothing.
         pydantic.ValidationError: the result would not be valid.
     """
     data = spec.model_dump()
     for path, value in values.items():
-        set_path(data, path, value)
+        keys, _ = locate(type(spec), data, path)
+        data = with_value(data, keys, value)
     return type(spec).model_validate(data)
 
 
+def with_value(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """``data`` with one value replaced, itself left as it is; a missing section on the way is made."""
+    first, *rest = keys
+    section = data.get(first)
+    inner = with_value(section if isinstance(section, Mapping) else {}, rest, value) if rest else value
+    return {**data, first: inner}
+
+
 def value_at(spec: Spec, path: str) -> Any:
-    """The value of the leaf at ``path``; a mapping's missing key gives None."""
-    here: Any = spec
-    for part in path.split("."):
-        here = here.get(part) if isinstance(here, dict) else getattr(here, part)
-    return here
+    """The value of the leaf at ``path``; None where a mapping has no such key.
+
+    Raises:
+        FtaeError: the path names nothing.
+    """
+    data: Any = spec.model_dump()
+    keys, _ = locate(type(spec), data, path)
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data
 
 
-def _constrained(field: FieldInfo) -> Any:
-    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+def _fields(here: Sequence[Any]) -> dict[str, FieldInfo]:
+    """The fields of all models among the alternatives; the first to have a name wins."""
+    models = [model for kind in reversed(here) if (model := model_of(kind)) is not None]
+    return {name: field for model in models for name, field in model.model_fields.items()}
 
 
-def _options(annotation: Any) -> list[Any]:
-    bare = _bare(annotation)
-    return list(get_args(bare)) if get_origin(bare) in (Union, types.UnionType) else [bare]
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _mapping_value(annotation: Any) -> Any:
-    return get_args(annotation)[1] if get_origin(annotation) is dict else None
+def _user_key(values: Sequence[Any], data: Any, rest: list[str]) -> str:
+    inner = _fields(values)
+    for end in range(len(rest), 0, -1):
+        key = ".".join(rest[:end])
+        if not isinstance(data, Mapping) or key not in data:
+            continue
+        if end == len(rest) or rest[end] in inner or (not inner and isinstance(data[key], Mapping)):
+            return key
+    return ".".join(rest)

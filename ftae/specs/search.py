@@ -1,17 +1,33 @@
 """A search: one fine-tuning run, which of its leaves to vary, what to optimise, and with what means."""
 
+from collections.abc import Iterable
+from itertools import combinations, product
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from ftae.errors import FtaeError
-from ftae.lookup import did_you_mean
 from ftae.specs.base import Spec
-from ftae.specs.distributions import Choices, Distribution, Range
+from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
 from ftae.specs.finetune import METRIC_BOUNDS, FinetuneSpec, Positive
-from ftae.specs.overrides import Leaf, apply_overrides, leaf, value_at
+from ftae.specs.overrides import apply_overrides, leaf_in, value_at
+from ftae.specs.problems import Problem, matching, one_of, problems, refusal, shown
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Name = Annotated[
+    str,
+    Field(max_length=80),
+    matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"),
+]
 
 
 class Objective(Spec):
@@ -54,11 +70,12 @@ class Resources(Spec):
     cpus: Annotated[float, Field(gt=0.0)] = 1.0
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
 
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> "Resources":
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus above 1 must be a whole number, got {self.gpus:g}")
-        return self
+    @field_validator("gpus")
+    @classmethod
+    def _whole_gpus(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"must be a whole number above 1, got {gpus:g}")
+        return gpus
 
 
 class SearchSettings(Spec):
@@ -100,7 +117,11 @@ class ProductionSpec(Spec):
     name: Name
     finetune: FinetuneSpec
     tracking: Tracking = Tracking()
-    from_search: dict[str, Any] | None = None
+    from_search: dict[str, JsonValue] | None = None
+
+    def located(self) -> "ProductionSpec":
+        """The same run with absolute paths."""
+        return self.model_copy(update={"finetune": self.finetune.located()})
 
 
 def _kind_of_distribution(value: Any) -> str:
@@ -111,6 +132,10 @@ def _kind_of_distribution(value: Any) -> str:
 FileDistribution = Annotated[
     Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_kind_of_distribution)
 ]
+_FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
+
+# What makes trials comparable, or is set for each of them by the search.
+_SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads"})
 
 
 class SearchSpec(Spec):
@@ -123,33 +148,27 @@ class SearchSpec(Spec):
     search: SearchSettings = SearchSettings()
     tracking: Tracking = Tracking()
 
-    @model_validator(mode="after")
-    def _fits_the_run(self) -> "SearchSpec":
-        problems = self._objective_problems()
-        space = {}
-        for path, distribution in self.search_space.items():
-            try:
-                space[path] = coerced(self.finetune, path, distribution)
-            except FtaeError as error:
-                problems.extend(f"search_space.{path}: {line}" for line in str(error).splitlines())
-        if problems:
-            raise ValueError("\n".join(problems))
-        object.__setattr__(self, "search_space", space)  # frozen for everyone else
-        return self
+    @field_validator("search_space", mode="wrap")
+    @classmethod
+    def _fits_finetune(cls, raw: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        if not isinstance(raw, dict) or not raw:
+            return handler(raw)
+        return _checked_space(raw, info.data.get("finetune"), (info.context or {}).get("finetune"))
 
-    def _objective_problems(self) -> list[str]:
-        metric, choices = self.objective.metric, [f"val/{name}" for name in self.finetune.metrics]
-        if metric in choices:
-            return []
-        if metric.startswith("train/") or metric in ("loss", "val/loss"):
-            return [
-                f"objective.metric: must be a held-out, unweighted metric, got {metric!r}: a weighted loss is not "
-                f"comparable between trials with other weights. Choose one of {', '.join(choices)}"
-            ]
-        return [
-            f"objective.metric: must be one of finetune.metrics, got {metric!r}{did_you_mean(metric, choices)}. "
-            f"Choose one of {', '.join(choices)}"
-        ]
+    @field_validator("objective")
+    @classmethod
+    def _is_measured(cls, objective: Objective, info: ValidationInfo) -> Objective:
+        run, written = info.data.get("finetune"), (info.context or {}).get("finetune")
+        metric, choices = objective.metric, [f"val/{name}" for name in _metrics(run, written)]
+        if metric not in choices:
+            is_loss = metric.startswith("train/") or metric in ("loss", "val/loss")
+            reason = "a weighted loss cannot be compared between trials" if is_loss else "finetune.metrics lacks it"
+            raise refusal([(("metric",), f"{reason}, {one_of(choices, metric)}")])
+        return objective
+
+    def located(self) -> "SearchSpec":
+        """The same search with absolute paths, so that a worker can run it from any folder."""
+        return self.model_copy(update={"finetune": self.finetune.located()})
 
     def rung_steps(self) -> list[int]:
         """The steps at which trials are compared; none without ASHA, or where none lies before the end.
@@ -163,7 +182,7 @@ class SearchSpec(Spec):
         rungs = []
         while step < budget:
             rungs.append(step)
-            step = round(step * scheduler.reduction_factor)
+            step = max(step + 1, round(step * scheduler.reduction_factor))
         return rungs
 
     def file_params(self) -> dict[str, Any]:
@@ -176,42 +195,63 @@ class SearchSpec(Spec):
         return apply_overrides(self.finetune, {**params, "num_threads": threads})
 
 
-def coerced(spec: FinetuneSpec, path: str, distribution: Distribution) -> Distribution:
-    """``distribution`` with every bound and choice coerced through the leaf of ``spec`` at ``path``.
+def _checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) -> dict[str, Distribution]:
+    """The search space, coerced to ``run``; every entry is checked by itself, so that no fault hides another.
 
-    Raises:
-        FtaeError: no such leaf, a value the leaf or the whole spec refuses, or the spec's own value
-            (the first configuration tried) lies outside.
+    ``written`` stands in where ``run`` is not valid: what the file says of it.
     """
-    target = leaf(spec, path)
-    if isinstance(distribution, Choices):
-        values = tuple(_accepted(target, choice) for choice in distribution.choices)
-        result: Distribution = Choices(choices=values)
-    else:
-        number = target.number_type()
-        if number is None:
-            raise FtaeError("low and high need a numeric leaf; list its values as {choices: [...]}")
-        step = None if distribution.step is None else number(distribution.step)
-        values = (_accepted(target, distribution.low), _accepted(target, distribution.high))
-        result = Range(low=values[0], high=values[1], log=distribution.log, step=step)
-    for value in values:
-        _whole_spec_accepts(spec, path, value)
-    own = value_at(spec, path)
-    if not result.contains(own):
-        raise FtaeError(f"must contain finetune's own value {own!r}, the first configuration tried")
-    return result
+    space: dict[str, Distribution] = {}
+    found: list[Problem] = []
+    for path, entry in raw.items():
+        wrong = _path_problem(str(path), written if run is None else run.model_dump())
+        found += [((path,), wrong)] if wrong else []
+        if wrong and not isinstance(entry, dict):
+            continue
+        kind: Any = FileDistribution
+        try:
+            distribution = _FILE_DISTRIBUTION.validate_python(entry)
+            kind = type(distribution)
+            space[path] = distribution if wrong or run is None else coerced(run, path, distribution)
+        except ValidationError as error:
+            found += [((path, *location), rule) for location, rule in problems(kind, error)]
+    if run is not None and not found:
+        found = _joint_problems(run, space)
+    if found:
+        raise refusal(found)
+    return space
 
 
-def _accepted(target: Leaf, value: Any) -> Any:
+def _path_problem(path: str, run: Any) -> str | None:
+    if path in _SAME_FOR_ALL:
+        return "cannot be searched: every trial has the same budget and is measured alike"
     try:
-        return target.coerce(value)
-    except ValidationError as error:
-        raise FtaeError("\n".join(f"the leaf refuses {value!r}: {e['msg']}" for e in error.errors())) from error
+        leaf_in(FinetuneSpec, run, path)
+    except FtaeError as error:
+        return f"names no leaf of finetune: {error}"
+    return None
 
 
-def _whole_spec_accepts(spec: FinetuneSpec, path: str, value: Any) -> None:
-    try:
-        apply_overrides(spec, {path: value})
-    except ValidationError as error:
-        reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
-        raise FtaeError(f"with {value!r}: {reasons}") from error
+def _joint_problems(run: FinetuneSpec, space: dict[str, Distribution]) -> list[Problem]:
+    """Values that are valid one by one and not together: the sampler would meet them in mid-search.
+
+    Tried are all pairs, and everything at its lowest (where the last loss weight goes to 0).
+    """
+    found: list[Problem] = []
+    for (path, distribution), (other, its) in combinations(space.items(), 2):
+        for value, its_value in product(distribution.corners(), its.corners()):
+            for reason in objections(run, {path: value, other: its_value}):
+                found.append(((other,), f"with {shown(its_value)} and {path} {shown(value)}: {reason}"))
+    lowest = {path: [c for c in d.corners() if isinstance(c, (int, float))] for path, d in space.items()}
+    reasons = [] if found else objections(run, {path: min(values) for path, values in lowest.items() if values})
+    return found + [((), f"with every number at its lowest: {reason}") for reason in reasons]
+
+
+def _metrics(run: FinetuneSpec | None, written: Any) -> Iterable[str]:
+    """What the run measures; where neither it nor what the file says of it tells, every metric there is."""
+    if run is not None:
+        return run.metrics
+    default = FinetuneSpec.model_fields["metrics"].default
+    names: Any = written.get("metrics", default) if isinstance(written, dict) else None
+    if names and isinstance(names, (list, tuple)) and all(name in list(METRIC_BOUNDS) for name in names):
+        return names
+    return METRIC_BOUNDS

@@ -1,226 +1,196 @@
-"""Search and production files: YAML in, specs out, every problem at once as ``file:line: path: message``."""
+"""Search and production files: YAML in, specs out, every problem at once as ``file:line: path: rule``."""
 
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from ftae.errors import FtaeError, SpecError
-from ftae.lookup import did_you_mean
 from ftae.specs.base import Spec
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.overrides import set_path
+from ftae.specs.overrides import locate, with_value
+from ftae.specs.problems import dotted, one_of, problems, shown
+from ftae.specs.schema import Location
 from ftae.specs.search import ProductionSpec, SearchSpec
 
 S = TypeVar("S", bound=Spec)
-Location = tuple[str | int, ...]
+Line = tuple[tuple[int, int], str]  # of a report, with its rank: lines of the file first, then overrides
+
+# PyYAML lets a ValueError through for an impossible date.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_ONLY_IN_SEARCHES = [key for key in SearchSpec.model_fields if key not in ProductionSpec.model_fields]
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Read a search file; ``overrides`` are ``path=value`` strings from ``--set``.
 
     Raises:
-        SpecError: with every problem of the file.
+        SpecError: with every problem of the file, and of the overrides.
     """
-    return _SpecFile(path, overrides).parse(SearchSpec)
+    file = _File(path)
+    if "finetune" in file.data and not _is_search(file):
+        missing = ", ".join(_ONLY_IN_SEARCHES)
+        raise SpecError([f"{path}:1: is a production file (it has no {missing}): run it with `ftae train`"])
+    return _parse(SearchSpec, file, overrides)
 
 
 def load_production(path: Path, overrides: Sequence[str] = ()) -> ProductionSpec:
     """Read a production file (what ``ftae export`` writes).
 
     Raises:
-        SpecError: with every problem of the file.
+        SpecError: with every problem of the file, and of the overrides.
     """
-    return _SpecFile(path, overrides).parse(ProductionSpec)
+    file = _File(path)
+    if _is_search(file):
+        raise SpecError([f"{path}:1: is a search file: run it with `ftae search`"])
+    return _parse(ProductionSpec, file, overrides)
 
 
 def load_any(path: Path, overrides: Sequence[str] = ()) -> SearchSpec | ProductionSpec:
-    """Read either kind of file: one with a ``search_space`` or an ``objective`` is a search."""
-    file = _SpecFile(path, overrides)
-    is_search = {"search_space", "objective", "search"} & set(file.data)
-    return file.parse(SearchSpec) if is_search else file.parse(ProductionSpec)
+    """Read either kind of file; a key that only searches have makes it a search.
+
+    Raises:
+        SpecError: with every problem of the file, and of the overrides.
+    """
+    file = _File(path)
+    return _parse(SearchSpec, file, overrides) if _is_search(file) else _parse(ProductionSpec, file, overrides)
 
 
 def dump(spec: Spec) -> str:
     """``spec`` as YAML that loads back to an equal spec."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=110)
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=110, allow_unicode=True)
 
 
-class _SpecFile:
-    """One YAML file with the line of every key, and the overrides laid over it."""
+class _File:
+    """One YAML file: its data, the line of every key, and the keys it gives twice."""
 
-    def __init__(self, path: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: dict[Location, int] = {}
-        self.overridden: dict[Location, str] = {}
-        self.duplicates: list[str] = []
-        self.data = self._read()
-        for override in overrides:
-            self._override(override)
-
-    def parse(self, spec_type: type[S]) -> S:
-        problems = list(self.duplicates)
+        self.duplicates: list[tuple[int, str]] = []
         try:
-            spec = spec_type.model_validate(self.data)
-        except ValidationError as error:
-            found = sorted(self._problems(spec_type, error), key=lambda problem: problem[0])
-            problems += [text for _, text in found]
-        if problems:
-            raise SpecError(problems)
-        return spec
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError([f"{self.path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
-        try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = mark.line + 1 if mark else 1
-            raise SpecError([f"{self.path}:{line}: not valid YAML: {getattr(error, 'problem', error)}"]) from error
-        if not isinstance(data, dict):
-            raise SpecError([f"{self.path}:1: must be a mapping with the keys name, finetune, ..., got {data!r}"])
-        self._index(root, ())
-        return data
-
-    def _index(self, node: Any, location: Location) -> None:
-        self.lines[location] = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    self.duplicates.append(f"{self.path}:{line}: {_dotted((*location, key.value))}: key given twice")
-                seen.add(key.value)
-                self._index(value, (*location, key.value))
-                self.lines[(*location, key.value)] = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode):
-            for i, item in enumerate(node.value):
-                self._index(item, (*location, i))
-
-    def _override(self, text: str) -> None:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise FtaeError(f"--set takes path=value, got {text!r}")
-        # A leaf of finetune may be named without its section, as in search_space.
-        head = path.split(".")[0]
-        if head in FinetuneSpec.model_fields and head not in SearchSpec.model_fields:
-            path = f"finetune.{path}"
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise FtaeError(f"--set {text}: the value is not valid YAML") from error
-        set_path(self.data, path, parsed)
-        self.overridden[tuple(path.split("."))] = text
-
-    def _problems(self, spec_type: type[Spec], error: ValidationError) -> Iterator[tuple[int, str]]:
-        for detail in error.errors(include_url=False):
-            location = _without_tags(detail["loc"], self.data)
-            for inner, message in _messages(spec_type, location, detail):
-                where, line = self._where((*location, *inner))
-                path = _dotted((*location, *inner))
-                yield line, f"{where}: {path}: {message}" if path else f"{where}: {message}"
-
-    def _where(self, location: Location) -> tuple[str, int]:
-        """The place to look: the nearest key that the file or an override holds."""
-        for end in range(len(location), -1, -1):
-            if location[:end] in self.overridden:
-                return f"--set {self.overridden[location[:end]]}", 0
-            if location[:end] in self.lines:
-                return f"{self.path}:{self.lines[location[:end]]}", self.lines[location[:end]]
-        return str(self.path), 0
-
-
-def _dotted(location: Location) -> str:
-    return ".".join(str(part) for part in location)
-
-
-def _messages(spec_type: type[Spec], location: Location, detail: ErrorDetails) -> Iterator[tuple[Location, str]]:
-    """Each message of one pydantic error, with the location it names below the error's own."""
-    kind, given = detail["type"], detail.get("input")
-    context = detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        fields = _fields_at(spec_type, location[:-1], detail["loc"])
-        yield (), f"unknown key{did_you_mean(str(location[-1]), fields)}. Choose one of {', '.join(fields)}"
-    elif kind == "missing":
-        yield (), "required"
-    elif kind == "literal_error":
-        choices = [c.strip(" '") for c in context["expected"].replace(" or ", ", ").split(", ")]
-        yield (), f"must be one of {', '.join(choices)}, got {given!r}{did_you_mean(str(given), choices)}"
-    elif kind.startswith("union_tag"):
-        yield from _tag_messages(detail)
-    elif kind == "value_error":
-        for line in str(context["error"]).splitlines():
-            path, colon, message = line.partition(": ")
-            inner = tuple(path.split(".")) if colon and " " not in path else ()
-            if inner[:1] == ("search_space",):
-                inner = ("search_space", path.removeprefix("search_space."))
-            yield (inner, message) if inner else ((), line)
-    else:
-        yield (), f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {given!r}"
-
-
-def _tag_messages(detail: ErrorDetails) -> Iterator[tuple[Location, str]]:
-    given: Any = detail.get("input")
-    last = detail["loc"][-1] if detail["loc"] else ""
-    key, own = {"model": ("family", ", or your own 'package.module:attr'"), "scheduler": ("name", "")}.get(
-        str(last), ("source", "")
-    )
-    tags = "mlp_vae, conv_ae, conv_vae, autoencoder_kl, autoencoder_tiny" if key == "family" else None
-    tags = tags or detail.get("ctx", {}).get("expected_tags", "").replace("'", "")
-    value = given.get(key) if isinstance(given, dict) else given
-    if value is None:
-        yield (key,), f"required. Choose one of {tags}{own}"
-    else:
-        suggestion = did_you_mean(str(value), tags.split(", "))
-        yield (key,), f"must be one of {tags}{own}, got {value!r}{suggestion}"
-
-
-def _without_tags(loc: tuple[str | int, ...], data: Any) -> Location:
-    """pydantic's location less the union tags, which stand in no file."""
-    kept: list[str | int] = []
-    for i, part in enumerate(loc):
-        if isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int):
-            data = data[part] if isinstance(data, dict) or part < len(data) else None  # type: ignore[index,operator]
-            kept.append(part)
-        elif i == len(loc) - 1 and not (isinstance(part, str) and part in _UNION_PARTS):
-            kept.append(part)
+            # utf-8-sig: some editors begin a file with a byte order mark.
+            self._loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+            self._root: yaml.Node | None = self._loader.get_single_node()
             data = None
-    return tuple(kept)
+            if self._root is not None:
+                self._check(self._root, (), [], set())
+                data = self._loader.construct_document(self._root)
+        except OSError as error:
+            raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from error
+        except UnicodeDecodeError as error:
+            raise SpecError([f"{path}: cannot be read: it is not a text file (UTF-8)"]) from error
+        except _NOT_YAML as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            raise SpecError([f"{path}{line}: not valid YAML: {_reason(error)}"]) from error
+        if not isinstance(data, dict):
+            content = "nothing" if data is None else shown(data)
+            raise SpecError([f"{path}:1: must be a mapping with the keys name, finetune, ..., got {content}"])
+        self.data: dict[Any, Any] = data
+
+    def line(self, location: Location) -> tuple[int, int]:
+        """The line of the nearest key at or above ``location``, and how many parts the way to it has."""
+        node, line = self._root, 1
+        for depth, part in enumerate(location):
+            entry = self._entry(node, part)
+            if entry is None:
+                return line, depth
+            key, node = entry
+            line = key.start_mark.line + 1
+        return line, len(location)
+
+    def _entry(self, node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            return node.value[part], node.value[part]
+        if isinstance(node, yaml.MappingNode):
+            # Of keys given twice, or merged in before the mapping's own, the last counts.
+            for key, value in reversed(node.value):
+                if str(self._loader.construct_object(key)) == str(part):
+                    return key, value
+        return None
+
+    def _check(self, node: yaml.Node, location: Location, above: list[yaml.Node], seen: set[yaml.Node]) -> None:
+        """Note the keys given twice, before merging hides them; refuse an endless file."""
+        if node in above:
+            raise yaml.MarkedYAMLError(problem="an alias stands inside what it names", problem_mark=node.start_mark)
+        if node in seen or isinstance(node, yaml.ScalarNode):
+            return
+        seen.add(node)
+        keys: list[tuple[str, str]] = []
+        for i, item in enumerate(node.value):
+            if isinstance(node, yaml.SequenceNode):
+                self._check(item, (*location, i), [*above, node], seen)
+                continue
+            key, value = item
+            if (key.tag, str(key.value)) in keys:
+                text = f"{dotted((*location, str(key.value)))}: key given twice"
+                self.duplicates.append((key.start_mark.line + 1, text))
+            keys.append((key.tag, str(key.value)))
+            self._check(value, (*location, str(key.value)), [*above, node], seen)
 
 
-_UNION_PARTS = frozenset({"float", "str", "int", "none", "bool", "range", "choices", "[key]"})
+def _parse(spec_type: type[S], file: _File, overrides: Sequence[str]) -> S:
+    data = file.data
+    found: list[Line] = [((0, line), f"{file.path}:{line}: {text}") for line, text in file.duplicates]
+    laid: list[tuple[int, tuple[str, ...]]] = []
+    for i, text in enumerate(overrides):
+        try:
+            keys, value = _override(spec_type, data, text)
+        except FtaeError as error:
+            found.append(((1, i), f"--set {text}: {error}"))
+        else:
+            data = with_value(data, keys, value)
+            laid.append((i, keys))
+    try:
+        spec = spec_type.model_validate(data, context=data)
+    except ValidationError as error:
+        for location, rule in problems(spec_type, error):
+            rank = _place(file, laid, location)
+            where = f"--set {overrides[rank[1]]}" if rank[0] else f"{file.path}:{rank[1]}"
+            found.append((rank, f"{where}: {dotted(location)}: {rule}" if location else f"{where}: {rule}"))
+    if found:
+        raise SpecError([text for _, text in sorted(found, key=lambda line: line[0])])
+    return spec
 
 
-def _fields_at(spec_type: Any, location: Location, loc: tuple[str | int, ...]) -> list[str]:
-    """The keys the model at ``location`` takes, following union tags by pydantic's own ``loc``."""
-    candidates: list[Any] = [spec_type]
-    for part in loc[:-1]:
-        following = []
-        for candidate in candidates:
-            if part in getattr(candidate, "model_fields", {}):
-                following += _models(candidate.model_fields[part].annotation)
-        tagged = [c for c in candidates if _has_tag(c, part)]
-        candidates = following or tagged or candidates
-    return sorted({name for c in candidates for name in c.model_fields}, key=str) if candidates else []
+def _place(file: _File, laid: Sequence[tuple[int, tuple[str, ...]]], location: Location) -> tuple[int, int]:
+    """Where to look: ``(1, index)`` of the override that set or made the location, or ``(0, line)`` of the file."""
+    line, depth = file.line(location)
+    for i, keys in reversed(laid):
+        is_set = keys == location[: len(keys)]
+        is_made = depth < len(location) and keys[: depth + 1] == location[: depth + 1]
+        if is_set or is_made:
+            return 1, i
+    return 0, line
 
 
-def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
-    for name in ("family", "source", "name"):
-        field = model.model_fields.get(name)
-        if field is not None and tag in get_args(field.annotation):
-            return True
-    return model.__name__.lower() == str(tag)
+def _override(spec_type: type[Spec], data: dict[Any, Any], text: str) -> tuple[tuple[str, ...], Any]:
+    """The keys and the value of one ``path=value``; a leaf of finetune may be named as in search_space."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise FtaeError("must be path=value")
+    head = path.partition(".")[0]
+    if head in FinetuneSpec.model_fields and head not in spec_type.model_fields:
+        path = f"finetune.{path}"
+    elif head not in spec_type.model_fields:
+        choices = [*spec_type.model_fields, *FinetuneSpec.model_fields]
+        raise FtaeError(f"unknown key, {one_of(choices, head)}")
+    keys, _ = locate(spec_type, data, path)
+    try:
+        return keys, yaml.safe_load(value)
+    except _NOT_YAML as error:
+        raise FtaeError(f"the value is not valid YAML: {_reason(error)}") from error
 
 
-def _models(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Annotated, Union, types.UnionType, dict):
-        return [model for option in get_args(annotation) for model in _models(option)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    said = [getattr(error, part, None) for part in ("context", "problem", "reason")]
+    reason = " ".join(filter(None, said)) or str(error)
+    return " ".join(reason.split()) + (" (indent with spaces, not tabs)" if r"'\t'" in reason else "")
+
+
+def _is_search(file: _File) -> bool:
+    return any(key in file.data for key in _ONLY_IN_SEARCHES)

@@ -1,0 +1,35 @@
+# Everything runs in .venv, made by the first target that needs it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart test test-slow lint format
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+quickstart: install
+	rm -rf models/digits-vae searches/quickstart exports/quickstart
+	$(BIN)/ftae train search_spaces/pretrain_digits.yaml --out models/digits-vae
+	$(BIN)/ftae validate search_spaces/quickstart.yaml
+	$(BIN)/ftae search search_spaces/quickstart.yaml
+	$(BIN)/ftae show quickstart
+	$(BIN)/ftae export quickstart
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint
+	$(BIN)/pytest --cov --cov-report=term
+
+test-slow: install
+	$(BIN)/pytest -m slow

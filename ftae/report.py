@@ -1,0 +1,57 @@
+"""What a search has found: the best trial, and the leaderboard."""
+
+from pathlib import Path
+from typing import Any
+
+from ftae import journal
+from ftae.errors import FtaeError
+from ftae.journal import SearchRecord
+
+
+def find_search(name: str, storage: Path) -> Path:
+    """The folder of a search, by name below ``storage`` or by path.
+
+    Raises:
+        FtaeError: there is none; the message lists those in ``storage``.
+    """
+    for folder in (storage / name, Path(name)):
+        if (folder / journal.FILE_NAME).is_file():
+            return folder.absolute()
+    known = sorted(p.parent.name for p in storage.glob(f"*/{journal.FILE_NAME}"))
+    choices = f"choose one of {', '.join(known)}" if known else "it holds none"
+    raise FtaeError(f"there is no search {name!r} in {storage}; {choices}")
+
+
+def best(folder: Path) -> dict[str, Any]:
+    """The best trial that ran to its full budget, as one plain object.
+
+    ``value`` and ``baseline`` are the objective; ``checkpoint`` is a folder, ``beats_baseline`` says
+    whether tuning helped at all.
+
+    Raises:
+        FtaeError: no tuned trial ran to its full budget yet.
+    """
+    record = journal.replay(folder)
+    ranked, baseline = record.ranked(), record.baseline
+    if not ranked:
+        raise FtaeError(f"{folder.name}: no tuned trial ran to its full budget yet")
+    trial = ranked[0]
+    assert trial.value is not None and trial.checkpoint is not None
+    reference = None if baseline is None else baseline.value
+    sign = 1 if record.search["objective"]["direction"] == "maximize" else -1
+    return {
+        "search": record.search["name"],
+        "trial": trial.number,
+        "metric": record.search["objective"]["metric"],
+        "value": trial.value,
+        "baseline": reference,
+        "beats_baseline": None if reference is None else sign * (trial.value - reference) > 0,
+        "params": trial.params,
+        "metrics": trial.metrics,
+        "checkpoint": str(folder / trial.checkpoint),
+    }
+
+
+def state_of(record: SearchRecord) -> str:
+    """complete, interrupted or failed; ``running`` when its driver has not left (or was killed)."""
+    return "running or killed" if record.close is None else str(record.close["status"])

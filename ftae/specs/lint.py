@@ -1,0 +1,61 @@
+"""What a valid file probably does not mean: settings that have no effect in what is searched."""
+
+from collections.abc import Iterator, Mapping
+
+from ftae.specs.distributions import Distribution
+from ftae.specs.finetune import FinetuneSpec, Losses
+from ftae.specs.search import Asha, ProductionSpec, SearchSpec
+
+# A setting of the losses, and the weight that brings it into play.
+_SHAPES = {"huber_delta": "huber", "kl_warmup_fraction": "kl"}
+
+# Of the leaves of data, these leave the validation images as they are.
+_TRAINING_ONLY = frozenset({"data.flip"})
+
+# The direction in which a metric improves; kl and active_units may be wanted either way.
+_BETTER = {"mse": "minimize", "l1": "minimize", "psnr": "maximize", "ssim": "maximize", "accuracy": "maximize"}
+_SIDE = {"minimize": "lower", "maximize": "higher"}
+
+
+def warnings(spec: SearchSpec | ProductionSpec) -> list[str]:
+    """One sentence for each doubt; an empty list where there is none."""
+    if isinstance(spec, ProductionSpec):
+        return list(_about_the_run(spec.finetune, {}))
+    return [*_about_the_run(spec.finetune, spec.search_space), *_about_the_search(spec)]
+
+
+def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iterator[str]:
+    for setting, weight in _SHAPES.items():
+        path, default = f"losses.{setting}", Losses.model_fields[setting].default
+        if f"losses.{weight}" in space or getattr(run.losses, weight) > 0.0:
+            continue
+        if path in space:
+            yield f"{path} is searched without effect: losses.{weight} is 0 in every trial"
+        elif getattr(run.losses, setting) != default:
+            yield f"{path} has no effect: losses.{weight} is 0"
+    # Where the weight may be 0, accuracy cannot be measured in every trial.
+    may_be_off = space["losses.ce"].contains(0.0) if "losses.ce" in space else run.losses.ce == 0.0
+    if not may_be_off and "accuracy" not in run.metrics:
+        yield "losses.ce trains a classification head that no metric measures: add accuracy to finetune.metrics"
+    if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
+        yield "frozen stages keep random weights: model.pretrained is null"
+
+
+def _about_the_search(spec: SearchSpec) -> Iterator[str]:
+    settings = spec.search
+    for path in spec.search_space:
+        if path.startswith("data.") and path not in _TRAINING_ONLY:
+            yield f"{path} is searched, so that trials are not measured on the same images"
+    name, direction = spec.objective.metric.removeprefix("val/"), spec.objective.direction
+    if _BETTER.get(name, direction) != direction:
+        yield f"objective.direction is {direction}, but {name} is better where it is {_SIDE[_BETTER[name]]}"
+    if settings.max_concurrent is not None and settings.max_concurrent > settings.num_trials:
+        yield (
+            f"search.max_concurrent ({settings.max_concurrent}) is never reached: "
+            f"search.num_trials is {settings.num_trials}"
+        )
+    if isinstance(settings.scheduler, Asha) and not spec.rung_steps():
+        yield (
+            "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
+            f"({settings.scheduler.grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
+        )

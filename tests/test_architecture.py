@@ -1,0 +1,102 @@
+"""The layers hold, and the command line starts without the heavy packages."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ftae"
+
+LAYERS = [
+    {"errors", "lookup"},
+    {"specs"},
+    {"engine", "journal", "tracking"},
+    {"search", "export", "production", "report", "plan"},
+    {"cli"},
+    {"__main__"},
+]
+# Who may import what from outside; any other module must not.
+ONLY_IMPORTERS = {
+    "ray": {"search"},
+    "optuna": {"search"},
+    "mlflow": {"tracking"},
+    "typer": {"cli"},
+    "torch": {"engine", "search"},
+    "diffusers": {"engine"},
+}
+
+
+def part_of(path: Path) -> str:
+    """The room a module lives in: its sub-package, or its own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            # ``from ftae import journal`` names the module journal, not the package.
+            names |= {f"ftae.{a.name}" for a in node.names} if node.module == "ftae" else {node.module}
+    return names
+
+
+def modules() -> list[Path]:
+    found = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+    assert len(found) > 25
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {part_of(p) for p in modules()} == set().union(*LAYERS)
+
+
+def test_imports_point_down_and_never_to_siblings() -> None:
+    layer_of = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+    wrong = []
+    for path in modules():
+        here = part_of(path)
+        for name in imports_of(path):
+            if not name.startswith("ftae.") or name == "ftae.__version__":
+                continue
+            there = name.split(".")[1]
+            if there != here and layer_of[there] >= layer_of[here]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_no_cycles_inside_a_package() -> None:
+    for package in ("specs", "engine", "search"):
+        graph = {
+            f"ftae.{package}.{p.stem}": {n for n in imports_of(p) if n.startswith(f"ftae.{package}.")}
+            for p in (PACKAGE / package).glob("*.py")
+            if p.stem != "__init__"
+        }
+        remaining = dict(graph)
+        while leaves := [m for m, needs in remaining.items() if not needs & remaining.keys()]:
+            for module in leaves:
+                del remaining[module]
+        assert remaining == {}, f"{package}: {sorted(remaining)} import each other in a circle"
+
+
+def test_heavy_packages_have_one_importer() -> None:
+    wrong = []
+    for path in modules():
+        for name in imports_of(path):
+            allowed = ONLY_IMPORTERS.get(name.split(".")[0])
+            if allowed is not None and part_of(path) not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_the_command_line_starts_light() -> None:
+    code = (
+        "import sys, ftae.cli, ftae.specs, ftae.specs.yamlfile\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'optuna', 'diffusers', 'numpy', 'rich'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
