@@ -143,13 +143,17 @@ def verdict(record: SearchRecord, trial: TrialRecord) -> str:
     gain = trial.value - baseline.value
     better = gain > 0 if direction == "maximize" else gain < 0
     change = f"{metric} {baseline.value:.4f} -> {trial.value:.4f} ({gain:+.4f})"
-    return change if better else f"WARNING: the untuned model was not beaten. {change}. Use the pretrained model as it is."
+    return (
+        change if better else f"WARNING: the untuned model was not beaten. {change}. Use the pretrained model as it is."
+    )
 
 
 def _latents_note(released: Release) -> str:
     if released.latents_compatible:
         return "The encoder gives the latents of the pretrained model: models trained on those still fit."
-    note = "The encoder side moved: **latents are no longer compatible** with models trained on the pretrained encoder's."
+    note = (
+        "The encoder side moved: **latents are no longer compatible** with models trained on the pretrained encoder's."
+    )
     if released.scaling_factor is not None:
         note += f" `scaling_factor` was recomputed on the training images: {released.scaling_factor:.6g}."
     return note

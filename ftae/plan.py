@@ -42,9 +42,13 @@ def _search_lines(spec: SearchSpec) -> list[str]:
         f"objective    {spec.objective.direction} {spec.objective.metric}",
         f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
         f"each {settings.resources.cpus:g} CPUs, {settings.resources.gpus:g} GPUs",
-        f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({kept})" if rungs else f"rungs        none: every trial runs {budget} steps",
+        f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({kept})"
+        if rungs
+        else f"rungs        none: every trial runs {budget} steps",
     ]
-    return lines + [f"  {path}: {_describe(d.model_dump(exclude_defaults=True))}" for path, d in spec.search_space.items()]
+    return lines + [
+        f"  {path}: {_describe(d.model_dump(exclude_defaults=True))}" for path, d in spec.search_space.items()
+    ]
 
 
 def _describe(distribution: dict[str, Any]) -> str:
@@ -78,7 +82,9 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         state = "trained" if stage.trainable else "frozen"
         lines.append(f"  {i:2d} {stage.name:<24} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
     if summary.kl_summed_weight is not None:
-        lines.append(f"kl           {run.losses.kl:g} per element is {summary.kl_summed_weight:g} in summed terms (LDM's kl_weight)")
+        lines.append(
+            f"kl           {run.losses.kl:g} per element is {summary.kl_summed_weight:g} in summed terms (LDM's kl_weight)"
+        )
     return lines, summary.checkpoint_bytes
 
 
@@ -98,7 +104,11 @@ def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:
         total = checkpoint_bytes * spec.search.keep_checkpoints
         kept += f": about {_size(total)} + {_size(checkpoint_bytes)} a running trial"
     uri = spec.tracking.uri or f"sqlite:///{storage / 'mlflow.db'}"
-    return [kept, f"storage      {storage / spec.name}", f"tracking     {uri}, experiment {spec.tracking.experiment or spec.name}"]
+    return [
+        kept,
+        f"storage      {storage / spec.name}",
+        f"tracking     {uri}, experiment {spec.tracking.experiment or spec.name}",
+    ]
 
 
 def _size(num_bytes: float) -> str:
@@ -113,6 +123,10 @@ def _check_paths(run: FinetuneSpec) -> None:
     if not isinstance(run.data, ImageFolder):
         return
     folders = {"data.train": run.data.train} | ({"data.val": run.data.val} if isinstance(run.data.val, str) else {})
-    missing = [f"finetune.{leaf}: {path} is not a folder" for leaf, path in folders.items() if not Path(path).expanduser().is_dir()]
+    missing = [
+        f"finetune.{leaf}: {path} is not a folder"
+        for leaf, path in folders.items()
+        if not Path(path).expanduser().is_dir()
+    ]
     if missing:
         raise SpecError(missing)

@@ -98,7 +98,7 @@ def _track(spec: ProductionSpec, out: Path, storage: Path, register: str | None,
         run.log_folder(out / "model", "model")
         if register is not None:
             say(f"registered as version {run.register(register, 'model')} of {register!r}, alias champion")
-        run.end("finished")
+        run.end("FINISHED")
     except TrackingUnavailable as error:
         if register is not None:
             raise FtaeError(f"the model is in {out / 'model'}, but was not registered: {error}") from error

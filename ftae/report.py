@@ -36,7 +36,8 @@ def best(folder: Path) -> dict[str, Any]:
     if not ranked:
         raise FtaeError(f"{folder.name}: no tuned trial ran to its full budget yet")
     trial = ranked[0]
-    assert trial.value is not None and trial.checkpoint is not None
+    assert trial.value is not None
+    assert trial.checkpoint is not None
     reference = None if baseline is None else baseline.value
     sign = 1 if record.search["objective"]["direction"] == "maximize" else -1
     return {

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -424,16 +423,14 @@ class _Server:
         return sorted(found, key=lambda run: -len(run.data.params) - len(run.data.metrics))
 
     def log(self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Write any number of points, params and tags, at most 1000 of all a request."""
-        batches = zip_longest(
-            _chunks(metrics, 800),
-            _chunks([Param(key, value) for key, value in params.items()], 100),
-            _chunks([RunTag(key, value) for key, value in tags.items()], 100),
-            fillvalue=(),
-        )
+        """Write points, params and tags; the client cuts them into requests of at most 1000 of all."""
         with self.client() as client:
-            for batch in batches:
-                client.log_batch(run_id, *batch)
+            client.log_batch(
+                run_id,
+                metrics,
+                [Param(key, value) for key, value in params.items()],
+                [RunTag(key, value) for key, value in tags.items()],
+            )
 
     def set_status(self, run_id: str, status: str, ended: int) -> None:
         with self.client() as client:
@@ -578,10 +575,6 @@ def _milliseconds(event: Mapping[str, Any]) -> int:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _clip(text: str, length: int) -> str:

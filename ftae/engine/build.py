@@ -1,7 +1,9 @@
 """From a spec to a model ready to train: weights loaded, head attached, stages frozen, shapes checked."""
 
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
         FtaeError: the weights do not load, the model cannot take the images, a freeze or multiplier
             pattern matches nothing, nothing is left to train, or ``ce`` is asked for without labels.
     """
+    random.seed(spec.seed)
+    np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
     autoencoder = build_autoencoder(spec.model, spec.data).eval()
     latents = _check_shapes(autoencoder, spec)

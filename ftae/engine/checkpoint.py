@@ -48,6 +48,7 @@ def save_checkpoint(
     autoencoder: Autoencoder,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
+    active_units: float | None,
 ) -> None:
     """Write everything that training needs to go on from here as if it had never stopped."""
     parts = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -58,7 +59,7 @@ def save_checkpoint(
         if average is not None:
             save_file(_cpu(average.weights), parts / AVERAGE)
         torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, parts / TRAINING)
-        content = {"report": asdict(report), "spec": spec.model_dump(mode="json")}
+        content = {"report": asdict(report), "active_units": active_units, "spec": spec.model_dump(mode="json")}
         (parts / REPORT).write_text(json.dumps(content))
         _sync(parts.iterdir())
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,8 +74,8 @@ def load_checkpoint(
     autoencoder: Autoencoder,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
-) -> EvalReport:
-    """Restore the full state in place; returns the report that was made with it.
+) -> tuple[EvalReport, float | None]:
+    """Restore the full state in place; returns the report and the active units that were saved with it.
 
     Raises:
         FtaeError: the checkpoint is of another configuration.
@@ -87,7 +88,7 @@ def load_checkpoint(
     training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(training["optimizer"])
     set_rng_state(training["rng"])
-    return EvalReport(**content["report"])
+    return EvalReport(**content["report"]), content["active_units"]
 
 
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
@@ -138,7 +139,9 @@ def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> No
 
 
 def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
 
 
 def _sync(files: Iterable[Path]) -> None:

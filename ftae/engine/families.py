@@ -128,13 +128,19 @@ def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
         )
     try:
         net, info = getattr(diffusers, class_name).from_pretrained(
-            source, subfolder=model.subfolder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
+            source,
+            subfolder=model.subfolder,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise FtaeError(f"model.pretrained: {class_name} cannot be loaded from {source!r}: {error}") from error
     absent = [*info["missing_keys"], *info["mismatched_keys"]]
     if absent:
-        raise FtaeError(f"model.pretrained: {source!r} lacks weights of {class_name}: {', '.join(map(str, absent[:5]))}")
+        raise FtaeError(
+            f"model.pretrained: {source!r} lacks weights of {class_name}: {', '.join(map(str, absent[:5]))}"
+        )
     return net
 
 

@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from ftae.engine.evaluation import evaluate, save_grid
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune import CustomModel, FinetuneSpec
 
 
 def finetune(spec: FinetuneSpec, workdir: Path, *, resume_from: Path | None = None) -> Iterator[EvalReport]:
@@ -35,16 +35,16 @@ def finetune(spec: FinetuneSpec, workdir: Path, *, resume_from: Path | None = No
         TrainingFailed: non-finite loss or gradient, out of memory, or posterior collapse.
     """
     run = FinetuneRun(spec, workdir)
-    report = run.resume(resume_from) if resume_from is not None else run.report()
+    with run.out_of_memory_fails():
+        report = run.resume(resume_from) if resume_from is not None else run.report()
     yield from run.keep_rng(report)
-    eval_steps = set(spec.eval_steps())
-    while run.step < spec.max_steps:
-        try:
-            run.train_step()
-        except torch.OutOfMemoryError as error:
-            raise TrainingFailed("out of memory", run.step) from error
-        if run.step in eval_steps:
-            yield from run.keep_rng(run.report())
+    for eval_step in spec.eval_steps():
+        if eval_step > run.step:
+            with run.out_of_memory_fails():
+                while run.step < eval_step:
+                    run.train_step()
+                report = run.report()
+            yield from run.keep_rng(report)
 
 
 class FinetuneRun:
@@ -59,12 +59,15 @@ class FinetuneRun:
         self.data = load_dataset(spec.data)
         classes = self.data.class_names
         self.autoencoder = build_model(spec, None if classes is None else len(classes))
-        self.autoencoder.to(self.device, memory_format=torch.channels_last)
+        self.autoencoder.to(self.device)
+        if not isinstance(spec.model, CustomModel):  # a user's own may call view() on its activations
+            self.autoencoder.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.autoencoder, spec.optimizer)
         half_life = spec.ema_half_life_fraction
         self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.step = 0
+        self._active_units: float | None = None
         self._start_window()
 
     def _start_window(self) -> None:
@@ -77,6 +80,7 @@ class FinetuneRun:
         """One optimizer step over ``grad_accumulation`` batches.
 
         Raises:
+            FtaeError: no loss term depends on anything that is trained.
             TrainingFailed: the loss or the gradient is not finite.
         """
         spec = self.spec
@@ -97,6 +101,8 @@ class FinetuneRun:
             loss = weighted_sum(terms, weights) / spec.grad_accumulation
             if not math.isfinite(loss.item()):
                 raise TrainingFailed("non-finite loss", self.step)
+            if not loss.requires_grad:
+                raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
             loss.backward()  # type: ignore[no-untyped-call]
             self._measure({"loss": loss.item()} | {n: t.item() / spec.grad_accumulation for n, t in terms.items()})
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
@@ -146,7 +152,7 @@ class FinetuneRun:
         """Evaluate the (averaged) weights, write picture and checkpoint, start a new window.
 
         Raises:
-            TrainingFailed: no latent unit carries information any more.
+            TrainingFailed: a metric is not finite, or no latent unit carries information any more.
         """
         train_seconds = time.monotonic() - self._window_start
         name = f"step-{self.step:08d}"
@@ -154,8 +160,10 @@ class FinetuneRun:
         with self.average.applied() if self.average is not None else nullcontext():
             metrics, active_units = evaluate(self.autoencoder, self.data.val, self.spec, device=self.device)
             save_grid(self.autoencoder, self.data.val, self.spec, self.workdir / picture, device=self.device)
-        if self.step > 0 and active_units == 0:
+        # A model from scratch may not have active units yet: only losing them is a collapse.
+        if self._active_units and active_units == 0:
             raise TrainingFailed("posterior collapse", self.step)
+        self._active_units = active_units
         checkpoint = Path("checkpoints") / name if self.step > 0 else None
         report = EvalReport(
             step=self.step,
@@ -181,12 +189,14 @@ class FinetuneRun:
         return timing
 
     def _save(self, report: EvalReport, folder: Path) -> None:
-        save_checkpoint(folder, report, self.spec, self.autoencoder, self.optimizer, self.average)
+        save_checkpoint(folder, report, self.spec, self.autoencoder, self.optimizer, self.average, self._active_units)
         remove_older_checkpoints(folder)
 
     def resume(self, checkpoint: Path) -> EvalReport:
         """Take up the state of a checkpoint; returns the report made with it."""
-        report = load_checkpoint(checkpoint, self.spec, self.autoencoder, self.optimizer, self.average)
+        report, self._active_units = load_checkpoint(
+            checkpoint, self.spec, self.autoencoder, self.optimizer, self.average
+        )
         self.step = report.step
         self._start_window()
         return report
@@ -197,11 +207,20 @@ class FinetuneRun:
         yield report
         set_rng_state(state)
 
+    @contextmanager
+    def out_of_memory_fails(self) -> Iterator[None]:
+        """A configuration that does not fit the device is at fault itself."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TrainingFailed("out of memory", self.step) from error
+
 
 def remove_older_checkpoints(newest: Path) -> None:
-    for folder in newest.parent.glob("step-*"):
-        if folder.name < newest.name:
-            shutil.rmtree(folder, ignore_errors=True)
+    """Leave only ``newest``; also what a process that was killed had half-written goes."""
+    older = [folder for folder in newest.parent.glob("step-*") if folder.name < newest.name]
+    for folder in [*older, *newest.parent.glob(".step-*.tmp")]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _be_deterministic(device: torch.device) -> None:
@@ -214,6 +233,6 @@ def _be_deterministic(device: torch.device) -> None:
 def _check_finite(report: EvalReport) -> None:
     for name, value in report.metrics.items():
         if not math.isfinite(value):
-            raise FtaeError(f"{name} is {value} at step {report.step}") if report.step == 0 else TrainingFailed(
-                f"non-finite {name}", report.step
-            )
+            if report.step == 0:
+                raise FtaeError(f"{name} of the model as it was given is {value}; its weights cannot be used")
+            raise TrainingFailed(f"non-finite {name}", report.step)

@@ -55,9 +55,7 @@ def _ce(inputs: LossInputs) -> Tensor:
 
 
 def _ssim(inputs: LossInputs) -> Tensor:
-    similarity = structural_similarity_index_measure(
-        inputs.reconstruction_unit, inputs.target_unit, data_range=1.0
-    )
+    similarity = structural_similarity_index_measure(inputs.reconstruction_unit, inputs.target_unit, data_range=1.0)
     assert isinstance(similarity, Tensor)
     return 1.0 - similarity
 

@@ -88,9 +88,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(
-            list(self.weights.values()), [p.detach() for p in self._live.values()], 1.0 - self.decay
-        )
+        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in self._live.values()], 1.0 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ftae.journal import Status
-from ftae.search.state import SearchState
+from ftae.search.state import Assignment, SearchState
 
 
 class Coordinator:
@@ -28,7 +28,7 @@ class Coordinator:
         self.failure: Exception | None = None
 
     def assign(self) -> dict[str, Any] | None:
-        assignment = self._safely(self.state.next_trial)
+        assignment: Assignment | None = self._safely(self.state.next_trial)
         if assignment is None:
             return None
         self._safely(lambda: self._on_change(assignment.number))
@@ -82,7 +82,7 @@ class StateSearcher(_NeverPickled, Searcher):
         super().__init__()
         self._coordinator = coordinator
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's lacks FINISHED
         return self._coordinator.assign() or Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -99,7 +99,7 @@ class StateScheduler(_NeverPickled, FIFOScheduler):
     """Passes every result to the state and stops the trials that it ends."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._coordinator = coordinator
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from ftae.engine.build import check_search
 from ftae.engine.data import load_dataset
 from ftae.errors import FtaeError
 from ftae.journal import SearchRecord
+from ftae.search import ENVIRONMENT
 from ftae.search.adapters import Coordinator, CoordinatorStopper, StateScheduler, StateSearcher
 from ftae.search.progress import Progress
 from ftae.search.shipper import Shipper, publish, tracker_of
@@ -24,7 +25,6 @@ from ftae.search.state import SearchState
 from ftae.search.trial import run_trial
 from ftae.specs.search import Resources, SearchSpec
 from ftae.specs.yamlfile import dump
-from ftae.tracking import TrackingUnavailable
 
 FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 # What may change between the start of a search and its resumption: its means, not its question.
@@ -45,23 +45,25 @@ def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
     # Here, so that what is wrong with data or model is said before anything starts.
     data = load_dataset(spec.finetune.data)
     check_search(spec, None if data.class_names is None else len(data.class_names))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "search.yaml").write_text(dump(spec))
+    _make_folder(folder)
     with _ray(spec.search.resources):
         state = SearchState(spec, folder)
+        (folder / "search.yaml").write_text(dump(spec))
         with Progress(spec, state.record) as progress:
             if data.skipped:
                 progress.say(data.skipped_message())
             shipper = Shipper(folder, lambda: tracker_of(spec, folder), progress.say)
             shipper.start()
-            status, reason = "failed", "the driver failed"
+            outcome: tuple[str, str | None] = "failed", "the driver failed"
             try:
-                status, reason = _run_trials(state, progress)
+                outcome = _run_trials(state, progress)
             finally:
-                state.close(status, reason)
-                _finish_tracking(folder, spec, shipper, progress)
-    if status == "failed":
-        raise FtaeError(f"{spec.name} stopped: {reason}")
+                try:
+                    _leave(state, *outcome)
+                finally:
+                    _finish_tracking(folder, spec, shipper, progress)
+    if outcome[0] == "failed":
+        raise FtaeError(f"{spec.name} stopped: {outcome[1]}")
     return journal.replay(folder)
 
 
@@ -106,9 +108,7 @@ def _run_trials(state: SearchState, progress: Progress) -> tuple[str, str | None
 
 def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | None]:
     if isinstance(coordinator.failure, OSError):
-        raise FtaeError(
-            f"the journal cannot be written: {coordinator.failure}. Make room, then go on with --resume; nothing is lost"
-        ) from coordinator.failure
+        raise _unwritable(coordinator.failure) from coordinator.failure
     if coordinator.failure is not None:
         raise coordinator.failure
     if coordinator.baseline_failed():
@@ -116,6 +116,17 @@ def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | N
     if state.is_complete:
         return "complete", None
     return "interrupted", "max_hours is over" if coordinator.is_overdue() else "stopped by the user"
+
+
+def _leave(state: SearchState, status: str, reason: str | None) -> None:
+    try:
+        state.close(status, reason)
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> FtaeError:
+    return FtaeError(f"the journal cannot be written: {error}. Make room, then go on with --resume; nothing is lost")
 
 
 def _remove_checkpoints(state: SearchState) -> None:
@@ -129,7 +140,7 @@ def _finish_tracking(folder: Path, spec: SearchSpec, shipper: Shipper, progress:
         if shipper.finish(FLUSH_SECONDS):
             publish(folder, tracker_of(spec, folder))
             return
-    except TrackingUnavailable as error:
+    except FtaeError as error:
         progress.say(str(error))
     progress.say(f"MLflow lacks a part of this search; once it can be reached, run: ftae sync {spec.name}")
 
@@ -150,6 +161,13 @@ def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
         )
     if exists:
         _same_question(journal.replay(folder).search, spec.model_dump(mode="json"))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FtaeError(f"search.storage: cannot make the folder {folder}: {error.strerror}") from error
 
 
 def _same_question(before: dict[str, object], now: dict[str, object]) -> None:
@@ -177,9 +195,13 @@ def _ray(resources: Resources) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        # The workers of a cluster that runs already have not inherited this process's environment.
+        workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH")}
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            include_dashboard=False,
+            address=address,
+            runtime_env=None if address == "local" else {"env_vars": workers},
+            include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -192,7 +214,7 @@ def _ray(resources: Resources) -> Iterator[None]:
 
 
 def _check_room(resources: Resources) -> None:
-    have = ray.cluster_resources()
+    have = _cluster_resources()
     for wanted, key, leaf in ((resources.cpus, "CPU", "cpus"), (resources.gpus, "GPU", "gpus")):
         if wanted > have.get(key, 0.0):
             raise FtaeError(
@@ -202,8 +224,13 @@ def _check_room(resources: Resources) -> None:
 
 def _room(resources: Resources) -> int:
     """How many trials fit at once."""
-    have = ray.cluster_resources()
+    have = _cluster_resources()
     room = have.get("CPU", 0.0) / resources.cpus
     if resources.gpus:
         room = min(room, have.get("GPU", 0.0) / resources.gpus)
     return max(1, math.floor(room))
+
+
+def _cluster_resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources

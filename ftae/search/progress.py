@@ -87,12 +87,12 @@ class Progress:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "status", "step", self._spec.objective.metric, "params"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
-        for trial in sorted(self._record.trials.values(), key=lambda t: (t.status != "running", -t.number))[:SHOWN_TRIALS]:
+        for trial in sorted(self._record.trials.values(), key=lambda t: (t.status != "running", -t.number))[
+            :SHOWN_TRIALS
+        ]:
             value = "" if trial.value is None else f"{trial.value:.4f}"
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
-            table.add_row(
-                str(trial.number), Text(trial.status, STYLES[trial.status]), str(trial.step), value, params
-            )
+            table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), str(trial.step), value, params)
         return Group(table, Text(f"{self._spec.name}: {self._summary()}", "bold"))
 
 

@@ -5,6 +5,7 @@ journal: Ray forgets them on restore.
 """
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 from ray.tune.schedulers.async_hyperband import _Bracket  # private: ray is pinned, tests/search/test_rungs.py holds it
 
@@ -19,17 +20,18 @@ class Rungs:
         scheduler, steps = spec.search.scheduler, spec.rung_steps()
         self._bracket = None
         if isinstance(scheduler, Asha) and steps:
-            self._bracket = _Bracket(
-                steps[0], spec.finetune.max_steps, scheduler.reduction_factor, 0, stop_last_trials=False
-            )
+            self._bracket = _Bracket(steps[0], steps[-1], scheduler.reduction_factor, 0, stop_last_trials=False)
+            # The steps that the plan shows; Ray's own are not rounded, and it puts one at the end of the budget.
+            self._bracket._rungs = [(step, {}) for step in reversed(steps)]
 
     def goes_on(self, number: int, step: int, value: float) -> bool:
         """Record the value at the highest rung reached, and compare it with the trials there before."""
         if self._bracket is None:
             return True
-        return bool(self._bracket.on_result(SimpleNamespace(trial_id=number), step, self._sign * value) == "CONTINUE")
+        trial = cast(Any, SimpleNamespace(trial_id=number))  # all that a bracket reads of a trial
+        return self._bracket.on_result(trial, step, self._sign * value) == "CONTINUE"
 
     def recorded(self) -> dict[int, dict[int, float]]:
         """The objective of every trial at every rung: ``{step: {trial: value}}``."""
         rungs = self._bracket._rungs if self._bracket is not None else []
-        return {round(step): {n: self._sign * v for n, v in values.items()} for step, values in reversed(rungs)}
+        return {step: {n: self._sign * v for n, v in values.items()} for step, values in reversed(rungs)}

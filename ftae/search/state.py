@@ -94,8 +94,10 @@ class SearchState:
 
     def close(self, status: str, reason: str | None = None) -> None:
         """The driver leaves; the journal is closed."""
-        self._append("close", status=status, reason=reason)
-        self.journal.close()
+        try:
+            self._append("close", status=status, reason=reason)
+        finally:
+            self.journal.close()
 
     # ----------------------------------------------------------------------------------- questions
 

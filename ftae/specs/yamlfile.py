@@ -82,9 +82,7 @@ class _File:
         except UnicodeDecodeError as error:
             raise SpecError([f"{path}: cannot be read: it is not a text file (UTF-8)"]) from error
         except _NOT_YAML as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            raise SpecError([f"{path}{line}: not valid YAML: {_reason(error)}"]) from error
+            raise SpecError([f"{path}{_line(error)}: not valid YAML: {_reason(error)}"]) from error
         if not isinstance(data, dict):
             content = "nothing" if data is None else shown(data)
             raise SpecError([f"{path}:1: must be a mapping with the keys name, finetune, ..., got {content}"])
@@ -182,6 +180,13 @@ def _override(spec_type: type[Spec], data: dict[Any, Any], text: str) -> tuple[t
         return keys, yaml.safe_load(value)
     except _NOT_YAML as error:
         raise FtaeError(f"the value is not valid YAML: {_reason(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    mark, context = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    if mark is not None and context is not None and mark.buffer[mark.pointer] == "\0":
+        mark = context  # at the end of the file: what was opened and never closed
+    return f":{mark.line + 1}" if mark is not None else ""
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,496 @@
+"""What every family promises: its stages, its files, and that stopping and resuming changes nothing."""
+
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from safetensors.torch import load_file, save_file
+
+from ftae.engine.autoencoder import Autoencoder, Posterior
+from ftae.engine.build import build_model
+from ftae.engine.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.families import FAMILIES, build_autoencoder
+from ftae.engine.loop import finetune
+from ftae.engine.release import release
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+
+USER_MODULE = '''
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Vae(nn.Module):
+    """Spatial latents, and all that makes training mode different: dropout, batch statistics, noise."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.2),
+            nn.Conv2d(width, width, 4, 2, 1), nn.ReLU(),
+        )
+        self.mean = nn.Conv2d(width, 2, 1)
+        self.logvar = nn.Conv2d(width, 2, 1)
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(2, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh(),
+        )
+
+    def encode(self, images):
+        if self.training:
+            images = images + 0.1 * random.gauss(0, 1) + 0.1 * np.random.standard_normal() + 0.1 * torch.randn(())
+        features = self.encoder(images)
+        return self.mean(features), self.logvar(features)
+
+    def decode(self, latents):
+        return self.decoder(latents)
+
+
+class Plain(nn.Module):
+    """No encode and no decode, and a view() that needs contiguous activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode_conv = nn.Conv2d(3, 4, 4, 4)
+        self.norm = nn.BatchNorm1d(64, affine=False)
+        self.dropout = nn.Dropout(0.1)
+        self.code = nn.Linear(64, 8)
+        self.decode_linear = nn.Linear(8, 768)
+
+    def forward(self, images):
+        features = torch.relu(self.encode_conv(images))
+        features = self.dropout(self.norm(features.view(len(images), -1)))
+        return torch.sigmoid(self.decode_linear(self.code(features))).view(-1, 3, 16, 16)
+
+
+class OutsideParameter(Vae):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def not_a_module():
+    return "a string"
+'''
+NAMED_STAGES = {
+    "encoder": ["encoder.0", "encoder.1", "encoder.4"],
+    "bottleneck": ["mean", "logvar"],
+    "decoder": ["decoder.0", "decoder.1", "decoder.3"],
+}
+CUSTOM = {"family": "family_contract:Vae", "image_range": "-1..1", "kwargs": {"width": 4}}
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp_vae": {"family": "mlp_vae", "hidden": 16, "latent_dim": 4},
+    "conv_ae": {"family": "conv_ae", "channels": 8, "latent_channels": 2},
+    "conv_vae": {"family": "conv_vae", "channels": 8, "latent_dim": 4},
+    "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
+    "autoencoder_tiny": {"family": "autoencoder_tiny", "pretrained": "tiny"},
+    "custom_in_order_safetensors": {**CUSTOM, "pretrained": "vae.safetensors"},
+    "custom_named_pt": {**CUSTOM, "pretrained": "vae.pt", "stages": NAMED_STAGES},
+    "custom_forward_alone": {"family": "family_contract:Plain", "image_range": "0..1"},
+}
+BOUNDED = ("mlp_vae", "conv_ae", "conv_vae")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with small pretrained models, and with a user's module that can be imported."""
+    folder = tmp_path_factory.mktemp("families")
+    (folder / "family_contract.py").write_text(USER_MODULE)
+    sys.path.insert(0, str(folder))
+    torch.manual_seed(1)
+    AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=2,
+        norm_num_groups=4,
+        sample_size=16,
+    ).save_pretrained(folder / "kl")
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=2,
+    ).save_pretrained(folder / "tiny")
+    import family_contract
+
+    weights = family_contract.Vae(4).state_dict()
+    save_file(weights, folder / "vae.safetensors")
+    torch.save(weights, folder / "vae.pt")
+    yield folder
+    sys.path.remove(str(folder))
+    del sys.modules["family_contract"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, home: Path) -> dict[str, Any]:
+    return located(MODELS[request.param], home)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[EvalReport], Path]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return list(finetune(trained_spec(model), folder)), folder
+
+
+def located(model: dict[str, Any], home: Path) -> dict[str, Any]:
+    return model | ({"pretrained": str(home / model["pretrained"])} if "pretrained" in model else {})
+
+
+def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": model,
+        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "batch_size": 8,
+        "max_steps": 6,
+        "num_evals": 3,
+        "metrics": ["mse"],
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def trained_spec(model: dict[str, Any]) -> FinetuneSpec:
+    """All that carries state between two steps."""
+    has_posterior = model["family"] not in ("conv_ae", "autoencoder_tiny", "family_contract:Plain")
+    return spec_of(
+        model,
+        losses={"mse": 1.0, "ce": 0.1} | ({"kl": 1e-3} if has_posterior else {}),
+        metrics=["psnr", "ssim", "accuracy"] + (["kl", "active_units"] if has_posterior else []),
+        schedule={"name": "cosine", "warmup_fraction": 0.3},
+        ema_half_life_fraction=0.3,
+        grad_accumulation=2,
+        max_grad_norm=0.5,
+    )
+
+
+def built(model: dict[str, Any], seed: int = 0) -> Autoencoder:
+    torch.manual_seed(seed)
+    return build_autoencoder(spec_of(model).model, spec_of(model).data).eval()
+
+
+@torch.no_grad()
+def outputs(autoencoder: Autoencoder, images: torch.Tensor) -> list[torch.Tensor]:
+    """Posterior (or latents) and reconstruction."""
+    encoded = autoencoder.encode(images)
+    if isinstance(encoded, Posterior):
+        return [encoded.mean, encoded.logvar, autoencoder.decode(encoded.mean)]
+    return [encoded, autoencoder.decode(encoded)]
+
+
+def images_for(autoencoder: Autoencoder, num_images: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return autoencoder.to_range(torch.rand(num_images, 3, 16, 16, generator=generator))
+
+
+def draw_from_all_generators() -> None:
+    torch.rand(3)
+    np.random.rand(3)
+    random.random()
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal to the last bit, through all nested containers."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def assert_same_end(folder: Path, other: Path) -> None:
+    """The last checkpoints hold the same weights, averages, optimizer state and random state."""
+    checkpoint, other_checkpoint = latest_checkpoint(folder), latest_checkpoint(other)
+    assert checkpoint is not None
+    assert other_checkpoint is not None
+    assert checkpoint.name == other_checkpoint.name == "step-00000006"
+    for name in ("model.safetensors", "average.safetensors"):
+        assert (checkpoint / name).read_bytes() == (other_checkpoint / name).read_bytes()
+    states = [torch.load(c / "training.pt", weights_only=True) for c in (checkpoint, other_checkpoint)]
+    assert_same(*states)
+
+
+def metrics_of(reports: list[EvalReport]) -> list[tuple[int, dict[str, float]]]:
+    return [(report.step, report.metrics) for report in reports]
+
+
+def test_every_family_is_under_contract() -> None:
+    assert FAMILIES.keys() <= MODELS.keys()
+
+
+class TestContract:
+    def test_stages_cover_every_parameter_once(self, model: dict[str, Any]) -> None:
+        autoencoder = built(model)
+        staged = [id(p) for stage in autoencoder.stages for p in stage.parameters()]
+        assert len(staged) == len(set(staged))
+        assert set(staged) == {id(p) for p in autoencoder.parameters()}
+        assert all(any(True for _ in stage.parameters()) for stage in autoencoder.stages)
+        assert len({stage.name for stage in autoencoder.stages}) == len(autoencoder.stages)
+
+    def test_stages_are_in_data_flow_order(self, model: dict[str, Any]) -> None:
+        autoencoder = built(model)
+        passed: list[int] = []
+        for i, stage in enumerate(autoencoder.stages):
+            for leaf in {m for module in stage.modules for m in module.modules() if not list(m.children())}:
+                if list(leaf.parameters()):
+                    leaf.register_forward_hook(lambda *_, i=i: passed.append(i))
+        outputs(autoencoder, images_for(autoencoder))
+        assert passed == sorted(passed)
+        assert set(passed) == set(range(len(autoencoder.stages)))
+        order = ["encoder", "bottleneck", "decoder"]
+        groups = [order.index(stage.group) for stage in autoencoder.stages]
+        assert groups == sorted(groups)
+        assert {0, 2} <= set(groups)
+
+    def test_state_is_not_doubled(self, model: dict[str, Any]) -> None:
+        tensors = [t.data_ptr() for t in built(model).state_dict().values()]
+        assert len(tensors) == len(set(tensors))
+
+    def test_shapes(self, model: dict[str, Any]) -> None:
+        autoencoder = built(model)
+        images = images_for(autoencoder)
+        found = outputs(autoencoder, images)
+        assert found[-1].shape == images.shape
+        assert all(len(t) == len(images) and t.dtype == torch.float32 and t.isfinite().all() for t in found)
+        assert found[0].shape == found[-2].shape
+
+    def test_ranges_are_inverse(self, model: dict[str, Any]) -> None:
+        autoencoder = built(model)
+        unit = torch.tensor([0.0, 0.25, 1.0])
+        low, high = autoencoder.image_range
+        assert autoencoder.to_range(unit).tolist() == [low, low + 0.25 * (high - low), high]
+        assert autoencoder.to_unit(autoencoder.to_range(unit)).tolist() == unit.tolist()
+
+    def test_freeze(self, model: dict[str, Any], tmp_path: Path) -> None:
+        depth = 2
+        spec = spec_of(model, freeze_depth=depth, optimizer={"lr": 1e-2, "weight_decay": 0.1}, max_steps=3)
+        before = build_model(spec, None)
+        list(finetune(spec, tmp_path))
+        after = build_model(spec, None)
+        checkpoint = latest_checkpoint(tmp_path)
+        assert checkpoint is not None
+        after.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        for i, (old, new) in enumerate(zip(before.stages, after.stages, strict=True)):
+            states = [[t for m in stage.modules for t in m.state_dict().values()] for stage in (old, new)]
+            same = [torch.equal(a, b) for a, b in zip(*states, strict=True)]
+            assert all(same) if i < depth else not all(same), old.name
+
+    def test_save_and_load(self, model: dict[str, Any], tmp_path: Path) -> None:
+        saved = built(model, seed=1)
+        with torch.no_grad():
+            for parameter in saved.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        saved.save_pretrained(tmp_path / "model")
+        images = images_for(saved)
+        for folder in (tmp_path / "model", tmp_path):  # the folder above it is what ftae train writes
+            assert_same(outputs(built(model | {"pretrained": str(folder)}), images), outputs(saved, images))
+        assert not torch.equal(outputs(built(model), images)[-1], outputs(saved, images)[-1])
+
+    def test_resumed_equals_uninterrupted(
+        self, model: dict[str, Any], uninterrupted: tuple[list[EvalReport], Path], tmp_path: Path
+    ) -> None:
+        spec = trained_spec(model)
+        reports: list[EvalReport] = []
+        for report in finetune(spec, tmp_path):
+            reports.append(report)
+            if report.step > 0:
+                break
+        draw_from_all_generators()
+        resumed = []
+        for report in finetune(spec, tmp_path, resume_from=latest_checkpoint(tmp_path)):
+            resumed.append(report)
+            draw_from_all_generators()
+        assert resumed[0] == reports[-1]
+        assert metrics_of(reports + resumed[1:]) == metrics_of(uninterrupted[0])
+        assert_same_end(tmp_path, uninterrupted[1])
+
+    def test_what_the_consumer_draws_changes_nothing(
+        self, model: dict[str, Any], uninterrupted: tuple[list[EvalReport], Path], tmp_path: Path
+    ) -> None:
+        draw_from_all_generators()
+        reports = []
+        for report in finetune(trained_spec(model), tmp_path):
+            reports.append(report)
+            draw_from_all_generators()
+        assert metrics_of(reports) == metrics_of(uninterrupted[0])
+        assert_same_end(tmp_path, uninterrupted[1])
+
+    def test_a_released_model_is_the_one_that_was_judged(self, model: dict[str, Any], tmp_path: Path) -> None:
+        metrics = ["mse", "psnr", "ssim"]
+        spec = spec_of(model, ema_half_life_fraction=0.5, optimizer={"lr": 1e-2}, metrics=metrics)
+        first, *_, last = finetune(spec, tmp_path)
+        assert last.checkpoint is not None
+        release(spec, tmp_path / last.checkpoint, tmp_path / "released")
+        reloaded = spec_of(model | {"pretrained": str(tmp_path / "released")}, metrics=metrics)
+        again = next(finetune(reloaded, tmp_path / "again"))
+        assert again.metrics == {f"val/{name}": last.metrics[f"val/{name}"] for name in metrics}
+        assert again.metrics != first.metrics
+
+
+@pytest.mark.parametrize("family", BOUNDED)
+def test_bounded_families_stay_in_range(family: str) -> None:
+    assert spec_of(MODELS[family]).model.bounded_output
+    autoencoder = built(MODELS[family])
+    with torch.no_grad():
+        for parameter in autoencoder.parameters():
+            parameter.mul_(100.0)
+    extreme = outputs(autoencoder, images_for(autoencoder))[-1]
+    assert autoencoder.image_range == (0.0, 1.0)
+    assert 0.0 <= extreme.min() < 0.01
+    assert 0.99 < extreme.max() <= 1.0
+
+
+@pytest.mark.parametrize("name", ["autoencoder_kl", "autoencoder_tiny"])
+def test_unbounded_families_say_so(name: str, home: Path) -> None:
+    assert not spec_of(located(MODELS[name], home)).model.bounded_output
+
+
+def test_posteriors_are_as_the_spec_says(model: dict[str, Any]) -> None:
+    autoencoder = built(model)
+    has_posterior = isinstance(autoencoder.encode(images_for(autoencoder)), Posterior)
+    assert spec_of(model).model.has_posterior in (None, has_posterior)
+
+
+def test_every_encoder_parameter_of_the_tiny_one_gets_a_gradient(home: Path) -> None:
+    autoencoder = built(located(MODELS["autoencoder_tiny"], home)).train()
+    images = images_for(autoencoder)
+    latents = autoencoder.encode(images)
+    assert isinstance(latents, torch.Tensor)
+    (autoencoder.decode(latents) - images).square().mean().backward()
+    encoder = [s for s in autoencoder.stages if s.group == "encoder"]
+    gradients = [p.grad for stage in encoder for p in stage.parameters()]
+    assert len(gradients) == len(list(autoencoder.net.encoder.parameters()))
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+def test_stages_of_diffusers_models(home: Path) -> None:
+    kl = [stage.name for stage in built(located(MODELS["autoencoder_kl"], home)).stages]
+    assert kl == [
+        *("encoder.conv_in", "encoder.down_blocks.0", "encoder.down_blocks.1", "encoder.mid_block"),
+        *("encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in", "decoder.mid_block"),
+        *("decoder.up_blocks.0", "decoder.up_blocks.1", "decoder.conv_out"),
+    ]
+    tiny = [stage.name for stage in built(located(MODELS["autoencoder_tiny"], home)).stages]
+    assert tiny == [*(f"encoder.{i}" for i in range(3)), *(f"decoder.{i}" for i in range(4))]
+
+
+def test_stages_in_order_take_modules_without_parameters_along(home: Path) -> None:
+    stages = {s.name: [type(m).__name__ for m in s.modules] for s in built(MODELS["custom_forward_alone"]).stages}
+    assert stages == {
+        "encode_conv": ["Conv2d"],
+        "code": ["BatchNorm1d", "Dropout", "Linear"],
+        "decode_linear": ["Linear"],
+    }
+
+
+def test_conv_ae_takes_another_resolution_than_it_was_trained_at(tmp_path: Path) -> None:
+    built(MODELS["conv_ae"]).save_pretrained(tmp_path)
+    data = {"source": "digits", "resolution": 32, "color": "rgb", "classes": [0]}
+    spec = spec_of({"family": "conv_ae", "pretrained": str(tmp_path)}, data=data)
+    autoencoder = build_model(spec, None)
+    assert outputs(autoencoder, torch.rand(1, 3, 32, 32))[-1].shape == (1, 3, 32, 32)
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+def refused(model: dict[str, Any], **changes: Any) -> str:
+    with pytest.raises(FtaeError) as caught:
+        build_model(spec_of(model, **changes), None)
+    return str(caught.value)
+
+
+def grey(resolution: int = 16) -> dict[str, Any]:
+    return {"source": "digits", "resolution": resolution, "color": "grey", "classes": [0]}
+
+
+def test_another_resolution_or_colour_is_refused(home: Path, tmp_path: Path) -> None:
+    built(MODELS["conv_vae"]).save_pretrained(tmp_path)
+    own = {"family": "conv_vae", "pretrained": str(tmp_path)}
+    assert "takes images of 16 pixels a side, got data.resolution 32" in refused(own, data=grey(32) | {"color": "rgb"})
+    assert "takes 3 image channels" in refused(own, data=grey())
+    assert "set data.color to rgb" in refused(located(MODELS["autoencoder_kl"], home), data=grey())
+    assert "multiple of 2" in refused(located(MODELS["autoencoder_kl"], home), data=grey(17) | {"color": "rgb"})
+    assert "multiple of 4 (2**depth), got 18" in refused(MODELS["conv_vae"], data=grey(18))
+    assert "cannot take images of shape (1, 16, 16)" in refused(located(CUSTOM | {"kwargs": {}}, home), data=grey())
+
+
+def test_other_options_than_the_pretrained_ones_are_refused(tmp_path: Path) -> None:
+    built({"family": "conv_vae"}).save_pretrained(tmp_path)
+    own = {"family": "conv_vae", "pretrained": str(tmp_path)}
+    assert "model.channels is 8, but" in refused(own | {"channels": 8})
+    assert build_model(spec_of(own | {"channels": 32}), None)  # the default, said aloud
+    assert "holds a conv_vae, not a mlp_vae" in refused({"family": "mlp_vae", "pretrained": str(tmp_path)})
+
+
+def test_pretrained_that_is_not_there_is_refused(home: Path, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    assert "no ftae_model.json" in refused({"family": "conv_vae", "pretrained": absent})
+    assert "neither an existing folder nor a hub id" in refused({"family": "autoencoder_kl", "pretrained": absent})
+    assert "does not exist" in refused(CUSTOM | {"pretrained": absent})
+    empty = {"family": "autoencoder_kl", "pretrained": str(tmp_path)}
+    assert "AutoencoderKL cannot be loaded" in refused(empty)
+
+
+def test_weights_that_do_not_fit_are_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "kl", tmp_path / "kl")
+    weights = load_file(tmp_path / "kl" / "diffusion_pytorch_model.safetensors")
+    del weights["decoder.conv_out.bias"]
+    save_file(weights, tmp_path / "kl" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    lacking = {"family": "autoencoder_kl", "pretrained": str(tmp_path / "kl")}
+    assert "lacks weights of AutoencoderKL: decoder.conv_out.bias" in refused(lacking)
+    assert "does not hold a state dict of the model" in refused(
+        CUSTOM | {"pretrained": str(home / "vae.pt"), "kwargs": {"width": 5}}
+    )
+    built(MODELS["conv_vae"]).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert "does not hold a state dict" in refused({"family": "conv_vae", "pretrained": str(tmp_path)})
+
+
+class Payload:
+    """What a malicious pickle does when it is loaded: create the file ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_weights_with_code_are_refused_and_not_run(home: Path, tmp_path: Path) -> None:
+    torch.save({"weight": Payload(tmp_path / "ran")}, tmp_path / "evil.pt")
+    assert "does not hold a state dict" in refused(CUSTOM | {"pretrained": str(tmp_path / "evil.pt")})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_modules_that_cannot_be_staged_are_refused(home: Path) -> None:
+    own = {"family": "family_contract:OutsideParameter", "image_range": "0..1"}
+    assert "must belong to exactly one stage; not so: scale" in refused(own)
+    twice = NAMED_STAGES | {"encoder": ["encoder", "encoder.1"]}
+    assert "not so: encoder.1.weight" in refused(CUSTOM | {"stages": twice})
+    assert "the model has no sub-module 'decoder.9'" in refused(CUSTOM | {"stages": {"decoder": ["decoder.9"]}})
+    assert "must return a torch.nn.Module, got str" in refused(
+        {"family": "family_contract:not_a_module", "image_range": "0..1"}
+    )

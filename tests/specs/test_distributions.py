@@ -1,0 +1,149 @@
+"""Distributions take the type of their leaf, and hold nothing that a trial could not be."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec
+from ftae.specs.distributions import coerced
+from ftae.specs.problems import dotted, problems
+from ftae.specs.search import FileDistribution
+
+RUN = FinetuneSpec.model_validate(
+    {
+        "model": {"family": "conv_vae"},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0, "kl": 1e-4},
+        "optimizer": {"lr": 1e-3, "lr_multipliers": {"encoder": 0.5}},
+        "max_steps": 100,
+    }
+)
+READER: TypeAdapter[Any] = TypeAdapter(FileDistribution)
+
+
+def held(path: str, entry: dict[str, Any]) -> Any:
+    return coerced(RUN, path, READER.validate_python(entry))
+
+
+def faults(path: str, entry: dict[str, Any]) -> list[str]:
+    distribution = READER.validate_python(entry)
+    with pytest.raises(ValidationError) as caught:
+        coerced(RUN, path, distribution)
+    return [f"{dotted(at)}: {rule}" for at, rule in problems(type(distribution), caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("path", "entry", "expected"),
+    [
+        ("optimizer.lr", {"low": "1e-6", "high": "1e-2", "log": True}, Range(low=1e-6, high=1e-2, log=True)),
+        ("optimizer.lr", {"low": "1e-3", "high": 1}, Range(low=1e-3, high=1.0)),
+        ("optimizer.lr", {"low": 0.0005, "high": "2e-3", "step": "5e-4"}, Range(low=5e-4, high=2e-3, step=5e-4)),
+        ("optimizer.lr", {"choices": ["1e-4", "1e-3", 1]}, Choices(choices=(1e-4, 1e-3, 1.0))),
+        ("batch_size", {"low": 1.0, "high": "64", "log": True}, Range(low=1, high=64, log=True)),
+        ("batch_size", {"low": 8, "high": 32, "step": 8.0}, Range(low=8, high=32, step=8)),
+        ("freeze_depth", {"choices": [0, 2.0, "3"]}, Choices(choices=(0, 2, 3))),
+        ("freeze", {"choices": [[], ["encoder.*", "bottleneck"]]}, Choices(choices=((), ("encoder.*", "bottleneck")))),
+        ("max_grad_norm", {"choices": ["0.5", 1, None]}, Choices(choices=(0.5, 1.0, None))),
+        ("max_grad_norm", {"low": "0.1", "high": 1}, Range(low=0.1, high=1.0)),
+        ("optimizer.name", {"choices": ["adamw", "sgd"]}, Choices(choices=("adamw", "sgd"))),
+        ("data.flip", {"choices": [True, False]}, Choices(choices=(True, False))),
+        ("sample_posterior", {"choices": ["yes", "no"]}, Choices(choices=(True, False))),
+        ("optimizer.lr_multipliers.encoder", {"low": "1e-1", "high": 1}, Range(low=0.1, high=1.0)),
+    ],
+)
+def test_bounds_and_choices_take_the_type_of_the_leaf(path: str, entry: dict[str, Any], expected: Any) -> None:
+    result = held(path, entry)
+    assert result == expected
+    pairs = zip(result.corners(), expected.corners(), strict=True)
+    assert all(type(a) is type(b) for a, b in pairs)
+    assert isinstance(result, Choices) or type(result.step) is type(expected.step)
+
+
+@pytest.mark.parametrize(
+    ("path", "entry", "expected"),
+    [
+        ("batch_size", {"low": 1.5, "high": 64}, ["low: must be a whole number, got 1.5"]),
+        ("batch_size", {"low": 0, "high": 8.5},
+         ["low: must be greater than or equal to 1, got 0", "high: must be a whole number, got 8.5"]),
+        ("batch_size", {"low": 8, "high": 32, "step": 0.5}, ["step: must be a whole number, got 0.5"]),
+        ("optimizer.lr", {"low": 0, "high": 1}, ["low: must be greater than 0, got 0"]),
+        ("optimizer.lr", {"choices": [1e-3, None, "x"]},
+         ["choices.1: must be a number, got null", "choices.2: must be a number, got 'x'"]),
+        ("optimizer.lr", {"choices": [1e-3, "1e-3"]}, ["choices.1: choices must differ, got 0.001 twice"]),
+        ("freeze", {"choices": [[], [1]]}, ["choices.1.0: must be text in quotes, got 1"]),
+        ("optimizer.name", {"choices": ["adamw", "adamm"]},
+         ["choices.1: must be one of adamw, adam, radam, sgd, got 'adamm', did you mean 'adam'?"]),
+        ("optimizer.name", {"low": 1, "high": 2},
+         [": low and high need a numeric leaf, list its values as {choices: [...]}"]),
+        ("batch_size", {"low": 9, "high": 12},
+         [": must contain finetune's own value (8), the first configuration tried"]),
+        ("batch_size", {"low": 2, "high": 12, "step": 5},
+         [": must contain finetune's own value (8), the first configuration tried"]),
+        ("losses.ssim", {"choices": [0.0, -1]}, ["choices.1: must be greater than or equal to 0, got -1"]),
+        ("data.resolution", {"choices": [16, 8]},
+         [": with 8: metrics.1: ssim needs a resolution of at least 16, got 8"]),
+    ],
+)  # fmt: skip
+def test_what_the_leaf_or_the_run_refuses_is_located(path: str, entry: dict[str, Any], expected: list[str]) -> None:
+    assert faults(path, entry) == expected
+
+
+@pytest.mark.parametrize(
+    ("distribution", "inside", "outside"),
+    [
+        (Range(low=1, high=5), [1, 3, 5], [0, 6, None, "3", True]),
+        (Range(low=0.0, high=1.0, step=0.1), [0.3, 0.7, 1.0], [0.35, 1.1]),
+        (Range(low=1, high=9, step=4), [1, 5, 9], [3]),
+        (Choices(choices=(0.5, None)), [0.5, None], [1.0]),
+        (Choices(choices=((), ("a",))), [(), ("a",)], [("b",)]),
+    ],
+)
+def test_contains(distribution: Any, inside: list[Any], outside: list[Any]) -> None:
+    assert all(distribution.contains(value) for value in inside)
+    assert not any(distribution.contains(value) for value in outside)
+
+
+def search(space: dict[str, Any], **run: Any) -> SearchSpec:
+    finetune = {**RUN.model_dump(), **run}
+    objective = {"metric": "val/psnr", "direction": "maximize"}
+    return SearchSpec.model_validate({"name": "a", "finetune": finetune, "search_space": space, "objective": objective})
+
+
+def test_every_trial_the_space_allows_is_valid_or_the_search_is_refused() -> None:
+    space = {"schedule.name": {"choices": ["constant", "cosine"]}, "schedule.final_fraction": {"low": 0, "high": 0.5}}
+    with pytest.raises(ValidationError, match="with 0.5 and schedule.name 'constant': schedule.final_fraction"):
+        search(space, schedule={"name": "cosine"})
+    space = {f"losses.{term}": {"low": 0, "high": 1} for term in ("mse", "kl", "tv")}
+    with pytest.raises(ValidationError, match="with every number at its lowest: losses: at least one of"):
+        search(space, losses={"mse": 1.0, "kl": 1e-4, "tv": 0.1})
+    del space["losses.mse"]
+    assert search(space).trial_spec({"losses.kl": 0.0, "losses.tv": 0.0}).losses.weights() == {"mse": 1.0}
+
+
+@pytest.mark.parametrize("path", ["max_steps", "num_evals", "metrics", "num_threads"])
+def test_what_makes_trials_comparable_cannot_be_searched(path: str) -> None:
+    with pytest.raises(ValidationError, match=f"{path}: cannot be searched"):
+        search({path: {"low": 1, "high": 100}})
+
+
+def test_rungs_are_distinct_and_end_before_the_budget_whatever_the_factor() -> None:
+    spec = search({"freeze_depth": {"low": 0, "high": 2}}, max_steps=8, num_evals=4)
+    assert spec.rung_steps() == [4]
+    narrow = SearchSpec.model_validate(
+        {
+            **spec.model_dump(),
+            "search": {"scheduler": {"name": "asha", "reduction_factor": 1.01, "grace_fraction": 0.2}},
+        }
+    )
+    assert narrow.rung_steps() == [2, 3, 4, 5, 6, 7]
+
+
+def test_file_params_and_trial_spec_use_the_paths_of_the_space() -> None:
+    spec = search(
+        {"optimizer.lr_multipliers.encoder": {"low": 0.1, "high": 1}, "freeze": {"choices": [[], ["encoder"]]}}
+    )
+    assert spec.file_params() == {"optimizer.lr_multipliers.encoder": 0.5, "freeze": ()}
+    trial = spec.trial_spec({"optimizer.lr_multipliers.encoder": 0.2, "freeze": ["encoder"]})
+    assert trial.optimizer.lr_multipliers == {"encoder": 0.2}
+    assert trial.freeze == ("encoder",)

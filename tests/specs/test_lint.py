@@ -1,0 +1,89 @@
+"""Doubts about a valid file: each rule speaks where it should, and is silent where it should be."""
+
+from typing import Any
+
+import pytest
+
+from ftae.specs import ProductionSpec, SearchSpec
+from ftae.specs.lint import warnings
+
+
+def search(space: dict[str, Any] | None = None, objective: Any = None, settings: Any = None, **run: Any) -> SearchSpec:
+    finetune = {
+        "model": {"family": "conv_vae", "pretrained": "models/digits"},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 100,
+        **run,
+    }
+    return SearchSpec.model_validate(
+        {
+            "name": "a",
+            "finetune": finetune,
+            "search_space": space or {"optimizer.lr": {"low": 1e-4, "high": 1e-2}},
+            "objective": objective or {"metric": "val/psnr", "direction": "maximize"},
+            "search": settings or {},
+        }
+    )
+
+
+UNTRAINED = {"family": "conv_vae"}
+WEIGHT = {"low": 0, "high": 1}
+
+DOUBTS = [
+    (search(losses={"mse": 1, "kl_warmup_fraction": 0.1}), "losses.kl_warmup_fraction has no effect: losses.kl is 0"),
+    (search(losses={"mse": 1, "huber_delta": 0.2}), "losses.huber_delta has no effect: losses.huber is 0"),
+    (search({"losses.huber_delta": {"low": 0.01, "high": 1}}), "losses.huber_delta is searched without effect"),
+    (search(losses={"mse": 1, "ce": 0.1}), "losses.ce trains a classification head that no metric measures"),
+    (search({"losses.ce": {"low": 0.1, "high": 1}}, losses={"mse": 1, "ce": 0.1}),
+     "losses.ce trains a classification head"),
+    (search(model=UNTRAINED, freeze_depth=1), "frozen stages keep random weights"),
+    (search({"freeze_depth": {"low": 0, "high": 2}}, model=UNTRAINED), "frozen stages keep random weights"),
+    (search({"data.val": {"choices": [0.1, 0.2]}}),
+     "data.val is searched, so that trials are not measured on the same"),
+    (search(objective={"metric": "val/psnr", "direction": "minimize"}), "objective.direction is minimize, but psnr is "
+     "better where it is higher"),
+    (search(objective={"metric": "val/mse", "direction": "maximize"}, metrics=["mse"]), "objective.direction is maximize,
+     "
+     "but mse is better where it is lower"),
+    (search(settings={"num_trials": 4, "max_concurrent": 8}), "search.max_concurrent (8) is never reached: "
+     "search.num_trials is 4"),
+    (search(settings={"scheduler": {"name": "asha", "grace_fraction": 0.9}}),
+     "no trial can be stopped early: no evaluation "
+     "lies between search.scheduler.grace_fraction (0.9)"),
+    (search(num_evals=1), "no trial can be stopped early"),
+]  # fmt: skip
+
+QUIET = [
+    search(),
+    search(losses={"mse": 1, "kl": 1e-4, "kl_warmup_fraction": 0.1}),
+    search({"losses.kl": WEIGHT}, losses={"mse": 1, "kl_warmup_fraction": 0.1}),
+    search({"losses.huber": WEIGHT, "losses.huber_delta": {"low": 0.01, "high": 1}}),
+    search(losses={"mse": 1, "ce": 0.1}, metrics=["psnr", "accuracy"]),
+    search({"losses.ce": WEIGHT}),  # accuracy could not be measured in every trial
+    search({"data.flip": {"choices": [False, True]}}),
+    search({"freeze_depth": {"low": 0, "high": 2}}),
+    search(objective={"metric": "val/kl", "direction": "minimize"}, metrics=["kl"]),
+    search(objective={"metric": "val/kl", "direction": "maximize"}, metrics=["kl"]),
+    search(settings={"num_trials": 8, "max_concurrent": 8}),
+    search(settings={"scheduler": {"name": "fifo"}}),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), DOUBTS, ids=[expected[:40] for _, expected in DOUBTS])
+def test_a_doubt_is_one_sentence(spec: SearchSpec, expected: str) -> None:
+    (sentence,) = warnings(spec)
+    assert sentence.startswith(expected)
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("spec", QUIET)
+def test_no_doubt_where_a_setting_has_its_effect(spec: SearchSpec) -> None:
+    assert warnings(spec) == []
+
+
+def test_a_production_run_is_only_asked_about_itself() -> None:
+    finetune = search(losses={"mse": 1, "kl_warmup_fraction": 0.1, "ce": 1}, num_evals=1).finetune
+    found = warnings(ProductionSpec(name="a", finetune=finetune))
+    assert [sentence.split()[0] for sentence in found] == ["losses.kl_warmup_fraction", "losses.ce"]
