@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,9 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the file; may be given again."),
 ]
-SearchName = Annotated[str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)]
+SearchName = Annotated[
+    str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)
+]
 Storage = Annotated[Path, typer.Option(help="The folder searches live in.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 STORAGE = Path("searches")
@@ -55,18 +58,16 @@ def search(
     from ftae.specs.yamlfile import load_search
 
     spec = load_search(file, overrides or [])
-    from ftae.export import verdict
     from ftae.search.driver import run_search
 
     record = run_search(spec.located(), resume=resume)
     ranked = record.ranked()
     if ranked:
-        typer.echo(f"{spec.name}: best is trial {ranked[0].number}. {verdict(record, ranked[0])}")
+        typer.echo(f"{spec.name}: best is trial {ranked[0].number}. {record.verdict(ranked[0])}")
     assert record.close is not None
     if record.close["status"] != "complete":
-        typer.echo(
-            f"{spec.name} is not complete ({record.close['reason']}); go on with: ftae search {file} --resume", err=True
-        )
+        command = shlex.join(["ftae", "search", str(file), *(f"--set={text}" for text in overrides or []), "--resume"])
+        typer.echo(f"{spec.name} is not complete ({record.close['reason']}); go on with: {command}", err=True)
         raise typer.Exit(130 if "user" in record.close["reason"] else 0)
     if not ranked:
         raise FtaeError(f"{spec.name}: no trial ran to its full budget; see ftae show {spec.name}")
@@ -108,8 +109,12 @@ def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
 @app.command()
 def export(
     name: SearchName,
-    out: Annotated[Path | None, typer.Option(help="Folder to write.  [default: exports/SEARCH]", show_default=False)] = None,
-    trial: Annotated[int | None, typer.Option(help="Number of the trial.  [default: the best]", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.  [default: exports/SEARCH]", show_default=False)
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option(help="Number of the trial.  [default: the best]", show_default=False)
+    ] = None,
     storage: Storage = STORAGE,
 ) -> None:
     """Write the winner as one folder: production.yaml, model/, provenance.json, README.md."""
@@ -118,25 +123,24 @@ def export(
     folder = find_search(name, storage)
     from ftae import journal
     from ftae.export import export as export_to
-    from ftae.export import verdict
 
     target = out or Path("exports") / folder.name
     winner, released = export_to(folder, target, trial)
-    typer.echo(f"trial {winner.number} of {folder.name} is in {target}. {verdict(journal.replay(folder), winner)}")
+    typer.echo(f"trial {winner.number} of {folder.name} is in {target}. {journal.replay(folder).verdict(winner)}")
     if not released.latents_compatible:
         typer.echo("its latents are no longer compatible with the pretrained model's (see README.md there)")
 
 
 @app.command()
 def train(
-    file: Annotated[Path, typer.Argument(help="A production file, or the folder ftae export wrote.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A production file, or the folder ftae export wrote.", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder to write.  [default: runs/NAME]", show_default=False)] = None,
     overrides: Sets = None,
-    max_steps: Annotated[int | None, typer.Option(help="Train for this many steps instead.", show_default=False)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Train for this many steps instead.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    register: Annotated[
-        str | None, typer.Option(help="Put the model into MLflow's registry under this name.", show_default=False)
-    ] = None,
+    register: Annotated[str | None, typer.Option(help="Put the model into MLflow's registry under this name.")] = None,
     storage: Storage = STORAGE,
 ) -> None:
     """Run a production file to its end; the same budget repeats the trial's numbers exactly."""

@@ -109,7 +109,7 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, releas
     params = "\n".join(f"- `{path}`: {value}" for path, value in trial.params.items())
     return f"""# {search.name}, trial {trial.number}
 
-{verdict(record, trial)}
+{record.verdict(trial)}
 
 | metric | baseline (untuned) | trial {trial.number} |
 |---|---|---|
@@ -132,20 +132,6 @@ Input | reconstruction | absolute difference, on fixed validation images.
   kind of machine; `--max-steps N` trains for longer, `--resume` goes on with an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
 """
-
-
-def verdict(record: SearchRecord, trial: TrialRecord) -> str:
-    """One sentence: the trial against the untuned model."""
-    metric, direction = record.search["objective"]["metric"], record.search["objective"]["direction"]
-    baseline = record.baseline
-    if baseline is None or baseline.value is None or trial.value is None:
-        return f"{metric} {trial.value}; the baseline was not measured."
-    gain = trial.value - baseline.value
-    better = gain > 0 if direction == "maximize" else gain < 0
-    change = f"{metric} {baseline.value:.4f} -> {trial.value:.4f} ({gain:+.4f})"
-    return (
-        change if better else f"WARNING: the untuned model was not beaten. {change}. Use the pretrained model as it is."
-    )
 
 
 def _latents_note(released: Release) -> str:

@@ -164,6 +164,22 @@ class SearchRecord:
 
         return sorted(finished, key=rank)
 
+    def beats_baseline(self, trial: TrialRecord) -> bool | None:
+        """Whether a trial's objective is better than the untuned model's; None if that was not measured."""
+        if self.baseline is None or self.baseline.value is None or trial.value is None:
+            return None
+        gain = trial.value - self.baseline.value
+        return gain > 0 if self.search["objective"]["direction"] == "maximize" else gain < 0
+
+    def verdict(self, trial: TrialRecord) -> str:
+        """One sentence: a trial against the untuned model."""
+        metric, beats = self.search["objective"]["metric"], self.beats_baseline(trial)
+        if self.baseline is None or self.baseline.value is None or trial.value is None:
+            return f"{metric} {trial.value}; the baseline was not measured."
+        gain = trial.value - self.baseline.value
+        change = f"{metric} {self.baseline.value:.4f} -> {trial.value:.4f} ({gain:+.4f})"
+        return change if beats else f"WARNING: the untuned model was not beaten. {change}. Use the model as it was."
+
     def leaderboard(self) -> list[dict[str, Any]]:
         """One row a trial: the ranked ones first, then the baseline, then the rest by number."""
         ranked = self.ranked()

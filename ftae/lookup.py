@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from ftae.errors import FtaeError
 
-
 T = TypeVar("T")
 
 
@@ -25,7 +24,7 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     """
     if name in table:
         return table[name]
-    raise FtaeError(f"{kind} {name!r} is not known{did_you_mean(name, table)} Choose one of {', '.join(table)}")
+    raise FtaeError(f"{kind} must be one of {', '.join(table)}, got {name!r}{did_you_mean(name, table)}")
 
 
 def import_attr(reference: str) -> Any:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ftae.errors import SpecError
-from ftae.specs.finetune import FinetuneSpec, ImageFolder
+from ftae.specs.data import ImageFolder
+from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.lint import warnings
 from ftae.specs.search import ProductionSpec, SearchSpec
 
@@ -83,7 +84,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         lines.append(f"  {i:2d} {stage.name:<24} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
     if summary.kl_summed_weight is not None:
         lines.append(
-            f"kl           {run.losses.kl:g} per element is {summary.kl_summed_weight:g} in summed terms (LDM's kl_weight)"
+            f"kl           {run.losses.kl:g} per element; {summary.kl_summed_weight:g} in summed terms (LDM's kl_weight)"
         )
     return lines, summary.checkpoint_bytes
 

@@ -38,15 +38,13 @@ def best(folder: Path) -> dict[str, Any]:
     trial = ranked[0]
     assert trial.value is not None
     assert trial.checkpoint is not None
-    reference = None if baseline is None else baseline.value
-    sign = 1 if record.search["objective"]["direction"] == "maximize" else -1
     return {
         "search": record.search["name"],
         "trial": trial.number,
         "metric": record.search["objective"]["metric"],
         "value": trial.value,
-        "baseline": reference,
-        "beats_baseline": None if reference is None else sign * (trial.value - reference) > 0,
+        "baseline": None if baseline is None else baseline.value,
+        "beats_baseline": record.beats_baseline(trial),
         "params": trial.params,
         "metrics": trial.metrics,
         "checkpoint": str(folder / trial.checkpoint),

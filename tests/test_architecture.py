@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ftae"
 
 LAYERS = [
-    {"errors", "lookup"},
+    {"errors"},
+    {"lookup"},
     {"specs"},
     {"engine", "journal", "tracking"},
     {"search", "export", "production", "report", "plan"},

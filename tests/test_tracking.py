@@ -542,21 +542,41 @@ def test_what_cannot_be_reached_says_so_at_once_and_keeps_secrets(tmp_path: Path
     assert len(str(caught.value)) < 700
 
 
-def test_nothing_is_printed_or_left_behind(tmp_path: Path) -> None:
-    """A first run on a new store, in a process of its own: no chatter, nothing in the current folder."""
+def test_first_runs_on_a_new_store_are_silent_and_may_be_several_at_once(tmp_path: Path) -> None:
+    """In processes of their own: no chatter, nothing in the current folder, no half-made tables."""
     code = (
         "import sys; from pathlib import Path; from ftae.tracking import RunTracker\n"
+        "print('ready', flush=True); input()\n"
         "run = RunTracker(None, Path(sys.argv[1]), 'e', 'r', {'lr': 1}, {})\n"
         "run.log(0, {'val/psnr': 1.0}); run.end('FINISHED')"
     )
-    here = tmp_path / "here"
+    here, storage = tmp_path / "here", tmp_path / "new" / "storage"
     here.mkdir()
-    command = [sys.executable, "-c", code, str(tmp_path / "new" / "storage")]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    result = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, check=True)
-    assert (result.stdout, result.stderr) == ("", "")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(storage)],
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=120) for process in processes] == [("", "")] * 3
     assert list(here.iterdir()) == []
-    assert (tmp_path / "new" / "storage" / "mlflow.db").is_file()
+    client = MlflowClient(store_uri(None, storage))
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"] * 3
 
 
 # ----------------------------------------------------------------------------------------------- server
@@ -658,4 +678,5 @@ def test_a_server_that_goes_and_comes_back(
         assert source == f"{client.get_run(production.run_id).info.artifact_uri}/model"
         search.tracker(uri).publish(leaderboard=[{"a": 1}], best_config="", files={}, tags={}, metrics={"m": 1.0})
         assert "leaderboard.json" in artifacts_of(client, runs["outage"])
+    assert list((tmp_path / "artifacts").rglob("search.yaml"))  # where the server keeps them, not the client
     assert capfd.readouterr() == ("", "")

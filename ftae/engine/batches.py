@@ -10,7 +10,7 @@ import torch
 
 from ftae.engine.data import ImageSet
 from ftae.engine.sources import Pixels
-from ftae.specs.finetune import DataSpec
+from ftae.specs.data import DataSpec
 
 
 @dataclass(frozen=True)

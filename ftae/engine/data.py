@@ -23,7 +23,7 @@ from ftae.engine.sources import (
     photos_source,
 )
 from ftae.errors import FtaeError
-from ftae.specs.finetune import AnyData, DataSpec, Digits, ImageFolder
+from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder
 
 
 @dataclass(frozen=True)

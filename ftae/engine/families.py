@@ -15,7 +15,8 @@ from ftae.engine.autoencoder import Autoencoder, Group, Posterior, Stage
 from ftae.engine.networks import ConvAeNet, ConvVaeNet, MlpVaeNet
 from ftae.errors import FtaeError
 from ftae.lookup import import_attr
-from ftae.specs.finetune import AnyModel, CustomModel, CustomStages, DataSpec, DiffusersModel
+from ftae.specs.data import DataSpec
+from ftae.specs.models import AnyModel, CustomModel, CustomStages, DiffusersModel
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
 

@@ -19,7 +19,8 @@ from ftae.engine.evaluation import evaluate, save_grid
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import CustomModel, FinetuneSpec
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.models import CustomModel
 
 
 def finetune(spec: FinetuneSpec, workdir: Path, *, resume_from: Path | None = None) -> Iterator[EvalReport]:

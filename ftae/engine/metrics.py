@@ -5,7 +5,7 @@ the validation images:
 
     mse, l1       mean over pixels and channels
     psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; the mean of images, not of pixels
-    ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, data range 1
+    ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, borders reflected
     kl            sum over latent elements of the KL from the standard normal, in nats an image
     accuracy      1 where the head's largest logit is the label, else 0
 

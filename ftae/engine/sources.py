@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ftae.errors import FtaeError
-from ftae.specs.finetune import DataSpec, Digits, Photos
+from ftae.specs.data import DataSpec, Digits, Photos
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

@@ -87,9 +87,8 @@ class Progress:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "status", "step", self._spec.objective.metric, "params"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
-        for trial in sorted(self._record.trials.values(), key=lambda t: (t.status != "running", -t.number))[
-            :SHOWN_TRIALS
-        ]:
+        newest = sorted(self._record.trials.values(), key=lambda t: (t.status != "running", -t.number))
+        for trial in newest[:SHOWN_TRIALS]:
             value = "" if trial.value is None else f"{trial.value:.4f}"
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
             table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), str(trial.step), value, params)

@@ -7,231 +7,15 @@ production run mean the same thing by it.
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from ftae.specs.base import Spec
-from ftae.specs.problems import Problem, matching, refusal
+from ftae.specs.base import Positive, Spec
+from ftae.specs.data import AnyData, ImageFolder
+from ftae.specs.models import AnyModel
+from ftae.specs.problems import Problem, refusal
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[int, Field(ge=1)]
-
-# ---------------------------------------------------------------------------------------- models
-
-
-class ModelSpec(Spec):
-    """What every family shares.
-
-    ``pretrained``: a local folder (diffusers format, or written by ``ftae train``), or a hub id.
-    """
-
-    pretrained: str | None = None
-
-    # Facts of the family; the loop and the checks read them, no file sets them.
-    @property
-    def has_posterior(self) -> bool | None:
-        """Whether the encoder gives a distribution; None where only the module itself can tell."""
-        return False
-
-    @property
-    def bounded_output(self) -> bool:
-        """Whether reconstructions always lie inside the image range (what BCE needs)."""
-        return False
-
-
-class MlpVae(ModelSpec):
-    """The classic fully connected VAE: 784-400-20 for 28x28 grey images (Kingma & Welling 2013).
-
-    ``None`` takes the pretrained model's value, or the default: hidden 400, latent_dim 20.
-    """
-
-    family: Literal["mlp_vae"]
-    hidden: Positive | None = None
-    latent_dim: Positive | None = None
-
-    @property
-    def has_posterior(self) -> bool:
-        return True
-
-    @property
-    def bounded_output(self) -> bool:
-        return True
-
-
-class ConvAe(ModelSpec):
-    """Fully convolutional autoencoder of strided convolutions; takes any multiple of 2**depth.
-
-    ``None`` takes the pretrained model's value, or the default: channels 32, depth 2, latent_channels 8.
-    """
-
-    family: Literal["conv_ae"]
-    channels: Positive | None = None
-    depth: Annotated[int, Field(ge=1, le=6)] | None = None
-    latent_channels: Positive | None = None
-
-    @property
-    def bounded_output(self) -> bool:
-        return True
-
-
-class ConvVae(ModelSpec):
-    """VAE of strided convolutions around a linear bottleneck; its resolution is fixed.
-
-    ``None`` takes the pretrained model's value, or the default: channels 32, depth 2, latent_dim 32.
-    """
-
-    family: Literal["conv_vae"]
-    channels: Positive | None = None
-    depth: Annotated[int, Field(ge=1, le=6)] | None = None
-    latent_dim: Positive | None = None
-
-    @property
-    def has_posterior(self) -> bool:
-        return True
-
-    @property
-    def bounded_output(self) -> bool:
-        return True
-
-
-class DiffusersModel(ModelSpec):
-    """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline."""
-
-    pretrained: str
-    subfolder: str | None = None
-
-
-class AutoencoderKl(DiffusersModel):
-    """diffusers' AutoencoderKL, the VAE of Stable Diffusion; images in [-1, 1]."""
-
-    family: Literal["autoencoder_kl"]
-
-    @property
-    def has_posterior(self) -> bool:
-        return True
-
-
-class AutoencoderTiny(DiffusersModel):
-    """diffusers' AutoencoderTiny (TAESD); images in [-1, 1]."""
-
-    family: Literal["autoencoder_tiny"]
-
-
-class CustomStages(Spec):
-    """Sub-modules of a user's model, in data-flow order, by dotted name."""
-
-    encoder: tuple[str, ...] = ()
-    bottleneck: tuple[str, ...] = ()
-    decoder: tuple[str, ...] = ()
-
-
-class CustomModel(ModelSpec):
-    """A user's own module: ``family`` is the ``package.module:attr`` that builds it.
-
-    The attribute is called with ``kwargs`` and returns a module with ``encode`` and ``decode``, or
-    with ``forward`` alone. ``encode`` returns latents, or ``(mean, logvar)``. ``pretrained`` is a
-    state dict: ``.safetensors``, or ``.pt`` loaded with ``weights_only``.
-    """
-
-    family: Annotated[str, matching(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "written package.module:attr")]
-    kwargs: dict[str, JsonValue] = {}
-    stages: CustomStages | None = None
-    image_range: Literal["0..1", "-1..1"]
-
-    @property
-    def has_posterior(self) -> None:
-        return None
-
-
-def _family(value: Any) -> str | None:
-    """The tag of a model; error messages take the key's name from this function's."""
-    family = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
-    return "package.module:attr" if isinstance(family, str) and ":" in family else family
-
-
-AnyModel = Annotated[
-    Annotated[MlpVae, Tag("mlp_vae")]
-    | Annotated[ConvAe, Tag("conv_ae")]
-    | Annotated[ConvVae, Tag("conv_vae")]
-    | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
-    | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]
-    | Annotated[CustomModel, Tag("package.module:attr")],
-    Discriminator(_family),
-]
-
-# ------------------------------------------------------------------------------------------ data
-
-
-class DataSpec(Spec):
-    """What every source shares. Images are square, ``resolution`` pixels a side, grey or RGB.
-
-    ``random_crop_from``: decode at this side and train on random crops of ``resolution``
-    (validation takes the centre). ``flip``: mirror training images left-right at random.
-    """
-
-    resolution: Annotated[int, Field(ge=8, le=4096)]
-    color: Literal["rgb", "grey"] = "rgb"
-    # A share first: YAML reads 1e-1 as text, which must not become the name of a folder.
-    val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
-    random_crop_from: Positive | None = None
-    flip: bool = False
-
-    @field_validator("random_crop_from")
-    @classmethod
-    def _crop_has_room(cls, side: int | None, info: ValidationInfo) -> int | None:
-        resolution = info.data.get("resolution")
-        if side is not None and resolution is not None and side <= resolution:
-            raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
-        return side
-
-    @property
-    def decoded_side(self) -> int:
-        """Pixels a side of the decoded arrays."""
-        return self.random_crop_from or self.resolution
-
-    @property
-    def channels(self) -> int:
-        return 3 if self.color == "rgb" else 1
-
-
-class ImageFolder(DataSpec):
-    """A folder of images; its sub-folders, if any, are the labels.
-
-    ``val``: the share held out of ``train`` (always the same images), or a folder of its own.
-    """
-
-    source: Literal["image_folder"]
-    train: str
-
-
-class Digits(DataSpec):
-    """scikit-learn's 1,797 handwritten digits (8x8, enlarged), labelled 0-9.
-
-    ``classes`` keeps some of them; ``shift`` makes another domain of the same digits.
-    """
-
-    source: Literal["digits"]
-    color: Literal["rgb", "grey"] = "grey"
-    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
-    shift: Literal["none", "invert", "rotate", "noise"] = "none"
-
-
-class Photos(DataSpec):
-    """Patches of scikit-learn's two photographs (427x640), cut at ``resolution``; no labels.
-
-    Validation patches come from the right-hand ``val`` share of each photograph, training patches
-    from the rest, so that the two never overlap.
-    """
-
-    source: Literal["photos"]
-    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    num_patches: Annotated[int, Field(ge=10)] = 1000
-
-
-AnyData = Annotated[ImageFolder | Digits | Photos, Field(discriminator="source")]
-
-# ------------------------------------------------------------------------- losses and metrics
 
 
 class Losses(Spec):
@@ -273,8 +57,6 @@ METRIC_BOUNDS: dict[str, tuple[float, float]] = {
     "accuracy": (0.0, 1.0),
 }
 NEEDS_POSTERIOR = frozenset({"kl", "active_units"})
-
-# --------------------------------------------------------------------------------- optimisation
 
 
 class Optimizer(Spec):
@@ -320,9 +102,6 @@ class Schedule(Spec):
         if name is not None and name not in takes and value != cls.model_fields[field].default:
             raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(takes)}")
         return value
-
-
-# ------------------------------------------------------------------------------------------ whole
 
 
 class FinetuneSpec(Spec):

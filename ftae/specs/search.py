@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from ftae.errors import FtaeError
-from ftae.specs.base import Spec
+from ftae.specs.base import Positive, Spec
 from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
-from ftae.specs.finetune import METRIC_BOUNDS, FinetuneSpec, Positive
+from ftae.specs.finetune import METRIC_BOUNDS, FinetuneSpec
 from ftae.specs.overrides import apply_overrides, leaf_in, value_at
 from ftae.specs.problems import Problem, matching, one_of, problems, refusal, shown
 
@@ -40,10 +40,6 @@ class Objective(Spec):
         """The worst value the metric can take: what a diverged trial scores."""
         low, high = METRIC_BOUNDS[self.metric.removeprefix("val/")]
         return low if self.direction == "maximize" else high
-
-    def better(self, a: float, b: float) -> bool:
-        """Whether ``a`` is strictly better than ``b``."""
-        return a > b if self.direction == "maximize" else a < b
 
 
 class Fifo(Spec):
@@ -168,7 +164,12 @@ class SearchSpec(Spec):
 
     def located(self) -> "SearchSpec":
         """The same search with absolute paths, so that a worker can run it from any folder."""
-        return self.model_copy(update={"finetune": self.finetune.located()})
+        space = dict(self.search_space)
+        for path, distribution in self.search_space.items():
+            if isinstance(distribution, Choices):
+                runs = [apply_overrides(self.finetune, {path: choice}).located() for choice in distribution.choices]
+                space[path] = Choices(choices=tuple(value_at(run, path) for run in runs))
+        return self.model_copy(update={"finetune": self.finetune.located(), "search_space": space})
 
     def rung_steps(self) -> list[int]:
         """The steps at which trials are compared; none without ASHA, or where none lies before the end.

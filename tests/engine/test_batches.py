@@ -6,7 +6,7 @@ import torch
 
 from ftae.engine.batches import batch_indices, train_batch, val_batches
 from ftae.engine.data import ImageSet
-from ftae.specs.finetune import ImageFolder
+from ftae.specs.data import ImageFolder
 
 
 def spec_of(**fields: Any) -> ImageFolder:

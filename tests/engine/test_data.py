@@ -16,7 +16,7 @@ from PIL import Image
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.sources import UnreadableImage, decode_image
 from ftae.errors import FtaeError
-from ftae.specs.finetune import Digits, ImageFolder, Photos
+from ftae.specs.data import Digits, ImageFolder, Photos
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -464,7 +464,7 @@ LOAD = """
 import json, sys
 from ftae.engine.data import load_dataset
 from ftae.errors import FtaeError
-from ftae.specs.finetune import ImageFolder
+from ftae.specs.data import ImageFolder
 spec = ImageFolder.model_validate_json(sys.argv[1])
 {prepare}
 print("ready", flush=True)

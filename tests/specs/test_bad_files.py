@@ -100,7 +100,7 @@ ONE_FAULT = [
     ("{encoder: 0.1}", "[0.1]", "14: finetune.optimizer.lr_multipliers: must be a mapping, got [0.1]"),
     ("max_steps: 2000", "max_steps: 3", "2: finetune.num_evals: must not exceed max_steps (3), got 6"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: constant, final_fraction: 0.1}",
-     "16: finetune.schedule.final_fraction: has no effect on a constant schedule, it needs linear or cosine or cyclical"),
+     "16: finetune.schedule.final_fraction: has no effect on a constant schedule, it needs linear or cosine"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: cosine, num_cycles: 2}",
      "16: finetune.schedule.num_cycles: has no effect on a cosine schedule, it needs cyclical"),
     ("    - ssim\n", "    - ssimm\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl, active_units, "
@@ -118,8 +118,8 @@ ONE_FAULT = [
      "21: search_space.optimizer.lr.step: has no meaning on a log"),
     (LR, "{low: 1e-6, high: 2e-4, step: 1}",
      "21: search_space.optimizer.lr.step: must be greater than 0 and fit between"),
-    (LR, "{low: 1e-6, high: 2e-4, lag: true}", "21: search_space.optimizer.lr.lag: unknown key, must be one of low, high,
-     "
+    (LR, "{low: 1e-6, high: 2e-4, lag: true}",
+     "21: search_space.optimizer.lr.lag: unknown key, must be one of low, high, "
      "log, step, did you mean 'log'?"),
     (LR, "{choices: [1e-5, 2e-5]}", "21: search_space.optimizer.lr: must contain finetune's own value (0.0001)"),
     (LR, "5", "21: search_space.optimizer.lr: must be a mapping, got 5"),
@@ -153,8 +153,8 @@ ONE_FAULT = [
     (CLIP, "losses.mse: {low: 0, high: 1}\n  losses.kl: {low: 0, high: 1}",
      "28: search_space.losses.kl: with 0.0 and losses.mse 0.0: losses: at least one of mse, l1,"),
     # the objective and the search
-    ("val/psnr", "val/pnsr", "28: objective.metric: finetune.metrics lacks it, must be one of val/psnr, val/ssim, val/kl,
-     "
+    ("val/psnr", "val/pnsr",
+     "28: objective.metric: finetune.metrics lacks it, must be one of val/psnr, val/ssim, val/kl, "
      "got 'val/pnsr', did you mean 'val/psnr'?"),
     ("val/psnr", "train/loss",
      "28: objective.metric: a weighted loss cannot be compared between trials, must be one of"),
@@ -200,7 +200,7 @@ def test_one_fault_gives_one_line(path: Path, old: str, new: str, expected: str)
     assert found[0].startswith(expected)
     # A line is complete in itself, and says nothing of Python or pydantic.
     assert "\n" not in found[0]
-    assert not re.search(r"Input|should|valid (string|integer|dict|tuple)|instance of|finetune\.\w+\.image_folder", found[0])
+    assert not re.search(r"Input|should|a valid|instance of|\.image_folder|\.autoencoder_kl", found[0])
 
 
 def test_all_faults_of_a_file_come_at_once_in_the_order_of_its_lines(path: Path) -> None:

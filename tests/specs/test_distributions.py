@@ -112,7 +112,7 @@ def search(space: dict[str, Any], **run: Any) -> SearchSpec:
 
 def test_every_trial_the_space_allows_is_valid_or_the_search_is_refused() -> None:
     space = {"schedule.name": {"choices": ["constant", "cosine"]}, "schedule.final_fraction": {"low": 0, "high": 0.5}}
-    with pytest.raises(ValidationError, match="with 0.5 and schedule.name 'constant': schedule.final_fraction"):
+    with pytest.raises(ValidationError, match=r"with 0\.5 and schedule\.name 'constant': schedule\.final_fraction"):
         search(space, schedule={"name": "cosine"})
     space = {f"losses.{term}": {"low": 0, "high": 1} for term in ("mse", "kl", "tv")}
     with pytest.raises(ValidationError, match="with every number at its lowest: losses: at least one of"):

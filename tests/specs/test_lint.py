@@ -44,8 +44,8 @@ DOUBTS = [
      "data.val is searched, so that trials are not measured on the same"),
     (search(objective={"metric": "val/psnr", "direction": "minimize"}), "objective.direction is minimize, but psnr is "
      "better where it is higher"),
-    (search(objective={"metric": "val/mse", "direction": "maximize"}, metrics=["mse"]), "objective.direction is maximize,
-     "
+    (search(objective={"metric": "val/mse", "direction": "maximize"}, metrics=["mse"]),
+     "objective.direction is maximize, "
      "but mse is better where it is lower"),
     (search(settings={"num_trials": 4, "max_concurrent": 8}), "search.max_concurrent (8) is never reached: "
      "search.num_trials is 4"),

@@ -98,8 +98,8 @@ def test_the_number_type_of_a_leaf(path: str, expected: type | None) -> None:
     ("path", "expected"),
     [
         ("optimiser.lr", "unknown key 'optimiser', must be one of model, data,"),
-        ("optimizer.lrr", "unknown key 'lrr' in optimizer, must be one of name, lr, lr_multipliers, weight_decay, betas,
-         "
+        ("optimizer.lrr",
+         "unknown key 'lrr' in optimizer, must be one of name, lr, lr_multipliers, weight_decay, betas, "
          "momentum, did you mean 'lr'?"),
         ("data.shift", "unknown key 'shift' in data, must be one of resolution,"),
         ("model.hidden",
@@ -121,7 +121,11 @@ def test_what_is_no_leaf_is_refused_with_the_choices(path: str, expected: str) -
 
 def test_a_key_behind_a_mapping_may_contain_dots() -> None:
     data = RUN.model_dump()
-    assert locate(FinetuneSpec, data, "optimizer.lr_multipliers.decoder.*")[0] == ("optimizer", "lr_multipliers", "decoder.*")
+    assert locate(FinetuneSpec, data, "optimizer.lr_multipliers.decoder.*")[0] == (
+        "optimizer",
+        "lr_multipliers",
+        "decoder.*",
+    )
     # A new key is one key, even where a part of it is there.
     assert locate(FinetuneSpec, data, "optimizer.lr_multipliers.encoder.conv")[0][2:] == ("encoder.conv",)
     assert locate(FinetuneSpec, data, "model.kwargs.a.b")[0] == ("model", "kwargs", "a.b")
@@ -131,7 +135,11 @@ def test_a_key_behind_a_mapping_may_contain_dots() -> None:
 
 def test_the_parts_of_a_distribution_are_found_behind_an_existing_key_only() -> None:
     data = {"search_space": {"optimizer.lr": {"low": 1, "high": 2}}}
-    assert locate(SearchSpec, data, "search_space.optimizer.lr.choices")[0] == ("search_space", "optimizer.lr", "choices")
+    assert locate(SearchSpec, data, "search_space.optimizer.lr.choices")[0] == (
+        "search_space",
+        "optimizer.lr",
+        "choices",
+    )
     assert locate(SearchSpec, data, "search_space.optimizer.lr")[0] == ("search_space", "optimizer.lr")
     assert locate(SearchSpec, data, "search_space.losses.kl.low")[0] == ("search_space", "losses.kl.low")
     assert locate(SearchSpec, {}, "search_space.losses.kl")[0] == ("search_space", "losses.kl")
@@ -148,7 +156,9 @@ def test_a_union_that_its_data_do_not_tell_takes_the_keys_of_every_member() -> N
 
 def test_apply_overrides_changes_those_leaves_and_nothing_else() -> None:
     before = RUN.model_dump()
-    changed = apply_overrides(RUN, {"optimizer.lr": "2e-3", "optimizer.lr_multipliers.head": 3, "model.kwargs.net.depth": 5})
+    changed = apply_overrides(
+        RUN, {"optimizer.lr": "2e-3", "optimizer.lr_multipliers.head": 3, "model.kwargs.net.depth": 5}
+    )
     assert RUN.model_dump() == before
     expected = RUN.model_dump()
     expected["optimizer"]["lr"] = 2e-3

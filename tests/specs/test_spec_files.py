@@ -297,6 +297,23 @@ def test_byte_order_mark_and_windows_line_ends_are_read(path: Path) -> None:
     assert problem(path) == f"{path}:{line}: finetune.max_steps: must be greater than or equal to 1, got 0"
 
 
+def test_a_located_search_is_valid_from_any_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    for name in ("models/a", "models/b", "photos"):
+        Path(name).mkdir(parents=True)
+    run = {**FOLDER, "model": {"family": "autoencoder_tiny", "pretrained": "models/a"}}
+    run["data"] = {"source": "image_folder", "train": "photos", "val": "1e-1", "resolution": 32}
+    space = {"model.pretrained": {"choices": ["models/a", "models/b", "org/hub-id"]}}
+    spec = load_search(write(path, {**SEARCH, "finetune": run, "search_space": space}))
+    assert spec.finetune.data.val == 0.1, "a share that YAML reads as text is no folder"
+    located = spec.located()
+    here = path.parent
+    assert located.finetune.model.pretrained == f"{here}/models/a"
+    assert located.search_space["model.pretrained"].corners() == (f"{here}/models/a", f"{here}/models/b", "org/hub-id")
+    monkeypatch.chdir("/")
+    assert SearchSpec.model_validate(located.model_dump(mode="json")) == located
+
+
 # ---------------------------------------------------------------------------- anchors and merging
 
 MERGED = """\

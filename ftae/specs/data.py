@@ -1,0 +1,77 @@
+"""The data of a run: one spec a source of images."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from ftae.specs.base import Positive, Spec
+
+
+class DataSpec(Spec):
+    """What every source shares. Images are square, ``resolution`` pixels a side, grey or RGB.
+
+    ``random_crop_from``: decode at this side and train on random crops of ``resolution``
+    (validation takes the centre). ``flip``: mirror training images left-right at random.
+    """
+
+    resolution: Annotated[int, Field(ge=8, le=4096)]
+    color: Literal["rgb", "grey"] = "rgb"
+    # A share first: YAML reads 1e-1 as text, which must not become the name of a folder.
+    val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
+    random_crop_from: Positive | None = None
+    flip: bool = False
+
+    @field_validator("random_crop_from")
+    @classmethod
+    def _crop_has_room(cls, side: int | None, info: ValidationInfo) -> int | None:
+        resolution = info.data.get("resolution")
+        if side is not None and resolution is not None and side <= resolution:
+            raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
+        return side
+
+    @property
+    def decoded_side(self) -> int:
+        """Pixels a side of the decoded arrays."""
+        return self.random_crop_from or self.resolution
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.color == "rgb" else 1
+
+
+class ImageFolder(DataSpec):
+    """A folder of images; its sub-folders, if any, are the labels.
+
+    ``val``: the share held out of ``train`` (always the same images), or a folder of its own.
+    """
+
+    source: Literal["image_folder"]
+    train: str
+
+
+class Digits(DataSpec):
+    """scikit-learn's 1,797 handwritten digits (8x8, enlarged), labelled 0-9.
+
+    ``classes`` keeps some of them; ``shift`` makes another domain of the same digits.
+    """
+
+    source: Literal["digits"]
+    color: Literal["rgb", "grey"] = "grey"
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
+    shift: Literal["none", "invert", "rotate", "noise"] = "none"
+
+
+class Photos(DataSpec):
+    """Patches of scikit-learn's two photographs (427x640), cut at ``resolution``; no labels.
+
+    Validation patches come from the right-hand ``val`` share of each photograph, training patches
+    from the rest, so that the two never overlap.
+    """
+
+    source: Literal["photos"]
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    num_patches: Annotated[int, Field(ge=10)] = 1000
+
+
+AnyData = Annotated[ImageFolder | Digits | Photos, Field(discriminator="source")]

@@ -1,0 +1,261 @@
+"""Checkpoints: whole or not at all, nothing but data, and the same run only."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.build import build_model
+from ftae.engine.checkpoint import (
+    EvalReport,
+    evaluated_weights,
+    latest_checkpoint,
+    load_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from ftae.engine.loop import finetune
+from ftae.engine.optim import WeightAverage, build_optimizer
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+
+
+def spec_of(**changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
+        "losses": {"mse": 1.0, "kl": 1e-3},
+        "optimizer": {"lr": 1e-2},
+        "ema_half_life_fraction": 0.5,
+        "max_steps": 4,
+        "num_evals": 2,
+        "metrics": ["mse"],
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def report_of(step: int = 2, **changes: Any) -> EvalReport:
+    fields = {"metrics": {"val/mse": 0.1}, "timing": {"time/eval_seconds": 1.0}, "images": "images/a.png"}
+    return EvalReport(**{"step": step, "checkpoint": f"checkpoints/step-{step:08d}", **fields, **changes})
+
+
+State = tuple[Autoencoder, torch.optim.Optimizer, WeightAverage]
+
+
+def state_of(spec: FinetuneSpec, num_steps: int = 0) -> State:
+    """Model, optimizer and average after some steps on random gradients."""
+    autoencoder = build_model(spec, None)
+    optimizer = build_optimizer(autoencoder, spec.optimizer)
+    average = WeightAverage(autoencoder, 2.0)
+    for _ in range(num_steps):
+        for parameter in autoencoder.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        average.update()
+    return autoencoder, optimizer, average
+
+
+def save(folder: Path, spec: FinetuneSpec, state: State, report: EvalReport | None = None) -> None:
+    save_checkpoint(folder, report or report_of(), spec, *state, active_units=3.0)
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [x for key in value for x in [key, *flat(value[key])]]
+    if isinstance(value, (list, tuple)):
+        return [x for item in value for x in flat(item)]
+    return [value.tolist() if isinstance(value, torch.Tensor) else value]
+
+
+# ------------------------------------------------------------------------------------- round trip
+
+
+def test_the_whole_state_comes_back(tmp_path: Path) -> None:
+    saved, loaded = state_of(spec_of(), num_steps=3), state_of(spec_of())
+    torch.manual_seed(11)
+    save(tmp_path / "step-1", spec_of(), saved)
+    drawn = torch.rand(3)
+    report, active_units = load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
+    assert report == report_of()
+    assert active_units == 3.0
+    assert torch.equal(torch.rand(3), drawn)
+    assert flat(loaded[0].state_dict()) == flat(saved[0].state_dict())
+    assert flat(loaded[1].state_dict()) == flat(saved[1].state_dict())
+    assert flat(loaded[2].weights) == flat(saved[2].weights)
+    assert flat(loaded[2].weights) != flat(loaded[0].state_dict())
+
+
+def test_loading_happens_in_place(tmp_path: Path) -> None:
+    """The optimizer goes on with the model's own tensors."""
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of(), num_steps=1))
+    autoencoder, optimizer, average = state_of(spec_of())
+    before = [p.data_ptr() for p in autoencoder.parameters()]
+    load_checkpoint(tmp_path / "step-1", spec_of(), autoencoder, optimizer, average)
+    assert [p.data_ptr() for p in autoencoder.parameters()] == before
+
+
+def test_channels_last_weights_come_back(tmp_path: Path) -> None:
+    saved = state_of(spec_of())
+    saved[0].to(memory_format=torch.channels_last)
+    save(tmp_path / "step-1", spec_of(), saved)
+    loaded = state_of(spec_of(seed=1))
+    load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
+    assert flat(loaded[0].state_dict()) == flat(saved[0].state_dict())
+
+
+def test_judged_weights_are_the_averaged_ones(tmp_path: Path) -> None:
+    autoencoder, optimizer, average = state_of(spec_of(freeze_depth=1), num_steps=2)
+    save(tmp_path / "averaged", spec_of(), (autoencoder, optimizer, average))
+    save_checkpoint(tmp_path / "live", report_of(), spec_of(), autoencoder, optimizer, None, active_units=None)
+    live, averaged = evaluated_weights(tmp_path / "live"), evaluated_weights(tmp_path / "averaged")
+    assert flat(live) == flat(dict(sorted(autoencoder.state_dict().items())))
+    assert averaged.keys() == live.keys()
+    for name in live:
+        assert torch.equal(averaged[name], average.weights.get(name, live[name]))
+    frozen = {name for name in live if name not in average.weights}
+    assert frozen == {n for n in live if n.startswith("net.down.0.")}
+
+
+def test_all_random_generators_come_back(tmp_path: Path) -> None:
+    def draw() -> list[Any]:
+        gauss = [random.gauss(0, 1), float(np.random.standard_normal())]  # each keeps a second one back
+        return [torch.rand(3).tolist(), torch.randn(1).item(), np.random.rand(3).tolist(), random.random(), *gauss]
+
+    draw()
+    torch.save(rng_state(), tmp_path / "rng.pt")
+    first = [draw(), draw()]
+    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
+    assert [draw(), draw()] == first
+    assert first[0] != first[1]
+
+
+# ------------------------------------------------------------------------------------------ atomic
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_alone(tmp_path: Path) -> None:
+    state = state_of(spec_of())
+    save(tmp_path / "step-1", spec_of(), state)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(TypeError):
+        save(tmp_path / "step-1", spec_of(), state, report_of(metrics={"val/mse": object()}))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_checkpoint_is_replaced_by_one_of_the_same_step(tmp_path: Path) -> None:
+    for num_steps in (1, 2):
+        state = state_of(spec_of(), num_steps)
+        save(tmp_path / "step-1", spec_of(), state)
+    assert load_file(tmp_path / "step-1" / "model.safetensors").keys() == state[0].state_dict().keys()
+    assert torch.equal(
+        load_file(tmp_path / "step-1" / "model.safetensors")["net.out.bias"], state[0].state_dict()["net.out.bias"]
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_what_a_killed_process_left_is_ignored_and_cleaned(tmp_path: Path) -> None:
+    """The process dies between the last byte and the rename."""
+    spec = spec_of()
+    code = f"""
+        import os
+        from pathlib import Path
+        from ftae.engine.loop import finetune
+        from ftae.specs.finetune import FinetuneSpec
+
+        Path.rename = lambda self, target: os._exit(9)
+        list(finetune(FinetuneSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path)!r})))
+        """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert killed.returncode == 9
+    (left,) = (tmp_path / "checkpoints").iterdir()
+    assert left.name.startswith(".step-00000002.")
+    assert (left / "model.safetensors").is_file()
+    assert latest_checkpoint(tmp_path) is None
+    list(finetune(spec, tmp_path))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_only_the_newest_is_kept(tmp_path: Path) -> None:
+    for report in finetune(spec_of(num_evals=4), tmp_path):
+        kept = sorted(p.name for p in tmp_path.glob("checkpoints/*"))
+        assert kept == ([f"step-{report.step:08d}"] if report.step else [])
+        newest = latest_checkpoint(tmp_path)
+        assert (newest and str(newest.relative_to(tmp_path))) == report.checkpoint
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+
+
+# --------------------------------------------------------------------------------- the same run only
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"seed": 1}, "seed differ"),
+        ({"batch_size": 3, "optimizer": {"lr": 1.0}}, "optimizer, batch_size differ"),
+        ({"max_steps": 9, "losses": {"mse": 2.0}}, "losses differ"),
+    ],
+)
+def test_another_configuration_is_refused(changes: dict[str, Any], differing: str, tmp_path: Path) -> None:
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of()))
+    with pytest.raises(FtaeError) as caught:
+        load_checkpoint(tmp_path / "step-1", spec_of(**changes), *state_of(spec_of()))
+    assert f"step-1 belongs to another configuration: {differing}. " in str(caught.value)
+    assert "train into another folder" in str(caught.value)
+
+
+def test_a_run_may_go_on_for_longer(tmp_path: Path) -> None:
+    list(finetune(spec_of(), tmp_path))
+    longer = spec_of(max_steps=8, num_evals=4, num_threads=None)
+    reports = list(finetune(longer, tmp_path, resume_from=latest_checkpoint(tmp_path)))
+    assert [report.step for report in reports] == [4, 6, 8]
+
+
+def test_a_finished_run_only_repeats_its_report(tmp_path: Path) -> None:
+    *_, last = finetune(spec_of(), tmp_path)
+    assert list(finetune(spec_of(), tmp_path, resume_from=latest_checkpoint(tmp_path))) == [last]
+
+
+# ------------------------------------------------------------------------------------------- safety
+
+
+class Payload:
+    """What a malicious pickle does when it is loaded: make the folder ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of()))
+    training = torch.load(tmp_path / "step-1" / "training.pt", weights_only=True)
+    torch.save(training | {"rng": Payload(tmp_path / "ran")}, tmp_path / "step-1" / "training.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_checkpoint(tmp_path / "step-1", spec_of(), *state_of(spec_of()))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_report_is_readable_without_torch(tmp_path: Path) -> None:
+    *_, last = finetune(spec_of(), tmp_path)
+    assert last.checkpoint is not None
+    content = json.loads((tmp_path / last.checkpoint / "report.json").read_text())
+    assert content["report"]["metrics"] == last.metrics
+    assert FinetuneSpec.model_validate(content["spec"]) == spec_of()

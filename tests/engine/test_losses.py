@@ -1,0 +1,278 @@
+"""Every loss term: its value, its gradient, its weight, and what it must not depend on."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from ftae.engine.autoencoder import Posterior
+from ftae.engine.build import build_model
+from ftae.engine.checkpoint import EvalReport
+from ftae.engine.loop import finetune
+from ftae.engine.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
+from ftae.engine.optim import build_optimizer
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec, Losses
+
+TERMS = tuple(LOSSES)
+Array = npt.NDArray[np.float64]
+
+
+def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
+    """Random images in [-1, 1], so that a term that forgets the range is found out."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def unit(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    target, reconstruction = unit(batch, 2, side, side), unit(batch, 2, side, side)
+    return LossInputs(
+        target=target * 2 - 1,
+        reconstruction=reconstruction * 2 - 1,
+        target_unit=target,
+        reconstruction_unit=reconstruction,
+        posterior=Posterior(unit(batch, 3, 4, 4) * 4 - 2, unit(batch, 3, 4, 4) * 4 - 2),
+        logits=unit(batch, 5) * 6 - 3,
+        labels=torch.arange(batch) % 5,
+        huber_delta=0.5,
+    )
+
+
+def numbers(tensor: Tensor | None) -> Array:
+    assert tensor is not None
+    return tensor.double().numpy()
+
+
+# ------------------------------------------------------------------------------------- references
+
+
+def huber(a: Array, b: Array, delta: float) -> float:
+    error = np.abs(a - b)
+    return float(np.where(error <= delta, 0.5 * error**2, delta * (error - 0.5 * delta)).mean())
+
+
+def bce(p: Array, t: Array) -> float:
+    return float(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean())
+
+
+def kl(mean: Array, logvar: Array) -> float:
+    return float((0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)).mean())
+
+
+def tv(x: Array) -> float:
+    return float(np.abs(np.diff(x, axis=2)).mean() + np.abs(np.diff(x, axis=3)).mean())
+
+
+def cross_entropy(logits: Array, labels: Array) -> float:
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return float(-np.mean([row[int(label)] for row, label in zip(log_probabilities, labels, strict=True)]))
+
+
+def ssim(a: Array, b: Array) -> float:
+    """Wang et al. (2004): Gaussian 11x11 window, sigma 1.5, borders reflected, data range 1."""
+    a, b = (np.pad(images, ((0, 0), (0, 0), (5, 5), (5, 5)), mode="reflect") for images in (a, b))
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    c1, c2 = 0.01**2, 0.03**2
+    values = []
+    for x, y in zip(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]), strict=True):
+        for top in range(x.shape[0] - 10):
+            for left in range(x.shape[1] - 10):
+                p, q = (image[top : top + 11, left : left + 11] for image in (x, y))
+                mean_p, mean_q = (window * p).sum(), (window * q).sum()
+                var_p, var_q = (window * p**2).sum() - mean_p**2, (window * q**2).sum() - mean_q**2
+                covariance = (window * p * q).sum() - mean_p * mean_q
+                luminance = (2 * mean_p * mean_q + c1) / (mean_p**2 + mean_q**2 + c1)
+                values.append(luminance * (2 * covariance + c2) / (var_p + var_q + c2))
+    return float(np.mean(values))
+
+
+def reference(term: str, x: LossInputs) -> float:
+    a, b = numbers(x.reconstruction), numbers(x.target)
+    unit_a, unit_b = numbers(x.reconstruction_unit), numbers(x.target_unit)
+    assert x.posterior is not None
+    if term == "ce":
+        return cross_entropy(numbers(x.logits), numbers(x.labels))
+    return {
+        "mse": float(((a - b) ** 2).mean()),
+        "l1": float(np.abs(a - b).mean()),
+        "huber": huber(a, b, x.huber_delta),
+        "bce": bce(unit_a, unit_b),
+        "kl": kl(numbers(x.posterior.mean), numbers(x.posterior.logvar)),
+        "tv": tv(a),
+        "ssim": 1 - ssim(unit_a, unit_b),
+    }[term]
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+def test_the_table_is_the_spec() -> None:
+    assert TERMS == Losses.TERMS
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_values(term: str) -> None:
+    x = inputs()
+    value = loss_terms(x, [term])[term]
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(reference(term, x), rel=2e-5)
+
+
+def test_values_by_hand() -> None:
+    x = replace(inputs(1), target=torch.zeros(1, 1, 2, 2), reconstruction=torch.tensor([[[[1.0, 0.2], [0.0, 0.0]]]]))
+    found = {name: term.item() for name, term in loss_terms(x, ["mse", "l1", "huber", "tv"]).items()}
+    assert found == pytest.approx(
+        {
+            "mse": 1.04 / 4,
+            "l1": 1.2 / 4,
+            "huber": (0.5 * (1.0 - 0.25) + 0.02) / 4,  # beyond delta 0.5, and within
+            "tv": (1.0 + 0.2) / 2 + (0.8 + 0.0) / 2,
+        }
+    )
+
+
+def test_kl_of_the_standard_normal_is_nothing() -> None:
+    x = replace(inputs(), posterior=Posterior(torch.zeros(2, 3), torch.zeros(2, 3)))
+    assert LOSSES["kl"](x).item() == 0.0
+
+
+def test_kl_is_computed_in_fp32() -> None:
+    half = Posterior(torch.full((1, 4), 300.0, dtype=torch.float16), torch.zeros(1, 4, dtype=torch.float16))
+    assert LOSSES["kl"](replace(inputs(), posterior=half)).item() == 0.5 * 300.0**2  # over fp16's range
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_means_not_sums(term: str) -> None:
+    x = inputs()
+    assert x.posterior is not None
+    assert x.logits is not None
+    assert x.labels is not None
+    twice = LossInputs(
+        target=x.target.repeat(2, 1, 1, 1),
+        reconstruction=x.reconstruction.repeat(2, 1, 1, 1),
+        target_unit=x.target_unit.repeat(2, 1, 1, 1),
+        reconstruction_unit=x.reconstruction_unit.repeat(2, 1, 1, 1),
+        posterior=Posterior(x.posterior.mean.repeat(2, 1, 1, 1), x.posterior.logvar.repeat(2, 1, 1, 1)),
+        logits=x.logits.repeat(2, 1),
+        labels=x.labels.repeat(2),
+        huber_delta=x.huber_delta,
+    )
+    assert LOSSES[term](twice).item() == pytest.approx(LOSSES[term](x).item(), rel=1e-6)
+
+
+def test_total_variation_does_not_depend_on_the_resolution() -> None:
+    def stripes(side: int) -> Tensor:
+        return (torch.arange(side) % 2).float().expand(1, 3, side, side)
+
+    assert [total_variation(stripes(side)).item() for side in (8, 16, 64)] == [1.0, 1.0, 1.0]
+    noise = [total_variation(torch.rand(4, 3, side, side)).item() for side in (32, 128)]
+    assert noise[0] == pytest.approx(noise[1], rel=0.05)
+
+
+def test_kl_without_a_posterior_is_refused() -> None:
+    with pytest.raises(FtaeError, match=r"losses\.kl needs a posterior"):
+        LOSSES["kl"](replace(inputs(), posterior=None))
+
+
+# ----------------------------------------------------------------------------------------- weights
+
+
+def test_weights_leave_out_what_is_off() -> None:
+    assert weights_at(Losses(mse=1.0, tv=0.5, kl=0.0), 0.0) == {"mse": 1.0, "tv": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("warmup", "progress", "share"),
+    [(0.0, 0.0, 1.0), (0.5, 0.0, 0.0), (0.5, 0.25, 0.5), (0.5, 0.5, 1.0), (0.5, 0.9, 1.0), (1.0, 0.3, 0.3)],
+)
+def test_kl_warms_up_linearly(warmup: float, progress: float, share: float) -> None:
+    losses = Losses(mse=2.0, kl=0.01, kl_warmup_fraction=warmup)
+    assert weights_at(losses, progress) == {"mse": 2.0, "kl": pytest.approx(0.01 * share)}
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    terms = {"mse": torch.tensor(2.0), "tv": torch.tensor(0.5)}
+    assert weighted_sum(terms, {"mse": 3.0, "tv": 10.0}).item() == 11.0
+
+
+# ------------------------------------------------------------------------------------- in the loop
+
+
+def spec_of(losses: dict[str, float], **changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
+        "losses": losses,
+        "optimizer": {"lr": 1e-3},
+        "max_grad_norm": None,
+        "max_steps": 1,
+        "num_evals": 1,
+        "metrics": ["mse"],
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:
+    """The train metrics of step 0."""
+    reports: list[EvalReport] = list(finetune(spec_of(losses), folder))
+    return {name.removeprefix("train/"): value for name, value in reports[-1].metrics.items()}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_trains_in_proportion_to_its_weight(term: str, tmp_path: Path) -> None:
+    once, tenfold = (first_step({term: weight}, tmp_path) for weight in (0.1, 1.0))
+    assert once["grad_norm"] > 1e-6
+    assert tenfold["grad_norm"] == pytest.approx(10 * once["grad_norm"], rel=1e-4)
+    assert tenfold[term] == once[term] > 0  # reported without its weight
+    assert once["loss"] == pytest.approx(0.1 * once[term], rel=1e-6)
+    assert tenfold["loss"] == pytest.approx(once[term], rel=1e-6)
+
+
+@pytest.mark.parametrize("term", [term for term in TERMS if term != "mse"])
+def test_a_weight_scales_its_own_part_of_the_total(term: str, tmp_path: Path) -> None:
+    once, tenfold = (first_step({"mse": 1.0, term: weight}, tmp_path) for weight in (0.1, 1.0))
+    assert tenfold["mse"] == once["mse"]
+    parts = [metrics["loss"] - metrics["mse"] for metrics in (once, tenfold)]
+    assert parts[1] == pytest.approx(10 * parts[0], rel=1e-3)
+    assert parts[1] == pytest.approx(once[term], rel=1e-4)
+
+
+def test_the_kl_weight_warms_up_in_the_loop(tmp_path: Path) -> None:
+    losses = {"mse": 1.0, "kl": 1.0, "kl_warmup_fraction": 0.5}
+    reports = list(finetune(spec_of(losses, max_steps=4, num_evals=4), tmp_path))
+    weights = [(r.metrics["train/loss"] - r.metrics["train/mse"]) / r.metrics["train/kl"] for r in reports[1:]]
+    assert weights == pytest.approx([0.0, 0.5, 1.0, 1.0], abs=1e-4)
+
+
+def test_ce_brings_a_head_with_a_group_of_its_own() -> None:
+    optimizer = {"lr": 0.01, "lr_multipliers": {"head": 7.0}}
+    spec = spec_of({"mse": 1.0, "ce": 0.5}, optimizer=optimizer)
+    autoencoder = build_model(spec, num_classes=2)
+    assert autoencoder.stages[-1].name == autoencoder.stages[-1].group == "head"
+    head = {id(p) for p in autoencoder.stages[-1].parameters()}
+    groups = build_optimizer(autoencoder, spec.optimizer).param_groups
+    by_multiplier = {m: {id(p) for g in groups if g["multiplier"] == m for p in g["params"]} for m in (1.0, 7.0)}
+    assert by_multiplier[7.0] == head
+    assert by_multiplier[1.0] == {id(p) for p in autoencoder.net.parameters()}
+    assert sorted({g["lr"] for g in groups}) == pytest.approx([0.01, 0.07])
+
+
+def test_ce_without_labels_is_refused() -> None:
+    with pytest.raises(FtaeError, match=r"losses\.ce needs labels"):
+        build_model(spec_of({"ce": 1.0}), num_classes=None)
+
+
+def test_ce_learns_the_labels(tmp_path: Path) -> None:
+    spec = spec_of({"mse": 1.0, "ce": 1.0}, metrics=["accuracy"], optimizer={"lr": 0.01}, max_steps=30, batch_size=32)
+    first, last = finetune(spec, tmp_path)
+    assert last.metrics["val/accuracy"] > max(0.9, first.metrics["val/accuracy"])
+    assert last.metrics["train/ce"] < math.log(2)

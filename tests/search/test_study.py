@@ -1,0 +1,170 @@
+"""The sampler's side: what params look like, what the study learns, and that a seed decides all of it."""
+
+import math
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from ftae.search.study import Study
+from ftae.specs import SearchSpec
+
+SPACE: dict[str, Any] = {
+    "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
+    "optimizer.weight_decay": {"low": 0.0, "high": 0.5},
+    "optimizer.betas": {"choices": [[0.9, 0.999], [0.5, 0.9]]},
+    "batch_size": {"low": 4, "high": 16, "step": 4},
+    "grad_accumulation": {"low": 1, "high": 64, "log": True},
+    "schedule.warmup_fraction": {"low": 0.0, "high": 0.5, "step": 0.25},
+    "max_grad_norm": {"choices": [0.1, 1.0, None]},
+    "model.latent_channels": {"choices": [4, 8]},
+    "data.flip": {"choices": [False, True]},
+}
+
+
+def spec(direction: str = "maximize", space: dict[str, Any] | None = None, **settings: Any) -> SearchSpec:
+    return SearchSpec.model_validate(
+        {
+            "name": "study",
+            "finetune": {
+                "model": {"family": "conv_ae", "latent_channels": 4},
+                "data": {"source": "digits", "resolution": 16},
+                "losses": {"mse": 1.0},
+                "optimizer": {"lr": 1e-3, "betas": [0.9, 0.999]},
+                "schedule": {"warmup_fraction": 0.25},
+                "max_steps": 12,
+                "num_evals": 3,
+                "metrics": ["psnr", "mse"],
+            },
+            "search_space": space or SPACE,
+            "objective": {"metric": "val/psnr" if direction == "maximize" else "val/mse", "direction": direction},
+            "search": settings,
+        }
+    )
+
+
+def suggestions(search: SearchSpec, count: int = 12) -> list[dict[str, Any]]:
+    """Params of trials that do the better the closer their lr is to 0.01."""
+    study, found = Study(search), []
+    for number in range(2, 2 + count):
+        params = study.propose(number)
+        found.append(params)
+        study.tell(number, "finished", -abs(params["optimizer.lr"] - 0.01))
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_params_lie_in_their_ranges_and_have_the_type_of_their_leaf(sampler: str) -> None:
+    search = spec(sampler=sampler, num_trials=16)
+    found = suggestions(search, 40)
+    for params in found:
+        assert list(params) == list(SPACE)
+        assert isinstance(params["optimizer.lr"], float)
+        assert 1e-4 <= params["optimizer.lr"] <= 1.0
+        assert isinstance(params["optimizer.weight_decay"], float)
+        assert 0.0 <= params["optimizer.weight_decay"] <= 0.5
+        assert type(params["batch_size"]) is int
+        assert type(params["grad_accumulation"]) is int
+        assert 1 <= params["grad_accumulation"] <= 64
+        search.trial_spec(params)  # as a worker builds it
+    values = {path: {str(params[path]) for params in found} for path in SPACE}
+    assert values["optimizer.betas"] == {"[0.9, 0.999]", "[0.5, 0.9]"}
+    assert values["batch_size"] <= {"4", "8", "12", "16"}
+    assert len(values["batch_size"]) > 1
+    assert values["schedule.warmup_fraction"] == {"0.0", "0.25", "0.5"}
+    assert values["max_grad_norm"] == {"0.1", "1.0", "None"}
+    assert values["model.latent_channels"] == {"4", "8"}
+    assert values["data.flip"] == {"False", "True"}
+
+
+@pytest.mark.parametrize("path", ["optimizer.lr", "grad_accumulation"])
+def test_a_log_range_is_sampled_in_the_logarithm(path: str) -> None:
+    found = sorted(params[path] for params in suggestions(spec(sampler="random"), 60))
+    geometric_middle = {"optimizer.lr": 1e-2, "grad_accumulation": 8}[path]
+    assert 15 < sum(value < geometric_middle for value in found) < 45  # of a linear range about 1 and 7
+
+
+def test_an_int_range_reaches_both_ends() -> None:
+    search = spec(space={"batch_size": {"low": 7, "high": 9}}, sampler="random")
+    study = Study(search)
+    assert {study.propose(number)["batch_size"] for number in range(30)} == {7, 8, 9}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_seed_decides_the_suggestions(sampler: str) -> None:
+    first = suggestions(spec(sampler=sampler, seed=3))
+    assert suggestions(spec(sampler=sampler, seed=3)) == first
+    other = suggestions(spec(sampler=sampler, seed=4))
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert len({str(params) for params in first}) == len(first)
+
+
+def test_neighbouring_seeds_do_not_share_suggestions() -> None:
+    found = [str(params) for seed in range(5) for params in suggestions(spec(sampler="random", seed=seed), 5)]
+    assert len(set(found)) == 25
+
+
+@pytest.mark.parametrize(("direction", "worst"), [("maximize", 0.0), ("minimize", 1.0)])
+def test_a_diverged_trial_is_complete_with_the_worst_value(direction: str, worst: float) -> None:
+    study = Study(spec(direction))
+    study.propose(2)
+    study.report(2, 0, 0.5)
+    study.tell(2, "diverged", worst)
+    [trial] = study.trials
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, worst, {0: 0.5})
+
+
+def test_how_a_trial_ended_is_told() -> None:
+    study = Study(spec())
+    for number in (2, 3, 4):
+        study.propose(number)
+        study.report(number, 0, 18.0)
+        study.report(number, 4, 20.0 + number)
+    study.tell(2, "finished", 22.0)
+    study.tell(3, "pruned", 23.0)
+    study.tell(4, "failed", 24.0)
+    finished, pruned, failed = study.trials
+    assert (finished.state, finished.value) == (TrialState.COMPLETE, 22.0)
+    assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {0: 18.0, 4: 23.0})
+    assert (failed.state, failed.value) == (TrialState.FAIL, None)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_study_of_adopted_trials_suggests_what_the_first_one_would_have(sampler: str) -> None:
+    search = spec(num_trials=16, sampler=sampler)
+    first, second = Study(search), Study(search)
+    first.adopt(1, search.file_params())
+    params = {1: search.file_params()} | {number: first.propose(number) for number in range(2, 12)}
+    for number in params:
+        second.adopt(number, params[number])
+        for study in (first, second) if number < 9 else ():  # the last three are still running
+            study.report(number, 4, float(number % 5))
+            study.tell(number, "finished" if number % 3 else "pruned", float(number % 5))
+    assert second.propose(12) == first.propose(12)
+
+
+def divergences(status: str, direction: str) -> list[bool]:
+    """Which of 60 suggestions have an lr that diverges, when its trials end with ``status``."""
+    search = spec(direction, {path: SPACE[path] for path in ("optimizer.lr", "max_grad_norm")}, num_trials=60)
+    study, found = Study(search), []
+    for number in range(2, 62):
+        lr = study.propose(number)["optimizer.lr"]
+        found.append(lr > 0.02)
+        if found[-1]:
+            study.tell(number, status, None)
+        else:
+            loss = min(1.0, abs(math.log10(lr / 0.002)) / 3)  # best a tenth below the cliff
+            study.tell(number, "finished", loss if direction == "minimize" else 30 * (1 - loss))
+    return found
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_tpe_leaves_a_region_that_is_told_to_diverge(direction: str) -> None:
+    found = divergences("diverged", direction)
+    assert sum(found[:20]) >= 3, "the region is met at all"
+    assert sum(found[20:]) <= 10
+
+
+def test_told_to_have_failed_tpe_would_stay_there() -> None:
+    """Why a diverged trial must not be told as a failed one; Optuna may have changed where this fails."""
+    assert sum(divergences("failed", "maximize")[20:]) >= 30

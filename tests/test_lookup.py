@@ -1,0 +1,57 @@
+"""Names and references, and what is said when they are wrong."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftae.errors import FtaeError
+from ftae.lookup import did_you_mean, import_attr, lookup
+
+TABLE = {"adamw": 1, "sgd": 2}
+
+
+def test_suggestions() -> None:
+    assert did_you_mean("adanw", TABLE) == ", did you mean 'adamw'?"
+    assert did_you_mean("lbfgs", TABLE) == ""
+
+
+def test_lookup() -> None:
+    assert lookup("optimizer", "sgd", TABLE) == 2
+    with pytest.raises(FtaeError) as caught:
+        lookup("optimizer", "adanw", TABLE)
+    assert str(caught.value) == "optimizer 'adanw' is not known, did you mean 'adamw'? Choose one of adamw, sgd"
+
+
+def test_lookup_without_a_suggestion() -> None:
+    with pytest.raises(FtaeError) as caught:
+        lookup("optimizer", "lbfgs", TABLE)
+    assert str(caught.value).startswith("optimizer 'lbfgs' is not known")
+    assert str(caught.value).endswith("Choose one of adamw, sgd")
+
+
+def test_import_attr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "lookup_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "models.py").write_text("answer = 42\n")
+    (package / "broken.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert import_attr("lookup_package.models:answer") == 42
+        with pytest.raises(FtaeError, match=r"'lookup_package\.models' has no attribute 'question'"):
+            import_attr("lookup_package.models:question")
+        with pytest.raises(FtaeError, match=r"cannot import 'lookup_package\.broken'.*no_such_dependency"):
+            import_attr("lookup_package.broken:answer")
+    finally:
+        for name in [name for name in sys.modules if name.startswith("lookup_package")]:
+            del sys.modules[name]
+
+
+def test_a_module_that_is_not_there() -> None:
+    with pytest.raises(FtaeError) as caught:
+        import_attr("no_such_module.at_all:Net")
+    assert str(caught.value) == (
+        "cannot import 'no_such_module.at_all' of 'no_such_module.at_all:Net': No module named 'no_such_module'. "
+        "The module must be importable from the current folder or installed on every node"
+    )
