@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ftae.errors import FtaeError
 
@@ -220,7 +221,7 @@ class SearchTracker:
                     client.delete_run(found.info.run_id)
         if None not in runs:
             tags = self._tags() | {"ftae.kind": "search"}
-            runs[None] = _Run(self._search["name"], _milliseconds(self._first_event()), tags)
+            runs[None] = _Run(self._search["name"], _milliseconds(self._first_event), tags)
             self._create(runs[None])
         return runs
 
@@ -233,9 +234,9 @@ class SearchTracker:
         return {"ftae.search": self._search["name"], "ftae.search_id": self._search_id(), "ftae.status": "running"}
 
     def _search_id(self) -> str:
-        first = self._first_event()
-        return f"{first['digest']}-{_milliseconds(first)}"
+        return f"{self._first_event['digest']}-{_milliseconds(self._first_event)}"
 
+    @cached_property
     def _first_event(self) -> dict[str, Any]:
         with (self._folder / "journal.jsonl").open() as journal:
             first: dict[str, Any] = json.loads(journal.readline())
@@ -262,11 +263,11 @@ class RunTracker:
         self._server = _Server(uri, storage)
         experiment_id = self._server.experiment(experiment)
         with self._server.client() as client:
-            run = client.create_run(experiment_id, run_name=name)
+            run = client.create_run(experiment_id, tags=tags, run_name=name)
         self.run_id: str = run.info.run_id
         self._started: int = run.info.start_time
         self._artifacts: str = run.info.artifact_uri
-        self._server.log(self.run_id, [], _flatten(params), tags)
+        self._server.log(self.run_id, [], _flatten(params), {})
 
     def log(self, step: int, metrics: Mapping[str, float], image: Path | None = None) -> None:
         """Log metrics (and a PNG) at an optimizer step."""
@@ -319,11 +320,11 @@ class _Run:
     files: list[Path] = field(default_factory=list)
 
     @classmethod
-    def of(cls, run: Run) -> "_Run":
-        info, data = run.info, run.data
-        return cls(
-            info.run_name, info.start_time, data.tags, info.run_id, data.params, info.status, written_status=info.status
-        )
+    def of(cls, found: Run) -> "_Run":
+        info, data = found.info, found.data
+        run = cls(info.run_name, info.start_time, data.tags, info.run_id, data.params)
+        run.status = run.written_status = info.status
+        return run
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
@@ -369,13 +370,10 @@ class _Server:
             yield self._client
         except FtaeError:
             raise
-        except Exception as error:  # noqa: BLE001  # SQLAlchemy, requests, boto, ... whatever it talks through
-            text = " ".join(str(error).split())
-            where, what = _redact(self.uri, self.uri), _redact(f"{type(error).__name__}: {text}", self.uri)
+        except Exception as error:  # noqa: BLE001  # SQLAlchemy's, requests', boto's: whatever lies between
+            message = _redact(f"MLflow at {self.uri}: {_reason(error)}", self.uri)
             # Not chained: the original may hold the password.
-            raise TrackingUnavailable(
-                f"MLflow at {where}: {_clip(what, 500)}", permanent=_is_permanent(error)
-            ) from None
+            raise TrackingUnavailable(_clip(message, 500), permanent=_is_permanent(error)) from None
 
     def _connect(self) -> MlflowClient:
         if self._embedded:
@@ -476,9 +474,16 @@ class _Server:
         return any_left
 
 
+def _reason(error: Exception) -> str:
+    """The telling part of a message: without SQL, and without the layers around a failed request."""
+    text = " ".join(str(error).split()).partition(" [SQL:")[0]
+    cause = re.search(r"\(Caused by (.*)\)$", text)
+    return f"{type(error).__name__}: {cause[1] if cause else text}"
+
+
 def _is_permanent(error: Exception) -> bool:
     """Whether the server understood and refused, so that the same request would be refused again."""
-    if isinstance(error, ImportError | InvalidUrlException):
+    if isinstance(error, ImportError | InvalidUrlException | sqlalchemy.exc.ArgumentError):
         return True
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
@@ -512,13 +517,20 @@ def _patience() -> Iterator[None]:
 
 def _redact(text: str, uri: str) -> str:
     """``text`` without what is secret in ``uri`` or in the environment."""
-    secrets = [urlsplit(uri).query, os.environ.get("MLFLOW_TRACKING_PASSWORD"), os.environ.get("MLFLOW_TRACKING_TOKEN")]
-    if not uri.startswith("sqlite"):
-        # Up to the last @: a database's password may hold any character.
-        login = uri.partition("://")[2].rpartition("@")[0]
-        secrets += [login, login.partition(":")[2], unquote(login.partition(":")[2])]
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
+    secrets = [
+        uri.partition("?")[2],
+        os.environ.get("MLFLOW_TRACKING_PASSWORD"),
+        os.environ.get("MLFLOW_TRACKING_TOKEN"),
+    ]
+    # Up to the last @: a database's password may hold any character.
+    login, at, _ = uri.partition("://")[2].rpartition("@")
+    if at and not uri.startswith("sqlite"):
+        text = text.replace(f"{login}@", "***@")
+        password = login.partition(":")[2]
+        secrets += [login, password, unquote(password)]
+    for secret in secrets:
+        if secret and len(secret) > 3:  # a shorter one would be hit in the middle of words, and so be told
+            text = text.replace(secret, "***")
     return text
 
 

@@ -20,14 +20,13 @@ def test_lookup() -> None:
     assert lookup("optimizer", "sgd", TABLE) == 2
     with pytest.raises(FtaeError) as caught:
         lookup("optimizer", "adanw", TABLE)
-    assert str(caught.value) == "optimizer 'adanw' is not known, did you mean 'adamw'? Choose one of adamw, sgd"
+    assert str(caught.value) == "optimizer must be one of adamw, sgd, got 'adanw', did you mean 'adamw'?"
 
 
 def test_lookup_without_a_suggestion() -> None:
     with pytest.raises(FtaeError) as caught:
         lookup("optimizer", "lbfgs", TABLE)
-    assert str(caught.value).startswith("optimizer 'lbfgs' is not known")
-    assert str(caught.value).endswith("Choose one of adamw, sgd")
+    assert str(caught.value) == "optimizer must be one of adamw, sgd, got 'lbfgs'"
 
 
 def test_import_attr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Group, Post
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
 from ftae.errors import FtaeError
-from ftae.specs.distributions import Choices
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
 
@@ -108,16 +107,16 @@ def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
     Raises:
         FtaeError: one of them cannot be built; the message names the leaf and the value.
     """
+    summary = summarize(search.finetune, num_classes)
     for path, distribution in search.search_space.items():
         if path.split(".")[0] not in ("model", "freeze", "freeze_depth"):
             continue
-        ends = distribution.choices if isinstance(distribution, Choices) else (distribution.low, distribution.high)
-        for value in ends:
+        for value in distribution.corners():
             try:
                 build_model(search.trial_spec({path: value}), num_classes)
             except FtaeError as error:
                 raise FtaeError(f"search_space.{path}: with {value!r}: {error}") from error
-    return summarize(search.finetune, num_classes)
+    return summary
 
 
 def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec) -> float | None:

@@ -1,5 +1,6 @@
 """Full-state checkpoints: written atomically, so that one either exists whole or not at all."""
 
+import io
 import json
 import os
 import random
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder
@@ -50,15 +52,22 @@ def save_checkpoint(
     average: WeightAverage | None,
     active_units: float | None,
 ) -> None:
-    """Write everything that training needs to go on from here as if it had never stopped."""
+    """Write everything that training needs to go on from here as if it had never stopped.
+
+    Raises:
+        OSError: it could not be written; nothing half-written stays.
+    """
     parts = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     try:
-        save_file(_cpu(autoencoder.state_dict()), parts / MODEL)
+        # By way of memory: the writers of both formats do not report a full disk as an OSError.
+        (parts / MODEL).write_bytes(safetensors.torch.save(_cpu(autoencoder.state_dict())))
         if average is not None:
-            save_file(_cpu(average.weights), parts / AVERAGE)
-        torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, parts / TRAINING)
+            (parts / AVERAGE).write_bytes(safetensors.torch.save(_cpu(average.weights)))
+        training = io.BytesIO()
+        torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, training)
+        (parts / TRAINING).write_bytes(training.getbuffer())
         content = {"report": asdict(report), "active_units": active_units, "spec": spec.model_dump(mode="json")}
         (parts / REPORT).write_text(json.dumps(content))
         _sync(parts.iterdir())

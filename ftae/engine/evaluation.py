@@ -42,15 +42,15 @@ def evaluate(
 def save_grid(
     autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec, path: Path, *, device: torch.device
 ) -> None:
-    """Write a PNG of fixed validation images, one a row: input | reconstruction | difference."""
+    """Write a PNG of fixed validation images, one a column: input above reconstruction above difference."""
     autoencoder.eval()
     chosen = np.linspace(0, len(images.images) - 1, min(GRID_IMAGES, len(images.images))).astype(int)
     few = ImageSet(images.images[chosen], None)
     batch = next(val_batches(few, spec.data, batch_size=len(chosen), device=device))
     inputs = _run(autoencoder, batch, with_head=False)
     difference = (inputs.target - inputs.reconstruction).abs()
-    columns = torch.cat([inputs.target, inputs.reconstruction, difference], dim=3).cpu()
-    picture = (columns * 255).round().to(torch.uint8).permute(0, 2, 3, 1).flatten(0, 1).numpy()
+    columns = torch.cat([inputs.target, inputs.reconstruction, difference], dim=2).cpu()
+    picture = (columns * 255).round().to(torch.uint8).permute(2, 0, 3, 1).flatten(1, 2).numpy()
     scale = max(1, -(-GRID_MIN_SIDE // spec.data.resolution))
     picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)

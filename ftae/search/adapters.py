@@ -6,12 +6,14 @@ Tune's own snapshots are never used (the journal is the truth), so nothing here 
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ray.tune import Stopper
+from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ftae.errors import FtaeError
 from ftae.journal import Status
 from ftae.search.state import Assignment, SearchState
 
@@ -40,8 +42,9 @@ class Coordinator:
         self._safely(lambda: self._on_change(number))
         return bool(goes_on)
 
-    def error(self, number: int, reason: str) -> None:
-        self._safely(lambda: self.state.end(number, "failed", reason))
+    def given_up(self, number: int, errors: Path) -> None:
+        """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
+        self._safely(lambda: self.state.end(number, "failed", errors.read_text().rstrip().splitlines()[-1][:300]))
         self._safely(lambda: self._on_change(number))
 
     def must_stop(self) -> bool:
@@ -58,6 +61,8 @@ class Coordinator:
     def _take(self, number: int, message: dict[str, Any]) -> bool:
         if "report" in message:
             return self.state.report(number, message["report"])
+        if "storage" in message:  # it would fail the next trial, too; this one stays unfinished, for --resume
+            raise FtaeError(f"{message['storage']}. Mend that, then go on with --resume; nothing is lost")
         status: Status = "diverged" if "diverged" in message else "failed"
         self.state.end(number, status, message[status])
         return False
@@ -106,9 +111,15 @@ class StateScheduler(_NeverPickled, FIFOScheduler):
         goes_on = self._coordinator.message(trial.config["number"], json.loads(result["message"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        lines = str(trial.get_error() or "the worker died").strip().splitlines()
-        self._coordinator.error(trial.config["number"], lines[-1])
+
+class FailureCallback(_NeverPickled, Callback):
+    """Tells of trials that Tune has given up; a scheduler hears of every fault, also of one that is tried again."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._coordinator.given_up(trial.config["number"], Path(trial.error_file))
 
 
 class CoordinatorStopper(_NeverPickled, Stopper):

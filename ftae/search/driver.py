@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,30 +80,24 @@ def _run_trials(state: SearchState, progress: Progress) -> tuple[str, str | None
 
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
     coordinator = Coordinator(state, deadline, on_change)
-    scratch = state.folder / ".tune"
     resources = {"cpu": settings.resources.cpus, "gpu": settings.resources.gpus}
     trainable = tune.with_parameters(run_trial, search=spec.model_dump(mode="json"), folder=str(state.folder))
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
-        tune_config=tune.TuneConfig(
-            search_alg=StateSearcher(coordinator),
-            scheduler=StateScheduler(coordinator),
-            num_samples=-1,
-            max_concurrent_trials=settings.max_concurrent or _room(settings.resources),
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
+    tune_config = tune.TuneConfig(
+        search_alg=StateSearcher(coordinator),
+        scheduler=StateScheduler(coordinator),
+        num_samples=-1,
+        max_concurrent_trials=settings.max_concurrent or _room(settings.resources),
+        reuse_actors=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch:  # Tune's own files; nobody reads them
+        run_config = tune.RunConfig(
             name="tune",
-            storage_path=str(scratch),
+            storage_path=scratch,
             stop=CoordinatorStopper(coordinator),
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             verbose=0,
-        ),
-    )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        )
+        tune.Tuner(tune.with_resources(trainable, resources), tune_config=tune_config, run_config=run_config).fit()
     return _outcome(state, coordinator)
 
 
@@ -192,7 +187,7 @@ def _same_question(before: dict[str, object], now: dict[str, object]) -> None:
 @contextmanager
 def _ray(resources: Resources) -> Iterator[None]:
     """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is in the journal and the progress
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")

@@ -64,7 +64,7 @@ class Shipper(threading.Thread):
                 ship_new(self._folder, tracker)
                 self._back()
             except TrackingUnavailable as error:
-                self._gone(f"{error}; the search goes on and sends it later")
+                self._gone(f"{error}; the search goes on {'without it' if error.permanent else 'and sends it later'}")
                 if error.permanent:
                     return
             except Exception as error:  # tracking must never end a search
@@ -131,7 +131,7 @@ def _offset(folder: Path) -> int:
         return int(json.loads((folder / CURSOR).read_text())["offset"])
     except FileNotFoundError:
         return 0
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise FtaeError(f"{folder / CURSOR} is damaged: remove it and run ftae sync (nothing is sent twice)") from error
 
 

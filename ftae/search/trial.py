@@ -18,8 +18,8 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], folder: str) ->
     """Tune's function trainable. ``config``: number, kind and params of the trial.
 
     Everything a report names is on disk before it is reported, since Tune may end the function inside
-    any report. A fault of the params or of the user is reported, not raised: only faults of the
-    machine may raise, and those are tried again.
+    any report. Faults of the params, of the user and of the storage are said, not raised: only a fault
+    of the machine may raise, and the trial is tried again.
     """
     workdir = Path(folder) / "trials" / f"{config['number']:04d}"
     _free_memory()
@@ -32,6 +32,8 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], folder: str) ->
         _say({"diverged": str(failure)})
     except FtaeError as error:
         _say({"failed": str(error)})
+    except OSError as error:
+        _say({"storage": f"trial {config['number']} cannot use its files: {error}"})
 
 
 def _say(message: dict[str, Any]) -> None:

@@ -173,7 +173,8 @@ def test_what_a_killed_process_left_is_ignored_and_cleaned(tmp_path: Path) -> No
         from ftae.engine.loop import finetune
         from ftae.specs.finetune import FinetuneSpec
 
-        Path.rename = lambda self, target: os._exit(9)
+        rename = Path.rename
+        Path.rename = lambda self, to: os._exit(9) if to.name.startswith("step-") else rename(self, to)
         list(finetune(FinetuneSpec.model_validate_json({spec.model_dump_json()!r}), Path({str(tmp_path)!r})))
         """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)

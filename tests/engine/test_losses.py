@@ -144,6 +144,14 @@ def test_kl_of_the_standard_normal_is_nothing() -> None:
     assert LOSSES["kl"](x).item() == 0.0
 
 
+def test_samples_have_the_mean_and_deviation_of_the_posterior() -> None:
+    torch.manual_seed(0)
+    posterior = Posterior(torch.full((200_000,), 3.0), torch.full((200_000,), 2 * math.log(0.5)))
+    sample = posterior.sample()
+    assert sample.mean().item() == pytest.approx(3.0, abs=0.01)
+    assert sample.std().item() == pytest.approx(0.5, abs=0.01)
+
+
 def test_kl_is_computed_in_fp32() -> None:
     half = Posterior(torch.full((1, 4), 300.0, dtype=torch.float16), torch.zeros(1, 4, dtype=torch.float16))
     assert LOSSES["kl"](replace(inputs(), posterior=half)).item() == 0.5 * 300.0**2  # over fp16's range

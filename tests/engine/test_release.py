@@ -1,0 +1,174 @@
+"""What is released: the judged weights, in a format others open, with the right latent scale."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from safetensors.torch import load_file
+
+from ftae.engine.batches import train_batch
+from ftae.engine.build import build_model
+from ftae.engine.checkpoint import evaluated_weights
+from ftae.engine.data import load_dataset
+from ftae.engine.loop import finetune
+from ftae.engine.release import Release, release
+from ftae.specs.finetune import FinetuneSpec
+
+SCALING, SHIFT = 0.7, 0.25
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small pretrained models: ``kl``, ``shifted`` (with a shift_factor) and ``tiny``."""
+    folder = tmp_path_factory.mktemp("release")
+    torch.manual_seed(1)
+    for name, shift in [("kl", None), ("shifted", SHIFT)]:
+        AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=2,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=SCALING,
+            shift_factor=shift,
+        ).save_pretrained(folder / name)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=2,
+    ).save_pretrained(folder / "tiny")
+    return folder
+
+
+def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": model,
+        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-2},
+        "max_steps": 2,
+        "num_evals": 1,
+        "metrics": ["psnr"],
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def kl(home: Path, name: str = "kl", **changes: Any) -> FinetuneSpec:
+    return spec_of({"family": "autoencoder_kl", "pretrained": str(home / name)}, **changes)
+
+
+def released(spec: FinetuneSpec, folder: Path) -> tuple[Release, Path]:
+    *_, last = finetune(spec, folder)
+    assert last.checkpoint is not None
+    return release(spec, folder / last.checkpoint, folder / "model"), folder / last.checkpoint
+
+
+def all_training_images(spec: FinetuneSpec) -> torch.Tensor:
+    data = load_dataset(spec.data)
+    batch = train_batch(data.train, spec.data, batch_size=len(data.train), batch=0, seed=0, device="cpu")
+    return batch.images * 2 - 1
+
+
+@pytest.mark.parametrize("freeze", [("encoder", "quant_conv"), ("encoder", "bottleneck")])
+def test_a_tuned_decoder_keeps_latents_and_scale(freeze: tuple[str, ...], home: Path, tmp_path: Path) -> None:
+    spec = kl(home, freeze=freeze)
+    result, _ = released(spec, tmp_path)
+    assert result == Release(latents_compatible=True, scaling_factor=None)
+    before, after = (AutoencoderKL.from_pretrained(folder) for folder in (home / "kl", tmp_path / "model"))
+    assert after.config.scaling_factor == SCALING
+    images = all_training_images(spec)[:8]
+    with torch.no_grad():
+        latents = [model.encode(images).latent_dist.parameters for model in (before, after)]
+        decoded = [model.decode(latents[0][:, :2]).sample for model in (before, after)]
+    assert torch.equal(*latents)
+    assert not torch.equal(*decoded)
+
+
+@pytest.mark.parametrize("name", ["kl", "shifted"])
+@pytest.mark.parametrize("freeze", [(), ("encoder", "decoder", "post_quant_conv")])
+def test_tuned_latents_get_a_new_scale(name: str, freeze: tuple[str, ...], home: Path, tmp_path: Path) -> None:
+    spec = kl(home, name, freeze=freeze)
+    result, _ = released(spec, tmp_path)
+    model = AutoencoderKL.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        posterior = model.encode(all_training_images(spec)).latent_dist
+    # The variance of a sample of the posterior, over all elements of all training images.
+    mean, variance = posterior.mean.double(), posterior.var.double()
+    std = (mean.var(correction=0) + variance.mean()).sqrt().item()
+    assert not result.latents_compatible
+    assert result.scaling_factor == pytest.approx(1 / std, rel=1e-4)
+    assert model.config.scaling_factor == result.scaling_factor != SCALING
+    if name == "kl":
+        assert model.config.shift_factor is None
+    else:
+        assert model.config.shift_factor == pytest.approx(mean.mean().item(), abs=1e-6) != SHIFT
+
+
+def test_the_scale_makes_latents_of_unit_variance(home: Path, tmp_path: Path) -> None:
+    spec = kl(home, "shifted")
+    released(spec, tmp_path)
+    model = AutoencoderKL.from_pretrained(tmp_path / "model")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        latents = model.encode(all_training_images(spec)).latent_dist.sample()
+    scaled = (latents - model.config.shift_factor) * model.config.scaling_factor
+    assert scaled.mean().item() == pytest.approx(0.0, abs=0.02)
+    assert scaled.std().item() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(("freeze", "compatible"), [(("encoder",), True), ((), False)])
+def test_the_tiny_one(freeze: tuple[str, ...], compatible: bool, home: Path, tmp_path: Path) -> None:
+    spec = spec_of({"family": "autoencoder_tiny", "pretrained": str(home / "tiny")}, freeze=freeze)
+    result, _ = released(spec, tmp_path)
+    model = AutoencoderTiny.from_pretrained(tmp_path / "model")
+    assert result.latents_compatible == compatible
+    if compatible:
+        assert (result.scaling_factor, model.config.scaling_factor, model.config.shift_factor) == (None, 1.0, 0.0)
+    else:
+        with torch.no_grad():
+            latents = model.encode(all_training_images(spec)).latents.double()
+        assert model.config.scaling_factor == pytest.approx(1 / latents.std(correction=0).item(), rel=1e-4)
+        assert model.config.shift_factor == pytest.approx(latents.mean().item(), abs=1e-6)
+
+
+def test_plain_diffusers_gives_the_same_images(home: Path, tmp_path: Path) -> None:
+    spec = kl(home, ema_half_life_fraction=0.5)
+    _, checkpoint = released(spec, tmp_path)
+    tuned = build_model(spec, None)
+    tuned.load_state_dict(evaluated_weights(checkpoint))
+    images = all_training_images(spec)[:4]
+    with torch.no_grad():
+        plain = AutoencoderKL.from_pretrained(tmp_path / "model")(images).sample
+        encoded = tuned.encode(images)
+        assert not isinstance(encoded, torch.Tensor)
+        assert torch.equal(plain, tuned.decode(encoded.mean))
+        tuned.load_state_dict(load_file(checkpoint / "model.safetensors"))  # the live weights
+        encoded = tuned.encode(images)
+        assert not isinstance(encoded, torch.Tensor)
+        assert not torch.equal(plain, tuned.decode(encoded.mean))
+
+
+def test_families_without_a_scale(tmp_path: Path) -> None:
+    spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4})
+    assert released(spec, tmp_path / "whole")[0] == Release(latents_compatible=False, scaling_factor=None)
+    spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4}, freeze=("encoder", "bottleneck"))
+    assert released(spec, tmp_path / "decoder")[0] == Release(latents_compatible=True, scaling_factor=None)
+
+
+def test_a_head_is_written_beside_the_model(tmp_path: Path) -> None:
+    spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4}, losses={"mse": 1.0, "ce": 1.0})
+    _, checkpoint = released(spec, tmp_path)
+    head = load_file(tmp_path / "model" / "head.safetensors")
+    trained = load_file(checkpoint / "model.safetensors")
+    assert torch.equal(head["linear.weight"], trained["head.linear.weight"])
+    assert torch.equal(head["linear.bias"], trained["head.linear.bias"])
+    assert json.loads((tmp_path / "model" / "classes.json").read_text()) == ["0", "1"]
+    assert not any(name.startswith("head") for name in load_file(tmp_path / "model" / "model.safetensors"))

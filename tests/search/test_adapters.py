@@ -1,0 +1,207 @@
+"""Between Tune and the state: nothing raises inside Tune's loop, and what goes wrong stops the search."""
+
+import json
+import pickle
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ftae import journal
+from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> SearchState:
+    spec = {
+        "name": "made-up",
+        "finetune": {
+            "model": {"family": "conv_ae"},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 3},
+    }
+    return SearchState(SearchSpec.model_validate(spec), tmp_path)
+
+
+def ignore(number: int) -> None:
+    pass
+
+
+def report(step: int, psnr: float = 20.0) -> dict[str, Any]:
+    return {
+        "report": {
+            "step": step,
+            "metrics": {"val/psnr": psnr},
+            "timing": {},
+            "checkpoint": f"checkpoints/step-{step:08d}" if step else None,
+            "images": f"images/step-{step:08d}.png",
+        }
+    }
+
+
+@contextmanager
+def full_disk(state: SearchState, spare_bytes: int = 20) -> Iterator[None]:
+    """No file can grow beyond the journal's size and a few bytes: the next event is cut short."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = state.journal.path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + spare_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_tune_gets_the_trials_of_the_state(state: SearchState) -> None:
+    changed: list[int] = []
+    searcher = StateSearcher(Coordinator(state, None, changed.append))
+    assert searcher.suggest("a") == {"number": 0, "kind": "baseline", "params": {}}
+    assert searcher.suggest("b") == {"number": 1, "kind": "file", "params": {"optimizer.lr": 1e-3}}
+    assert [searcher.suggest("c")["number"], searcher.suggest("d")["number"]] == [2, 3]
+    assert searcher.suggest("e") == StateSearcher.FINISHED
+    assert changed == [0, 1, 2, 3]
+    searcher.on_trial_complete("a", {"message": "{}"})
+    assert state.record.trials[0].status == "running"
+
+
+def test_results_reach_the_state_and_stop_the_trials_that_it_ends(state: SearchState) -> None:
+    changed: list[int] = []
+    coordinator = Coordinator(state, None, changed.append)
+    scheduler = StateScheduler(coordinator)
+    for _ in range(4):
+        coordinator.assign()
+    changed.clear()
+
+    def result(number: int, message: dict[str, Any]) -> str:
+        trial = SimpleNamespace(config={"number": number})
+        return scheduler.on_trial_result(None, trial, {"message": json.dumps(message)})
+
+    assert result(0, report(0)) == "STOP"
+    assert result(1, report(0)) == "CONTINUE"
+    assert result(1, report(4)) == "CONTINUE"
+    assert result(2, report(4, 15.0)) == "STOP"
+    assert result(3, {"diverged": "non-finite loss at step 3"}) == "STOP"
+    assert result(1, {"failed": "freeze leaves nothing to train"}) == "STOP"
+    statuses = [(trial.status, trial.reason) for trial in state.record.trials.values()]
+    assert statuses == [
+        ("finished", None),
+        ("failed", "freeze leaves nothing to train"),
+        ("pruned", None),
+        ("diverged", "non-finite loss at step 3"),
+    ]
+    assert changed == [0, 1, 1, 2, 3, 1]
+
+
+def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, tmp_path: Path) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    coordinator.assign()
+    coordinator.assign()
+    coordinator.message(1, report(0))
+    errors = tmp_path / "error.txt"
+    errors.write_text("Failure # 3 (occurred at ...)\nTraceback ...\n  File x\nRuntimeError: boom\n\n")
+    trial = SimpleNamespace(config={"number": 1}, error_file=str(errors))
+    StateScheduler(coordinator).on_trial_error(None, trial)  # before every new attempt, too
+    assert state.record.trials[1].status == "running"
+    FailureCallback(coordinator).on_trial_error(7, [], trial)
+    assert (state.record.trials[1].status, state.record.trials[1].reason) == ("failed", "RuntimeError: boom")
+    assert state.study.trials[0].state.name == "FAIL"
+    assert not coordinator.must_stop()
+
+
+def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    stopper = CoordinatorStopper(coordinator)
+    coordinator.assign()
+    coordinator.assign()
+    content = state.journal.path.read_bytes()
+    with full_disk(state):
+        assert not stopper.stop_all()
+        assert coordinator.message(1, report(0)) is False
+        assert isinstance(coordinator.failure, OSError)
+        assert stopper.stop_all()
+        first = coordinator.failure
+        assert StateSearcher(coordinator).suggest("c") == StateSearcher.FINISHED
+        coordinator.given_up(1, Path(__file__))
+        assert coordinator.failure is first
+    assert state.journal.path.read_bytes() == content
+    state.journal.close()
+    again = SearchState(state.spec, state.folder)
+    assert [trial.status for trial in again.record.trials.values()] == ["running", "running"]
+    assert again.record.trials[1].reports == []
+
+
+def test_leaving_with_a_full_disk_gives_the_journal_free(state: SearchState) -> None:
+    with full_disk(state), pytest.raises(OSError, match=r"space|large"):
+        state.close("complete")
+    assert SearchState(state.spec, state.folder).record.close is None
+
+
+@pytest.mark.parametrize("call", ["assign", "message", "given_up"])
+def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> None:
+    def broken(number: int) -> None:
+        raise RuntimeError("the display is gone")
+
+    coordinator = Coordinator(state, None, broken)
+    if call == "assign":
+        coordinator.assign()
+    elif call == "message":
+        coordinator.message(7, report(0))  # no such trial
+    else:
+        coordinator.given_up(1, Path("no/such/file"))
+    expected = {"assign": RuntimeError, "message": KeyError, "given_up": FileNotFoundError}[call]
+    assert isinstance(coordinator.failure, expected)
+    assert coordinator.must_stop()
+
+
+def test_a_message_that_is_no_message_stops_the_search(state: SearchState) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    coordinator.assign()
+    assert coordinator.message(0, {"report": {"step": 0, "metrics": {}}}) is False
+    assert isinstance(coordinator.failure, KeyError)
+
+
+def test_the_deadline_ends_a_search(state: SearchState) -> None:
+    coordinator = Coordinator(state, time.monotonic() + 60.0, ignore)
+    assert not coordinator.is_overdue()
+    assert not CoordinatorStopper(coordinator).stop_all()
+    coordinator.deadline = time.monotonic() - 0.1
+    assert coordinator.is_overdue()
+    assert CoordinatorStopper(coordinator).stop_all()
+
+
+@pytest.mark.parametrize("message", [{"failed": "its weights cannot be used"}, {"diverged": "out of memory at step 0"}])
+def test_a_search_without_a_baseline_is_stopped(state: SearchState, message: dict[str, Any]) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    coordinator.assign()
+    coordinator.assign()
+    coordinator.message(1, {"failed": "one trial does not matter"})
+    assert not coordinator.must_stop()
+    coordinator.message(0, message)
+    assert coordinator.must_stop()
+    assert coordinator.failure is None
+
+
+def test_tunes_snapshots_hold_nothing_of_the_search(state: SearchState) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    for part in (StateSearcher(coordinator), StateScheduler(coordinator), CoordinatorStopper(coordinator)):
+        assert len(pickle.dumps(part)) < 200
+    searcher = StateSearcher(coordinator)
+    searcher.save(str(state.folder / "searcher"))
+    assert not (state.folder / "searcher").exists()
+    with pytest.raises(AssertionError, match="from its journal"):
+        searcher.restore("anything")
+    assert [event["event"] for event, _ in journal.read(state.folder)] == ["open"]

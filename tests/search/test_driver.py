@@ -1,0 +1,153 @@
+"""What the driver refuses before a cluster is started."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftae.errors import FtaeError
+from ftae.journal import FILE_NAME
+from ftae.search import driver
+from ftae.search.driver import run_search
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
+
+
+def spec(storage: Path, **changes: Any) -> SearchSpec:
+    """``changes``: values by dotted path."""
+    data: dict[str, Any] = {
+        "name": "made-up",
+        "finetune": {
+            "model": {"family": "conv_ae", "channels": 4, "depth": 1, "latent_channels": 2},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr", "ssim"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 4, "storage": str(storage)},
+        "tracking": {},
+    }
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    return SearchSpec.model_validate(data)
+
+
+@pytest.fixture
+def existing(tmp_path: Path) -> Path:
+    """The storage of a search that was interrupted after one trial."""
+    search = spec(tmp_path)
+    (tmp_path / search.name).mkdir()
+    state = SearchState(search, tmp_path / search.name)
+    for number in (0, 1, 2):
+        state.next_trial()
+        if number < 2:
+            state.end(number, "failed")
+    state.close("interrupted", "stopped by the user")
+    return tmp_path
+
+
+def test_an_existing_search_is_not_started_again(existing: Path) -> None:
+    before = (existing / "made-up" / FILE_NAME).read_bytes()
+    with pytest.raises(FtaeError) as refusal:
+        run_search(spec(existing))
+    assert str(refusal.value) == (
+        f"{existing}/made-up holds a search already (1 of 4 trials done). "
+        "Go on with it by --resume, or give the new one another name (--set name=...)"
+    )
+    assert (existing / "made-up" / FILE_NAME).read_bytes() == before
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(FtaeError, match=r"nothing to resume in .*/made-up; start the search without --resume"):
+        run_search(spec(tmp_path), resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"finetune__max_steps": 24}, "finetune"),
+        ({"finetune__seed": 1}, "finetune"),
+        ({"search_space__optimizer.lr": {"low": 1e-4, "high": 0.5, "log": True}}, "search_space"),
+        ({"search_space__batch_size": {"low": 4, "high": 8}}, "search_space"),
+        ({"objective__metric": "val/ssim"}, "objective"),
+        ({"search__sampler": "random"}, "search.sampler"),
+        ({"search__seed": 1}, "search.seed"),
+        ({"search__scheduler": {"name": "fifo"}}, "search.scheduler"),
+        (
+            {"search__scheduler": {"name": "asha", "reduction_factor": 4}, "search__seed": 2},
+            "search.scheduler, search.seed",
+        ),
+    ],
+)
+def test_another_question_is_not_a_resumption(existing: Path, change: dict[str, Any], named: str) -> None:
+    before = (existing / "made-up" / FILE_NAME).read_bytes()
+    with pytest.raises(FtaeError, match="asks another question than the search to resume: ") as refusal:
+        run_search(spec(existing, **change), resume=True)
+    assert f": {named} differ." in str(refusal.value)
+    assert (existing / "made-up" / FILE_NAME).read_bytes() == before
+
+
+def test_the_means_may_change(existing: Path) -> None:
+    changed = spec(
+        existing,
+        search__num_trials=40,
+        search__max_hours=0.5,
+        search__max_concurrent=2,
+        search__resources={"cpus": 2},
+        search__keep_checkpoints=1,
+        search__max_failures=0,
+        tracking__uri="http://another:5000",
+        tracking__experiment="another",
+    )
+    driver._check_folder(existing / "made-up", changed, resume=True)
+
+
+def test_every_setting_is_either_of_the_question_or_of_the_means() -> None:
+    settings = SearchSpec.model_fields["search"].annotation.model_fields  # type: ignore[union-attr]
+    assert set(settings) == {*driver.MAY_CHANGE, "sampler", "scheduler", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"finetune__freeze_depth": 1, "search_space__freeze_depth": {"low": 0, "high": 30}},
+            r"search_space\.freeze_depth: with 30: .*stages",
+        ),
+        ({"finetune__data": {"source": "image_folder", "train": "no/such/folder", "resolution": 16}}, "no/such/folder"),
+        ({"finetune__freeze": ["no_such_stage"]}, "no_such_stage"),
+        ({"finetune__model": {"family": "conv_ae", "pretrained": "no/such/model"}}, "no/such/model"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_starts(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FtaeError, match=message):
+        run_search(spec(tmp_path, **change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storage_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FtaeError, match=r"search\.storage: cannot make the folder .*/file/made-up"):
+        run_search(spec(tmp_path / "file"))
+
+
+def test_a_journal_that_cannot_be_read_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "made-up").mkdir()
+    journal = tmp_path / "made-up" / FILE_NAME
+    journal.write_text("no JSON at all\n" + json.dumps({"event": "close"}) + "\n")
+    for resume in (False, True):
+        with pytest.raises(FtaeError, match="is damaged"):
+            run_search(spec(tmp_path), resume=resume)
+    assert journal.read_text().startswith("no JSON at all")

@@ -1,0 +1,184 @@
+"""What a user sees: plain lines in a file, a live table on a terminal."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ftae.journal import SearchRecord
+from ftae.search import progress as module
+from ftae.search.progress import Progress, short_params
+from ftae.specs import SearchSpec
+
+SPEC = SearchSpec.model_validate(
+    {
+        "name": "made-up",
+        "finetune": {
+            "model": {"family": "conv_ae"},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 8},
+    }
+)
+
+
+class Search:
+    """A record that grows, and what is shown of it on a console that writes into a string."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.record = SearchRecord(search=SPEC.model_dump(mode="json"))
+        self.progress = Progress(SPEC, self.record)
+        self.output = io.StringIO()
+        self.progress._console = Console(file=self.output, force_terminal=terminal, width=120, color_system=None)
+
+    def trial(self, number: int, steps: int = 0, psnr: float = 20.0, end: str | None = None, reason: str = "") -> None:
+        kind = {0: "baseline", 1: "file"}.get(number, "sampled")
+        params = {"optimizer.lr": 1e-3 * number} if number else {}
+        self._apply(number, event="suggest", params=params, kind=kind)
+        if steps or not number:
+            self._apply(number, event="report", step=steps, value=psnr, metrics={"val/psnr": psnr}, checkpoint=None)
+        if end is not None:
+            self._apply(number, event="end", status=end, reason=reason or None)
+
+    def _apply(self, number: int, **event: Any) -> None:
+        self.record.apply({"trial": number, "time": 0.0} | event)
+        self.progress.update(number)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.output.getvalue().splitlines()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set by hand."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> None:
+    search = Search(terminal=False)
+    with search.progress:
+        search.trial(0, 0, 18.0, "finished")
+        search.trial(1, 4)
+        assert len(search.lines) == 1, "only the baseline has ended"
+        clock[0] += 30.0
+        search.trial(2, 12, 21.5, "finished")
+        search.trial(3, 4, 17.0, "pruned")
+        search.trial(4, 0, end="diverged", reason="non-finite loss at step 3")
+        search.trial(5, 12, 19.0, "failed", "RuntimeError: boom [/x]")
+    assert search.lines == [
+        "baseline finished val/psnr 18.0000 at step 0 | 0/8 trials done, 0 running | "
+        "no full trial yet, baseline 18.0000 | time left unknown",
+        "trial 2 finished val/psnr 21.5000 at step 12 | 1/8 trials done, 1 running | "
+        "best 21.5000, baseline 18.0000, +3.5000 | about 2 min 30 s left",
+        "trial 3 pruned val/psnr 17.0000 at step 4 | 2/8 trials done, 1 running, 1 pruned | "
+        "best 21.5000, baseline 18.0000, +3.5000 | about 1 min 13 s left",
+        "trial 4 diverged at step 0 (non-finite loss at step 3) | 3/8 trials done, 1 running, 1 pruned, 1 diverged | "
+        "best 21.5000, baseline 18.0000, +3.5000 | about 42 s left",
+        "trial 5 failed val/psnr 19.0000 at step 12 (RuntimeError: boom [/x]) | "
+        "4/8 trials done, 1 running, 1 pruned, 1 diverged, 1 failed | "
+        "best 21.5000, baseline 18.0000, +3.5000 | about 25 s left",
+    ]
+
+
+def test_what_is_said_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "2 images cannot be read: [a].png: " + "x" * 200
+    Progress(SPEC, SearchRecord(search={})).say(message)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", message + "\n")
+
+
+def test_a_terminal_gets_a_table(clock: list[float]) -> None:
+    search = Search(terminal=True)
+    with search.progress:
+        search.trial(0, 0, 18.0, "finished")
+        search.trial(1, 4, 19.25)
+        search.trial(2, 12, 21.5, "finished")
+        search.trial(3, 4, 17.0, "pruned")
+        search.trial(4, 8, 17.0, "diverged", "non-finite loss at step 9")
+        search.progress._live.refresh()  # type: ignore[union-attr]
+    shown = search.output.getvalue()
+    assert re.search(r"trial +status +step +val/psnr +params", shown)
+    assert re.search(r"0 +finished +0 +18\.0000 +baseline, untuned", shown)
+    assert re.search(r"1 +running +4 +19\.2500 +lr=0\.001", shown)
+    assert re.search(r"4 +diverged +8", shown)
+    assert "made-up: 3/8 trials done, 1 running, 1 pruned, 1 diverged" in shown
+    assert "best 21.5000, baseline 18.0000, +3.5000" in shown
+    assert "trial 3 pruned" not in shown, "no lines beside the table"
+
+
+def test_the_table_shows_running_trials_and_the_newest() -> None:
+    search = Search(terminal=True)
+    search.trial(1, 4, 19.0)
+    for number in range(2, 40):
+        search.trial(number, 12, 20.0, "finished")
+    with search.progress._console.capture() as capture:
+        search.progress._console.print(search.progress._render())
+    numbers = [line.split()[0] for line in capture.get().splitlines()[1:-1]]
+    assert numbers == ["1", *(str(number) for number in range(39, 28, -1))]
+
+
+def test_a_search_taken_up_again_does_not_count_what_was_there(clock: list[float]) -> None:
+    earlier = Search(terminal=False)
+    for number in range(5):
+        earlier.trial(number, 12, 20.0, "finished")
+    search = Search(terminal=False)
+    search.record = earlier.record
+    search.progress = Progress(SPEC, earlier.record)
+    search.progress._console = Console(file=search.output, width=120)
+    clock[0] += 60.0
+    search.trial(5, 12, 20.0, "finished")
+    # 60 s for one of eight trials, three are left.
+    assert search.lines[0].endswith(
+        "5/8 trials done, 0 running | best 20.0000, baseline 20.0000, +0.0000 | about 3 min 0 s left"
+    )
+
+
+def test_days_are_told_in_hours(clock: list[float]) -> None:
+    search = Search(terminal=False)
+    clock[0] += 36_000.0
+    search.trial(1, 12, 20.0, "finished")
+    assert search.lines[0].endswith("about 70 h 0 min left")
+
+
+def test_params_fit_on_a_line() -> None:
+    params = {"optimizer.lr": 0.000123456, "max_grad_norm": None, "freeze_depth": 3, "optimizer.betas": [0.9, 0.999]}
+    assert short_params(params) == "lr=0.0001235 max_grad_norm=None freeze_depth=3 betas=[0.9, 0.999]"
+
+
+def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
+    code = (
+        "import sys; from ftae.journal import SearchRecord; from ftae.specs import SearchSpec\n"
+        "from ftae.search.progress import Progress\n"
+        "spec = SearchSpec.model_validate_json(sys.argv[1])\n"
+        "record = SearchRecord(search=spec.model_dump(mode='json'))\n"
+        "with Progress(spec, record) as progress: progress.say('hello')\n"
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", code, SPEC.model_dump_json()]
+    result = subprocess.run(
+        command, stderr=theirs, stdout=subprocess.PIPE, env=os.environ | {"TERM": "xterm"}, check=True
+    )
+    os.close(theirs)
+    time.sleep(0.1)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert result.stdout == b""
+    assert "hello" in shown
+    assert "made-up: 0/8 trials done" in shown

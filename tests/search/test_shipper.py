@@ -1,0 +1,308 @@
+"""From the journal to a tracker: nothing lost, nothing twice, and never a reason for the search to stop.
+
+The tracker is the edge of the network, and the one thing that is made up here: it notes what arrives.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftae.errors import FtaeError
+from ftae.journal import Event, Journal
+from ftae.search import shipper
+from ftae.search.shipper import CURSOR, Shipper, publish, ship_new, sync, unsent
+from ftae.specs import SearchSpec
+from ftae.tracking import TrackingUnavailable
+
+SPEC = SearchSpec.model_validate(
+    {
+        "name": "made-up",
+        "finetune": {
+            "model": {"family": "conv_ae"},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+    }
+)
+
+
+class Tracker:
+    """Notes events. ``failures``: what the next calls raise, one each; None is a call that works."""
+
+    def __init__(self, *failures: Exception | None) -> None:
+        self.arrived: list[Event] = []
+        self.published: dict[str, Any] = {}
+        self.failures = list(failures)
+        self.calls = 0
+
+    def ship(self, events: list[Event]) -> None:
+        self.calls += 1
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+        self.arrived += events
+
+    def publish(self, **outcome: Any) -> None:
+        self.published = outcome
+
+
+class Said(list[str]):
+    def __call__(self, message: str) -> None:
+        self.append(message)
+
+
+def away() -> TrackingUnavailable:
+    return TrackingUnavailable("MLflow at http://nowhere: ConnectionError")
+
+
+@pytest.fixture(autouse=True)
+def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipper, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(shipper, "RETRY_SECONDS", 0.02)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    journal = Journal(tmp_path)
+    journal.append("open", search=SPEC.model_dump(mode="json"), digest=SPEC.digest(), versions={})
+    return journal
+
+
+def add(journal: Journal, trial: int, psnr: float = 20.0, end: str = "finished") -> None:
+    """The three events of a trial."""
+    kind = {0: "baseline", 1: "file"}.get(trial, "sampled")
+    params = {} if trial == 0 else {"optimizer.lr": 1e-3 * trial}
+    journal.append("suggest", trial=trial, params=params, kind=kind)
+    journal.append(
+        "report",
+        trial=trial,
+        step=12,
+        value=psnr,
+        metrics={"val/psnr": psnr, "train/loss": 0.5},
+        timing={},
+        checkpoint=f"trials/{trial:04d}/checkpoints/step-00000012",
+        images=f"trials/{trial:04d}/images/step-00000012.png",
+    )
+    journal.append("end", trial=trial, status=end, reason=None, value=psnr, step=12)
+
+
+def written(folder: Path) -> list[Event]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def start(folder: Path, tracker: Tracker) -> tuple[Shipper, Said]:
+    said = Said()
+    thread = Shipper(folder, lambda: tracker, said)  # type: ignore[arg-type, return-value]
+    thread.start()
+    return thread, said
+
+
+# ------------------------------------------------------------------------------------ without a thread
+
+
+def test_what_was_sent_is_not_sent_again(journal: Journal, tmp_path: Path) -> None:
+    tracker: Any = Tracker()
+    add(journal, 0)
+    assert unsent(tmp_path) == 4
+    assert ship_new(tmp_path, tracker) == 4
+    assert unsent(tmp_path) == 0
+    assert json.loads((tmp_path / CURSOR).read_text()) == {"offset": journal.path.stat().st_size}
+    add(journal, 1)
+    assert ship_new(tmp_path, Tracker()) == 3  # another process goes on from there
+    assert ship_new(tmp_path, tracker) == 0
+    assert tracker.arrived == written(tmp_path)[:4]
+
+
+def test_a_long_journal_goes_in_batches_remembered_one_by_one(journal: Journal, tmp_path: Path) -> None:
+    with journal.path.open("ab") as file:  # quicker than a thousand synced appends
+        file.writelines(json.dumps({"event": "report", "n": n}).encode() + b"\n" for n in range(1100))
+    tracker: Any = Tracker(None, away())
+    with pytest.raises(TrackingUnavailable):
+        ship_new(tmp_path, tracker)
+    assert unsent(tmp_path) == 601
+    assert ship_new(tmp_path, tracker) == 601
+    assert tracker.arrived == written(tmp_path)
+    assert tracker.calls == 4
+
+
+def test_a_line_that_is_being_written_waits(journal: Journal, tmp_path: Path) -> None:
+    tracker: Any = Tracker()
+    with journal.path.open("ab") as file:
+        file.write(b'{"event": "close"')
+        file.flush()
+        assert ship_new(tmp_path, tracker) == 1
+        file.write(b"}\n")
+    assert ship_new(tmp_path, tracker) == 1
+    assert tracker.arrived[-1] == {"event": "close"}
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"offset": null}', "half a li"])
+def test_a_damaged_cursor_is_named(journal: Journal, tmp_path: Path, content: str) -> None:
+    (tmp_path / CURSOR).write_text(content)
+    with pytest.raises(FtaeError, match=r"tracking\.json is damaged: remove it and run ftae sync"):
+        unsent(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ the thread
+
+
+def test_the_journal_is_sent_while_it_grows(journal: Journal, tmp_path: Path) -> None:
+    tracker = Tracker()
+    thread, said = start(tmp_path, tracker)
+    for trial in range(5):
+        add(journal, trial)
+        wait_until(lambda count=4 + 3 * trial: len(tracker.arrived) == count)  # type: ignore[misc]
+    journal.append("close", status="complete", reason=None)
+    assert thread.finish(10.0)
+    assert not thread.is_alive()
+    assert tracker.arrived == written(tmp_path)
+    assert said == []
+
+
+def test_after_an_outage_everything_is_there_once(journal: Journal, tmp_path: Path) -> None:
+    tracker = Tracker(None, away(), away(), away())
+    thread, said = start(tmp_path, tracker)
+    for trial in range(3):
+        add(journal, trial)
+        wait_until(lambda calls=2 * trial: tracker.calls > calls)  # type: ignore[misc]
+    wait_until(lambda: len(said) == 2)
+    assert said == [f"{away()}; the search goes on and sends it later", "tracking is back; everything missed was sent"]
+    assert thread.finish(10.0)
+    assert tracker.arrived == written(tmp_path)
+
+
+def test_a_second_outage_is_told_again(journal: Journal, tmp_path: Path) -> None:
+    tracker = Tracker(away(), away(), None, away())
+    thread, said = start(tmp_path, tracker)
+    wait_until(lambda: len(said) == 2)
+    add(journal, 0)
+    wait_until(lambda: len(said) == 4)
+    assert [message.split(";")[0] for message in said] == [str(away()), "tracking is back"] * 2
+    assert thread.finish(10.0)
+
+
+def test_a_tracker_that_cannot_be_made_yet_is_made_later(journal: Journal, tmp_path: Path) -> None:
+    tracker, attempts, said = Tracker(), iter([away(), None]), Said()
+
+    def make() -> Any:
+        failure = next(attempts)
+        if failure is not None:
+            raise failure
+        return tracker
+
+    thread = Shipper(tmp_path, make, said)
+    thread.start()
+    wait_until(lambda: len(tracker.arrived) == 1)
+    assert thread.finish(10.0)
+    assert len(said) == 2
+
+
+def test_a_server_that_never_comes_leaves_everything_for_sync(journal: Journal, tmp_path: Path) -> None:
+    tracker = Tracker(*[away()] * 1000)
+    thread, said = start(tmp_path, tracker)
+    add(journal, 0)
+    assert not thread.finish(10.0)
+    assert not thread.is_alive()
+    assert said == [f"{away()}; the search goes on and sends it later"]
+    assert unsent(tmp_path) == 4
+
+
+def test_a_refusal_ends_the_thread_with_one_message(journal: Journal, tmp_path: Path) -> None:
+    tracker = Tracker(TrackingUnavailable("MLflow at http://there: 403", permanent=True))
+    thread, said = start(tmp_path, tracker)
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert tracker.calls == 1
+    assert said == ["MLflow at http://there: 403; the search goes on without it"]
+    assert not thread.finish(10.0)
+    assert unsent(tmp_path) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("trial"), FtaeError("tracking.json is damaged")])
+def test_nothing_escapes_the_thread(
+    journal: Journal, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    escaped: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", escaped.append)
+    thread, said = start(tmp_path, Tracker(error))
+    thread.join(10.0)
+    assert escaped == []
+    assert said == [f"tracking stopped: {type(error).__name__}: {error}; the search goes on"]
+    assert not thread.finish(10.0)
+
+
+def test_finishing_waits_no_longer_than_it_is_told(journal: Journal, tmp_path: Path) -> None:
+    release = threading.Event()
+
+    class Slow(Tracker):
+        def ship(self, events: list[Event]) -> None:
+            release.wait(30.0)
+
+    thread, _ = start(tmp_path, Slow())
+    before = time.monotonic()
+    assert not thread.finish(0.2)
+    assert time.monotonic() - before < 5.0
+    assert thread.daemon, "or the process would not end"
+    release.set()
+    thread.join(10.0)
+
+
+# ------------------------------------------------------------------------------------------ the outcome
+
+
+def test_the_outcome_names_the_best_trial_and_the_baseline(journal: Journal, tmp_path: Path) -> None:
+    for trial, psnr, end in ((0, 20.0, "finished"), (1, 21.0, "finished"), (2, 24.0, "finished"), (3, 25.0, "pruned")):
+        add(journal, trial, psnr, end)
+    tracker: Any = Tracker()
+    publish(tmp_path, tracker)
+    outcome = tracker.published
+    assert [(row["trial"], row["status"]) for row in outcome["leaderboard"]] == [
+        (2, "finished"),
+        (1, "finished"),
+        (0, "finished"),
+        (3, "pruned"),
+    ]
+    assert "lr: 0.002" in outcome["best_config"]
+    assert outcome["files"] == {"best_checkpoint": tmp_path / "trials/0002/checkpoints/step-00000012"}
+    assert outcome["tags"] == {"ftae.best_trial": "2"}
+    assert outcome["metrics"]["best/val/psnr"] == 24.0
+    assert outcome["metrics"]["baseline/val/psnr"] == 20.0
+    assert "best/train/loss" not in outcome["metrics"]
+
+
+def test_without_a_full_trial_there_is_no_outcome(journal: Journal, tmp_path: Path) -> None:
+    add(journal, 0)
+    add(journal, 1, end="pruned")
+    tracker: Any = Tracker()
+    publish(tmp_path, tracker)
+    assert tracker.published == {}
+
+
+def test_sync_sends_the_rest(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(journal, 0)
+    add(journal, 1, 21.0)
+    first, second = Tracker(None, away()), Tracker()
+    ship_new(tmp_path, first)  # type: ignore[arg-type]
+    add(journal, 2, 22.0)
+    monkeypatch.setattr(shipper, "tracker_of", lambda spec, folder: second)
+    assert sync(tmp_path) == 3
+    assert first.arrived + second.arrived == written(tmp_path)
+    assert second.published["tags"] == {"ftae.best_trial": "2"}
+    assert sync(tmp_path) == 0
