@@ -84,7 +84,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         lines.append(f"  {i:2d} {stage.name:<24} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
     if summary.kl_summed_weight is not None:
         lines.append(
-            f"kl           {run.losses.kl:g} per element; {summary.kl_summed_weight:g} in summed terms (LDM's kl_weight)"
+            f"kl           {run.losses.kl:g} per element, {summary.kl_summed_weight:g} in summed terms (as LDM has it)"
         )
     return lines, summary.checkpoint_bytes
 

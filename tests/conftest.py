@@ -24,8 +24,9 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local cluster of 2 CPUs for the whole session; ``run_search`` joins it."""
-    import ftae.search  # sets what Ray reads while it is imported
     import ray
+
+    import ftae.search  # sets what Ray reads while it is imported
 
     assert ftae.search
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -218,8 +218,9 @@ class FinetuneRun:
 
 
 def remove_older_checkpoints(newest: Path) -> None:
-    """Leave only ``newest``; also what a process that was killed had half-written goes."""
-    older = [folder for folder in newest.parent.glob("step-*") if folder.name < newest.name]
+    """Leave only ``newest``, the last written; what a process that was killed had half-written goes too."""
+    # By name, not by step: a run that began again in this folder must not be resumed from its predecessor.
+    older = [folder for folder in newest.parent.glob("step-*") if folder.name != newest.name]
     for folder in [*older, *newest.parent.glob(".step-*.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
 

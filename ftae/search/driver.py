@@ -19,7 +19,7 @@ from ftae.engine.data import load_dataset
 from ftae.errors import FtaeError
 from ftae.journal import SearchRecord
 from ftae.search import ENVIRONMENT
-from ftae.search.adapters import Coordinator, CoordinatorStopper, StateScheduler, StateSearcher
+from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.progress import Progress
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
@@ -94,6 +94,7 @@ def _run_trials(state: SearchState, progress: Progress) -> tuple[str, str | None
             name="tune",
             storage_path=scratch,
             stop=CoordinatorStopper(coordinator),
+            callbacks=[FailureCallback(coordinator)],
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             verbose=0,
         )

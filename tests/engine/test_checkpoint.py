@@ -195,6 +195,17 @@ def test_only_the_newest_is_kept(tmp_path: Path) -> None:
         assert (newest and str(newest.relative_to(tmp_path))) == report.checkpoint
 
 
+def test_a_run_begun_again_is_not_resumed_from_its_predecessor(tmp_path: Path) -> None:
+    list(finetune(spec_of(), tmp_path))
+    for report in finetune(spec_of(seed=1), tmp_path):
+        if report.step == 2:
+            break
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-00000002"
+    assert [report.step for report in finetune(spec_of(seed=1), tmp_path, resume_from=newest)] == [2, 4]
+
+
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
     (tmp_path / "checkpoints").mkdir()

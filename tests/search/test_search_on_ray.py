@@ -310,7 +310,7 @@ def busy_workers() -> list[int]:
 
 
 class Killer(threading.Thread):
-    """Kills the one busy worker when the given trials, one after the other, have made a new report with a checkpoint."""
+    """Kills the busy worker when the given trials, one after the other, have made a new report with a checkpoint."""
 
     def __init__(self, folder: Path, trials: list[int]) -> None:
         super().__init__(daemon=True)

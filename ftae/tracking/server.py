@@ -1,0 +1,221 @@
+"""The connection to MLflow: made on first use, every failure told as ``TrackingUnavailable``."""
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+import PIL.Image
+import requests
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import InvalidUrlException, MlflowException
+
+from ftae.errors import FtaeError
+from ftae.tracking.values import clip
+
+logger = logging.getLogger(__name__)
+
+IMAGE_KEY = "reconstruction"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+TEMPORARY_4XX = (408, 409, 425, 429, 499)
+
+
+class TrackingUnavailable(FtaeError):
+    """MLflow did not take what was sent. ``permanent``: it refused, and trying again will not help."""
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        self.permanent = permanent
+        super().__init__(message)
+
+
+def store_uri(uri: str | None, storage: Path) -> str:
+    """``uri``, or where it is None, the URI of the SQLite store embedded in ``storage``."""
+    return uri if uri is not None else f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+
+
+class Server:
+    """The tracking server or database: connected to on first use, its failures made TrackingUnavailable."""
+
+    def __init__(self, uri: str | None, storage: Path) -> None:
+        self.uri, self._storage, self._embedded = store_uri(uri, storage), storage.absolute(), uri is None
+        self._client: MlflowClient | None = None
+
+    @contextmanager
+    def client(self) -> Iterator[MlflowClient]:
+        """The client, for a few calls: whatever they raise is a TrackingUnavailable outside."""
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            yield self._client
+        except FtaeError:
+            raise
+        except Exception as error:  # noqa: BLE001  # SQLAlchemy's, requests', boto's: whatever lies between
+            message = _redact(f"MLflow at {self.uri}: {_reason(error)}", self.uri)
+            # Not chained: the original may hold the password.
+            raise TrackingUnavailable(clip(message, 500), permanent=_is_permanent(error)) from None
+
+    def _connect(self) -> MlflowClient:
+        if self._embedded:
+            self._storage.mkdir(parents=True, exist_ok=True)
+        if self.uri.startswith(DATABASES):
+            # MLflow would try for two minutes to open a database that cannot be opened.
+            engine = sqlalchemy.create_engine(self.uri)
+            engine.connect().close()
+            engine.dispose()
+        if not self._embedded:
+            return MlflowClient(self.uri, registry_uri=self.uri)
+        # Two processes creating the tables at once would leave the database half-migrated.
+        with (self._storage / ".mlflow.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return MlflowClient(self.uri, registry_uri=self.uri)
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, made if missing."""
+        # A server decides itself where artifacts go; a database alone would take the current folder.
+        served = self.uri.startswith(("http:", "https:"))
+        location = None if served else (self._storage / "mlartifacts").as_uri()
+        with self.client() as client:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                with unless_it_exists():  # another search may make it at the same time
+                    client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
+                found = client.get_experiment_by_name(name)
+        assert found is not None
+        if found.lifecycle_stage != "active":
+            raise TrackingUnavailable(
+                f"the MLflow experiment {name!r} is deleted; restore it or set tracking.experiment to another name",
+                permanent=True,
+            )
+        experiment_id: str = found.experiment_id
+        return experiment_id
+
+    def runs(self, experiment: str, condition: str) -> list[Run]:
+        """The runs of an experiment that meet a condition, those that hold more first."""
+        found: list[Run] = []
+        token: str | None = ""
+        with self.client() as client:
+            while token is not None:
+                page = client.search_runs([experiment], condition, max_results=1000, page_token=token or None)
+                found, token = found + list(page), page.token or None
+        return sorted(found, key=lambda run: -len(run.data.params) - len(run.data.metrics))
+
+    def log(self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Write points, params and tags; the client cuts them into requests of at most 1000 of all."""
+        with self.client() as client:
+            client.log_batch(
+                run_id,
+                metrics,
+                [Param(key, value) for key, value in params.items()],
+                [RunTag(key, value) for key, value in tags.items()],
+            )
+
+    def set_status(self, run_id: str, status: str, ended: int) -> None:
+        with self.client() as client:
+            if status == "RUNNING":
+                client.update_run(run_id, status)
+            else:
+                client.set_terminated(run_id, status, ended)
+
+    def upload(self, run_id: str, path: Path, artifact_path: str | None = None) -> None:
+        """Upload a file, or the content of a folder."""
+        if not path.exists():
+            raise FtaeError(f"cannot log {path} to MLflow: it does not exist")
+        with self.client() as client, patience():
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), artifact_path)
+            else:
+                client.log_artifact(run_id, str(path), artifact_path)
+
+    def upload_images(self, run_id: str, images: Mapping[int, Path], started: int) -> bool:
+        """Put PNGs, by step, into the run's image grid; returns whether there were any to put.
+
+        The files are named as ``MlflowClient.log_image`` names them, which the grid relies on, but for the
+        time and the random part: a second upload replaces the first.
+        """
+        if not images:
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            for step, path in images.items():
+                stem = Path(folder) / f"{IMAGE_KEY}+step+{step}+timestamp+{started}+{run_id}"
+                try:
+                    with PIL.Image.open(path) as image:
+                        small = image.convert("RGB")
+                    small.thumbnail((256, 256))
+                    small.save(f"{stem}+compressed.webp")
+                    shutil.copyfile(path, f"{stem}.png")
+                except (OSError, SyntaxError, ValueError) as error:  # deleted meanwhile, or cut short
+                    Path(f"{stem}+compressed.webp").unlink(missing_ok=True)
+                    logger.warning("no image of step %d in MLflow: %s", step, error)
+            any_left = any(Path(folder).iterdir())
+            if any_left:
+                with self.client() as client:
+                    client.log_artifacts(run_id, folder, "images")
+        return any_left
+
+
+def _reason(error: Exception) -> str:
+    """The telling part of a message: without SQL, and without the layers around a failed request."""
+    text = " ".join(str(error).split()).partition(" [SQL:")[0]
+    cause = re.search(r"\(Caused by (.*)\)$", text)
+    return f"{type(error).__name__}: {cause[1] if cause else text}"
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Whether the server understood and refused, so that the same request would be refused again."""
+    if isinstance(error, ImportError | InvalidUrlException | sqlalchemy.exc.ArgumentError):
+        return True
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+    elif isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    else:
+        return False
+    return 400 <= status < 500 and status not in TEMPORARY_4XX
+
+
+@contextmanager
+def unless_it_exists() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Wait as long as MLflow itself would: a server may pass a large file on before it answers."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[name]
+    os.environ[name] = str(max(120, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
+def _redact(text: str, uri: str) -> str:
+    """``text`` without what is secret in ``uri`` or in the environment."""
+    secrets = [
+        uri.partition("?")[2],
+        os.environ.get("MLFLOW_TRACKING_PASSWORD"),
+        os.environ.get("MLFLOW_TRACKING_TOKEN"),
+    ]
+    # Up to the last @: a database's password may hold any character.
+    login, at, _ = uri.partition("://")[2].rpartition("@")
+    if at and not uri.startswith("sqlite"):
+        text = text.replace(f"{login}@", "***@")
+        password = login.partition(":")[2]
+        secrets += [login, password, unquote(password)]
+    for secret in secrets:
+        if secret and len(secret) > 3:  # a shorter one would be hit in the middle of words, and so be told
+            text = text.replace(secret, "***")
+    return text
