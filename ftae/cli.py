@@ -58,6 +58,7 @@ def search(
     from ftae.specs.yamlfile import load_search
 
     spec = load_search(file, overrides or [])
+    typer.echo(f"{spec.name}: checking data and model, then starting Ray", err=True)
     from ftae.search.driver import run_search
 
     record = run_search(spec.located(), resume=resume)

@@ -1,0 +1,282 @@
+"""From a search file to a production model by the command line, with a driver that is killed on the way."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from ftae import journal
+from ftae.engine.loop import finetune
+from ftae.errors import TrainingFailed
+from ftae.journal import SearchRecord
+from ftae.search.state import SearchState
+from ftae.specs.yamlfile import load_search
+from ftae.tracking import store_uri
+
+SEARCH: dict[str, Any] = {
+    "name": "small",
+    "finetune": {
+        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0, "kl": 1e-3},
+        "optimizer": {"lr": 1e-3},
+        "ema_half_life_fraction": 0.1,
+        "batch_size": 512,
+        "max_steps": 12,
+        "num_evals": 3,
+        "metrics": ["psnr", "ssim"],
+    },
+    "search_space": {
+        "optimizer.lr": {"low": 1e-4, "high": 1e6, "log": True},
+        "losses.kl": {"low": 1e-5, "high": 1e-2, "log": True},
+        "max_grad_norm": {"choices": [1.0, None]},
+    },
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "search": {
+        "num_trials": 6,
+        "scheduler": {"name": "asha", "reduction_factor": 2},
+        "max_concurrent": 1,
+        "keep_checkpoints": 1,
+    },
+}
+
+
+@dataclass
+class Drivers:
+    """Runs ``ftae`` in a folder of its own, each time as a process group of its own."""
+
+    folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"FTAE_TEST": str(self.folder)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ftae", *arguments],
+            cwd=self.folder,
+            env={name: value for name, value in environment.items() if not name.startswith("RAY_")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def left_over(self) -> list[int]:
+        """The processes that still run of all those started here, by the variable they inherited."""
+        mark = f"FTAE_TEST={self.folder}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
+            except OSError:  # gone meanwhile, or another user's
+                continue
+        return found
+
+    def clean_up(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for pid in self.left_over():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drivers]:
+    drivers = Drivers(tmp_path_factory.mktemp("user"))
+    (drivers.folder / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    yield drivers
+    drivers.clean_up()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.01)
+
+
+def has_reported(folder: Path, trial: int, step: int) -> bool:
+    if not (folder / journal.FILE_NAME).exists():
+        return False
+    return any(e["event"] == "report" and (e["trial"], e["step"]) >= (trial, step) for e, _ in journal.read(folder))
+
+
+def numbers(record: SearchRecord) -> list[Any]:
+    """All that a search has found, but for times."""
+    return [
+        (t.number, t.kind, t.params, t.status, t.reason, [(r["step"], r["metrics"]) for r in t.reports])
+        for t in record.trials.values()
+    ]
+
+
+def undisturbed(file: Path, folder: Path) -> SearchRecord:
+    """The search as it is without Ray: one trial after the other in this process."""
+    spec = load_search(file)
+    folder.mkdir()
+    state = SearchState(spec, folder)
+    while (trial := state.next_trial()) is not None:
+        try:
+            for report in finetune(spec.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
+                if not state.report(trial.number, vars(report)):
+                    break
+        except TrainingFailed as failure:
+            state.end(trial.number, "diverged", str(failure))
+    state.close("complete")
+    return journal.replay(folder)
+
+
+@dataclass
+class Disturbed:
+    folder: Path
+    after_kill: SearchRecord
+    interrupted: tuple[int, str, str]  # exit status, stdout, stderr
+    after_interrupt: SearchRecord
+    finished: tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def disturbed(drivers: Drivers) -> Disturbed:
+    """A search whose first driver was killed in the second trial, and whose second was stopped by Ctrl-C."""
+    folder = drivers.folder / "searches" / "small"
+    first = drivers.start("search", "search.yaml")
+    wait_until(lambda: has_reported(folder, 2, 4) or first.poll() is not None)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    after_kill = journal.replay(folder)
+    second = drivers.start("search", "search.yaml", "--resume")
+    wait_until(lambda: has_reported(folder, 4, 0) or second.poll() is not None)
+    os.killpg(second.pid, signal.SIGINT)  # as a terminal does
+    output = second.communicate(timeout=120)
+    after_interrupt = journal.replay(folder)
+    third = drivers.start("search", "search.yaml", "--resume")
+    last_output = third.communicate(timeout=300)
+    return Disturbed(
+        folder, after_kill, (second.returncode, *output), after_interrupt, (third.returncode, *last_output)
+    )
+
+
+def test_a_killed_driver_leaves_what_its_journal_says(disturbed: Disturbed) -> None:
+    record = disturbed.after_kill
+    assert record.close is None
+    assert record.trials[2].status == "running"
+    assert record.trials[2].step >= 4
+
+
+def test_ctrl_c_leaves_in_order(disturbed: Disturbed) -> None:
+    status, output, errors = disturbed.interrupted
+    assert status == 130
+    assert "Traceback" not in errors
+    assert "small is not complete (stopped by the user); go on with: ftae search search.yaml --resume" in errors
+    assert "small is not complete" not in output
+    record = disturbed.after_interrupt
+    assert record.close is not None
+    assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
+    assert sum(trial.status == "running" for trial in record.trials.values()) <= 1
+
+
+def test_in_the_end_it_is_the_search_that_was_never_disturbed(disturbed: Disturbed, tmp_path: Path) -> None:
+    status, output, errors = disturbed.finished
+    assert (status, "Traceback" in errors) == (0, False)
+    expected = undisturbed(disturbed.folder.parents[1] / "search.yaml", tmp_path / "undisturbed")
+    record = journal.replay(disturbed.folder)
+    assert numbers(record) == numbers(expected)
+    assert {t.status for t in record.trials.values()} >= {"finished", "pruned", "diverged"}
+    assert output.startswith(f"small: best is trial {expected.ranked()[0].number}. val/psnr ")
+
+
+def test_mlflow_has_it_all_once(disturbed: Disturbed) -> None:
+    uri = store_uri(None, disturbed.folder.parent)
+    client = MlflowClient(uri, registry_uri=uri)
+    found = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    runs = {run.data.tags.get("ftae.trial"): run for run in found}
+    assert len(runs) == len(found)
+    record = journal.replay(disturbed.folder)
+    assert runs.keys() == {None, *(str(number) for number in record.trials)}
+    assert {run.info.status for run in found} <= {"FINISHED", "KILLED", "FAILED"}
+    assert runs[None].info.status == "FINISHED"
+    for trial in record.trials.values():
+        run = runs[str(trial.number)]
+        assert run.data.tags["ftae.status"] == trial.status
+        points = client.get_metric_history(run.info.run_id, "val/psnr")
+        assert [(point.step, point.value) for point in points] == [(r["step"], r["value"]) for r in trial.reports]
+
+
+def test_no_process_is_left(disturbed: Disturbed, drivers: Drivers) -> None:
+    wait_until(lambda: drivers.left_over() == [], seconds=30.0)
+
+
+# ------------------------------------------------------------------------------- into production
+
+
+@pytest.fixture(scope="module")
+def exported(disturbed: Disturbed, drivers: Drivers) -> Path:
+    process = drivers.start("export", "small")
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert output.startswith("trial ")
+    return drivers.folder / "exports" / "small"
+
+
+def test_a_production_run_repeats_the_trial_to_the_last_digit(
+    exported: Path, disturbed: Disturbed, drivers: Drivers
+) -> None:
+    process = drivers.start("train", "exports/small", "--out", "again", "--register", "digits")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    best = journal.replay(disturbed.folder).ranked()[0]
+    reports = [json.loads(line) for line in (drivers.folder / "again" / "reports.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["metrics"]) for r in reports] == [(r["step"], r["metrics"]) for r in best.reports]
+    for file in (exported / "model").iterdir():
+        assert (drivers.folder / "again" / "model" / file.name).read_bytes() == file.read_bytes()
+    assert output.startswith(f"small-trial-{best.number}: val/psnr {best.value:.4f}, ")
+    uri = store_uri(None, disturbed.folder.parent)
+    client = MlflowClient(uri, registry_uri=uri)
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert client.get_run(champion.run_id).data.tags["ftae.trial"] == str(best.number)
+
+
+@pytest.mark.slow
+def test_a_search_survives_twenty_kills_at_any_moment(drivers: Drivers, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    kills, arguments = 0, ["search", "search.yaml", "--set", "name=often", "--set", "search.num_trials=30"]
+    folder = drivers.folder / "searches" / "often"
+    while kills < 20:
+        exists = (folder / journal.FILE_NAME).exists()
+        driver = drivers.start(*arguments, *(["--resume"] if exists else []))
+        size = (folder / journal.FILE_NAME).stat().st_size if exists else 0
+        # From the first moment of the process to well into its trials.
+        if kills % 4:
+            wait_until(
+                lambda size=size: (
+                    (folder / "journal.jsonl").exists()
+                    and (folder / "journal.jsonl").stat().st_size > size + 500
+                    or driver.poll() is not None
+                )
+            )
+        time.sleep(moments.uniform(0.0, 3.0))
+        if driver.poll() is None:
+            driver.kill()
+            kills += 1
+        driver.communicate()
+        if driver.returncode == 0:
+            break
+    driver = drivers.start(*arguments, "--resume")
+    _, errors = driver.communicate(timeout=600)
+    assert driver.returncode == 0, errors
+    (tmp_path / "search.yaml").write_text((folder / "search.yaml").read_text())
+    expected = undisturbed(tmp_path / "search.yaml", tmp_path / "undisturbed")
+    assert numbers(journal.replay(folder)) == numbers(expected)
+    assert kills == 20
