@@ -125,7 +125,7 @@ Params:
 
 ![input, reconstruction, difference](reconstructions.png)
 
-Fixed validation images: input above reconstruction above absolute difference.
+Fixed validation images, each as input | reconstruction | absolute difference.
 
 - `model/`: the tuned model, as measured above.
 - `production.yaml`: the run that made it. `ftae train production.yaml` repeats it to the last digit on the same

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint
@@ -38,15 +39,16 @@ def train(
             model is to be registered and MLflow is away.
     """
     checkpoint = _prepare(out, resume)
-    (out / "production.yaml").write_text(dump(spec))
     data = load_dataset(spec.finetune.data)
     if data.skipped:
         say(data.skipped_message())
-    reports = _reports_before(out, checkpoint)
+    run = finetune(spec.finetune, out, resume_from=checkpoint)
+    first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is
+    (out / "production.yaml").write_text(dump(spec))
+    earlier = _lines_before(out, first.step)
     with (out / REPORTS).open("w") as log:
-        for earlier in reports:
-            log.write(json.dumps(earlier) + "\n")
-        for report in finetune(spec.finetune, out, resume_from=checkpoint):
+        log.writelines(earlier)
+        for report in chain([first], run):
             log.write(json.dumps(asdict(report)) + "\n")
             log.flush()
             say(describe(report))
@@ -66,19 +68,18 @@ def _prepare(out: Path, resume: bool) -> Path | None:
     checkpoint = latest_checkpoint(out)
     if resume and checkpoint is None:
         raise FtaeError(f"{out} has no checkpoint to resume from; start the run without --resume")
-    if not resume and (out / REPORTS).exists():
+    if not resume and checkpoint is not None:
         raise FtaeError(f"{out} holds a run already; go on with it by --resume, or choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     return checkpoint
 
 
-def _reports_before(out: Path, checkpoint: Path | None) -> list[dict[str, object]]:
-    """The reports up to the checkpoint, which the loop will repeat; later ones belong to no state."""
-    if checkpoint is None or not (out / REPORTS).exists():
+def _lines_before(out: Path, step: int) -> list[str]:
+    """The reports before the one that the run begins with; later ones belong to no checkpoint."""
+    if step == 0 or not (out / REPORTS).exists():
         return []
-    step = int(checkpoint.name.removeprefix("step-"))
-    lines = (out / REPORTS).read_text().splitlines()
-    return [report for report in map(json.loads, lines) if report["step"] < step]
+    lines = (out / REPORTS).read_text().splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
 
 
 def _track(spec: ProductionSpec, out: Path, storage: Path, register: str | None, say: Callable[[str], None]) -> None:

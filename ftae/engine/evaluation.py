@@ -13,8 +13,8 @@ from ftae.engine.data import ImageSet
 from ftae.engine.metrics import ActiveUnits, EvalInputs, Evaluation
 from ftae.specs.finetune import FinetuneSpec
 
-GRID_IMAGES = 8
-GRID_MIN_SIDE = 64  # pixels; smaller images are enlarged so that the picture can be looked at
+GRID_IMAGES = 12  # in two columns of three cells each: a square, which MLflow shows best
+GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged so that the picture can be looked at
 Metrics = dict[str, float]
 
 
@@ -42,15 +42,17 @@ def evaluate(
 def save_grid(
     autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec, path: Path, *, device: torch.device
 ) -> None:
-    """Write a PNG of fixed validation images, one a column: input above reconstruction above difference."""
+    """Write a PNG of fixed validation images, each as input | reconstruction | absolute difference."""
     autoencoder.eval()
-    chosen = np.linspace(0, len(images.images) - 1, min(GRID_IMAGES, len(images.images))).astype(int)
+    num_columns = 2 if len(images) >= GRID_IMAGES else 1
+    chosen = np.linspace(0, len(images) - 1, min(GRID_IMAGES, len(images))).astype(int)
     few = ImageSet(images.images[chosen], None)
     batch = next(val_batches(few, spec.data, batch_size=len(chosen), device=device))
     inputs = _run(autoencoder, batch, with_head=False)
     difference = (inputs.target - inputs.reconstruction).abs()
-    columns = torch.cat([inputs.target, inputs.reconstruction, difference], dim=2).cpu()
-    picture = (columns * 255).round().to(torch.uint8).permute(2, 0, 3, 1).flatten(1, 2).numpy()
+    cells = torch.cat([inputs.target, inputs.reconstruction, difference], dim=3).cpu()  # (N, C, H, 3W)
+    rows = cells.reshape(-1, num_columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, 3W, C)
+    picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
     scale = max(1, -(-GRID_MIN_SIDE // spec.data.resolution))
     picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)

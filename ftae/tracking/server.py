@@ -86,7 +86,7 @@ class Server:
             found = client.get_experiment_by_name(name)
             if found is None:
                 with unless_it_exists():  # another search may make it at the same time
-                    client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
+                    client.create_experiment(name, location)
                 found = client.get_experiment_by_name(name)
         assert found is not None
         if found.lifecycle_stage != "active":
@@ -148,7 +148,7 @@ class Server:
                 try:
                     with PIL.Image.open(path) as image:
                         small = image.convert("RGB")
-                    small.thumbnail((256, 256))
+                    small.thumbnail((512, 512))
                     small.save(f"{stem}+compressed.webp")
                     shutil.copyfile(path, f"{stem}.png")
                 except (OSError, SyntaxError, ValueError) as error:  # deleted meanwhile, or cut short

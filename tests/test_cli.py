@@ -1,0 +1,301 @@
+"""The command line: exit statuses, what goes to stdout and what to stderr, and what machines read."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from ftae import cli
+from ftae.journal import SearchRecord
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
+from ftae.specs.yamlfile import load_search
+from ftae.tracking import store_uri
+
+COMMANDS = {"validate", "search", "best", "show", "export", "train", "sync", "ui"}
+SEARCH: dict[str, Any] = {
+    "name": "small",
+    "finetune": {
+        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0, "kl": 1e-3},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 12,
+        "num_evals": 3,
+        "metrics": ["psnr"],
+    },
+    "search_space": {
+        "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "max_grad_norm": {"choices": [1.0, None]},
+    },
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "search": {"num_trials": 3},
+}
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+Ftae = Callable[..., Result]
+
+
+@pytest.fixture
+def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
+    """Runs a command in ``tmp_path``, which holds search.yaml and production.yaml."""
+    monkeypatch.chdir(tmp_path)
+    Path("search.yaml").write_text(yaml.safe_dump(SEARCH))
+    Path("production.yaml").write_text(yaml.safe_dump({key: SEARCH[key] for key in ("name", "finetune")}))
+    monkeypatch.delenv("FTAE_DEBUG", raising=False)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Result(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def make_search(folder: Path, *psnr: float, status: str | None = "complete") -> SearchRecord:
+    """A search folder whose trials, the baseline first, ended with these values; the one after them diverged."""
+    folder.mkdir(parents=True)
+    spec = SearchSpec.model_validate(SEARCH | {"name": folder.name})
+    state = SearchState(spec, folder)
+    for number, value in enumerate(psnr):
+        state.next_trial()
+        checkpoint = folder / f"trials/{number:04d}/checkpoints/step-00000012"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(b"weights")
+        report: dict[str, Any] = {"step": 12 if number else 0, "metrics": {"val/psnr": value}, "timing": {}}
+        state.report(number, report | {"checkpoint": "checkpoints/step-00000012", "images": "images/none.png"})
+    state.next_trial()
+    state.end(len(psnr), "diverged", "non-finite loss at step 3")
+    if status is not None:
+        state.close(status)
+    return state.record
+
+
+# ---------------------------------------------------------------------------------------- exit statuses
+
+
+def test_the_help_lists_every_command(ftae: Ftae) -> None:
+    result = ftae("--help")
+    assert (result.status, result.err) == (0, "")
+    listed = {line.split()[1] for line in result.out.partition("Commands")[2].splitlines() if len(line.split()) > 2}
+    assert listed & COMMANDS == COMMANDS
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == COMMANDS  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(ftae: Ftae, command: str) -> None:
+    result = ftae(command, "--help")
+    assert (result.status, result.err) == (0, "")
+    assert f"ftae {command}" in result.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["validate"],
+        ["validate", "search.yaml", "--no-such-option"],
+        ["train", "production.yaml", "--max-steps", "many"],
+        ["search", "search.yaml", "--set"],
+    ],
+)
+def test_a_wrong_call_is_2(ftae: Ftae, arguments: list[str]) -> None:
+    assert ftae(*arguments).status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["validate", "none.yaml"], "error: none.yaml: cannot be read: No such file or directory"),
+        (["validate", "."], "error: .: cannot be read: Is a directory"),
+        (["search", "production.yaml"], "error: production.yaml:1: is a production file"),
+        (["train", "search.yaml"], "error: search.yaml:1: is a search file: run it with `ftae search`"),
+        (["search", "search.yaml", "--resume"], "error: there is nothing to resume in "),
+        (["search", "search.yaml", "--set", "optimiser.lr=1"], "error: --set optimiser.lr=1: unknown key"),
+        (["train", "production.yaml", "--max-steps", "0"], "error: --set finetune.max_steps=0: finetune.max_steps: "),
+        (["best", "none"], "error: there is no search 'none' in searches; it holds none"),
+        (["show", "none", "--storage", "elsewhere"], "error: there is no search 'none' in elsewhere; it holds none"),
+        (["export", "none"], "error: there is no search 'none' in searches"),
+        (["sync", "none"], "error: there is no search 'none' in searches"),
+        (["ui"], "error: searches has no embedded store yet (mlflow.db); run a search first, or name --storage"),
+        (["train", "production.yaml", "--resume"], "error: runs/small has no checkpoint to resume from"),
+        (["train", "production.yaml", "--out", "search.yaml/below"], "error: "),  # not a folder
+    ],
+)
+def test_what_the_user_can_fix_is_1_with_one_message(ftae: Ftae, arguments: list[str], message: str) -> None:
+    result = ftae(*arguments)
+    assert (result.status, result.out) == (1, "")
+    said = [line for line in result.err.splitlines() if not line.endswith("starting Ray")]
+    assert len(said) == 1
+    assert said[0].startswith(message)
+    assert "Traceback" not in result.err
+
+
+def test_every_problem_of_a_file_is_a_line(ftae: Ftae) -> None:
+    search = yaml.safe_load(Path("search.yaml").read_text())
+    search["objective"]["direction"] = "up"
+    search["finetune"]["batch_size"] = 0
+    Path("bad.yaml").write_text(yaml.safe_dump(search))
+    result = ftae("validate", "bad.yaml")
+    assert (result.status, result.out) == (1, "")
+    lines = result.err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: bad.yaml:") for line in lines)
+    assert any("finetune.batch_size" in line for line in lines)
+    assert any("objective.direction" in line for line in lines)
+
+
+@pytest.mark.parametrize(("arguments", "has_traceback"), [(["--debug"], True), ([], False)])
+def test_debug_shows_where_an_error_came_from(tmp_path: Path, arguments: list[str], has_traceback: bool) -> None:
+    command = [sys.executable, "-m", "ftae", *arguments, "validate", "none.yaml"]
+    environment = {name: value for name, value in os.environ.items() if name != "FTAE_DEBUG"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert ("Traceback" in result.stderr) is has_traceback
+    assert "none.yaml: cannot be read" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def test_validate_prints_the_plan(ftae: Ftae) -> None:
+    result = ftae("validate", "search.yaml")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[0] == "small: a valid search"
+    assert f"storage      {Path.cwd()}/searches/small" in result.out
+    assert ftae("validate", "production.yaml").out.startswith("small: a valid training run\n")
+
+
+def test_set_overrides_any_value(ftae: Ftae) -> None:
+    result = ftae(
+        "validate", "search.yaml", "--set", "max_steps=24", "--set", "search.num_trials=5", "--set=name=other"
+    )
+    assert result.status == 0
+    assert result.out.startswith("other: a valid search\n")
+    assert "trials       5 tuned" in result.out
+    assert "training     24 steps" in result.out
+
+
+def test_a_search_that_exists_is_not_started_again(ftae: Ftae, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
+    result = ftae("search", "search.yaml")
+    assert (result.status, result.out) == (1, "")
+    assert "holds a search already (2 of 3 trials done)" in result.err
+    result = ftae("search", "search.yaml", "--resume", "--set", "search.seed=7")
+    assert result.status == 1
+    assert "asks another question than the search to resume: search.seed differ" in result.err
+
+
+def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None:
+    record = make_search(tmp_path / "searches" / "small", 20.0, 21.0, 23.5)
+    result = ftae("best", "small", "--json")
+    assert (result.status, result.err) == (0, "")
+    assert json.loads(result.out) == {
+        "search": "small",
+        "trial": 2,
+        "metric": "val/psnr",
+        "value": 23.5,
+        "baseline": 20.0,
+        "beats_baseline": True,
+        "params": record.trials[2].params,
+        "metrics": {"val/psnr": 23.5},
+        "checkpoint": str(tmp_path / "searches/small/trials/0002/checkpoints/step-00000012"),
+    }
+    lines = ftae("best", "small").out.splitlines()
+    assert lines[:6] == [
+        "search: small",
+        "trial: 2",
+        "metric: val/psnr",
+        "value: 23.5",
+        "baseline: 20.0",
+        "beats_baseline: True",
+    ]
+    assert f"  optimizer.lr: {record.trials[2].params['optimizer.lr']}" in lines
+
+
+def test_best_of_a_search_without_a_full_trial_is_1(ftae: Ftae, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0)
+    result = ftae("best", "small", "--json")
+    assert (result.status, result.out) == (1, "")
+    assert result.err == "error: small: no tuned trial ran to its full budget yet\n"
+
+
+def test_show_prints_every_trial(ftae: Ftae, tmp_path: Path) -> None:
+    record = make_search(tmp_path / "elsewhere" / "small", 20.0, 21.0, 23.5)
+    result = ftae("show", "small", "--storage", "elsewhere")
+    assert (result.status, result.err) == (0, "")
+    title, header, *rows = result.out.splitlines()
+    assert title.strip() == "small: complete"
+    assert header.split() == ["trial", "kind", "status", "val/psnr", "step", "optimizer.lr", "max_grad_norm", "reason"]
+    assert [row.split()[:4] for row in rows] == [
+        ["2", "sampled", "finished", "23.5"],
+        ["1", "file", "finished", "21"],
+        ["0", "baseline", "finished", "20"],
+        ["3", "sampled", "diverged", "0"],
+    ]
+    assert rows[3].strip().endswith("non-finite loss at step 3")
+    shown = json.loads(ftae("show", "elsewhere/small", "--json").out)
+    assert (shown["search"], shown["state"]) == ("small", "complete")
+    assert shown["trials"] == json.loads(json.dumps(record.leaderboard()))
+
+
+@pytest.mark.parametrize(("status", "state"), [(None, "running or killed"), ("interrupted", "interrupted")])
+def test_show_tells_the_state(ftae: Ftae, tmp_path: Path, status: str | None, state: str) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, status=status)
+    assert json.loads(ftae("show", "small", "--json").out)["state"] == state
+
+
+def test_sync_sends_what_mlflow_lacks(ftae: Ftae, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
+    num_events = len((tmp_path / "searches/small/journal.jsonl").read_text().splitlines())
+    result = ftae("sync", "small")
+    assert result.status == 0
+    assert result.out == f"small: {num_events} events sent; MLflow has everything the journal holds\n"
+    assert ftae("sync", "small").out.startswith("small: 0 events sent")
+    uri = store_uri(None, tmp_path / "searches")
+    client = MlflowClient(uri, registry_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert {run.data.tags.get("ftae.trial") for run in runs} == {None, "0", "1", "2"}
+
+
+def test_train_writes_to_a_folder_of_its_own(ftae: Ftae, tmp_path: Path) -> None:
+    nowhere = ["--set", "tracking.uri=http://127.0.0.1:9"]
+    result = ftae("train", "production.yaml", "--max-steps", "6", *nowhere)
+    assert result.status == 0
+    [line, note] = result.out.splitlines()
+    assert line.startswith("small: val/psnr ")
+    assert line.endswith(" at step 6; the model is in runs/small/model")
+    assert note == "its latents are no longer compatible with the pretrained model's"
+    assert [text.split()[:2] for text in result.err.splitlines()][:4] == [["step", str(n)] for n in (0, 2, 4, 6)]
+    again = ftae("train", "production.yaml", *nowhere)
+    assert (again.status, again.out) == (1, "")
+    assert again.err.startswith("error: runs/small holds a run already; go on with it by --resume")
+    # An exported folder stands for the production file in it.
+    longer = ftae("train", "runs/small", "--out", "runs/small", "--resume", "--max-steps", "8", *nowhere)
+    assert longer.status == 0
+    assert "at step 8; the model is in runs/small/model" in longer.out
+
+
+def test_commands_find_their_files_from_any_folder(ftae: Ftae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert ftae("best", "../searches/small").status == 0
+    assert load_search(tmp_path / "search.yaml").name == "small"

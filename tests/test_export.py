@@ -1,0 +1,214 @@
+"""From a search folder to one folder for production, on a search that was really trained (without Ray)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftae import journal
+from ftae.engine.loop import finetune
+from ftae.errors import FtaeError
+from ftae.export import export
+from ftae.search.state import SearchState
+from ftae.specs import ProductionSpec, SearchSpec
+from ftae.specs.yamlfile import load_production
+
+SEARCH = SearchSpec.model_validate(
+    {
+        "name": "small",
+        "finetune": {
+            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0, "kl": 1e-3},
+            "optimizer": {"lr": 1e-6},
+            "ema_half_life_fraction": 0.1,
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr", "ssim"],
+            "seed": 5,
+        },
+        "search_space": {
+            "optimizer.lr": {"low": 1e-6, "high": 1e-2, "log": True},
+            "freeze_depth": {"choices": [0, 2]},  # 2: encoder and bottleneck
+        },
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 4, "scheduler": {"name": "fifo"}, "seed": 1},
+        "tracking": {"experiment": "ours"},
+    }
+)
+
+
+def run_trials(folder: Path, search: SearchSpec) -> journal.SearchRecord:
+    """A search without Ray: one trial after the other in this process."""
+    folder.mkdir()
+    state = SearchState(search, folder)
+    while (trial := state.next_trial()) is not None:
+        for report in finetune(search.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
+            if not state.report(trial.number, vars(report)):
+                break
+    state.close("complete")
+    return journal.replay(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("searches") / "small"
+    record = run_trials(folder, SEARCH)
+    assert {trial.params.get("freeze_depth") for trial in record.ranked()} == {0, 2}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> journal.SearchRecord:
+    return journal.replay(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exports") / "below" / "small"
+    export(folder, out)
+    return out
+
+
+def trial_with(record: journal.SearchRecord, freeze_depth: int) -> journal.TrialRecord:
+    return next(trial for trial in record.ranked() if trial.params["freeze_depth"] == freeze_depth)
+
+
+def test_the_best_trial_is_written_whole(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+    trial, _ = export(folder, tmp_path / "out")
+    assert trial == record.ranked()[0]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"production.yaml", "model", "provenance.json", "README.md", "reconstructions.png"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    picture = folder / trial.reports[-1]["images"]
+    assert (tmp_path / "out" / "reconstructions.png").read_bytes() == picture.read_bytes()
+
+
+def test_the_production_file_is_the_trials_run(exported: Path, record: journal.SearchRecord) -> None:
+    best = record.ranked()[0]
+    assert load_production(exported / "production.yaml") == ProductionSpec(
+        name=f"small-trial-{best.number}",
+        finetune=SEARCH.trial_spec(best.params),
+        tracking=SEARCH.tracking,
+        from_search={"search": "small", "trial": best.number},
+    )
+
+
+def test_the_production_file_repeats_the_trial(exported: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+    spec = load_production(exported / "production.yaml").finetune
+    assert [r.metrics for r in finetune(spec, tmp_path)] == [r["metrics"] for r in record.ranked()[0].reports]
+
+
+def test_the_model_measures_as_the_trial_did(exported: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+    spec = load_production(exported / "production.yaml").model_dump()["finetune"]
+    spec["model"] = {"family": "conv_vae", "pretrained": str(exported / "model")}
+    untouched = next(finetune(SEARCH.finetune.model_validate(spec), tmp_path))
+    best = record.ranked()[0].metrics
+    assert untouched.metrics == {name: best[name] for name in ("val/psnr", "val/ssim")}
+
+
+def test_where_it_came_from_is_told(exported: Path, record: journal.SearchRecord) -> None:
+    best = record.ranked()[0]
+    provenance: dict[str, Any] = json.loads((exported / "provenance.json").read_text())
+    assert record.baseline is not None
+    assert {
+        key: provenance[key] for key in ("search", "search_digest", "trial", "params", "seed", "value", "baseline")
+    } == {
+        "search": "small",
+        "search_digest": SEARCH.digest(),
+        "trial": best.number,
+        "params": best.params,
+        "seed": 5,
+        "value": best.value,
+        "baseline": record.baseline.value,
+    }
+    assert provenance["finetune_digest"] == SEARCH.trial_spec(best.params).digest()
+    assert provenance["metrics"] == best.metrics
+    assert provenance["skipped_images"] == []
+    assert len(provenance["dataset_fingerprint"]) >= 16
+    assert provenance["versions"]["torch"].startswith("2.")
+    assert set(provenance["versions"]) >= {"python", "ftae", "torch", "diffusers", "ray", "optuna", "mlflow"}
+
+
+def test_the_readme_holds_the_verdict_and_every_metric(exported: Path, record: journal.SearchRecord) -> None:
+    best, text = record.ranked()[0], (exported / "README.md").read_text()
+    assert record.baseline is not None
+    assert text.startswith(f"# small, trial {best.number}\n\n{record.verdict(best)}\n")
+    for name in ("val/psnr", "val/ssim"):
+        assert f"| {name} | {record.baseline.metrics[name]:.6g} | {best.metrics[name]:.6g} |" in text
+    assert "over 4 tuned trials" in text
+    assert f"- `optimizer.lr`: {best.params['optimizer.lr']}" in text
+    assert "(reconstructions.png)" in text
+
+
+def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
+    folder: Path, record: journal.SearchRecord, tmp_path: Path
+) -> None:
+    for freeze_depth in (0, 2):
+        out = tmp_path / str(freeze_depth)
+        _, released = export(folder, out, trial_with(record, freeze_depth).number)
+        assert released.latents_compatible is (freeze_depth == 2)
+        provenance = json.loads((out / "provenance.json").read_text())
+        assert provenance["latents"] == {"latents_compatible": freeze_depth == 2, "scaling_factor": None}
+        text = (out / "README.md").read_text()
+        assert ("models trained on those still fit" in text) is (freeze_depth == 2)
+        assert ("**latents are no longer compatible**" in text) is (freeze_depth == 0)
+
+
+def test_a_search_that_did_not_beat_the_baseline_says_so_loudly(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / journal.FILE_NAME).read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    for event in events:
+        if event.get("trial") == 0 and event["event"] == "report":
+            event["value"] = event["metrics"]["val/psnr"] = 60.0
+    shutil.copytree(folder, tmp_path / "small")
+    (tmp_path / "small" / journal.FILE_NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
+    export(tmp_path / "small", tmp_path / "out")
+    assert (
+        "\nWARNING: the untuned model was not beaten. val/psnr 60.0000 -> " in (tmp_path / "out/README.md").read_text()
+    )
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+def test_an_export_is_never_overwritten(folder: Path, exported: Path) -> None:
+    before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    with pytest.raises(FtaeError, match=r"below/small exists; remove it or choose another folder with --out"):
+        export(folder, exported)
+    assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_without_a_checkpoint_is_refused_and_the_others_named(
+    folder: Path, record: journal.SearchRecord, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "small")
+    *kept, gone = [trial.number for trial in record.ranked()]
+    shutil.rmtree(tmp_path / "small" / "trials" / f"{gone:04d}" / "checkpoints")
+    for number in (gone, 0, 99):
+        with pytest.raises(FtaeError) as refusal:
+            export(tmp_path / "small", tmp_path / "out", number)
+        choices = ", ".join(str(n) for n in kept)
+        assert str(refusal.value).startswith(f"small: trial {number} has no checkpoint; choose one of {choices} (")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [None, 1])
+def test_a_search_without_a_full_trial_has_nothing_to_export(number: int | None, tmp_path: Path) -> None:
+    state = SearchState(SEARCH, tmp_path)
+    state.next_trial()
+    state.next_trial()
+    state.end(1, "diverged")
+    with pytest.raises(FtaeError, match="no tuned trial ran to its full budget yet, so there is nothing to export"):
+        export(tmp_path, tmp_path / "out", number)
+
+
+def test_a_failed_export_leaves_nothing(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "small")
+    best = record.ranked()[0]
+    (tmp_path / "small" / best.reports[-1]["images"]).unlink()  # the last thing that is copied
+    with pytest.raises(FileNotFoundError):
+        export(tmp_path / "small", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]

@@ -1,0 +1,203 @@
+"""What ``ftae validate`` says before anything is spent."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from ftae.engine.checkpoint import EvalReport
+from ftae.engine.loop import finetune
+from ftae.errors import FtaeError, SpecError
+from ftae.plan import plan
+from ftae.specs import ProductionSpec, SearchSpec
+
+
+def search(**changes: Any) -> dict[str, Any]:
+    """A search file; ``changes``: values by path, ``__`` between its parts."""
+    data: dict[str, Any] = {
+        "name": "small",
+        "finetune": {
+            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+            "data": {"source": "digits", "resolution": 16},
+            "freeze_depth": 1,
+            "losses": {"mse": 1.0, "kl": 1e-3},
+            "optimizer": {"lr": 1e-3},
+            "batch_size": 8,
+            "grad_accumulation": 2,
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr"],
+        },
+        "search_space": {
+            "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "batch_size": {"low": 4, "high": 16, "step": 4},
+            "max_grad_norm": {"choices": [1.0, None]},
+        },
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 9, "max_hours": 1.5, "keep_checkpoints": 2, "storage": "/no/such/place"},
+    }
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    return data
+
+
+def plan_of(**changes: Any) -> list[str]:
+    return plan(SearchSpec.model_validate(search(**changes)))
+
+
+def test_the_plan_of_a_search() -> None:
+    lines = plan_of()
+    assert lines[:10] == [
+        "small: a valid search",
+        "objective    maximize val/psnr",
+        "trials       9 tuned + the untuned baseline, tpe, at most 1.5 h; each 1 CPUs, 0 GPUs",
+        "rungs        steps 4 of 12 (best 1/3 go on)",
+        "  optimizer.lr: 0.0001 .. 0.01, log",
+        "  batch_size: 4 .. 16, linear, step 4",
+        "  max_grad_norm: one of 1.0, None",
+        "training     12 steps of 16 images, evaluated at 4, 8, 12",
+        "losses       1 mse, 0.001 kl",
+        "model        conv_vae, 3,529 of 3,605 parameters trainable (98%) in 4 of 5 stages",
+    ]
+    stages = [line.split() for line in lines[10:15]]
+    assert [(s[0], s[1], s[2], s[4]) for s in stages] == [
+        ("0", "encoder.down.0", "encoder", "frozen"),
+        ("1", "bottleneck", "bottleneck", "trained"),
+        ("2", "decoder.in", "decoder", "trained"),
+        ("3", "decoder.up.0", "decoder", "trained"),
+        ("4", "decoder.out", "decoder", "trained"),
+    ]
+    assert sum(int(s[3].replace(",", "")) for s in stages) == 3605
+    assert lines[15:] == [
+        "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
+        lines[16],
+        "storage      /no/such/place/small",
+        "tracking     sqlite:////no/such/place/mlflow.db, experiment small",
+        "warning: frozen stages keep random weights: model.pretrained is null",
+    ]
+    assert lines[16].startswith("checkpoints  the best 2 of the search, and those of running trials: about ")
+
+
+def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:
+    # Wide enough for the tensors to outweigh the files around them.
+    changes: dict[str, Any] = {"finetune__model": {"family": "conv_vae", "channels": 32, "depth": 1, "latent_dim": 16}}
+    [line] = [line for line in plan_of(**changes) if line.startswith("checkpoints")]
+    size, unit = line.split(" + ")[1].split()[:2]
+    spec = SearchSpec.model_validate(search(**changes)).finetune
+    reports: list[EvalReport] = list(finetune(spec, tmp_path))
+    assert reports[-1].checkpoint is not None
+    taken = sum(path.stat().st_size for path in (tmp_path / reports[-1].checkpoint).iterdir())
+    assert float(size) * {"KB": 1e3, "MB": 1e6}[unit] == pytest.approx(taken, rel=0.15)
+
+
+def test_without_a_rung_every_trial_runs_to_its_end() -> None:
+    for changes in ({"search__scheduler": {"name": "fifo"}}, {"finetune__num_evals": 1}):
+        assert "rungs        none: every trial runs 12 steps" in plan_of(**changes)
+
+
+def test_another_tracking_server_is_named() -> None:
+    lines = plan_of(tracking={"uri": "http://there:5000", "experiment": "ours"})
+    assert "tracking     http://there:5000, experiment ours" in lines
+
+
+def test_the_plan_of_a_training_run_has_no_trials() -> None:
+    lines = plan(ProductionSpec.model_validate({key: search()[key] for key in ("name", "finetune")}))
+    assert lines[:3] == [
+        "small: a valid training run",
+        "training     12 steps of 16 images, evaluated at 4, 8, 12",
+        "losses       1 mse, 0.001 kl",
+    ]
+    assert not any(line.startswith(("rungs", "storage", "checkpoints")) for line in lines)
+
+
+def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
+    plan_of(search__storage=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+def test_missing_folders_are_named_together() -> None:
+    data = {"source": "image_folder", "train": "no/photos", "val": "no/others", "resolution": 16}
+    with pytest.raises(SpecError) as refusal:
+        plan_of(finetune__data=data)
+    assert refusal.value.problems == (
+        "finetune.data.train: no/photos is not a folder",
+        "finetune.data.val: no/others is not a folder",
+    )
+
+
+def test_a_freeze_depth_beyond_the_stages_is_refused() -> None:
+    space = {"freeze_depth": {"low": 0, "high": 5}}
+    with pytest.raises(FtaeError, match=r"search_space\.freeze_depth: with 5: .*freeze_depth.*5"):
+        plan_of(search_space=space)
+    plan_of(search_space={"freeze_depth": {"low": 0, "high": 4}})
+
+
+def test_a_model_that_cannot_take_the_images_is_refused() -> None:
+    with pytest.raises(FtaeError):
+        plan_of(finetune__data={"source": "digits", "resolution": 17})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_are_looked_for_where_they_are_needed(tmp_path: Path, labelled: bool) -> None:
+    for name in ("cats", "dogs"):
+        place = tmp_path / "photos" / name if labelled else tmp_path / "photos"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(place / f"{name}.png")
+    changes: dict[str, Any] = {
+        "finetune__data": {"source": "image_folder", "train": str(tmp_path / "photos"), "resolution": 16},
+        "finetune__losses": {"mse": 1.0, "ce": 0.1},
+        "finetune__metrics": ["psnr", "accuracy"],
+    }
+    if labelled:
+        assert any(line.split()[1:3] == ["head", "head"] for line in plan_of(**changes))
+    else:
+        with pytest.raises(FtaeError, match=r"losses\.ce needs labels"):
+            plan_of(**changes)
+
+
+# --------------------------------------------------------------------------------------- without torch
+
+WITHOUT_TORCH = """
+import sys
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "ray", "optuna", "mlflow", "diffusers"):
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    sys.exit("torch is not hidden")
+sys.argv = ["ftae", "validate", sys.argv[1]]
+from ftae.cli import main
+main()
+"""
+
+
+def test_without_torch_all_but_the_model_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search()))
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "search.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert "model        not checked: torch is not installed here" in lines
+    assert "rungs        steps 4 of 12 (best 1/3 go on)" in lines
+    assert "checkpoints  the best 2 of the search, and those of running trials" in lines

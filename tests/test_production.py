@@ -1,0 +1,223 @@
+"""Production runs: the loop of a trial run to its end, tracked, and going on where it was interrupted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from ftae.engine.loop import finetune
+from ftae.errors import FtaeError, TrainingFailed
+from ftae.production import train
+from ftae.specs import ProductionSpec
+from ftae.specs.overrides import apply_overrides
+from ftae.specs.yamlfile import load_production
+from ftae.tracking import store_uri
+
+
+def spec(**changes: Any) -> ProductionSpec:
+    """``changes``: values of finetune by path, ``__`` between its parts."""
+    production = ProductionSpec.model_validate(
+        {
+            "name": "digits",
+            "finetune": {
+                "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+                "data": {"source": "digits", "resolution": 16},
+                "losses": {"mse": 1.0, "kl": 1e-3},
+                "optimizer": {"lr": 3e-3},
+                "schedule": {"name": "cosine"},
+                "ema_half_life_fraction": 0.1,
+                "max_steps": 12,
+                "num_evals": 3,
+                "metrics": ["psnr"],
+                "num_threads": 1,
+            },
+            "from_search": {"search": "small", "trial": 7},
+        }
+    )
+    changed = {path.replace("__", "."): value for path, value in changes.items()}
+    return production.model_copy(update={"finetune": apply_overrides(production.finetune, changed)})
+
+
+def nowhere(production: ProductionSpec) -> ProductionSpec:
+    """The same run, tracked by a server that is not there: most tests need no MLflow."""
+    return production.model_copy(
+        update={"tracking": production.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})}
+    )
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def interrupt_after(reports: int) -> Callable[[str], None]:
+    """What a Ctrl-C does right after so many reports."""
+    seen: list[str] = []
+
+    def say(line: str) -> None:
+        seen.append(line)
+        if len(seen) == reports:
+            raise KeyboardInterrupt
+
+    return say
+
+
+def reports(out: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "reports.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in report.items() if key != "timing"} for report in found]
+
+
+def model_bytes(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "model").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One embedded store for the module: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def client(storage: Path) -> MlflowClient:
+    return MlflowClient(store_uri(None, storage), registry_uri=store_uri(None, storage))
+
+
+@pytest.fixture(scope="module")
+def finished(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run that was never interrupted, registered in the end: its folder, and what was said."""
+    out, said = tmp_path_factory.mktemp("runs") / "digits", list[str]()
+    train(spec(), out, storage=storage, register="digits-vae", say=said.append)
+    return out, said
+
+
+def test_a_run_leaves_model_reports_pictures_and_its_file(finished: tuple[Path, list[str]]) -> None:
+    out, said = finished
+    assert {path.name for path in out.iterdir()} == {
+        "production.yaml",
+        "reports.jsonl",
+        "images",
+        "checkpoints",
+        "model",
+    }
+    assert load_production(out / "production.yaml") == spec()
+    assert [report["step"] for report in reports(out)] == [0, 4, 8, 12]
+    assert all((out / report["images"]).is_file() for report in reports(out))
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000012"]
+    assert [line.split()[:2] for line in said[:4]] == [["step", str(step)] for step in (0, 4, 8, 12)]
+    assert said[4:] == ["registered as version 1 of 'digits-vae', alias champion"]
+    assert said[3].startswith(f"step 12  val/psnr {reports(out)[3]['metrics']['val/psnr']:.5g}  train/loss ")
+
+
+def test_it_is_the_loop_of_a_trial(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    assert [r.metrics for r in finetune(spec().finetune, tmp_path)] == [r["metrics"] for r in reports(finished[0])]
+
+
+def test_the_model_is_the_one_that_was_measured(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    again = spec(model__pretrained=str(finished[0] / "model"))
+    untouched = next(finetune(again.finetune, tmp_path))
+    assert untouched.metrics["val/psnr"] == reports(finished[0])[-1]["metrics"]["val/psnr"]
+
+
+def test_mlflow_has_the_run(finished: tuple[Path, list[str]], client: MlflowClient) -> None:
+    out, _ = finished
+    [run] = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert {key: run.data.tags[key] for key in ("ftae.kind", "ftae.search", "ftae.trial")} == {
+        "ftae.kind": "production",
+        "ftae.search": "small",
+        "ftae.trial": "7",
+    }
+    assert run.data.params["optimizer.lr"] == "0.003"
+    points = client.get_metric_history(run.info.run_id, "val/psnr")
+    assert [(p.step, p.value) for p in points] == [(r["step"], r["metrics"]["val/psnr"]) for r in reports(out)]
+    files = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "model")}
+    assert files == set(model_bytes(out))
+    version = client.get_model_version_by_alias("digits-vae", "champion")
+    assert (str(version.version), version.run_id) == ("1", run.info.run_id)
+
+
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
+    after: int, finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(nowhere(spec()), tmp_path, storage=storage, say=interrupt_after(after))
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(FtaeError, match="holds a run already; go on with it by --resume"):
+        train(nowhere(spec()), tmp_path, storage=storage, say=silent)
+    said: list[str] = []
+    train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=said.append)
+    assert reports(tmp_path) == reports(finished[0])
+    assert model_bytes(tmp_path) == model_bytes(finished[0])
+    assert [line.split()[1] for line in said if line.startswith("step")] == ["0", "4", "8", "12"][after - 1 :]
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_can_only_be_started_again(
+    finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(nowhere(spec()), tmp_path, storage=storage, say=interrupt_after(1))
+    with pytest.raises(FtaeError, match="has no checkpoint to resume from; start the run without --resume"):
+        train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
+    train(nowhere(spec()), tmp_path, storage=storage, say=silent)
+    assert reports(tmp_path) == reports(finished[0])
+
+
+def test_a_report_that_was_cut_short_is_made_again(
+    finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(nowhere(spec()), tmp_path, storage=storage, say=interrupt_after(3))
+    text = (tmp_path / "reports.jsonl").read_text()
+    (tmp_path / "reports.jsonl").write_text(text[:-30])
+    train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
+    assert reports(tmp_path) == reports(finished[0])
+
+
+def test_a_finished_run_can_go_on_for_longer(finished: tuple[Path, list[str]], storage: Path, tmp_path: Path) -> None:
+    out = tmp_path / "longer"
+    shutil.copytree(finished[0], out)
+    longer = nowhere(spec(max_steps=24, num_evals=6))
+    report, _ = train(longer, out, storage=storage, resume=True, say=silent)
+    assert report.step == 24
+    assert [report["step"] for report in reports(out)] == [0, 4, 8, 12, 16, 20, 24]
+    assert reports(out)[:4] == reports(finished[0])
+    assert model_bytes(out) != model_bytes(finished[0])
+
+
+def test_another_configuration_is_not_a_resumption(
+    finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "other"
+    shutil.copytree(finished[0], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(FtaeError, match="belongs to another configuration: optimizer differ"):
+        train(nowhere(spec(optimizer__lr=1e-3)), out, storage=storage, resume=True, say=silent)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_there_must_be_something_to_resume(storage: Path, tmp_path: Path) -> None:
+    with pytest.raises(FtaeError, match="has no checkpoint to resume from"):
+        train(nowhere(spec()), tmp_path / "none", storage=storage, resume=True, say=silent)
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(nowhere(spec()), tmp_path, storage=storage, say=said.append)
+    assert said[-1].startswith("not tracked: MLflow at http://127.0.0.1:9: ")
+    assert said[-1].endswith(f"All figures are in {tmp_path / 'reports.jsonl'}")
+    with pytest.raises(FtaeError, match=r"the model is in .*/model, but was not registered: MLflow at"):
+        train(nowhere(spec()), tmp_path, storage=storage, resume=True, register="digits-vae", say=silent)
+    assert len(reports(tmp_path)) == 4
+    assert model_bytes(tmp_path)
+
+
+def test_a_run_that_diverges_says_so(storage: Path, tmp_path: Path) -> None:
+    diverging = nowhere(spec(optimizer__name="sgd", optimizer__lr=1e6, max_grad_norm=None))
+    with pytest.raises(TrainingFailed, match="non-finite loss at step"):
+        train(diverging, tmp_path, storage=storage, say=silent)
+    assert not (tmp_path / "model").exists()
