@@ -157,7 +157,11 @@ def train(
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
-    report, released = run(spec, target, storage=storage, resume=resume, register=register, say=say)
+    try:
+        report, released = run(spec, target, storage=storage, resume=resume, register=register, say=say)
+    except KeyboardInterrupt:
+        typer.echo(f"{spec.name} was stopped; the same command with --resume goes on from its checkpoint", err=True)
+        raise typer.Exit(130) from None
     values = ", ".join(f"{n} {v:.4f}" for n, v in report.metrics.items() if n.startswith("val/"))
     typer.echo(f"{spec.name}: {values} at step {report.step}; the model is in {target / 'model'}")
     if not released.latents_compatible:
@@ -210,7 +214,7 @@ def main() -> None:
     """The ``ftae`` script: one message and exit status 1 for what the user can fix."""
     try:
         app()
-    except FtaeError as error:
+    except (FtaeError, OSError) as error:  # the user's files, disk and network are theirs to mend
         if os.environ.get("FTAE_DEBUG"):
             raise
         for line in str(error).splitlines():

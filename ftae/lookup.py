@@ -1,30 +1,17 @@
-"""From a name, or ``package.module:attr``, to an object, with a suggestion when it is misspelt."""
+"""Names: what a misspelt one may have meant, and from ``package.module:attr`` to an object."""
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any
 
 from ftae.errors import FtaeError
-
-T = TypeVar("T")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
     close = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
-
-
-def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Return ``table[name]``.
-
-    Raises:
-        FtaeError: the name is not in the table; the message lists the choices.
-    """
-    if name in table:
-        return table[name]
-    raise FtaeError(f"{kind} must be one of {', '.join(table)}, got {name!r}{did_you_mean(name, table)}")
 
 
 def import_attr(reference: str) -> Any:

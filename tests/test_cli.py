@@ -136,7 +136,7 @@ def test_a_wrong_call_is_2(ftae: Ftae, arguments: list[str]) -> None:
         (["sync", "none"], "error: there is no search 'none' in searches"),
         (["ui"], "error: searches has no embedded store yet (mlflow.db); run a search first, or name --storage"),
         (["train", "production.yaml", "--resume"], "error: runs/small has no checkpoint to resume from"),
-        (["train", "production.yaml", "--out", "search.yaml/below"], "error: "),  # not a folder
+        (["train", "production.yaml", "--out", "search.yaml/below"], "error: [Errno 20] Not a directory: "),
     ],
 )
 def test_what_the_user_can_fix_is_1_with_one_message(ftae: Ftae, arguments: list[str], message: str) -> None:

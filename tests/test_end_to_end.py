@@ -216,6 +216,12 @@ def test_in_the_end_it_is_the_search_that_was_never_disturbed(disturbed: Disturb
     assert output.startswith(f"small: best is trial {expected.ranked()[0].number}. val/psnr ")
 
 
+def test_unfinished_trials_went_on_from_their_checkpoints(disturbed: Disturbed) -> None:
+    for trial in journal.replay(disturbed.folder).trials.values():
+        for r in trial.reports:  # begun again from the start, it would have drawn its pictures again
+            assert (disturbed.folder / r["images"]).stat().st_mtime <= r["time"]
+
+
 def test_mlflow_has_it_all_once(disturbed: Disturbed) -> None:
     uri = store_uri(None, disturbed.folder.parent)
     client = MlflowClient(uri, registry_uri=uri)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.lookup import did_you_mean, import_attr, lookup
+from ftae.lookup import did_you_mean, import_attr
 
 TABLE = {"adamw": 1, "sgd": 2}
 
@@ -14,19 +14,6 @@ TABLE = {"adamw": 1, "sgd": 2}
 def test_suggestions() -> None:
     assert did_you_mean("adanw", TABLE) == ", did you mean 'adamw'?"
     assert did_you_mean("lbfgs", TABLE) == ""
-
-
-def test_lookup() -> None:
-    assert lookup("optimizer", "sgd", TABLE) == 2
-    with pytest.raises(FtaeError) as caught:
-        lookup("optimizer", "adanw", TABLE)
-    assert str(caught.value) == "optimizer must be one of adamw, sgd, got 'adanw', did you mean 'adamw'?"
-
-
-def test_lookup_without_a_suggestion() -> None:
-    with pytest.raises(FtaeError) as caught:
-        lookup("optimizer", "lbfgs", TABLE)
-    assert str(caught.value) == "optimizer must be one of adamw, sgd, got 'lbfgs'"
 
 
 def test_import_attr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

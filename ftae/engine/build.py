@@ -15,6 +15,11 @@ from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     """The model of ``spec`` on the CPU, in eval mode. New weights are drawn from ``spec.seed``.
 

@@ -1,6 +1,7 @@
 """The training loop: one generator, the same for a trial and for a production run."""
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ftae.engine.autoencoder import Posterior
 from ftae.engine.batches import Batch, train_batch
-from ftae.engine.build import build_model
+from ftae.engine.build import best_device, build_model
 from ftae.engine.checkpoint import EvalReport, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from ftae.engine.data import load_dataset
 from ftae.engine.evaluation import evaluate, save_grid
@@ -53,7 +54,7 @@ class FinetuneRun:
 
     def __init__(self, spec: FinetuneSpec, workdir: Path) -> None:
         self.spec, self.workdir = spec, workdir
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device()
         if spec.num_threads is not None:
             torch.set_num_threads(spec.num_threads)
         _be_deterministic(self.device)
@@ -229,6 +230,7 @@ def _be_deterministic(device: torch.device) -> None:
     """Same spec, seed and machine give the same numbers."""
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 

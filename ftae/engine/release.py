@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder, Posterior
 from ftae.engine.batches import val_batches
-from ftae.engine.build import build_model
+from ftae.engine.build import best_device, build_model
 from ftae.engine.checkpoint import evaluated_weights
 from ftae.engine.data import Dataset, ImageSet, load_dataset
 from ftae.specs.finetune import FinetuneSpec
@@ -40,7 +40,7 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
     """
     data = load_dataset(spec.data)
     num_classes = None if data.class_names is None else len(data.class_names)
-    pretrained, tuned = (build_model(spec, num_classes).eval() for _ in range(2))
+    pretrained, tuned = (build_model(spec, num_classes).to(best_device()) for _ in range(2))
     tuned.load_state_dict(tuned.state_dict() | evaluated_weights(checkpoint))
     compatible = _same_latents(pretrained, tuned, data, spec)
     scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
@@ -53,7 +53,7 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
 
 @torch.no_grad()
 def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
-    batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=torch.device("cpu")))
+    batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=best_device()))
     return torch.equal(_mode(a, batch.images), _mode(b, batch.images))
 
 
@@ -64,7 +64,7 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
         return None
     total, squares, count = 0.0, 0.0, 0
     few = ImageSet(images.images[:: max(1, len(images.images) // SCALING_IMAGES)], None)
-    for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=torch.device("cpu")):
+    for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=best_device()):
         encoded = autoencoder.encode(autoencoder.to_range(batch.images))
         mean = encoded.mean if isinstance(encoded, Posterior) else encoded
         variance = encoded.logvar.exp() if isinstance(encoded, Posterior) else torch.zeros_like(mean)

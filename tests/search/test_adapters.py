@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ftae import journal
+from ftae.errors import FtaeError
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
@@ -165,6 +166,17 @@ def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> Non
     expected = {"assign": RuntimeError, "message": KeyError, "given_up": FileNotFoundError}[call]
     assert isinstance(coordinator.failure, expected)
     assert coordinator.must_stop()
+
+
+def test_a_storage_that_fails_stops_the_search_and_leaves_the_trial_unfinished(state: SearchState) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    coordinator.assign()
+    coordinator.assign()
+    assert coordinator.message(1, {"storage": "trial 1 cannot use its files: [Errno 28] No space left"}) is False
+    assert isinstance(coordinator.failure, FtaeError)
+    assert "No space left. Mend that, then go on with --resume" in str(coordinator.failure)
+    assert coordinator.must_stop()
+    assert state.record.trials[1].status == "running"
 
 
 def test_a_message_that_is_no_message_stops_the_search(state: SearchState) -> None:

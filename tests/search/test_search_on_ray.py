@@ -359,6 +359,9 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(
     assert record.trials[1].status == "finished"
     undisturbed = list(finetune(search.trial_spec(record.trials[1].params), tmp_path))
     assert [r.metrics for r in undisturbed] == [r["metrics"] for r in record.trials[1].reports]
+    folder = Path(search.search.storage) / search.name
+    for r in record.trials[1].reports:  # begun again from the start, it would have drawn its pictures again
+        assert (folder / r["images"]).stat().st_mtime <= r["time"]
 
 
 def test_a_trial_that_loses_more_workers_than_it_may_has_failed(

@@ -1,0 +1,48 @@
+"""Pretrained models on disk: where they lie, and state dicts in and out."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ftae.errors import FtaeError
+
+CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
+
+
+def pretrained_folder(pretrained: str) -> Path | None:
+    """The local folder that holds the model; None if ``pretrained`` is not a local folder.
+
+    A folder written by ``ftae train`` or ``ftae export`` holds it in its ``model/``.
+    """
+    folder = Path(pretrained).expanduser()
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    return folder if folder.is_dir() else None
+
+
+def load_state(net: nn.Module, path: Path) -> None:
+    """Load a state dict: ``.safetensors``, ``.pt`` (tensors only), or a folder that ``save_state`` wrote.
+
+    Raises:
+        FtaeError: there is none, it is damaged, or it is of another model.
+    """
+    if path.is_dir():
+        path = (pretrained_folder(str(path)) or path) / WEIGHTS
+    if not path.is_file():
+        raise FtaeError(f"model.pretrained: {path} does not exist; name a .safetensors or .pt state dict")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        net.load_state_dict(state)
+    except Exception as error:  # whatever a broken or foreign file makes the readers raise
+        raise FtaeError(f"model.pretrained: {path} does not hold a state dict of the model: {error}") from error
+
+
+def save_state(net: nn.Module, folder: Path) -> None:
+    """Write the state dict of ``net`` into ``folder``, made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()
+    }
+    save_file(state, folder / WEIGHTS)
