@@ -320,9 +320,10 @@ class Killer(threading.Thread):
         seen = None
         while self.trials:
             time.sleep(0.005)
-            if not (self.folder / FILE_NAME).exists():
+            events = list(journal.read(self.folder)) if (self.folder / FILE_NAME).exists() else []
+            if not events:
                 continue
-            last = list(journal.read(self.folder))[-1][0]
+            last = events[-1][0]
             if last["event"] == "report" and last["trial"] == self.trials[0] and last["step"] > 0 and last != seen:
                 seen = last
                 [worker] = busy_workers()
