@@ -18,6 +18,7 @@ import yaml
 from mlflow import MlflowClient
 
 from ftae import journal
+from ftae.cli import main
 from ftae.engine.loop import finetune
 from ftae.errors import TrainingFailed
 from ftae.journal import SearchRecord
@@ -45,7 +46,7 @@ SEARCH: dict[str, Any] = {
     },
     "objective": {"metric": "val/psnr", "direction": "maximize"},
     "search": {
-        "num_trials": 8,
+        "num_trials": 10,
         "scheduler": {"name": "asha", "reduction_factor": 2},
         "max_concurrent": 1,
         "keep_checkpoints": 1,
@@ -203,7 +204,7 @@ def test_ctrl_c_leaves_in_order(disturbed: Disturbed) -> None:
     record = disturbed.after_interrupt
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
-    assert len(disturbed.after_kill.trials) < len(record.trials) < 9
+    assert len(disturbed.after_kill.trials) < len(record.trials) < 11
 
 
 def test_in_the_end_it_is_the_search_that_was_never_disturbed(disturbed: Disturbed, tmp_path: Path) -> None:
@@ -246,31 +247,32 @@ def test_no_process_is_left(disturbed: Disturbed, drivers: Drivers) -> None:
 # ------------------------------------------------------------------------------- into production
 
 
-@pytest.fixture(scope="module")
-def exported(disturbed: Disturbed, drivers: Drivers) -> Path:
-    process = drivers.start("export", "small")
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, "")
-    assert output.startswith("trial ")
-    return drivers.folder / "exports" / "small"
-
-
-def test_a_production_run_repeats_the_trial_to_the_last_digit(
-    exported: Path, disturbed: Disturbed, drivers: Drivers
+def test_the_winner_goes_into_production(
+    disturbed: Disturbed, drivers: Drivers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = drivers.start("train", "exports/small", "--out", "again", "--register", "digits")
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    monkeypatch.chdir(drivers.folder)
     best = journal.replay(disturbed.folder).ranked()[0]
-    reports = [json.loads(line) for line in (drivers.folder / "again" / "reports.jsonl").read_text().splitlines()]
+
+    def ftae(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code in (0, None), capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert ftae("export", "small").startswith(f"trial {best.number} of small is in exports/small. val/psnr ")
+    assert ftae("train", "exports/small", "--out", "again", "--register", "digits").startswith(
+        f"small-trial-{best.number}: val/psnr {best.value:.4f}, "
+    )
+    reports = [json.loads(line) for line in Path("again/reports.jsonl").read_text().splitlines()]
     assert [(r["step"], r["metrics"]) for r in reports] == [(r["step"], r["metrics"]) for r in best.reports]
-    for file in (exported / "model").iterdir():
-        assert (drivers.folder / "again" / "model" / file.name).read_bytes() == file.read_bytes()
-    assert output.startswith(f"small-trial-{best.number}: val/psnr {best.value:.4f}, ")
+    for file in Path("exports/small/model").iterdir():
+        assert (Path("again/model") / file.name).read_bytes() == file.read_bytes()
     uri = store_uri(None, disturbed.folder.parent)
     client = MlflowClient(uri, registry_uri=uri)
     champion = client.get_model_version_by_alias("digits", "champion")
     assert client.get_run(champion.run_id).data.tags["ftae.trial"] == str(best.number)
+    assert " at step 24; " in ftae("train", "exports/small", "--out", "longer", "--max-steps", "24")
 
 
 @pytest.mark.slow

@@ -179,7 +179,8 @@ class SearchSpec(Spec):
         scheduler, budget = self.search.scheduler, self.finetune.max_steps
         if isinstance(scheduler, Fifo):
             return []
-        step = next(s for s in self.finetune.eval_steps() if s >= scheduler.grace_fraction * budget)
+        grace = round(scheduler.grace_fraction * budget, 6)  # 0.55 * 100 is a little more than 55
+        step = next(s for s in self.finetune.eval_steps() if s >= grace)
         rungs = []
         while step < budget:
             rungs.append(step)

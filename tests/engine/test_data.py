@@ -519,7 +519,7 @@ def test_killed_process_leaves_nothing_half_made(tmp_path: Path, cache: Path) ->
     process = start_loader(spec)
     go(process)
     deadline = time.monotonic() + 30
-    while not list(cache.glob("images/*.partial")):
+    while not list(cache.glob("images/*.partial/images.npy")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.001)

@@ -340,7 +340,8 @@ def harmed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple
     slow = spec(
         tmp_path_factory.mktemp("harmed"),
         finetune__batch_size=512,
-        finetune__num_evals=6,
+        finetune__max_steps=24,
+        finetune__num_evals=12,
         search__num_trials=3,
         search__max_failures=1,
         search__scheduler={"name": "fifo"},

@@ -248,6 +248,24 @@ def test_nothing_escapes_the_thread(
     assert not thread.finish(10.0)
 
 
+def test_finishing_tries_once_more(journal: Journal, tmp_path: Path) -> None:
+    tracker, finished = Tracker(away()), list[bool]()
+    finisher = threading.Thread(target=lambda: finished.append(thread.finish(10.0)))
+
+    def say(message: str) -> None:
+        """The search ends while the thread still tells that the server is away."""
+        if not finisher.ident:
+            journal.append("close", status="complete", reason=None)
+            finisher.start()
+            wait_until(thread._finishing.is_set)
+
+    thread = Shipper(tmp_path, lambda: tracker, say)  # type: ignore[arg-type, return-value]
+    thread.start()
+    wait_until(lambda: len(finished) == 1)
+    assert finished == [True]
+    assert tracker.arrived == written(tmp_path)
+
+
 def test_finishing_waits_no_longer_than_it_is_told(journal: Journal, tmp_path: Path) -> None:
     release = threading.Event()
 
