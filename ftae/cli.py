@@ -61,13 +61,20 @@ def search(
     typer.echo(f"{spec.name}: checking data and model, then starting Ray", err=True)
     from ftae.search.driver import run_search
 
-    record = run_search(spec.located(), resume=resume)
+    command = shlex.join(["ftae", "search", str(file), *(f"--set={text}" for text in overrides or []), "--resume"])
+    try:
+        record = run_search(spec.located(), resume=resume)
+    except KeyboardInterrupt:
+        typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {command}", err=True)
+        raise typer.Exit(130) from None
     ranked = record.ranked()
+    failed = [trial for trial in record.trials.values() if trial.status == "failed"]
+    if failed:
+        typer.echo(f"{len(failed)} of {len(record.trials)} trials failed, the last one: {failed[-1].reason}", err=True)
     if ranked:
         typer.echo(f"{spec.name}: best is trial {ranked[0].number}. {record.verdict(ranked[0])}")
     assert record.close is not None
     if record.close["status"] != "complete":
-        command = shlex.join(["ftae", "search", str(file), *(f"--set={text}" for text in overrides or []), "--resume"])
         typer.echo(f"{spec.name} is not complete ({record.close['reason']}); go on with: {command}", err=True)
         raise typer.Exit(130 if "user" in record.close["reason"] else 0)
     if not ranked:
@@ -129,7 +136,7 @@ def export(
     winner, released = export_to(folder, target, trial)
     typer.echo(f"trial {winner.number} of {folder.name} is in {target}. {journal.replay(folder).verdict(winner)}")
     if not released.latents_compatible:
-        typer.echo("its latents are no longer compatible with the pretrained model's (see README.md there)")
+        typer.echo("see README.md there: its latents are not those of the model it started from")
 
 
 @app.command()
@@ -164,7 +171,7 @@ def train(
         raise typer.Exit(130) from None
     values = ", ".join(f"{n} {v:.4f}" for n, v in report.metrics.items() if n.startswith("val/"))
     typer.echo(f"{spec.name}: {values} at step {report.step}; the model is in {target / 'model'}")
-    if not released.latents_compatible:
+    if spec.finetune.model.pretrained is not None and not released.latents_compatible:
         typer.echo("its latents are no longer compatible with the pretrained model's")
 
 

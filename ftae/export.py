@@ -1,23 +1,17 @@
 """From a finished search to one folder that a production run starts from."""
 
 import json
-import platform
 import shutil
-import subprocess
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ftae import journal
-from ftae.engine.data import load_dataset
 from ftae.engine.release import Release, release
 from ftae.errors import FtaeError
 from ftae.journal import SearchRecord, TrialRecord
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.specs.yamlfile import dump
-
-PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
 
 
 def export(folder: Path, out: Path, trial_number: int | None = None) -> tuple[TrialRecord, Release]:
@@ -77,7 +71,6 @@ def _chosen(record: SearchRecord, folder: Path, number: int | None) -> TrialReco
 
 
 def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> dict[str, Any]:
-    data = load_dataset(search.finetune.data)
     baseline = record.baseline
     return {
         "search": search.name,
@@ -90,11 +83,8 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, re
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
         "metrics": trial.metrics,
-        "dataset_fingerprint": data.fingerprint,
-        "skipped_images": list(data.skipped),
         "latents": asdict(released),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        **record.facts,
     }
 
 
@@ -121,7 +111,7 @@ Params:
 
 {params}
 
-{_latents_note(released)}
+{_latents_note(search, released)}
 
 ![input, reconstruction, difference](reconstructions.png)
 
@@ -134,7 +124,9 @@ Fixed validation images, each as input | reconstruction | absolute difference.
 """
 
 
-def _latents_note(released: Release) -> str:
+def _latents_note(search: SearchSpec, released: Release) -> str:
+    if search.finetune.model.pretrained is None:
+        return "The model was trained from scratch: there are no earlier latents to be compatible with."
     if released.latents_compatible:
         return "The encoder gives the latents of the pretrained model: models trained on those still fit."
     note = (
@@ -143,19 +135,3 @@ def _latents_note(released: Release) -> str:
     if released.scaling_factor is not None:
         note += f" `scaling_factor` was recomputed on the training images: {released.scaling_factor:.6g}."
     return note
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the current folder, ``-dirty`` when it has changes; None outside a repository."""
-    git = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -3,7 +3,7 @@
 The journal is the truth. The sampler's study, the rungs, MLflow and every report are projections of
 it and can be rebuilt from it. The events, each with ``time`` (seconds since the epoch):
 
-    open      a driver took up the search: search (the whole spec), digest, versions
+    open      a driver took up the search: search (the whole spec), digest, facts (data, weights, versions)
     suggest   trial, params, kind (baseline | file | sampled)
     report    trial, step, value, metrics, timing, checkpoint, images (paths below the search folder)
     end       trial, status (finished | pruned | diverged | failed), reason, value, step
@@ -124,10 +124,11 @@ class TrialRecord:
 class SearchRecord:
     """A search as its journal tells it.
 
-    ``search`` is the spec of the newest ``open`` event; ``close`` is its ``close`` event, if it has one.
+    ``search`` and ``facts`` are those of the newest ``open`` event; ``close`` is its ``close`` event, if it has one.
     """
 
     search: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     trials: dict[int, TrialRecord] = field(default_factory=dict)
     close: Event | None = None
 
@@ -135,7 +136,7 @@ class SearchRecord:
         """Fold one more event in."""
         kind = event["event"]
         if kind == "open":
-            self.search, self.close = event["search"], None
+            self.search, self.facts, self.close = event["search"], event.get("facts", {}), None
         elif kind == "suggest":
             number = event["trial"]
             self.trials[number] = TrialRecord(number, event["kind"], event["params"], event["time"])

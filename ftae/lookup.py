@@ -1,8 +1,10 @@
 """Names: what a misspelt one may have meant, and from ``package.module:attr`` to an object."""
 
 import importlib
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
@@ -21,9 +23,11 @@ def import_attr(reference: str) -> Any:
         FtaeError: the module cannot be imported, or has no such attribute.
     """
     module_name, _, attr = reference.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:  # a script's own folder is there, the current one is not
+        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), attr)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise FtaeError(
             f"cannot import {module_name!r} of {reference!r}: {error}. "
             "The module must be importable from the current folder or installed on every node"

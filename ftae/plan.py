@@ -90,11 +90,12 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
 
 
 def _num_classes(run: FinetuneSpec) -> int | None:
+    from ftae.engine.sources import list_images
+
     if run.data.source == "digits":
         return len(run.data.classes)
     if isinstance(run.data, ImageFolder):
-        classes = [p for p in Path(run.data.train).expanduser().iterdir() if p.is_dir() and not p.name.startswith(".")]
-        return len(classes) or None
+        return len(list_images(Path(run.data.train).expanduser()).class_names or ()) or None
     return None
 
 

@@ -1,10 +1,12 @@
 """A production run: the same loop as a trial, run to the end, tracked, its model saved."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint
 from ftae.engine.data import load_dataset
@@ -30,7 +32,8 @@ def train(
     """Run ``spec`` to its full budget in the folder ``out`` and write the model to ``out/model``.
 
     ``out`` also gets ``production.yaml``, ``reports.jsonl``, pictures and the newest checkpoint.
-    Without a ``tracking.uri`` it is tracked in the embedded store of ``storage``, as searches are.
+    It is one run in MLflow, without a ``tracking.uri`` in the embedded store of ``storage``, as searches
+    are: logged as it goes, and however it ends. MLflow being away is said and does not stop it.
     With ``resume`` the run goes on from that checkpoint. ``register`` puts the model into MLflow's
     registry under this name, alias ``champion``. ``say`` is told a line per report.
 
@@ -45,16 +48,20 @@ def train(
     run = finetune(spec.finetune, out, resume_from=checkpoint)
     first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is
     (out / "production.yaml").write_text(dump(spec))
-    earlier = _lines_before(out, first.step)
-    with (out / REPORTS).open("w") as log:
-        log.writelines(earlier)
-        for report in chain([first], run):
-            log.write(json.dumps(asdict(report)) + "\n")
-            log.flush()
+    earlier, at = _earlier_reports(out, first.step)
+    tracking = _Tracking(spec, out, storage, earlier[0]["time"] if earlier else at, say)
+    try:
+        for report in _recorded(chain([first], run), out, earlier, at):
             say(describe(report))
-    assert report.checkpoint is not None
-    released = release(spec.finetune, out / report.checkpoint, out / "model")
-    _track(spec, out, storage, register, say)
+            tracking.send()
+        assert report.checkpoint is not None
+        released = release(spec.finetune, out / report.checkpoint, out / "model")
+        tracking.end("FINISHED", out / "model")
+    except BaseException as error:
+        tracking.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    if register is not None:
+        say(f"registered as version {tracking.register(register)} of {register!r}, alias champion")
     return report, released
 
 
@@ -74,33 +81,107 @@ def _prepare(out: Path, resume: bool) -> Path | None:
     return checkpoint
 
 
-def _lines_before(out: Path, step: int) -> list[str]:
-    """The reports before the one that the run begins with; later ones belong to no checkpoint."""
-    if step == 0 or not (out / REPORTS).exists():
-        return []
+def _earlier_reports(out: Path, step: int) -> tuple[list[dict[str, Any]], float]:
+    """The reports before the one that the run begins with, and the time of that one.
+
+    A run that goes on begins with its newest checkpoint's report, which was made at its own time. Later
+    reports belong to no checkpoint.
+    """
+    found = _read_reports(out) if step > 0 and (out / REPORTS).exists() else []
+    at = next((report["time"] for report in found if report["step"] == step), time.time())
+    return [report for report in found if report["step"] < step], at
+
+
+def _recorded(
+    run: Iterator[EvalReport], out: Path, earlier: list[dict[str, Any]], first_at: float
+) -> Iterator[EvalReport]:
+    """The reports of a run, each written to the file with its time, in seconds since the epoch."""
+    with (out / REPORTS).open("w") as file:
+        file.writelines(json.dumps(report) + "\n" for report in earlier)
+        for number, report in enumerate(run):
+            at = time.time() if number else first_at
+            file.write(json.dumps({"time": at, **asdict(report)}) + "\n")
+            file.flush()
+            yield report
+
+
+def _read_reports(out: Path) -> list[dict[str, Any]]:
+    """What the file holds; a half-written last line is left out."""
     lines = (out / REPORTS).read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _track(spec: ProductionSpec, out: Path, storage: Path, register: str | None, say: Callable[[str], None]) -> None:
-    """One MLflow run with all reports, the model, and the registered version if one is asked for."""
-    try:
-        run = RunTracker(
-            spec.tracking.uri,
-            storage=storage,
-            experiment=spec.tracking.experiment or spec.name,
-            name=spec.name,
-            params=spec.finetune.model_dump(mode="json"),
-            tags={"ftae.kind": "production"} | {f"ftae.{k}": str(v) for k, v in (spec.from_search or {}).items()},
-        )
-        for line in (out / REPORTS).read_text().splitlines():
-            report = json.loads(line)
-            run.log(report["step"], report["metrics"] | report["timing"], out / report["images"])
-        run.log_folder(out / "model", "model")
-        if register is not None:
-            say(f"registered as version {run.register(register, 'model')} of {register!r}, alias champion")
-        run.end("FINISHED")
-    except TrackingUnavailable as error:
-        if register is not None:
-            raise FtaeError(f"the model is in {out / 'model'}, but was not registered: {error}") from error
-        say(f"not tracked: {error}. All figures are in {out / REPORTS}")
+class _Tracking:
+    """The MLflow run of a folder: the same one whenever the run goes on, known by the time it began.
+
+    What could not be sent is sent with a later report, or in the end.
+    """
+
+    def __init__(
+        self, spec: ProductionSpec, out: Path, storage: Path, started: float, say: Callable[[str], None]
+    ) -> None:
+        self._spec, self._out, self._storage, self._started, self._say = spec, out, storage, started, say
+        self._tracker: RunTracker | None = None
+        self._sent = 0  # reports
+        self._failure: TrackingUnavailable | None = None
+
+    def send(self) -> None:
+        """Send the reports that MLflow lacks. It is said, once each, when the server goes and comes."""
+        try:
+            self._catch_up()
+        except TrackingUnavailable as error:
+            if self._failure is None:
+                self._say(f"{error}; the run goes on and sends it later")
+            self._lost(error)
+        else:
+            if self._failure is not None:
+                self._say("tracking is back; everything missed was sent")
+            self._failure = None
+
+    def end(self, status: Literal["FINISHED", "KILLED", "FAILED"], model: Path | None = None) -> None:
+        """The run is over: send what is missing, and the model."""
+        try:
+            tracker = self._catch_up()
+            if model is not None:
+                tracker.log_folder(model, "model")
+            tracker.end(status)
+            self._failure = None
+        except TrackingUnavailable as error:
+            self._say(f"not tracked: {error}. All figures are in {self._out / REPORTS}")
+            self._lost(error)
+
+    def register(self, name: str) -> str:
+        """Register the model of the run that has ended; returns its version.
+
+        Raises:
+            FtaeError: MLflow is away, or was when the model was to be sent.
+        """
+        try:
+            if self._failure is not None:
+                raise self._failure
+            assert self._tracker is not None
+            return self._tracker.register(name, "model")
+        except TrackingUnavailable as error:
+            raise FtaeError(f"the model is in {self._out / 'model'}, but was not registered: {error}") from error
+
+    def _catch_up(self) -> RunTracker:
+        if self._tracker is None:
+            spec = self._spec
+            self._tracker = RunTracker(
+                spec.tracking.uri,
+                storage=self._storage,
+                experiment=spec.tracking.experiment or spec.name,
+                name=spec.name,
+                started=self._started,
+                params=spec.finetune.model_dump(mode="json"),
+                tags={"ftae.kind": "production"} | {f"ftae.{k}": str(v) for k, v in (spec.from_search or {}).items()},
+            )
+        for report in _read_reports(self._out)[self._sent :]:
+            metrics = report["metrics"] | report["timing"]
+            self._tracker.log(report["step"], metrics, report["time"], self._out / report["images"])
+            self._sent += 1
+        return self._tracker
+
+    def _lost(self, error: TrackingUnavailable) -> None:
+        """Begin anew next time: the server may come back as another, or the run have been deleted in it."""
+        self._tracker, self._sent, self._failure = None, 0, error

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from ftae import journal
+from ftae.engine.data import load_dataset
 from ftae.engine.loop import finetune
+from ftae.engine.release import Release
 from ftae.errors import FtaeError
-from ftae.export import export
+from ftae.export import _latents_note, export
+from ftae.search.provenance import facts
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.yamlfile import load_production
@@ -43,7 +46,7 @@ SEARCH = SearchSpec.model_validate(
 def run_trials(folder: Path, search: SearchSpec) -> journal.SearchRecord:
     """A search without Ray: one trial after the other in this process."""
     folder.mkdir()
-    state = SearchState(search, folder)
+    state = SearchState(search, folder, facts(search, load_dataset(search.finetune.data)))
     while (trial := state.next_trial()) is not None:
         for report in finetune(search.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
             if not state.report(trial.number, vars(report)):
@@ -152,9 +155,16 @@ def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
         assert released.latents_compatible is (freeze_depth == 2)
         provenance = json.loads((out / "provenance.json").read_text())
         assert provenance["latents"] == {"latents_compatible": freeze_depth == 2, "scaling_factor": None}
-        text = (out / "README.md").read_text()
-        assert ("models trained on those still fit" in text) is (freeze_depth == 2)
-        assert ("**latents are no longer compatible**" in text) is (freeze_depth == 0)
+        assert "trained from scratch" in (out / "README.md").read_text()  # so nothing to be compatible with
+
+
+def test_the_readme_says_whether_the_latents_still_fit() -> None:
+    model = SEARCH.finetune.model.model_copy(update={"pretrained": "some/folder"})
+    search = SEARCH.model_copy(update={"finetune": SEARCH.finetune.model_copy(update={"model": model})})
+    assert "models trained on those still fit" in _latents_note(search, Release(True, None))
+    moved = _latents_note(search, Release(False, 0.5))
+    assert "**latents are no longer compatible**" in moved
+    assert "`scaling_factor` was recomputed on the training images: 0.5" in moved
 
 
 def test_a_search_that_did_not_beat_the_baseline_says_so_loudly(folder: Path, tmp_path: Path) -> None:

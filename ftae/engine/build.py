@@ -11,13 +11,20 @@ from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Group, Post
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune import NEEDS_POSTERIOR, FinetuneSpec
 from ftae.specs.search import SearchSpec
 
 
-def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(spec: FinetuneSpec) -> torch.device:
+    """Where a run takes place.
+
+    Raises:
+        FtaeError: a GPU is asked for by name and there is none.
+    """
+    there = torch.cuda.is_available()
+    if spec.device == "cuda" and not there:
+        raise FtaeError("device: cuda is asked for, but torch sees no GPU here; set it to auto or cpu")
+    return torch.device("cuda" if there and spec.device != "cpu" else "cpu")
 
 
 def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
@@ -51,14 +58,27 @@ def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec) -> Tensor:
         encoded = autoencoder.encode(images)
         latents = encoded.mean if isinstance(encoded, Posterior) else encoded
         output = autoencoder.decode(latents)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # a user's own module may raise any
         raise FtaeError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {error}") from error
+    for name, value in (("encode", latents), ("decode", output)):
+        if not isinstance(value, Tensor):
+            raise FtaeError(
+                f"the model's {name} must give a tensor (encode also mean, logvar), got {type(value).__name__}"
+            )
+    _check_posterior(encoded, spec)
     if output.shape != images.shape:
         raise FtaeError(
             f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
             "choose a data.resolution that it gives back unchanged"
         )
     return latents
+
+
+def _check_posterior(encoded: Tensor | Posterior, spec: FinetuneSpec) -> None:
+    needing = [f"metrics: {name}" for name in spec.metrics if name in NEEDS_POSTERIOR]
+    needing += ["losses.kl"] if spec.losses.kl > 0.0 else []
+    if needing and not isinstance(encoded, Posterior):
+        raise FtaeError(f"{needing[0]} needs a posterior: {spec.model.family}'s encode must return (mean, logvar)")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,11 @@ from ftae.specs.models import CustomModel, CustomStages
 
 
 def custom_family(model: CustomModel) -> Autoencoder:
-    net = import_attr(model.family)(**model.kwargs)
+    build = import_attr(model.family)
+    try:
+        net = build(**model.kwargs)
+    except Exception as error:  # the user's own code
+        raise FtaeError(f"{model.family} cannot be built with model.kwargs {model.kwargs}: {error}") from error
     if not isinstance(net, nn.Module):
         raise FtaeError(f"{model.family} must return a torch.nn.Module, got {type(net).__name__}")
     if model.pretrained is not None:

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ftae.engine.autoencoder import Posterior
 from ftae.engine.batches import Batch, train_batch
-from ftae.engine.build import best_device, build_model
+from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import EvalReport, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from ftae.engine.data import load_dataset
 from ftae.engine.evaluation import evaluate, save_grid
@@ -36,13 +36,14 @@ def finetune(spec: FinetuneSpec, workdir: Path, *, resume_from: Path | None = No
         FtaeError: the spec cannot be run (see ``build_model`` and ``load_dataset``).
         TrainingFailed: non-finite loss or gradient, out of memory, or posterior collapse.
     """
-    run = FinetuneRun(spec, workdir)
-    with run.out_of_memory_fails():
+    with _out_of_memory_fails(step=lambda: 0):
+        run = FinetuneRun(spec, workdir)
+    with _out_of_memory_fails(step=lambda: run.step):
         report = run.resume(resume_from) if resume_from is not None else run.report()
     yield from run.keep_rng(report)
     for eval_step in spec.eval_steps():
         if eval_step > run.step:
-            with run.out_of_memory_fails():
+            with _out_of_memory_fails(step=lambda: run.step):
                 while run.step < eval_step:
                     run.train_step()
                 report = run.report()
@@ -54,7 +55,7 @@ class FinetuneRun:
 
     def __init__(self, spec: FinetuneSpec, workdir: Path) -> None:
         self.spec, self.workdir = spec, workdir
-        self.device = best_device()
+        self.device = device_of(spec)
         if spec.num_threads is not None:
             torch.set_num_threads(spec.num_threads)
         _be_deterministic(self.device)
@@ -209,13 +210,14 @@ class FinetuneRun:
         yield report
         set_rng_state(state)
 
-    @contextmanager
-    def out_of_memory_fails(self) -> Iterator[None]:
-        """A configuration that does not fit the device is at fault itself."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise TrainingFailed("out of memory", self.step) from error
+
+@contextmanager
+def _out_of_memory_fails(step: Callable[[], int]) -> Iterator[None]:
+    """A configuration that does not fit the device is at fault itself."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailed("out of memory", step()) from error
 
 
 def remove_older_checkpoints(newest: Path) -> None:
@@ -227,7 +229,7 @@ def remove_older_checkpoints(newest: Path) -> None:
 
 
 def _be_deterministic(device: torch.device) -> None:
-    """Same spec, seed and machine give the same numbers."""
+    """Same spec, seed and machine give the same numbers, as far as CUDA has such kernels (it warns of the others)."""
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use

@@ -1,9 +1,10 @@
 """Pretrained models on disk: where they lie, and state dicts in and out."""
 
+import hashlib
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ftae.errors import FtaeError
@@ -20,6 +21,19 @@ def pretrained_folder(pretrained: str) -> Path | None:
     if (folder / "model").is_dir():
         folder = folder / "model"
     return folder if folder.is_dir() else None
+
+
+def weights_digest(pretrained: str | None) -> str | None:
+    """32 hexadecimal digits of the files of a local model; None for a hub id, or without a model."""
+    if pretrained is None or not Path(pretrained).expanduser().exists():
+        return None
+    path = pretrained_folder(pretrained) or Path(pretrained).expanduser()
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, hashlib.blake2b).digest())
+    return digest.hexdigest()
 
 
 def load_state(net: nn.Module, path: Path) -> None:
@@ -45,4 +59,4 @@ def save_state(net: nn.Module, folder: Path) -> None:
     state = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()
     }
-    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(state))  # save_file would tell of a full disk in an error of its own

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder, Posterior
 from ftae.engine.batches import val_batches
-from ftae.engine.build import best_device, build_model
+from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights
 from ftae.engine.data import Dataset, ImageSet, load_dataset
+from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
 SCALING_IMAGES = 1024
@@ -40,20 +42,24 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
     """
     data = load_dataset(spec.data)
     num_classes = None if data.class_names is None else len(data.class_names)
-    pretrained, tuned = (build_model(spec, num_classes).to(best_device()) for _ in range(2))
+    pretrained, tuned = (build_model(spec, num_classes).to(device_of(spec)) for _ in range(2))
     tuned.load_state_dict(tuned.state_dict() | evaluated_weights(checkpoint))
     compatible = _same_latents(pretrained, tuned, data, spec)
     scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
-    tuned.save_pretrained(folder)
+    try:
+        tuned.save_pretrained(folder)
+        if tuned.head is not None:
+            save_file(tuned.head.state_dict(), folder / "head.safetensors")
+    except SafetensorError as error:
+        raise FtaeError(f"the model cannot be written to {folder}: {error}") from error
     if tuned.head is not None:
-        save_file(tuned.head.state_dict(), folder / "head.safetensors")
         (folder / "classes.json").write_text(json.dumps(data.class_names))
     return Release(compatible, scaling_factor)
 
 
 @torch.no_grad()
 def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
-    batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=best_device()))
+    batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=device_of(spec)))
     return torch.equal(_mode(a, batch.images), _mode(b, batch.images))
 
 
@@ -64,7 +70,7 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
         return None
     total, squares, count = 0.0, 0.0, 0
     few = ImageSet(images.images[:: max(1, len(images.images) // SCALING_IMAGES)], None)
-    for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=best_device()):
+    for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=device_of(spec)):
         encoded = autoencoder.encode(autoencoder.to_range(batch.images))
         mean = encoded.mean if isinstance(encoded, Posterior) else encoded
         variance = encoded.logvar.exp() if isinstance(encoded, Posterior) else torch.zeros_like(mean)

@@ -14,8 +14,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ftae.errors import FtaeError
-from ftae.journal import Status
+from ftae.journal import Status, TrialRecord
 from ftae.search.state import Assignment, SearchState
+
+TOO_MANY_FAILED = 3  # what fails them will fail the rest, too: a file that is gone, a machine that is not set up
 
 
 class Coordinator:
@@ -28,24 +30,29 @@ class Coordinator:
     def __init__(self, state: SearchState, deadline: float | None, on_change: Callable[[int], None]) -> None:
         self.state, self.deadline, self._on_change = state, deadline, on_change
         self.failure: Exception | None = None
+        self._failed_in_a_row = 0
 
     def assign(self) -> dict[str, Any] | None:
         assignment: Assignment | None = self._safely(self.state.next_trial)
         if assignment is None:
             return None
-        self._safely(lambda: self._on_change(assignment.number))
+        self._changed(assignment.number)
         return vars(assignment)
 
     def message(self, number: int, message: dict[str, Any]) -> bool:
         """Take what a trial says (see ``trial.run_trial``); returns whether the trial goes on."""
         goes_on = self._safely(lambda: self._take(number, message))
-        self._safely(lambda: self._on_change(number))
+        self._changed(number)
         return bool(goes_on)
 
-    def given_up(self, number: int, errors: Path) -> None:
+    def given_up(self, number: int, errors: str | None) -> None:
         """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
-        self._safely(lambda: self.state.end(number, "failed", errors.read_text().rstrip().splitlines()[-1][:300]))
-        self._safely(lambda: self._on_change(number))
+
+        def reason() -> str:
+            return Path(errors).read_text().rstrip().splitlines()[-1][:300] if errors else "the worker died"
+
+        self._safely(lambda: self.state.end(number, "failed", reason()))
+        self._changed(number)
 
     def must_stop(self) -> bool:
         return self.failure is not None or self.is_overdue() or self.baseline_failed()
@@ -66,6 +73,17 @@ class Coordinator:
         status: Status = "diverged" if "diverged" in message else "failed"
         self.state.end(number, status, message[status])
         return False
+
+    def _changed(self, number: int) -> None:
+        self._safely(lambda: self._on_change(number))
+        self._safely(lambda: self._count_failed(self.state.record.trials[number]))
+
+    def _count_failed(self, trial: TrialRecord) -> None:
+        if trial.status != "running":
+            self._failed_in_a_row = self._failed_in_a_row + 1 if trial.status == "failed" else 0
+        if self._failed_in_a_row == TOO_MANY_FAILED:
+            what = f"{TOO_MANY_FAILED} trials in a row failed, the last one: {trial.reason}"
+            raise FtaeError(f"{what}. Mend that, then go on with --resume")
 
     def _safely(self, call: Callable[[], Any]) -> Any:
         try:
@@ -119,7 +137,7 @@ class FailureCallback(_NeverPickled, Callback):
         self._coordinator = coordinator
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._coordinator.given_up(trial.config["number"], Path(trial.error_file))
+        self._coordinator.given_up(trial.config["number"], trial.error_file)
 
 
 class CoordinatorStopper(_NeverPickled, Stopper):

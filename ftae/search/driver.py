@@ -4,11 +4,14 @@ import logging
 import math
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -21,6 +24,7 @@ from ftae.journal import SearchRecord
 from ftae.search import ENVIRONMENT
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.progress import Progress
+from ftae.search.provenance import QUESTION, facts
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
 from ftae.search.trial import run_trial
@@ -46,9 +50,12 @@ def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
     # Here, so that what is wrong with data or model is said before anything starts.
     data = load_dataset(spec.finetune.data)
     check_search(spec, None if data.class_names is None else len(data.class_names))
+    found = facts(spec, data)
+    if resume:
+        _same_question(journal.replay(folder), spec, found)
     _make_folder(folder)
     with _ray(spec.search.resources):
-        state = SearchState(spec, folder)
+        state = SearchState(spec, folder, found)
         (folder / "search.yaml").write_text(dump(spec))
         with Progress(spec, state.record) as progress:
             if data.skipped:
@@ -58,6 +65,9 @@ def run_search(spec: SearchSpec, *, resume: bool = False) -> SearchRecord:
             outcome: tuple[str, str | None] = "failed", "the driver failed"
             try:
                 outcome = _run_trials(state, progress)
+            except (KeyboardInterrupt, SystemExit):
+                outcome = "interrupted", "stopped by the user"
+                raise
             finally:
                 try:
                     _leave(state, *outcome)
@@ -155,8 +165,6 @@ def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
             f"{folder} holds a search already ({ended} of {record.search['search']['num_trials']} trials done). "
             "Go on with it by --resume, or give the new one another name (--set name=...)"
         )
-    if exists:
-        _same_question(journal.replay(folder).search, spec.model_dump(mode="json"))
 
 
 def _make_folder(folder: Path) -> None:
@@ -166,18 +174,22 @@ def _make_folder(folder: Path) -> None:
         raise FtaeError(f"search.storage: cannot make the folder {folder}: {error.strerror}") from error
 
 
-def _same_question(before: dict[str, object], now: dict[str, object]) -> None:
-    def question(search: dict[str, object]) -> dict[str, object]:
-        settings = search["search"]
-        assert isinstance(settings, dict)
-        asked = {f"search.{key}": value for key, value in settings.items() if key not in MAY_CHANGE}
-        return asked | {key: search[key] for key in ("finetune", "search_space", "objective")}
+def _same_question(before: SearchRecord, spec: SearchSpec, found: Mapping[str, Any]) -> None:
+    """Trials are comparable only over the same space, data, weights, seed, and kind of machine."""
 
-    old, new = question(before), question(now)
+    def question(search: SearchSpec, facts: Mapping[str, Any]) -> dict[str, Any]:
+        settings = search.search.model_dump(mode="json")
+        asked = {f"search.{key}": value for key, value in settings.items() if key not in MAY_CHANGE}
+        dumped = search.model_dump(mode="json")
+        asked |= {key: dumped[key] for key in ("finetune", "search_space", "objective")}
+        asked |= {f"finetune.{key} (by search.resources)": value for key, value in search.machine().items()}
+        return asked | {key.replace("_", " "): facts.get(key) for key in QUESTION if key in before.facts}
+
+    old, new = question(SearchSpec.model_validate(before.search), before.facts), question(spec, found)
     differing = [key for key in new if new[key] != old.get(key)]
     if differing:
         raise FtaeError(
-            f"the file asks another question than the search to resume: {', '.join(differing)} differ. "
+            f"this is another question than that of the search to resume: {', '.join(differing)} differ. "
             "Give the new search another name, or undo the change"
         )
 
@@ -193,7 +205,7 @@ def _ray(resources: Resources) -> Iterator[None]:
     if started:
         address = os.environ.get("RAY_ADDRESS", "local")
         # The workers of a cluster that runs already have not inherited this process's environment.
-        workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH")}
+        workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH") if name in os.environ}
         ray.init(
             address=address,
             runtime_env=None if address == "local" else {"env_vars": workers},
@@ -201,6 +213,9 @@ def _ray(resources: Resources) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        if threading.current_thread() is threading.main_thread():
+            # What batch systems send: ends the search as Ctrl-C does. Ray has set its own by now.
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         _check_room(resources)
         yield
@@ -210,23 +225,19 @@ def _ray(resources: Resources) -> Iterator[None]:
 
 
 def _check_room(resources: Resources) -> None:
-    have = _cluster_resources()
     for wanted, key, leaf in ((resources.cpus, "CPU", "cpus"), (resources.gpus, "GPU", "gpus")):
-        if wanted > have.get(key, 0.0):
-            raise FtaeError(
-                f"search.resources.{leaf}: a trial asks for {wanted:g}, the cluster has {have.get(key, 0.0):g} {key}s"
-            )
+        most = max((node.get(key, 0.0) for node in _nodes()), default=0.0)
+        if wanted > most:
+            has = f"the largest node of the cluster has {most:g} {key}s"
+            raise FtaeError(f"search.resources.{leaf}: a trial asks for {wanted:g}, {has}")
 
 
 def _room(resources: Resources) -> int:
     """How many trials fit at once."""
-    have = _cluster_resources()
-    room = have.get("CPU", 0.0) / resources.cpus
-    if resources.gpus:
-        room = min(room, have.get("GPU", 0.0) / resources.gpus)
-    return max(1, math.floor(room))
+    wanted = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+    return max(1, sum(min(math.floor(node.get(k, 0.0) / v) for k, v in wanted.items()) for node in _nodes()))
 
 
-def _cluster_resources() -> dict[str, float]:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
+def _nodes() -> list[dict[str, float]]:
+    """What each live node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

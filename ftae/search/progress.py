@@ -15,12 +15,19 @@ STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged"
 SHOWN_TRIALS = 12
 
 
+class _Terminal(Console):
+    """Its reader may go away; the search goes on unseen."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """A context manager; ``update`` after every event of a trial, ``say`` for anything else."""
 
     def __init__(self, spec: SearchSpec, record: SearchRecord) -> None:
         self._spec, self._record = spec, record
-        self._console = Console(stderr=True)
+        self._console = _Terminal(stderr=True)
         self._live: Live | None = None
         self._started = time.monotonic()
         self._share_at_start = self._share_done()

@@ -1,13 +1,15 @@
 """From the journal to MLflow: a thread of the driver that never holds up the search.
 
-What was sent is remembered as a byte offset of the journal, saved after each batch. A tracker's
-``ship`` is idempotent, so a batch that was sent but not remembered is sent again without harm.
+What was sent is remembered as a byte offset of the journal, saved after each batch together with the
+server and experiment it was sent to. A tracker's ``ship`` is idempotent, so what is sent again does no harm.
 """
 
 import json
 import threading
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ftae import journal
 from ftae.errors import FtaeError
@@ -28,22 +30,19 @@ def tracker_of(spec: SearchSpec, folder: Path) -> SearchTracker:
 
 
 def ship_new(folder: Path, tracker: SearchTracker) -> int:
-    """Send everything the journal holds and MLflow does not; returns the number of events sent.
+    """Send what this tracker's destination was not sent yet; returns the number of events sent.
 
     Raises:
         TrackingUnavailable: the server is away; what was sent until then is remembered.
     """
-    sent = 0
-    while batch := list(_next_batch(folder)):
-        tracker.ship([event for event, _ in batch])
-        _save_offset(folder, batch[-1][1])
-        sent += len(batch)
-    return sent
+    cursor = _cursor(folder)
+    offset: int = cursor.pop("offset")
+    return _ship_from(offset if cursor == tracker.destination else 0, folder, tracker)
 
 
 def unsent(folder: Path) -> int:
     """How many events of the journal have not been sent."""
-    return sum(1 for _ in journal.read(folder, _offset(folder)))
+    return sum(1 for _ in journal.read(folder, _cursor(folder)["offset"]))
 
 
 class Shipper(threading.Thread):
@@ -92,7 +91,7 @@ class Shipper(threading.Thread):
 
 
 def publish(folder: Path, tracker: SearchTracker) -> None:
-    """Put the outcome of a search onto its parent run: leaderboard, best config and best checkpoint.
+    """Put the outcome of a search onto its parent run: the leaderboard, and the best trial if there is one.
 
     Raises:
         TrackingUnavailable: the server is away.
@@ -100,54 +99,60 @@ def publish(folder: Path, tracker: SearchTracker) -> None:
     from ftae.specs.yamlfile import dump
 
     record = journal.replay(folder)
-    ranked, baseline = record.ranked(), record.baseline
-    if not ranked:
-        return
-    best, spec = ranked[0], SearchSpec.model_validate(record.search)
-    metrics = {f"best/{name}": value for name, value in best.metrics.items() if name.startswith("val/")}
-    if baseline is not None:
-        metrics |= {f"baseline/{name}": value for name, value in baseline.metrics.items()}
-    assert best.checkpoint is not None
-    tracker.publish(
-        leaderboard=record.leaderboard(),
-        best_config=dump(spec.trial_spec(best.params)),
-        files={"best_checkpoint": folder / best.checkpoint},
-        tags={"ftae.best_trial": str(best.number)},
-        metrics=metrics,
-    )
+    best_config: str | None = None
+    files: dict[str, Path] = {}
+    tags: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    if record.baseline is not None:
+        metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
+    if ranked := record.ranked():
+        best = ranked[0]
+        assert best.checkpoint is not None
+        best_config = dump(SearchSpec.model_validate(record.search).trial_spec(best.params))
+        # A folder of its own, or a later winner's files would mix with those of an earlier one.
+        files[f"best_checkpoint/trial-{best.number:04d}"] = folder / best.checkpoint
+        tags["ftae.best_trial"] = str(best.number)
+        metrics |= {f"best/{name}": value for name, value in best.metrics.items() if name.startswith("val/")}
+    tracker.publish(leaderboard=record.leaderboard(), best_config=best_config, files=files, tags=tags, metrics=metrics)
 
 
-def _next_batch(folder: Path) -> list[tuple[journal.Event, int]]:
-    batch = []
-    for item in journal.read(folder, _offset(folder)):
-        batch.append(item)
-        if len(batch) == BATCH_EVENTS:
-            break
-    return batch
+def _ship_from(offset: int, folder: Path, tracker: SearchTracker) -> int:
+    """Send the events from a byte offset of the journal on; returns their number."""
+    sent = 0
+    while batch := list(islice(journal.read(folder, offset), BATCH_EVENTS)):
+        tracker.ship([event for event, _ in batch])
+        offset = batch[-1][1]
+        _save_cursor(folder, {"offset": offset, **tracker.destination})
+        sent += len(batch)
+    return sent
 
 
-def _offset(folder: Path) -> int:
+def _cursor(folder: Path) -> dict[str, Any]:
+    """The ``offset`` up to which the journal was sent, and the ``uri`` and ``experiment`` it was sent to."""
     try:
-        return int(json.loads((folder / CURSOR).read_text())["offset"])
+        cursor = json.loads((folder / CURSOR).read_text())
+        return cursor | {"offset": int(cursor["offset"])}
     except FileNotFoundError:
-        return 0
+        return {"offset": 0}
     except (ValueError, KeyError, TypeError) as error:
-        raise FtaeError(f"{folder / CURSOR} is damaged: remove it and run ftae sync (nothing is sent twice)") from error
+        raise FtaeError(f"{folder / CURSOR} is damaged: run ftae sync, which sends everything and mends it") from error
 
 
-def _save_offset(folder: Path, offset: int) -> None:
+def _save_cursor(folder: Path, cursor: dict[str, Any]) -> None:
     temporary = folder / f".{CURSOR}.tmp"
-    temporary.write_text(json.dumps({"offset": offset}))
+    temporary.write_text(json.dumps(cursor))
     temporary.replace(folder / CURSOR)
 
 
 def sync(folder: Path) -> int:
-    """Send everything a search's MLflow runs lack; returns the number of events sent.
+    """Send the whole journal and the outcome, whatever was sent before; returns the number of events.
+
+    So what MLflow lacks is there afterwards, even if the server was wiped or replaced by another.
 
     Raises:
         TrackingUnavailable: the server is away still.
     """
     tracker = tracker_of(SearchSpec.model_validate(journal.replay(folder).search), folder)
-    sent = ship_new(folder, tracker)
+    sent = _ship_from(0, folder, tracker)
     publish(folder, tracker)
     return sent

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftae import __version__, journal
+from ftae import journal
 from ftae.journal import Event, Journal, SearchRecord, Status, TrialRecord
 from ftae.search.rungs import Rungs
 from ftae.search.study import Study
@@ -28,7 +28,7 @@ class Assignment:
 class SearchState:
     """One search in the hands of one driver. Every change is in the journal before it counts."""
 
-    def __init__(self, spec: SearchSpec, folder: Path) -> None:
+    def __init__(self, spec: SearchSpec, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
         self.spec, self.folder = spec, folder
         self.record = SearchRecord(search={})
         self.study, self.rungs = Study(spec), Rungs(spec)
@@ -36,7 +36,7 @@ class SearchState:
         self.journal = Journal(folder)
         for event, _ in journal.read(folder):
             self._apply(event, live=False)
-        self._append("open", search=spec.model_dump(mode="json"), digest=spec.digest(), versions={"ftae": __version__})
+        self._append("open", search=spec.model_dump(mode="json"), digest=spec.digest(), facts=dict(facts or {}))
         for number, status in list(self._undecided.items()):
             self.end(number, status)
         self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]

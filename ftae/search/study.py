@@ -13,10 +13,6 @@ from ftae.specs.search import SearchSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# TPE's random trials before it models: half of Optuna's default, since fine-tuning searches are short and
-# begin from a config that somebody thought about. Not by num_trials, or extending a search would change it.
-STARTUP_TRIALS = 5
-
 
 class Study:
     """Proposes params and learns from results. It holds no state of its own that the journal lacks:
@@ -78,7 +74,8 @@ class Study:
             return optuna.samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            startup = min(10, max(2, settings.num_trials // 4))
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
     def _to_optuna(self, path: str, value: Any) -> Any:
         return _encoded(value) if _is_encoded(self._spec.search_space[path]) else value

@@ -110,7 +110,8 @@ class FinetuneSpec(Spec):
     ``batch_size`` images go through the model at a time; an optimizer step sees ``batch_size *
     grad_accumulation`` of them. ``num_evals`` evaluations are spread evenly over ``max_steps``.
     ``sample_posterior``: train on a sample of the posterior (as the model is used) or on its mode.
-    ``num_threads``: CPU threads; the last digits of a result depend on it, so a search sets it.
+    ``num_threads`` (on the CPU) and ``device`` (``auto``: a GPU if there is one): the last digits of a
+    result depend on them, so a search sets both by ``search.resources``.
     """
 
     model: AnyModel
@@ -130,6 +131,7 @@ class FinetuneSpec(Spec):
     sample_posterior: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: Positive | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     # Each field is checked against the ones before it as far as those are valid, so that all faults show at once.

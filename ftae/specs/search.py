@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import combinations, product
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -79,7 +80,8 @@ class SearchSettings(Spec):
 
     ``max_concurrent``: None runs as many trials as the cluster has room for. ``keep_checkpoints``:
     the best K of the whole search stay on disk. ``max_failures``: how often a trial is started
-    again after a fault of the machine. ``storage``: the folder searches live in.
+    again after a fault of the machine. ``max_hours`` counts anew with every ``--resume``.
+    ``storage``: the folder searches live in.
     """
 
     num_trials: Positive = 16
@@ -103,6 +105,24 @@ class Tracking(Spec):
     uri: str | None = None
     experiment: str | None = None
 
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str | None) -> str | None:
+        login, at, _ = (uri or "").partition("://")[2].rpartition("@")
+        if at and ":" in login:  # the file is copied to the journal, to MLflow and into every export
+            raise ValueError(
+                "must not hold a password, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the "
+                "environment (for a database, its own: PGPASSWORD)"
+            )
+        return uri
+
+    def located(self) -> "Tracking":
+        """The same with an absolute path where the store is a local file."""
+        path = (self.uri or "").removeprefix("sqlite:///")
+        if path == (self.uri or "") or Path(path).is_absolute():
+            return self
+        return self.model_copy(update={"uri": f"sqlite:///{Path(path).absolute()}"})
+
 
 class ProductionSpec(Spec):
     """One training run: what ``ftae export`` writes and ``ftae train`` runs.
@@ -117,7 +137,7 @@ class ProductionSpec(Spec):
 
     def located(self) -> "ProductionSpec":
         """The same run with absolute paths."""
-        return self.model_copy(update={"finetune": self.finetune.located()})
+        return self.model_copy(update={"finetune": self.finetune.located(), "tracking": self.tracking.located()})
 
 
 def _kind_of_distribution(value: Any) -> str:
@@ -131,7 +151,7 @@ FileDistribution = Annotated[
 _FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
 
 # What makes trials comparable, or is set for each of them by the search.
-_SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads"})
+_SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads", "device"})
 
 
 class SearchSpec(Spec):
@@ -169,7 +189,8 @@ class SearchSpec(Spec):
             if isinstance(distribution, Choices):
                 runs = [apply_overrides(self.finetune, {path: choice}).located() for choice in distribution.choices]
                 space[path] = Choices(choices=tuple(value_at(run, path) for run in runs))
-        return self.model_copy(update={"finetune": self.finetune.located(), "search_space": space})
+        located = {"finetune": self.finetune.located(), "search_space": space, "tracking": self.tracking.located()}
+        return self.model_copy(update=located)
 
     def rung_steps(self) -> list[int]:
         """The steps at which trials are compared; none without ASHA, or where none lies before the end.
@@ -193,8 +214,13 @@ class SearchSpec(Spec):
 
     def trial_spec(self, params: dict[str, Any]) -> FinetuneSpec:
         """The complete run of a trial with these params: what a worker trains and an export writes down."""
-        threads = self.finetune.num_threads or max(1, int(self.search.resources.cpus))
-        return apply_overrides(self.finetune, {**params, "num_threads": threads})
+        return apply_overrides(self.finetune, {**params, **self.machine()})
+
+    def machine(self) -> dict[str, Any]:
+        """The leaves of finetune that the resources decide: the last digits of a result depend on them."""
+        resources, device = self.search.resources, self.finetune.device
+        threads = self.finetune.num_threads or max(1, int(resources.cpus))
+        return {"num_threads": threads, "device": ("cuda" if resources.gpus else "cpu") if device == "auto" else device}
 
 
 def _checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) -> dict[str, Distribution]:

@@ -11,7 +11,9 @@ CHAMPION = "champion"
 
 
 class RunTracker:
-    """One production run in MLflow, made on construction.
+    """The production run of this name that began at ``started`` (seconds since the epoch).
+
+    On construction it is looked up in its experiment, and made if missing; one that had ended goes on.
 
     Raises (every method too):
         TrackingUnavailable: MLflow cannot be reached, or refuses.
@@ -23,24 +25,36 @@ class RunTracker:
         storage: Path,
         experiment: str,
         name: str,
+        started: float,
         params: dict[str, Any],
         tags: dict[str, str],
     ) -> None:
         self._server = Server(uri, storage)
         experiment_id = self._server.experiment(experiment)
-        with self._server.client() as client:
-            run = client.create_run(experiment_id, tags=tags, run_name=name)
+        self._started = int(started * 1000)
+        tags = tags | {"ftae.run_id": f"{name}-{self._started}"}
+        run = next(iter(self._server.runs(experiment_id, f"tags.`ftae.run_id` = '{tags['ftae.run_id']}'")), None)
+        if run is None:
+            with self._server.client() as client:
+                run = client.create_run(experiment_id, self._started, tags, name)
         self.run_id: str = run.info.run_id
-        self._started: int = run.info.start_time
         self._artifacts: str = run.info.artifact_uri
-        self._server.log(self.run_id, [], flatten(params), {})
+        self._server.set_status(self.run_id, "RUNNING", 0)
+        # MLflow refuses to change a param, so a changed one (a longer run) is told by a tag.
+        before, values = run.data.params, flatten(params)
+        new = {key: value for key, value in values.items() if key not in before}
+        changed = {f"ftae.{key}": value for key, value in values.items() if before.get(key, value) != value}
+        self._server.log(self.run_id, [], new, changed)
 
-    def log(self, step: int, metrics: Mapping[str, float], image: Path | None = None) -> None:
-        """Log metrics (and a PNG) at an optimizer step."""
+    def log(self, step: int, metrics: Mapping[str, float], at: float, image: Path | None = None) -> None:
+        """Log metrics (and a PNG) of an optimizer step, measured ``at`` (seconds since the epoch).
+
+        Logging the same again changes nothing.
+        """
         images = {} if image is None else {step: image}
         logged = self._server.upload_images(self.run_id, images, self._started)
         tags = {"mlflow.loggedImages": "True"} if logged else {}
-        self._server.log(self.run_id, points(metrics, now(), step), {}, tags)
+        self._server.log(self.run_id, points(metrics, int(at * 1000), step), {}, tags)
 
     def log_folder(self, path: Path, artifact_path: str) -> None:
         """Upload the files of a local folder to ``artifact_path`` of the run."""

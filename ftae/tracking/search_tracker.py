@@ -37,6 +37,16 @@ class SearchTracker:
         self._experiment = ""
         self._runs: dict[int | None, _Run] | None = None  # by trial, the parent at None; None: not looked up yet
 
+    @property
+    def destination(self) -> dict[str, str]:
+        """The server and the experiment it writes to."""
+        return {"uri": self._server.uri, "experiment": self._experiment_name}
+
+    @property
+    def _experiment_name(self) -> str:
+        name: str = self._search["tracking"]["experiment"] or self._search["name"]
+        return name
+
     def ship(self, events: list[dict[str, Any]]) -> None:
         """Write journal events, in order. Writing them again changes nothing.
 
@@ -62,14 +72,15 @@ class SearchTracker:
         self,
         *,
         leaderboard: list[dict[str, Any]],
-        best_config: str,
+        best_config: str | None,
         files: dict[str, Path],
         tags: dict[str, str],
         metrics: dict[str, float],
     ) -> None:
         """Put the outcome on the parent run, replacing an earlier one.
 
-        ``leaderboard`` has a dict per row; ``files`` maps artifact folders to local files or folders.
+        ``leaderboard`` has a dict per row; ``best_config`` is None if there is no best trial; ``files``
+        maps artifact folders to local files or folders.
 
         Raises:
             TrackingUnavailable: not all could be written; publish again later.
@@ -79,7 +90,8 @@ class SearchTracker:
             with self._server.client() as client:
                 there = client.get_run(run_id).data
                 client.log_text(run_id, table_json(leaderboard), LEADERBOARD)
-                client.log_text(run_id, best_config, "best_config.yaml")
+                if best_config is not None:
+                    client.log_text(run_id, best_config, "best_config.yaml")
             for artifact_path, path in files.items():
                 self._server.upload(run_id, path, artifact_path)
             tables = json.loads(there.tags.get("mlflow.loggedArtifacts", "[]"))
@@ -153,7 +165,7 @@ class SearchTracker:
 
     def _look_up(self) -> "dict[int | None, _Run]":
         """What the server has of this search; the parent is made if missing."""
-        self._experiment = self._server.experiment(self._search["tracking"]["experiment"] or self._search["name"])
+        self._experiment = self._server.experiment(self._experiment_name)
         runs: dict[int | None, _Run] = {}
         for found in self._server.runs(self._experiment, f"tags.`ftae.search_id` = '{self._search_id()}'"):
             trial = found.data.tags.get("ftae.trial")

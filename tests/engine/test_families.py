@@ -494,3 +494,61 @@ def test_modules_that_cannot_be_staged_are_refused(home: Path) -> None:
     assert "must return a torch.nn.Module, got str" in refused(
         {"family": "family_contract:not_a_module", "image_range": "0..1"}
     )
+
+
+BROKEN = """
+import torch
+from torch import nn
+
+class Tuple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+    def forward(self, x):
+        return self.conv(x), x
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 1, 3, padding=1)
+        self.decoder = nn.Conv2d(1, 1, 3, padding=1)
+    def encode(self, x):
+        return self.encoder(x)
+    def decode(self, z):
+        return self.decoder(z)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model": {"family": "broken_modules:Tuple", "image_range": "0..1"}},
+            "decode must give a tensor",
+        ),
+        (
+            {"model": {"family": "broken_modules:Plain", "image_range": "0..1", "kwargs": {"width": 3}}},
+            "cannot be built with model.kwargs {'width': 3}",
+        ),
+        ({"losses": {"mse": 1.0, "kl": 1e-3}}, r"losses\.kl needs a posterior: .*must return \(mean, logvar\)"),
+        ({"metrics": ["active_units"]}, "metrics: active_units needs a posterior"),
+    ],
+)
+def test_a_users_mistake_is_one_message(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_modules.py").write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)  # the current folder is importable, without any path set
+    spec = {
+        "model": {"family": "broken_modules:Plain", "image_range": "0..1"},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 1,
+        "num_evals": 1,
+        "metrics": ["psnr"],
+    }
+    with pytest.raises(FtaeError, match=message):
+        build_model(FinetuneSpec.model_validate(spec | change), None)
+    sys.modules.pop("broken_modules", None)
+    sys.path.remove(str(tmp_path))

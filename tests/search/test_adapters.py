@@ -136,7 +136,7 @@ def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -
         assert stopper.stop_all()
         first = coordinator.failure
         assert StateSearcher(coordinator).suggest("c") == StateSearcher.FINISHED
-        coordinator.given_up(1, Path(__file__))
+        coordinator.given_up(1, __file__)
         assert coordinator.failure is first
     assert state.journal.path.read_bytes() == content
     state.journal.close()
@@ -162,7 +162,7 @@ def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> Non
     elif call == "message":
         coordinator.message(7, report(0))  # no such trial
     else:
-        coordinator.given_up(1, Path("no/such/file"))
+        coordinator.given_up(1, "no/such/file")
     expected = {"assign": RuntimeError, "message": KeyError, "given_up": FileNotFoundError}[call]
     assert isinstance(coordinator.failure, expected)
     assert coordinator.must_stop()
@@ -217,3 +217,22 @@ def test_tunes_snapshots_hold_nothing_of_the_search(state: SearchState) -> None:
     with pytest.raises(AssertionError, match="from its journal"):
         searcher.restore("anything")
     assert [event["event"] for event, _ in journal.read(state.folder)] == ["open"]
+
+
+def test_three_failures_in_a_row_end_the_search(state: SearchState) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    for number in range(4):
+        coordinator.assign()
+        if number > 0:
+            assert not coordinator.must_stop()
+            coordinator.message(number, {"failed": f"the weights are gone: {number}"})
+    assert coordinator.must_stop()
+    assert "3 trials in a row failed, the last one: the weights are gone: 3. Mend that" in str(coordinator.failure)
+
+
+def test_failures_with_others_between_do_not(state: SearchState) -> None:
+    coordinator = Coordinator(state, None, ignore)
+    for number, message in ((0, report(0)), (1, {"failed": "x"}), (2, {"diverged": "x"}), (3, {"failed": "x"})):
+        coordinator.assign()
+        coordinator.message(number, message)
+    assert not coordinator.must_stop()

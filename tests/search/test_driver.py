@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME
+from ftae.journal import FILE_NAME, SearchRecord
 from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.state import SearchState
@@ -91,7 +91,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
 )
 def test_another_question_is_not_a_resumption(existing: Path, change: dict[str, Any], named: str) -> None:
     before = (existing / "made-up" / FILE_NAME).read_bytes()
-    with pytest.raises(FtaeError, match="asks another question than the search to resume: ") as refusal:
+    with pytest.raises(FtaeError, match="another question than that of the search to resume: ") as refusal:
         run_search(spec(existing, **change), resume=True)
     assert f": {named} differ." in str(refusal.value)
     assert (existing / "made-up" / FILE_NAME).read_bytes() == before
@@ -151,3 +151,14 @@ def test_a_journal_that_cannot_be_read_is_not_overwritten(tmp_path: Path) -> Non
         with pytest.raises(FtaeError, match="is damaged"):
             run_search(spec(tmp_path), resume=resume)
     assert journal.read_text().startswith("no JSON at all")
+
+
+def test_other_images_or_weights_are_another_question(tmp_path: Path) -> None:
+    search = spec(tmp_path)
+    found = {"dataset_fingerprint": "a", "pretrained_digest": None}
+    record = SearchRecord(search.model_dump(mode="json"), found)
+    driver._same_question(record, search, found)
+    with pytest.raises(FtaeError, match="to resume: dataset fingerprint differ"):
+        driver._same_question(record, search, found | {"dataset_fingerprint": "b"})
+    with pytest.raises(FtaeError, match="to resume: pretrained digest differ"):
+        driver._same_question(record, search, found | {"pretrained_digest": "c"})

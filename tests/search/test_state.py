@@ -123,7 +123,7 @@ def test_the_baseline_comes_first_then_the_files_own_config_then_the_sampler(tmp
     assert trials[0] is not None
     assert trials[0].params == {}
     assert trials[1] is not None
-    assert search.trial_spec(trials[1].params) == search.finetune.model_copy(update={"num_threads": 1})
+    assert search.trial_spec(trials[1].params) == search.finetune.model_copy(update={"num_threads": 1, "device": "cpu"})
     assert state.next_trial() is None
     assert state.next_trial() is None
 

@@ -380,3 +380,29 @@ def test_a_wide_search_is_checked_quickly(path: Path) -> None:
     start = time.process_time()
     load_search(path)
     assert time.process_time() - start < 2.0
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql://me:secret@db/mlflow"])
+def test_a_password_in_the_file_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(SEARCH | {"tracking": {"uri": uri}}))
+    with pytest.raises(SpecError, match=r"tracking\.uri: must not hold a password") as refusal:
+        load_search(path)
+    assert "secret" not in str(refusal.value)
+    for fine in ("http://mlflow:5000", "http://me@mlflow:5000", "sqlite:///mlflow.db"):
+        path.write_text(yaml.safe_dump(SEARCH | {"tracking": {"uri": fine}}))
+        assert load_search(path).tracking.uri == fine
+
+
+def test_a_local_store_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    search = SearchSpec.model_validate(SEARCH | {"tracking": {"uri": "sqlite:///mlflow.db"}})
+    assert search.located().tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert SearchSpec.model_validate(SEARCH).located().tracking.uri is None
+
+
+def test_a_trial_runs_on_the_device_that_its_resources_give() -> None:
+    def device(**gpus: float) -> str:
+        return SearchSpec.model_validate(SEARCH | {"search": {"resources": gpus}}).trial_spec({}).device
+
+    assert (device(gpus=0), device(gpus=0.5)) == ("cpu", "cuda")

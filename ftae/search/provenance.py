@@ -1,0 +1,41 @@
+"""What a search ran on: written into its journal when a driver takes it up, and from there into every export."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ftae.engine.data import Dataset
+from ftae.engine.pretrained import weights_digest
+from ftae.specs.search import SearchSpec
+
+PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
+# What must be as it was for trials to be comparable.
+QUESTION = ("dataset_fingerprint", "pretrained_digest")
+
+
+def facts(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
+    """Data, weights, versions and commit, as plain values."""
+    return {
+        "dataset_fingerprint": data.fingerprint,
+        "pretrained_digest": weights_digest(spec.finetune.model.pretrained),
+        "skipped_images": list(data.skipped),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the current folder, ``-dirty`` when it has changes; None outside a repository."""
+    git = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
