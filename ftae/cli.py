@@ -61,7 +61,8 @@ def search(
     typer.echo(f"{spec.name}: checking data and model, then starting Ray", err=True)
     from ftae.search.driver import run_search
 
-    command = shlex.join(["ftae", "search", str(file), *(f"--set={text}" for text in overrides or []), "--resume"])
+    sets = [part for text in overrides or [] for part in ("--set", text)]
+    command = shlex.join(["ftae", "search", str(file), *sets, "--resume"])
     try:
         record = run_search(spec.located(), resume=resume)
     except KeyboardInterrupt:
@@ -177,7 +178,7 @@ def train(
 
 @app.command()
 def sync(name: SearchName, storage: Storage = STORAGE) -> None:
-    """Send to MLflow what it lacks of a search (the server was away, or the driver was killed)."""
+    """Send to MLflow what it lacks of a search: the server was away or wiped, or the driver was killed."""
     from ftae.report import find_search
 
     folder = find_search(name, storage)

@@ -87,7 +87,7 @@ def _earlier_reports(out: Path, step: int) -> tuple[list[dict[str, Any]], float]
     A run that goes on begins with its newest checkpoint's report, which was made at its own time. Later
     reports belong to no checkpoint.
     """
-    found = _read_reports(out) if step > 0 and (out / REPORTS).exists() else []
+    found = _read_reports(out) if step > 0 else []
     at = next((report["time"] for report in found if report["step"] == step), time.time())
     return [report for report in found if report["step"] < step], at
 
@@ -107,6 +107,8 @@ def _recorded(
 
 def _read_reports(out: Path) -> list[dict[str, Any]]:
     """What the file holds; a half-written last line is left out."""
+    if not (out / REPORTS).exists():
+        return []
     lines = (out / REPORTS).read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 

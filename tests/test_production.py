@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from ftae.engine.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
@@ -58,7 +59,7 @@ def interrupt_after(reports: int) -> Callable[[str], None]:
     seen: list[str] = []
 
     def say(line: str) -> None:
-        seen.append(line)
+        seen.extend([line] if line.startswith("step") else [])
         if len(seen) == reports:
             raise KeyboardInterrupt
 
@@ -67,7 +68,7 @@ def interrupt_after(reports: int) -> Callable[[str], None]:
 
 def reports(out: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (out / "reports.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in report.items() if key != "timing"} for report in found]
+    return [{key: value for key, value in report.items() if key not in ("time", "timing")} for report in found]
 
 
 def model_bytes(out: Path) -> dict[str, bytes]:
@@ -123,7 +124,7 @@ def test_the_model_is_the_one_that_was_measured(finished: tuple[Path, list[str]]
 
 def test_mlflow_has_the_run(finished: tuple[Path, list[str]], client: MlflowClient) -> None:
     out, _ = finished
-    [run] = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    run = only_run(client, "digits")
     assert run.info.status == "FINISHED"
     assert {key: run.data.tags[key] for key in ("ftae.kind", "ftae.search", "ftae.trial")} == {
         "ftae.kind": "production",
@@ -137,6 +138,78 @@ def test_mlflow_has_the_run(finished: tuple[Path, list[str]], client: MlflowClie
     assert files == set(model_bytes(out))
     version = client.get_model_version_by_alias("digits-vae", "champion")
     assert (str(version.version), version.run_id) == ("1", run.info.run_id)
+
+
+def in_experiment(production: ProductionSpec, name: str) -> ProductionSpec:
+    return production.model_copy(update={"tracking": production.tracking.model_copy(update={"experiment": name})})
+
+
+def only_run(client: MlflowClient, experiment: str) -> Run:
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    [run] = client.search_runs([found.experiment_id])
+    return run
+
+
+def test_a_run_that_goes_on_is_the_same_run_in_mlflow(storage: Path, client: MlflowClient, tmp_path: Path) -> None:
+    production, during = in_experiment(spec(), "goes-on"), list[tuple[str, int]]()
+
+    def say(line: str) -> None:
+        """Told before the report is sent, so what is seen are the earlier ones."""
+        if line.startswith(("step 8", "step 12")):
+            run = only_run(client, "goes-on")
+            points = client.get_metric_history(run.info.run_id, "val/psnr")
+            during.append((run.info.status, len(points)))
+        if line.startswith("step 8") and len(during) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(production, tmp_path, storage=storage, say=say)
+    killed = only_run(client, "goes-on")
+    assert killed.info.status == "KILLED"
+    assert [p.step for p in client.get_metric_history(killed.info.run_id, "val/psnr")] == [0, 4, 8]
+    train(production, tmp_path, storage=storage, resume=True, say=say)
+    finished = only_run(client, "goes-on")
+    assert (finished.info.run_id, finished.info.status) == (killed.info.run_id, "FINISHED")
+    lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    for name in ("val/psnr", "time/eval"):
+        points = client.get_metric_history(finished.info.run_id, name)
+        expected = [(r["step"], int(r["time"] * 1000)) for r in lines if name in r["metrics"] | r["timing"]]
+        assert [(p.step, p.timestamp) for p in points] == expected
+    assert during == [("RUNNING", 2), ("KILLED", 3), ("RUNNING", 3)]
+
+
+def test_a_run_that_fails_is_seen_in_mlflow(storage: Path, client: MlflowClient, tmp_path: Path) -> None:
+    diverging = in_experiment(spec(optimizer__name="sgd", optimizer__lr=1e6, max_grad_norm=None), "fails")
+    with pytest.raises(TrainingFailed, match="non-finite loss at step"):
+        train(diverging, tmp_path / "diverges", storage=storage, say=silent)
+
+    def fail(line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        train(in_experiment(spec(), "breaks"), tmp_path / "breaks", storage=storage, say=fail)
+    for name in ("fails", "breaks"):
+        run = only_run(client, name)
+        assert run.info.status == "FAILED"
+        assert client.get_metric_history(run.info.run_id, "val/psnr")[0].step == 0
+
+
+def test_what_mlflow_missed_is_sent_when_it_is_back(tmp_path: Path) -> None:
+    storage, said = tmp_path / "storage", list[str]()
+    storage.write_text("in the way")
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 8"):
+            storage.unlink()
+
+    train(spec(), tmp_path / "run", storage=storage, say=say)
+    assert [line.split()[0] for line in said] == ["step", "MLflow", "step", "step", "tracking", "step"]
+    came = MlflowClient(store_uri(None, storage))
+    run = only_run(came, "digits")
+    assert run.info.status == "FINISHED"
+    assert [p.step for p in came.get_metric_history(run.info.run_id, "val/psnr")] == [0, 4, 8, 12]
 
 
 @pytest.mark.parametrize("after", [2, 3, 4])
@@ -208,6 +281,8 @@ def test_there_must_be_something_to_resume(storage: Path, tmp_path: Path) -> Non
 def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:
     said: list[str] = []
     train(nowhere(spec()), tmp_path, storage=storage, say=said.append)
+    assert [line.split()[0] for line in said] == ["step", "MLflow", "step", "step", "step", "not"]
+    assert said[1].endswith("; the run goes on and sends it later")
     assert said[-1].startswith("not tracked: MLflow at http://127.0.0.1:9: ")
     assert said[-1].endswith(f"All figures are in {tmp_path / 'reports.jsonl'}")
     with pytest.raises(FtaeError, match=r"the model is in .*/model, but was not registered: MLflow at"):

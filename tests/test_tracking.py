@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import PIL.Image
 import pytest
@@ -458,11 +458,12 @@ def test_a_production_run_and_its_champion(storage: Path, client: MlflowClient, 
     (tmp_path / "model").mkdir()
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     versions = []
-    for text in ("first", "second"):
+    for number, text in enumerate(("first", "second")):
         (tmp_path / "model" / "weights.txt").write_text(text)
-        run = RunTracker(None, storage, "production", text, {"optimizer": {"lr": 0.1}}, {"ftae.kind": "production"})
-        run.log(0, {"val/psnr": 18.0})
-        run.log(10, {"val/psnr": 19.0, "val/kl": math.nan}, tmp_path / "image.png")
+        params, tags = {"optimizer": {"lr": 0.1}}, {"ftae.kind": "production"}
+        run = RunTracker(None, storage, "production", text, START + number, params, tags)
+        run.log(0, {"val/psnr": 18.0}, START + 10)
+        run.log(10, {"val/psnr": 19.0, "val/kl": math.nan}, START + 20, tmp_path / "image.png")
         run.log_folder(tmp_path / "model", "model")
         versions.append(run.register("digits-ae", "model"))
         run.end("FINISHED")
@@ -476,10 +477,35 @@ def test_a_production_run_and_its_champion(storage: Path, client: MlflowClient, 
     assert logged.data.params == {"optimizer.lr": "0.1"}
     assert logged.data.tags["ftae.kind"] == "production"
     assert [value for _, _, value in points_of(client, logged)] == [18.0, 19.0]
+    assert logged.info.start_time == (START + 1) * 1000
     assert "val/kl" not in logged.data.metrics
     assert len([path for path in artifacts_of(client, logged) if path.startswith("images/reconstruction+step+10")]) == 2
     folder = Path(client.get_model_version_download_uri("digits-ae", "2").removeprefix("file://").replace("%20", " "))
     assert (folder / "weights.txt").read_text() == "second"
+
+
+def test_a_production_run_goes_on_in_the_same_run(storage: Path, client: MlflowClient, tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+
+    def go(steps: int, end: Literal["KILLED", "FINISHED"]) -> Run:
+        run = RunTracker(None, storage, "goes-on", "run", START, {"max_steps": steps, "lr": 0.1}, {})
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+        for step in range(steps):
+            run.log(step, {"val/psnr": 18.0 + step}, START + step, tmp_path / "image.png")
+        run.end(end)
+        return runs_of(client, "goes-on")["run"]
+
+    first = go(1, "KILLED")
+    second = go(3, "FINISHED")
+    assert second.info.run_id == first.info.run_id
+    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
+    assert second.data.params == {"max_steps": "1", "lr": "0.1"}
+    assert second.data.tags["ftae.max_steps"] == "3"
+    points = client.get_metric_history(second.info.run_id, "val/psnr")
+    assert [(p.step, p.timestamp) for p in points] == [(step, int(START + step) * 1000) for step in range(3)]
+    assert len(artifacts_of(client, second)) == 6
+    client.delete_run(second.info.run_id)
+    assert go(1, "FINISHED").info.run_id != second.info.run_id
 
 
 # ----------------------------------------------------------------------------------------------- faults
@@ -547,10 +573,10 @@ def test_what_cannot_be_reached_says_so_at_once_and_keeps_secrets(tmp_path: Path
 def test_first_runs_on_a_new_store_are_silent_and_may_be_several_at_once(tmp_path: Path) -> None:
     """In processes of their own: no chatter, nothing in the current folder, no half-made tables."""
     code = (
-        "import sys; from pathlib import Path; from ftae.tracking import RunTracker\n"
+        "import os, sys; from pathlib import Path; from ftae.tracking import RunTracker\n"
         "print('ready', flush=True); input()\n"
-        "run = RunTracker(None, Path(sys.argv[1]), 'e', 'r', {'lr': 1}, {})\n"
-        "run.log(0, {'val/psnr': 1.0}); run.end('FINISHED')"
+        "run = RunTracker(None, Path(sys.argv[1]), 'e', f'r{os.getpid()}', 0.0, {'lr': 1}, {})\n"
+        "run.log(0, {'val/psnr': 1.0}, 0.0); run.end('FINISHED')"
     )
     here, storage = tmp_path / "here", tmp_path / "new" / "storage"
     here.mkdir()
@@ -677,7 +703,7 @@ def test_a_server_that_goes_and_comes_back(
                 assert [value for _, _, value in points_of(client, run)] == [float(step) for step in range(20)]
                 steps = [path.split("+")[2] for path in artifacts_of(client, run, "images")]
                 assert steps == ["0", "0", "10", "10"]
-        production = RunTracker(uri, tmp_path, "production", "run", {}, {})
+        production = RunTracker(uri, tmp_path, "production", "run", START, {}, {})
         production.log_folder(search.folder / "trials" / "0000", "model")
         assert production.register("ae", "model") == "1"
         source = client.get_model_version_by_alias("ae", "champion").source

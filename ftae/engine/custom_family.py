@@ -14,6 +14,12 @@ from ftae.specs.models import CustomModel, CustomStages
 
 
 def custom_family(model: CustomModel) -> Autoencoder:
+    """The module that ``model.family`` names, built, loaded and cut into stages.
+
+    Raises:
+        FtaeError: it cannot be imported or built, its weights do not fit, or its stages do not hold
+            every parameter exactly once.
+    """
     build = import_attr(model.family)
     try:
         net = build(**model.kwargs)

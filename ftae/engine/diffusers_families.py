@@ -40,6 +40,7 @@ def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
 
 
 def autoencoder_kl(model: Any, data: DataSpec) -> Autoencoder:
+    """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model, "AutoencoderKL")
     factor = 2 ** (len(net.config.block_out_channels) - 1)
     if data.resolution % factor:
@@ -82,6 +83,7 @@ def _kl_stages(net: Any) -> list[Stage]:
 
 
 def autoencoder_tiny(model: Any, data: DataSpec) -> Autoencoder:
+    """AutoencoderTiny, the distilled TAESD. Raises as ``build_autoencoder``."""
     net = _load_diffusers(model, "AutoencoderTiny")
     factor = 2 ** (len(net.config.encoder_block_out_channels) - 1)
     if data.resolution % factor:

@@ -18,6 +18,8 @@ from ftae.specs.data import DataSpec
 def own_family(
     net_type: type[MlpVaeNet] | type[ConvAeNet] | type[ConvVaeNet],
 ) -> Callable[[Any, DataSpec], Autoencoder]:
+    """What builds an ``Autoencoder`` of one of ftae's networks; it raises as ``build_autoencoder``."""
+
     def build(model: Any, data: DataSpec) -> Autoencoder:
         given = model.model_dump(exclude={"family", "pretrained"}, exclude_none=True)
         options = {name: given.get(name, default) for name, default in _defaults(net_type).items()}

@@ -130,7 +130,7 @@ def _ship_from(offset: int, folder: Path, tracker: SearchTracker) -> int:
 def _cursor(folder: Path) -> dict[str, Any]:
     """The ``offset`` up to which the journal was sent, and the ``uri`` and ``experiment`` it was sent to."""
     try:
-        cursor = json.loads((folder / CURSOR).read_text())
+        cursor: dict[str, Any] = json.loads((folder / CURSOR).read_text())
         return cursor | {"offset": int(cursor["offset"])}
     except FileNotFoundError:
         return {"offset": 0}

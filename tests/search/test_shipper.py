@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from ftae.errors import FtaeError
 from ftae.journal import Event, Journal
 from ftae.search import shipper
 from ftae.search.shipper import CURSOR, Shipper, publish, ship_new, sync, unsent
 from ftae.specs import SearchSpec
-from ftae.tracking import TrackingUnavailable
+from ftae.tracking import TrackingUnavailable, store_uri
 
 SPEC = SearchSpec.model_validate(
     {
@@ -39,7 +40,8 @@ SPEC = SearchSpec.model_validate(
 class Tracker:
     """Notes events. ``failures``: what the next calls raise, one each; None is a call that works."""
 
-    def __init__(self, *failures: Exception | None) -> None:
+    def __init__(self, *failures: Exception | None, experiment: str = "made-up") -> None:
+        self.destination = {"uri": "http://there", "experiment": experiment}
         self.arrived: list[Event] = []
         self.published: dict[str, Any] = {}
         self.failures = list(failures)
@@ -123,11 +125,26 @@ def test_what_was_sent_is_not_sent_again(journal: Journal, tmp_path: Path) -> No
     assert unsent(tmp_path) == 4
     assert ship_new(tmp_path, tracker) == 4
     assert unsent(tmp_path) == 0
-    assert json.loads((tmp_path / CURSOR).read_text()) == {"offset": journal.path.stat().st_size}
+    assert json.loads((tmp_path / CURSOR).read_text()) == {
+        "offset": journal.path.stat().st_size,
+        "uri": "http://there",
+        "experiment": "made-up",
+    }
     add(journal, 1)
-    assert ship_new(tmp_path, Tracker()) == 3  # another process goes on from there
+    assert ship_new(tmp_path, Tracker()) == 3  # type: ignore[arg-type]  # another process goes on from there
     assert ship_new(tmp_path, tracker) == 0
     assert tracker.arrived == written(tmp_path)[:4]
+
+
+def test_another_destination_gets_everything(journal: Journal, tmp_path: Path) -> None:
+    add(journal, 0)
+    assert ship_new(tmp_path, Tracker()) == 4  # type: ignore[arg-type]
+    other: Any = Tracker(away(), experiment="other")
+    with pytest.raises(TrackingUnavailable):
+        ship_new(tmp_path, other)
+    assert ship_new(tmp_path, other) == 4
+    assert other.arrived == written(tmp_path)
+    assert ship_new(tmp_path, other) == 0
 
 
 def test_a_long_journal_goes_in_batches_remembered_one_by_one(journal: Journal, tmp_path: Path) -> None:
@@ -156,8 +173,10 @@ def test_a_line_that_is_being_written_waits(journal: Journal, tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"offset": null}', "half a li"])
 def test_a_damaged_cursor_is_named(journal: Journal, tmp_path: Path, content: str) -> None:
     (tmp_path / CURSOR).write_text(content)
-    with pytest.raises(FtaeError, match=r"tracking\.json is damaged: remove it and run ftae sync"):
+    with pytest.raises(FtaeError, match=r"tracking\.json is damaged: run ftae sync"):
         unsent(tmp_path)
+    with pytest.raises(FtaeError, match="damaged"):
+        ship_new(tmp_path, Tracker())  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------ the thread
@@ -298,29 +317,62 @@ def test_the_outcome_names_the_best_trial_and_the_baseline(journal: Journal, tmp
         (3, "pruned"),
     ]
     assert "lr: 0.002" in outcome["best_config"]
-    assert outcome["files"] == {"best_checkpoint": tmp_path / "trials/0002/checkpoints/step-00000012"}
+    assert outcome["files"] == {"best_checkpoint/trial-0002": tmp_path / "trials/0002/checkpoints/step-00000012"}
     assert outcome["tags"] == {"ftae.best_trial": "2"}
     assert outcome["metrics"]["best/val/psnr"] == 24.0
     assert outcome["metrics"]["baseline/val/psnr"] == 20.0
     assert "best/train/loss" not in outcome["metrics"]
 
 
-def test_without_a_full_trial_there_is_no_outcome(journal: Journal, tmp_path: Path) -> None:
+def test_without_a_full_trial_the_outcome_is_the_leaderboard(journal: Journal, tmp_path: Path) -> None:
     add(journal, 0)
     add(journal, 1, end="pruned")
     tracker: Any = Tracker()
     publish(tmp_path, tracker)
-    assert tracker.published == {}
+    assert [row["trial"] for row in tracker.published.pop("leaderboard")] == [0, 1]
+    assert tracker.published == {
+        "best_config": None,
+        "files": {},
+        "tags": {},
+        "metrics": {"baseline/val/psnr": 20.0, "baseline/train/loss": 0.5},
+    }
 
 
-def test_sync_sends_the_rest(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cursor", ["kept", "damaged"])
+def test_sync_sends_everything_to_a_server_that_may_be_empty(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cursor: str
+) -> None:
     add(journal, 0)
     add(journal, 1, 21.0)
-    first, second = Tracker(None, away()), Tracker()
-    ship_new(tmp_path, first)  # type: ignore[arg-type]
+    ship_new(tmp_path, Tracker())  # type: ignore[arg-type]
+    if cursor == "damaged":
+        (tmp_path / CURSOR).write_text("half a li")
     add(journal, 2, 22.0)
-    monkeypatch.setattr(shipper, "tracker_of", lambda spec, folder: second)
-    assert sync(tmp_path) == 3
-    assert first.arrived + second.arrived == written(tmp_path)
-    assert second.published["tags"] == {"ftae.best_trial": "2"}
-    assert sync(tmp_path) == 0
+    wiped = Tracker()
+    monkeypatch.setattr(shipper, "tracker_of", lambda spec, folder: wiped)
+    assert sync(tmp_path) == 10
+    assert wiped.arrived == written(tmp_path)
+    assert wiped.published["tags"] == {"ftae.best_trial": "2"}
+    assert unsent(tmp_path) == 0
+
+
+def test_sync_repairs_a_store_that_was_deleted(journal: Journal, tmp_path: Path) -> None:
+    """On MLflow itself, which an unfinished search reaches without a winner."""
+    storage, folder = tmp_path / "searches", tmp_path / "searches" / "made-up"
+    storage.mkdir()
+    add(journal, 0)
+    add(journal, 1, end="pruned")
+    journal.close()
+    folder.mkdir()
+    journal.path.rename(folder / "journal.jsonl")
+    for _ in range(2):
+        assert sync(folder) == 7
+        client = MlflowClient(store_uri(None, storage))
+        found = client.get_experiment_by_name("made-up")
+        assert found is not None
+        runs = {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+        assert set(runs) == {"made-up", "baseline", "trial-0001"}
+        parent = runs["made-up"]
+        assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["leaderboard.json"]
+        assert parent.data.metrics["baseline/val/psnr"] == 20.0
+        (storage / "mlflow.db").unlink()
