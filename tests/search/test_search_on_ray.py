@@ -263,9 +263,13 @@ def test_a_search_past_its_time_is_interrupted(storage: Path) -> None:
 
 
 def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FtaeError, match=r"search\.resources\.cpus: a trial asks for 64, the cluster has 2 CPUs"):
+    with pytest.raises(
+        FtaeError, match=r"search\.resources\.cpus: a trial asks for 64, the largest node of the cluster has 2 CPUs"
+    ):
         run_search(spec(tmp_path, search__resources={"cpus": 64}))
-    with pytest.raises(FtaeError, match=r"search\.resources\.gpus: a trial asks for 1, the cluster has 0 GPUs"):
+    with pytest.raises(
+        FtaeError, match=r"search\.resources\.gpus: a trial asks for 1, the largest node of the cluster has 0 GPUs"
+    ):
         run_search(spec(tmp_path, search__resources={"gpus": 1}))
     assert not (tmp_path / "small" / FILE_NAME).exists()
 
