@@ -55,6 +55,7 @@ class Shipper(threading.Thread):
         self._away = False
 
     def run(self) -> None:
+        """Ship what is new, over and over; once more after ``finish``. Never raises."""
         tracker: SearchTracker | None = None
         last_round = False
         while True:
