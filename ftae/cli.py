@@ -2,13 +2,14 @@
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ftae import cli_cluster, cli_run
+from ftae.cli_options import STORAGE, Json, SearchName, Sets, Storage, print_table
 from ftae.errors import FtaeError
 
 app = typer.Typer(
@@ -17,19 +18,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_run.app)
+app.add_typer(cli_cluster.app)
 
+RESULTS = "Results"
 File = Annotated[Path, typer.Argument(help="A search file, or a production file.", show_default=False)]
-SearchFile = Annotated[Path, typer.Argument(help="A search file (YAML).", show_default=False)]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the file; may be given again."),
-]
-SearchName = Annotated[
-    str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)
-]
-Storage = Annotated[Path, typer.Option(help="The folder searches live in.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-STORAGE = Path("searches")
 
 
 @app.callback()
@@ -48,41 +41,7 @@ def validate(file: File, overrides: Sets = None) -> None:
         typer.echo(line)
 
 
-@app.command()
-def search(
-    file: SearchFile,
-    overrides: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
-) -> None:
-    """Run a search on this machine, or on the cluster that RAY_ADDRESS names."""
-    from ftae.specs.yamlfile import load_search
-
-    spec = load_search(file, overrides or [])
-    typer.echo(f"{spec.name}: checking data and model, then starting Ray", err=True)
-    from ftae.search.driver import run_search
-
-    sets = [part for text in overrides or [] for part in ("--set", text)]
-    command = shlex.join(["ftae", "search", str(file), *sets, "--resume"])
-    try:
-        record = run_search(spec.located(), resume=resume)
-    except KeyboardInterrupt:
-        typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {command}", err=True)
-        raise typer.Exit(130) from None
-    ranked = record.ranked()
-    failed = [trial for trial in record.trials.values() if trial.status == "failed"]
-    if failed:
-        typer.echo(f"{len(failed)} of {len(record.trials)} trials failed, the last one: {failed[-1].reason}", err=True)
-    if ranked:
-        typer.echo(f"{spec.name}: best is trial {ranked[0].number}. {record.verdict(ranked[0])}")
-    assert record.close is not None
-    if record.close["status"] != "complete":
-        typer.echo(f"{spec.name} is not complete ({record.close['reason']}); go on with: {command}", err=True)
-        raise typer.Exit(130 if "user" in record.close["reason"] else 0)
-    if not ranked:
-        raise FtaeError(f"{spec.name}: no trial ran to its full budget; see ftae show {spec.name}")
-
-
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def best(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) -> None:
     """Print the best trial of a search against the baseline."""
     from ftae.report import best as best_of
@@ -101,51 +60,47 @@ def best(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
             typer.echo(f"{key}: {value}")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) -> None:
     """Print the leaderboard of a search: every trial, its state and its params."""
     from ftae import journal
     from ftae.report import find_search, state_of
 
-    record = journal.replay(find_search(name, storage))
+    record = journal.replay(find_search(name, storage).folder)
     rows = record.leaderboard()
     if as_json:
         typer.echo(json.dumps({"search": record.search["name"], "state": state_of(record), "trials": rows}))
         return
-    _print_table(f"{record.search['name']}: {state_of(record)}", rows)
+    print_table(f"{record.search['name']}: {state_of(record)}", rows)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def export(
     name: SearchName,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write.  [default: exports/SEARCH]", show_default=False)
-    ] = None,
-    trial: Annotated[
-        int | None, typer.Option(help="Number of the trial.  [default: the best]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="exports/SEARCH")] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best")] = None,
     storage: Storage = STORAGE,
 ) -> None:
     """Write the winner as one folder: production.yaml, model/, provenance.json, README.md."""
     from ftae.report import find_search
 
-    folder = find_search(name, storage)
+    store = find_search(name, storage)
     from ftae import journal
     from ftae.export import export as export_to
 
-    target = out or Path("exports") / folder.name
-    winner, released = export_to(folder, target, trial)
-    typer.echo(f"trial {winner.number} of {folder.name} is in {target}. {journal.replay(folder).verdict(winner)}")
+    target = out or Path("exports") / store.name
+    winner, released = export_to(store, target, trial)
+    typer.echo(f"trial {winner.number} of {store.name} is in {target}. {journal.replay(store.folder).verdict(winner)}")
     if not released.latents_compatible:
         typer.echo("see README.md there: its latents are not those of the model it started from")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def train(
     file: Annotated[
         Path, typer.Argument(help="A production file, or the folder ftae export wrote.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write.  [default: runs/NAME]", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="runs/NAME")] = None,
     overrides: Sets = None,
     max_steps: Annotated[int | None, typer.Option(help="Train for this many steps instead.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
@@ -166,7 +121,7 @@ def train(
         typer.echo(line, err=True)
 
     try:
-        report, released = run(spec, target, storage=storage, resume=resume, register=register, say=say)
+        report, released = run(spec, target, storage=Path(storage), resume=resume, register=register, say=say)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} was stopped; the same command with --resume goes on from its checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -176,25 +131,25 @@ def train(
         typer.echo("its latents are no longer compatible with the pretrained model's")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def sync(name: SearchName, storage: Storage = STORAGE) -> None:
     """Send to MLflow what it lacks of a search: the server was away or wiped, or the driver was killed."""
     from ftae.report import find_search
 
-    folder = find_search(name, storage)
+    store = find_search(name, storage)
     from ftae.search.shipper import sync as send
 
-    typer.echo(f"{folder.name}: {send(folder)} events sent; MLflow has everything the journal holds")
+    typer.echo(f"{store.name}: {send(store)} events sent; MLflow has everything the journal holds")
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def ui(
     storage: Storage = STORAGE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
 ) -> None:
     """Open MLflow's UI on the embedded store of a storage folder."""
-    database = storage.absolute() / "mlflow.db"
+    database = Path(storage).absolute() / "mlflow.db"
     if not database.is_file():
         raise FtaeError(f"{storage} has no embedded store yet (mlflow.db); run a search first, or name --storage")
     uri = f"sqlite:///{database}"
@@ -202,20 +157,6 @@ def ui(
         sys.executable,
         [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)],
     )
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = [c for c in rows[0] if any(row[c] is not None for row in rows)] if rows else []
-    table = Table(title=title, title_justify="left", box=None)
-    for column in columns:
-        table.add_column(column.removeprefix("params."))
-    for row in rows:
-        cells = (row[column] for column in columns)
-        table.add_row(*("" if c is None else f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def main() -> None:

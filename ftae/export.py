@@ -12,10 +12,11 @@ from ftae.errors import FtaeError
 from ftae.journal import SearchRecord, TrialRecord
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.specs.yamlfile import dump
+from ftae.storage import Store
 
 
-def export(folder: Path, out: Path, trial_number: int | None = None) -> tuple[TrialRecord, Release]:
-    """Write the best trial (or the given one) of the search in ``folder`` to ``out``.
+def export(store: Store, out: Path, trial_number: int | None = None) -> tuple[TrialRecord, Release]:
+    """Write the best trial (or the given one) of a search to ``out``.
 
     ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
     ``README.md`` and ``reconstructions.png``; it appears whole or not at all.
@@ -24,18 +25,18 @@ def export(folder: Path, out: Path, trial_number: int | None = None) -> tuple[Tr
         FtaeError: no trial ran to its full budget, the given one did not or its checkpoint was not
             kept, or ``out`` exists.
     """
-    record = journal.replay(folder)
-    trial = _chosen(record, folder, trial_number)
+    record = journal.replay(store.folder)
+    trial = _chosen(record, store, trial_number)
     if out.exists():
         raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     search = SearchSpec.model_validate(record.search)
-    spec = search.trial_spec(trial.params)
+    spec = search.trial_spec(trial.settings)
     parts = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     try:
         assert trial.checkpoint is not None
-        released = release(spec, folder / trial.checkpoint, parts / "model")
+        released = release(spec, store.fetch(trial.checkpoint), parts / "model")
         production = ProductionSpec(
             name=f"{search.name}-trial-{trial.number}",
             finetune=spec,
@@ -45,7 +46,7 @@ def export(folder: Path, out: Path, trial_number: int | None = None) -> tuple[Tr
         (parts / "production.yaml").write_text(dump(production))
         provenance = _provenance(record, search, trial, released)
         (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-        picture = folder / trial.reports[-1]["images"]
+        picture = store.fetch(trial.reports[-1]["images"])
         shutil.copyfile(picture, parts / "reconstructions.png")
         (parts / "README.md").write_text(_readme(record, search, trial, released))
         parts.rename(out)
@@ -54,18 +55,18 @@ def export(folder: Path, out: Path, trial_number: int | None = None) -> tuple[Tr
     return trial, released
 
 
-def _chosen(record: SearchRecord, folder: Path, number: int | None) -> TrialRecord:
+def _chosen(record: SearchRecord, store: Store, number: int | None) -> TrialRecord:
     ranked = record.ranked()
     if not ranked:
-        raise FtaeError(f"{folder.name}: no tuned trial ran to its full budget yet, so there is nothing to export")
+        raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet, so there is nothing to export")
     if number is None:
         return ranked[0]
-    kept = [t for t in ranked if t.checkpoint and (folder / t.checkpoint).is_dir()]
+    kept = [t for t in ranked if t.checkpoint and store.names(t.checkpoint)]
     for trial in kept:
         if trial.number == number:
             return trial
     raise FtaeError(
-        f"{folder.name}: trial {number} has no checkpoint; choose one of {', '.join(str(t.number) for t in kept)} "
+        f"{store.name}: trial {number} has no checkpoint; choose one of {', '.join(str(t.number) for t in kept)} "
         "(search.keep_checkpoints says how many are kept)"
     )
 
@@ -77,8 +78,9 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, re
         "search_digest": search.digest(),
         "trial": trial.number,
         "params": trial.params,
+        "changes": trial.changes,
         "seed": search.finetune.seed,
-        "finetune_digest": search.trial_spec(trial.params).digest(),
+        "finetune_digest": search.trial_spec(trial.settings).digest(),
         "objective": search.objective.model_dump(),
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
@@ -96,7 +98,7 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, releas
         f"| {name} | {'' if baseline is None else f'{baseline.metrics[name]:.6g}'} | {trial.metrics[name]:.6g} |"
         for name in names
     )
-    params = "\n".join(f"- `{path}`: {value}" for path, value in trial.params.items())
+    params = "\n".join(f"- `{path}`: {value}" for path, value in trial.settings.items())
     return f"""# {search.name}, trial {trial.number}
 
 {record.verdict(trial)}

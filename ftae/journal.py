@@ -5,8 +5,12 @@ it and can be rebuilt from it. The events, each with ``time`` (seconds since the
 
     open      a driver took up the search: search (the whole spec), digest, facts (data, weights, versions)
     suggest   trial, params, kind (baseline | file | sampled)
+    start     trial, node, pid, step: a worker took it up, at that step
+    adapt     trial, changes (leaves of finetune, as params are), reason: it goes on with these settings
+    note      trial, text: what befell it and was mended
     report    trial, step, value, metrics, timing, checkpoint, images (paths below the search folder)
     end       trial, status (finished | pruned | diverged | failed), reason, value, step
+    preflight probe: what one step of the file's own configuration took on a worker
     close     the driver left: status (complete | interrupted | failed), reason
 """
 
@@ -15,53 +19,64 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ftae.errors import FtaeError
+from ftae.storage import JOURNAL as FILE_NAME
 
 Event = dict[str, Any]
 Status = Literal["running", "finished", "pruned", "diverged", "failed"]
-FILE_NAME = "journal.jsonl"
 
 
 class Journal:
     """The journal of one search, open for appending by one driver at a time.
 
-    A half-written last line (the driver was killed while writing) is cut off on opening.
+    A half-written last line (the driver was killed while writing) is cut off by the first ``append``, which
+    only the driver that holds the search may call. ``replicate`` is given each line, and the byte it will
+    begin at, before it is written; what it raises keeps it out.
 
     Raises:
-        FtaeError: another driver has it open.
+        FtaeError: another driver on this machine has it open.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE_NAME
+    def __init__(self, folder: Path, replicate: Callable[[int, bytes], None] | None = None) -> None:
+        self.path, self._replicate = folder / FILE_NAME, replicate
         self._file = self.path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
             raise FtaeError(f"{folder} is being run by another ftae process; wait for it or stop it first") from error
-        self._file.truncate(_complete_length(self.path))
+        self._end: int | None = None
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and wait until it is on disk.
 
         Raises:
+            FtaeError: somebody else, on another machine, has written to it.
             OSError: it could not be written (no space left, storage gone). Nothing half-written stays.
         """
         record = {"event": event, "time": time.time(), **fields}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
+        if self._end is None:
+            self._end = self._file.truncate(_complete_length(self.path))
+        if self._file.seek(0, os.SEEK_END) != self._end:
+            raise FtaeError(f"{self.path.parent} was taken over by another ftae driver; this one ends")
+        if self._replicate is not None:
+            self._replicate(self._end, line)
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(self._file.fileno())
         except OSError:
-            self._file.truncate(end)
+            self._file.truncate(self._end)
             raise
+        self._end += len(line)
         return record
 
     def close(self) -> None:
@@ -99,6 +114,14 @@ class TrialRecord:
     status: Status = "running"
     reason: str | None = None
     ended: float | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    starts: list[Event] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it ran with: its params, and what had to be changed on the way."""
+        return self.params | self.changes
 
     @property
     def value(self) -> float | None:
@@ -125,12 +148,16 @@ class SearchRecord:
     """A search as its journal tells it.
 
     ``search`` and ``facts`` are those of the newest ``open`` event; ``close`` is its ``close`` event, if it has one.
+    ``running`` are the trials that have not ended, ``ended`` counts the tuned ones that have by how they did.
     """
 
     search: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     trials: dict[int, TrialRecord] = field(default_factory=dict)
     close: Event | None = None
+    running: dict[int, TrialRecord] = field(default_factory=dict)
+    ended: Counter[Status] = field(default_factory=Counter)
+    _ranked: list[TrialRecord] = field(default_factory=list)
 
     def apply(self, event: Event) -> None:
         """Fold one more event in."""
@@ -139,14 +166,34 @@ class SearchRecord:
             self.search, self.facts, self.close = event["search"], event.get("facts", {}), None
         elif kind == "suggest":
             number = event["trial"]
-            self.trials[number] = TrialRecord(number, event["kind"], event["params"], event["time"])
+            trial = TrialRecord(number, event["kind"], event["params"], event["time"])
+            self.trials[number] = self.running[number] = trial
         elif kind == "report":
             self.trials[event["trial"]].reports.append(event)
+        elif kind == "preflight":
+            self.facts = self.facts | {"probe": event["probe"]}
+        elif kind == "start":
+            self.trials[event["trial"]].starts.append(event)
+        elif kind == "adapt":
+            self.trials[event["trial"]].changes |= event["changes"]
+        elif kind == "note":
+            self.trials[event["trial"]].notes.append(event["text"])
         elif kind == "end":
-            trial = self.trials[event["trial"]]
-            trial.status, trial.reason, trial.ended = event["status"], event["reason"], event["time"]
+            self._end(self.running.pop(event["trial"]), event)
         elif kind == "close":
             self.close = event
+
+    def _end(self, trial: TrialRecord, event: Event) -> None:
+        trial.status, trial.reason, trial.ended = event["status"], event["reason"], event["time"]
+        if trial.kind != "baseline":
+            self.ended[trial.status] += 1
+            if trial.status == "finished":
+                insort(self._ranked, trial, key=self._rank)
+
+    def _rank(self, trial: TrialRecord) -> tuple[float, int]:
+        assert trial.value is not None
+        maximize = self.search["objective"]["direction"] == "maximize"
+        return (-trial.value if maximize else trial.value, trial.number)
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -156,14 +203,7 @@ class SearchRecord:
 
     def ranked(self) -> list[TrialRecord]:
         """The tuned trials that ran to their full budget, best first; ties go to the earlier one."""
-        maximize = self.search["objective"]["direction"] == "maximize"
-        finished = [t for t in self.trials.values() if t.status == "finished" and t.kind != "baseline"]
-
-        def rank(trial: TrialRecord) -> tuple[float, int]:
-            assert trial.value is not None
-            return (-trial.value if maximize else trial.value, trial.number)
-
-        return sorted(finished, key=rank)
+        return list(self._ranked)
 
     def beats_baseline(self, trial: TrialRecord) -> bool | None:
         """Whether a trial's objective is better than the untuned model's; None if that was not measured."""
@@ -183,9 +223,8 @@ class SearchRecord:
 
     def leaderboard(self) -> list[dict[str, Any]]:
         """One row a trial: the ranked ones first, then the baseline, then the rest by number."""
-        ranked = self.ranked()
-        others = [t for t in self.trials.values() if t.kind != "baseline" and t not in ranked]
-        ordered = [*ranked, *([self.baseline] if self.baseline else []), *others]
+        others = [t for t in self.trials.values() if t.kind != "baseline" and t.status != "finished"]
+        ordered = [*self._ranked, *([self.baseline] if self.baseline else []), *others]
         return [
             {
                 "trial": trial.number,
@@ -200,6 +239,11 @@ class SearchRecord:
         ]
 
 
+def trial_folder(number: int) -> str:
+    """Where the files of a trial are, below its search."""
+    return f"trials/{number:04d}"
+
+
 def replay(folder: Path) -> SearchRecord:
     """The whole journal, folded.
 
@@ -208,11 +252,17 @@ def replay(folder: Path) -> SearchRecord:
     """
     if not (folder / FILE_NAME).is_file():
         raise FtaeError(f"{folder} holds no search (no {FILE_NAME})")
+    record = fold(folder)
+    if not record.search:
+        raise FtaeError(f"{folder / FILE_NAME} is empty: the search never began; remove the folder and start again")
+    return record
+
+
+def fold(folder: Path) -> SearchRecord:
+    """What the journal in ``folder`` holds, if only nothing yet."""
     record = SearchRecord(search={})
     for event, _ in read(folder):
         record.apply(event)
-    if not record.search:
-        raise FtaeError(f"{folder / FILE_NAME} is empty: the search never began; remove the folder and start again")
     return record
 
 

@@ -1,6 +1,7 @@
 """Names: what a misspelt one may have meant, and from ``package.module:attr`` to an object."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
+
+ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, since a search's workers must have it, too
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -17,11 +20,16 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def import_attr(reference: str) -> Any:
-    """Import ``package.module:attr``.
+    """Import ``package.module:attr``, which runs that module's code.
 
     Raises:
-        FtaeError: the module cannot be imported, or has no such attribute.
+        FtaeError: running code was not allowed; the module cannot be imported, or has no such attribute.
     """
+    if not os.environ.get(ALLOW_CODE):
+        raise FtaeError(
+            f"{reference!r} names code, which a file may only run if you trust it: read that module, "
+            "then give --allow-code"
+        )
     module_name, _, attr = reference.partition(":")
     if (here := str(Path.cwd())) not in sys.path:  # a script's own folder is there, the current one is not
         sys.path.insert(0, here)

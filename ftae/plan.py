@@ -4,11 +4,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ftae import journal
 from ftae.errors import SpecError
 from ftae.specs.data import ImageFolder
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.lint import warnings
+from ftae.specs.resources import Resources
 from ftae.specs.search import ProductionSpec, SearchSpec
+from ftae.storage import JOURNAL
+from ftae.units import duration, size
 
 
 def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
@@ -42,7 +46,7 @@ def _search_lines(spec: SearchSpec) -> list[str]:
     lines = [
         f"objective    {spec.objective.direction} {spec.objective.metric}",
         f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
-        f"each {settings.resources.cpus:g} CPUs, {settings.resources.gpus:g} GPUs",
+        f"each {_resources(settings.resources)}",
         f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({kept})"
         if rungs
         else f"rungs        none: every trial runs {budget} steps",
@@ -50,6 +54,11 @@ def _search_lines(spec: SearchSpec) -> list[str]:
     return lines + [
         f"  {path}: {_describe(d.model_dump(exclude_defaults=True))}" for path, d in spec.search_space.items()
     ]
+
+
+def _resources(wanted: Resources) -> str:
+    one = f"{wanted.cpus:g} CPUs, {wanted.gpus:g} GPUs"
+    return one if wanted.workers == 1 else f"{wanted.workers} workers of {one}"
 
 
 def _describe(distribution: dict[str, Any]) -> str:
@@ -100,25 +109,43 @@ def _num_classes(run: FinetuneSpec) -> int | None:
 
 
 def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:
-    storage = Path(spec.search.storage).expanduser().absolute()
-    kept = f"checkpoints  the best {spec.search.keep_checkpoints} of the search, and those of running trials"
+    storage = spec.search.located().storage.rstrip("/")
+    uri = spec.tracking.uri or f"sqlite:///{storage}/mlflow.db"
+    kept = f"checkpoints  the best {spec.search.keep_checkpoints} of the search, and the newest of running trials"
+    space, probe = [], []
     if checkpoint_bytes is not None:
-        total = checkpoint_bytes * spec.search.keep_checkpoints
-        kept += f": about {_size(total)} + {_size(checkpoint_bytes)} a running trial"
-    uri = spec.tracking.uri or f"sqlite:///{storage / 'mlflow.db'}"
+        kept += f"; each about {size(checkpoint_bytes)}"
+        space = [_space_line(spec, checkpoint_bytes)]
+        probe = _probe_lines(spec, Path(storage) / spec.name)
     return [
         kept,
-        f"storage      {storage / spec.name}",
+        f"storage      {storage}/{spec.name}",
+        *space,
         f"tracking     {uri}, experiment {spec.tracking.experiment or spec.name}",
+        *probe,
     ]
 
 
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
+def _space_line(spec: SearchSpec, checkpoint_bytes: int) -> str:
+    from ftae.engine.space import check_quota, space_needed
+
+    space, quota = space_needed(spec, checkpoint_bytes), spec.search.max_storage_gb
+    check_quota(spec, space.total(spec.search.max_concurrent or 1))
+    most = "" if quota is None else f" (at most {quota:g} GB, by search.max_storage_gb)"
+    return f"space        about {size(space.lasting)}, and {size(space.per_running_trial)} a running trial{most}"
+
+
+def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
+    """What the preflight of the search measured, where it began already and this machine sees it."""
+    from ftae.engine.probe import Probe, trial_seconds
+
+    if not (folder / JOURNAL).is_file():
+        return []
+    measured = journal.fold(folder).facts.get("probe")
+    if measured is None:
+        return []
+    probe = Probe(**measured)
+    return [f"preflight    {probe} on {probe.node}; about {duration(trial_seconds(probe, spec.finetune))} a full trial"]
 
 
 def _check_paths(run: FinetuneSpec) -> None:

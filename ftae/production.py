@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpoint
 from ftae.engine.data import load_dataset
 from ftae.engine.loop import finetune
 from ftae.engine.release import Release, release
+from ftae.engine.workers import local_workers
 from ftae.errors import FtaeError
 from ftae.specs.search import ProductionSpec
 from ftae.specs.yamlfile import dump
@@ -27,6 +28,7 @@ def train(
     storage: Path,
     resume: bool = False,
     register: str | None = None,
+    workers: int = 1,
     say: Callable[[str], None],
 ) -> tuple[EvalReport, Release]:
     """Run ``spec`` to its full budget in the folder ``out`` and write the model to ``out/model``.
@@ -35,31 +37,33 @@ def train(
     It is one run in MLflow, without a ``tracking.uri`` in the embedded store of ``storage``, as searches
     are: logged as it goes, and however it ends. MLflow being away is said and does not stop it.
     With ``resume`` the run goes on from that checkpoint. ``register`` puts the model into MLflow's
-    registry under this name, alias ``champion``. ``say`` is told a line per report.
+    registry under this name, alias ``champion``. ``workers`` processes of this machine train it, with the
+    numbers of one but for the last digits. ``say`` is told a line per report.
 
     Raises:
-        FtaeError: ``out`` holds a run already, or (with ``resume``) none; the spec cannot be run; the
-            model is to be registered and MLflow is away.
+        FtaeError: ``out`` holds a run already, or (with ``resume``) none; the spec cannot be run, or not by
+            so many workers; one of them was lost; the model is to be registered and MLflow is away.
     """
-    checkpoint = _prepare(out, resume)
+    checkpoint = _prepare(out, resume, say)
     data = load_dataset(spec.finetune.data)
     if data.skipped:
         say(data.skipped_message())
-    run = finetune(spec.finetune, out, resume_from=checkpoint)
-    first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is
-    (out / "production.yaml").write_text(dump(spec))
-    earlier, at = _earlier_reports(out, first.step)
-    tracking = _Tracking(spec, out, storage, earlier[0]["time"] if earlier else at, say)
-    try:
-        for report in _recorded(chain([first], run), out, earlier, at):
-            say(describe(report))
-            tracking.send()
-        assert report.checkpoint is not None
-        released = release(spec.finetune, out / report.checkpoint, out / "model")
-        tracking.end("FINISHED", out / "model")
-    except BaseException as error:
-        tracking.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+    with local_workers(spec.finetune, workers) as group:
+        run = finetune(spec.finetune, out, resume_from=checkpoint, group=group)
+        first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is
+        (out / "production.yaml").write_text(dump(spec))
+        earlier, at = _earlier_reports(out, first.step)
+        tracking = _Tracking(spec, out, storage, earlier[0]["time"] if earlier else at, say)
+        try:
+            for report in _recorded(chain([first], run), out, earlier, at):
+                say(describe(report))
+                tracking.send()
+            assert report.checkpoint is not None
+            released = release(spec.finetune, out / report.checkpoint, out / "model")
+            tracking.end("FINISHED", out / "model")
+        except BaseException as error:
+            tracking.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
     if register is not None:
         say(f"registered as version {tracking.register(register)} of {register!r}, alias champion")
     return report, released
@@ -71,8 +75,8 @@ def describe(report: EvalReport) -> str:
     return f"step {report.step}  {values}"
 
 
-def _prepare(out: Path, resume: bool) -> Path | None:
-    checkpoint = latest_checkpoint(out)
+def _prepare(out: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    checkpoint = usable_checkpoint(out, say) if resume else latest_checkpoint(out)
     if resume and checkpoint is None:
         raise FtaeError(f"{out} has no checkpoint to resume from; start the run without --resume")
     if not resume and checkpoint is not None:

@@ -6,23 +6,26 @@ from typing import Any
 from ftae import journal
 from ftae.errors import FtaeError
 from ftae.journal import SearchRecord
+from ftae.storage import Store, open_store, searches_in
 
 
-def find_search(name: str, storage: Path) -> Path:
-    """The folder of a search, by name below ``storage`` or by path.
+def find_search(name: str, storage: str) -> Store:
+    """A search, by its name below ``storage`` or by the path of its folder, its journal up to date.
 
     Raises:
         FtaeError: there is none; the message lists those in ``storage``.
     """
-    for folder in (storage / name, Path(name)):
-        if (folder / journal.FILE_NAME).is_file():
-            return folder.absolute()
-    known = sorted(p.parent.name for p in storage.glob(f"*/{journal.FILE_NAME}"))
+    by_path = Path(name).absolute()
+    for store in (open_store(storage, name, "reader"), open_store(str(by_path.parent), by_path.name, "reader")):
+        if store.exists():
+            store.refresh()
+            return store
+    known = searches_in(storage)
     choices = f"choose one of {', '.join(known)}" if known else "it holds none"
     raise FtaeError(f"there is no search {name!r} in {storage}; {choices}")
 
 
-def best(folder: Path) -> dict[str, Any]:
+def best(store: Store) -> dict[str, Any]:
     """The best trial that ran to its full budget, as one plain object.
 
     ``value`` and ``baseline`` are the objective; ``checkpoint`` is a folder, ``beats_baseline`` says
@@ -31,10 +34,10 @@ def best(folder: Path) -> dict[str, Any]:
     Raises:
         FtaeError: no tuned trial ran to its full budget yet.
     """
-    record = journal.replay(folder)
+    record = journal.replay(store.folder)
     ranked, baseline = record.ranked(), record.baseline
     if not ranked:
-        raise FtaeError(f"{folder.name}: no tuned trial ran to its full budget yet")
+        raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet")
     trial = ranked[0]
     assert trial.value is not None
     assert trial.checkpoint is not None
@@ -47,7 +50,7 @@ def best(folder: Path) -> dict[str, Any]:
         "beats_baseline": record.beats_baseline(trial),
         "params": trial.params,
         "metrics": trial.metrics,
-        "checkpoint": str(folder / trial.checkpoint),
+        "checkpoint": str(store.fetch(trial.checkpoint)),
     }
 
 

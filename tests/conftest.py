@@ -1,12 +1,14 @@
 """What all tests share: an own image cache, and one Ray cluster for those that need it."""
 
 import os
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["FTAE_ALLOW_CODE"] = "1"  # the tests' own modules
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +21,33 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FTAE_CACHE"]
     else:
         os.environ["FTAE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server on this machine, for the whole session."""
+    moto = pytest.importorskip("moto.server", reason="no local S3 server: pip install 'ftae[dev]'")
+    pytest.importorskip("s3fs", reason="no client of object stores: pip install 'ftae[s3]'")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket; the environment names its server and who asks."""
+    import boto3
+    import s3fs
+
+    names = {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "tests"}
+    for name, value in {**names, "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = f"tests-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    yield f"s3://{bucket}"
+    s3fs.S3FileSystem.clear_instance_cache()  # they remember the server
 
 
 @pytest.fixture(scope="session")

@@ -12,17 +12,19 @@ LAYERS = [
     {"errors"},
     {"lookup"},
     {"specs"},
-    {"engine", "journal", "tracking"},
+    {"storage"},
+    {"engine", "journal", "tracking", "cluster"},
     {"search", "export", "production", "report", "plan"},
+    {"cli_cluster"},
     {"cli"},
     {"__main__"},
 ]
 # Who may import what from outside; any other module must not.
 ONLY_IMPORTERS = {
-    "ray": {"search"},
+    "ray": {"search", "cluster"},
     "optuna": {"search"},
     "mlflow": {"tracking"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_cluster"},
     "torch": {"engine", "search"},
     "diffusers": {"engine"},
 }

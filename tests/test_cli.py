@@ -18,6 +18,7 @@ from ftae.journal import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.yamlfile import load_search
+from ftae.storage import Store
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "best", "show", "export", "train", "sync", "ui"}
@@ -72,7 +73,7 @@ def make_search(folder: Path, *psnr: float, status: str | None = "complete") -> 
     """A search folder whose trials, the baseline first, ended with these values; the one after them diverged."""
     folder.mkdir(parents=True)
     spec = SearchSpec.model_validate(SEARCH | {"name": folder.name})
-    state = SearchState(spec, folder)
+    state = SearchState(spec, Store(folder))
     for number, value in enumerate(psnr):
         state.next_trial()
         checkpoint = folder / f"trials/{number:04d}/checkpoints/step-00000012"

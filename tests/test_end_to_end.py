@@ -24,6 +24,7 @@ from ftae.errors import TrainingFailed
 from ftae.journal import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs.yamlfile import load_search
+from ftae.storage import Store
 from ftae.tracking import store_uri
 
 SEARCH: dict[str, Any] = {
@@ -142,7 +143,7 @@ def undisturbed(file: Path, folder: Path) -> SearchRecord:
     """The search as it is without Ray: one trial after the other in this process."""
     spec = load_search(file)
     folder.mkdir()
-    state = SearchState(spec, folder)
+    state = SearchState(spec, Store(folder))
     while (trial := state.next_trial()) is not None:
         try:
             for report in finetune(spec.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):

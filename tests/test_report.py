@@ -10,6 +10,7 @@ from ftae.errors import FtaeError
 from ftae.report import best, find_search, state_of
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage import Store
 
 
 def spec(direction: str) -> SearchSpec:
@@ -35,7 +36,7 @@ def spec(direction: str) -> SearchSpec:
 def make_search(folder: Path, values: dict[int, float | None], direction: str = "maximize") -> SearchState:
     """Trials with the given last values of the objective; None is a trial that diverged."""
     folder.mkdir(parents=True)
-    state = SearchState(spec(direction), folder)
+    state = SearchState(spec(direction), Store(folder))
     for number, value in values.items():
         state.next_trial()
         if value is None:
@@ -54,7 +55,7 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
     make_search(folder, {0: 20.0, 1: 21.0, 2: 19.0, 3: None}, direction).close("complete")
     number, value = (1, 21.0) if direction == "maximize" else (2, 19.0)
     params = journal.replay(folder).trials[number].params
-    assert best(folder) == {
+    assert best(Store(folder)) == {
         "search": "made-up",
         "trial": number,
         "metric": "val/psnr" if direction == "maximize" else "val/mse",
@@ -70,13 +71,13 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
 @pytest.mark.parametrize(("value", "beats"), [(20.0, False), (19.9, False), (20.1, True)])
 def test_beating_the_baseline_is_being_strictly_better(tmp_path: Path, value: float, beats: bool) -> None:
     make_search(tmp_path / "made-up", {0: 20.0, 1: value})
-    assert best(tmp_path / "made-up")["beats_baseline"] is beats
+    assert best(Store(tmp_path / "made-up"))["beats_baseline"] is beats
 
 
 def test_a_search_without_a_full_trial_has_no_best(tmp_path: Path) -> None:
     make_search(tmp_path / "made-up", {0: 20.0, 1: None})
     with pytest.raises(FtaeError, match="made-up: no tuned trial ran to its full budget yet"):
-        best(tmp_path / "made-up")
+        best(Store(tmp_path / "made-up"))
 
 
 def test_the_leaderboard_has_the_ranked_trials_then_the_baseline_then_the_rest(tmp_path: Path) -> None:
@@ -97,19 +98,19 @@ def test_a_search_is_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest
     folder = tmp_path / "searches" / "made-up"
     make_search(folder, {0: 20.0})
     monkeypatch.chdir(tmp_path)
-    assert find_search("made-up", Path("searches")) == folder
-    assert find_search("searches/made-up", Path("elsewhere")) == folder
-    assert find_search(str(folder), Path("searches")) == folder
+    assert find_search("made-up", "searches").folder == folder
+    assert find_search("searches/made-up", "elsewhere").folder == folder
+    assert find_search(str(folder), "searches").folder == folder
 
 
 def test_where_there_is_no_such_search_the_others_are_named(tmp_path: Path) -> None:
     with pytest.raises(FtaeError, match=rf"there is no search 'made-upp' in {tmp_path}; it holds none"):
-        find_search("made-upp", tmp_path)
+        find_search("made-upp", str(tmp_path))
     make_search(tmp_path / "made-up", {0: 20.0})
     make_search(tmp_path / "another", {0: 20.0})
     (tmp_path / "no search").mkdir()
     with pytest.raises(FtaeError, match=r"there is no search 'no search' in .*; choose one of another, made-up$"):
-        find_search("no search", tmp_path)
+        find_search("no search", str(tmp_path))
 
 
 def test_the_state_of_a_search(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ class Posterior:
     mean: Tensor
     logvar: Tensor
 
-    def sample(self) -> Tensor:
+    def sample(self, randn_like: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
         """One reparameterised sample (Kingma & Welling 2013), drawn from torch's global generator."""
-        return self.mean + torch.exp(0.5 * self.logvar) * torch.randn_like(self.mean)
+        return self.mean + torch.exp(0.5 * self.logvar) * randn_like(self.mean)
 
     def kl(self) -> Tensor:
         """KL divergence from the standard normal, in nats, per latent element, in fp32."""

@@ -47,9 +47,16 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64
 
 
 def train_batch(
-    images: ImageSet, spec: DataSpec, *, batch_size: int, batch: int, seed: int, device: torch.device | str
+    images: ImageSet,
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    batch: int,
+    seed: int,
+    device: torch.device | str,
+    rows: slice = slice(None),
 ) -> Batch:
-    """Training batch number ``batch`` at ``spec.resolution``, cropped and mirrored at random.
+    """Training batch number ``batch`` at ``spec.resolution``, cropped and mirrored at random; ``rows`` of it.
 
     Depends on nothing but the arguments: neither on global random state nor on earlier calls.
     """
@@ -59,7 +66,9 @@ def train_batch(
     side = spec.resolution
     offsets = rng.integers(0, spec.decoded_side - side + 1, size=(batch_size, 2))
     mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
-    pixels = np.empty((batch_size, side, side, spec.channels), dtype=np.uint8)
+    # Drawn for the whole batch, whatever is wanted of it.
+    indices, offsets, mirrored = indices[rows], offsets[rows], mirrored[rows]
+    pixels = np.empty((len(indices), side, side, spec.channels), dtype=np.uint8)
     for row, (index, (top, left)) in enumerate(zip(indices, offsets, strict=True)):
         crop = images.images[index, top : top + side, left : left + side]
         pixels[row] = crop[:, ::-1] if mirrored[row] else crop

@@ -1,11 +1,13 @@
 """Full-state checkpoints: written atomically, so that one either exists whole or not at all."""
 
+import hashlib
 import io
 import json
+import math
 import os
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,10 @@ from ftae.engine.optim import WeightAverage
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
+CHECKPOINTS = "checkpoints"
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
+HASHES = "sha256.json"  # of each of the others
+KEPT = 2  # the newest, and the one before it in case that is damaged
 # A run may go on for longer than it was planned; all else must be as it was.
 MAY_DIFFER = ("max_steps", "num_evals", "num_threads")
 
@@ -68,8 +73,13 @@ def save_checkpoint(
         training = io.BytesIO()
         torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, training)
         (parts / TRAINING).write_bytes(training.getbuffer())
-        content = {"report": asdict(report), "active_units": active_units, "spec": spec.model_dump(mode="json")}
+        content = {
+            "report": asdict(report),
+            "active_units": active_units,
+            "spec": spec.model_dump(mode="json"),
+        }
         (parts / REPORT).write_text(json.dumps(content))
+        (parts / HASHES).write_text(json.dumps({file.name: _sha256(file) for file in sorted(parts.iterdir())}))
         _sync(parts.iterdir())
         shutil.rmtree(folder, ignore_errors=True)
         parts.rename(folder)
@@ -101,7 +111,13 @@ def load_checkpoint(
 
 
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights the checkpoint's metrics were measured with: averaged where there is an average."""
+    """The weights the checkpoint's metrics were measured with: averaged where there is an average.
+
+    Raises:
+        FtaeError: the checkpoint is damaged.
+    """
+    if wrong := damage(folder):
+        raise FtaeError(f"the checkpoint {folder} is damaged: {wrong}")
     weights = load_file(folder / MODEL)
     if (folder / AVERAGE).is_file():
         weights |= load_file(folder / AVERAGE)
@@ -109,9 +125,51 @@ def evaluated_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    found = sorted((run_folder / "checkpoints").glob("step-*"))
-    return found[-1] if found else None
+    """The newest checkpoint of a run, or None."""
+    return next(iter(_newest_first(run_folder)), None)
+
+
+def usable_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that is not damaged, or None; ``say`` is told of each that is."""
+    for folder in _newest_first(run_folder):
+        if not (wrong := damage(folder)):
+            return folder
+        say(f"the checkpoint {folder} is damaged ({wrong}); going back to the one before it")
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, by the hashes taken when they were written; None if nothing."""
+    try:
+        hashes: dict[str, str] = json.loads((folder / HASHES).read_text())
+    except FileNotFoundError:
+        return f"{HASHES} is missing"
+    except ValueError as error:
+        return f"{HASHES}: {error}"
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def remove_older_checkpoints(newest: Path) -> None:
+    """Leave ``newest``, the last written, and the one before it; what a killed process had half-written goes too."""
+    # A run that began again in this folder must not be resumed from its predecessor's later steps.
+    kept = [folder for folder in _newest_first(newest.parent.parent) if folder.name <= newest.name][:KEPT]
+    stale = [folder for folder in newest.parent.glob("step-*") if folder not in kept]
+    for folder in [*stale, *newest.parent.glob(".step-*.tmp")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _newest_first(run_folder: Path) -> list[Path]:
+    return sorted((run_folder / CHECKPOINTS).glob("step-*"), reverse=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def rng_state() -> dict[str, Any]:
@@ -124,7 +182,7 @@ def rng_state() -> dict[str, Any]:
         "python_gauss": random.getstate()[2],
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -135,11 +193,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate((3, tuple(state["python"]), state["python_gauss"]))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     differing = [key for key in wanted if key not in MAY_DIFFER and saved.get(key) != wanted[key]]
+    batches = ("batch_size", "grad_accumulation")
+    if math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
+        differing = [key for key in differing if key not in batches]  # the same images a step
     if differing:
         raise FtaeError(
             f"{folder} belongs to another configuration: {', '.join(differing)} differ. "

@@ -4,13 +4,22 @@ Both sets are in a fixed shuffled order that depends on the images' names alone,
 validation images are a fair sample, and the split is the same for every trial.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from ftae.engine.image_cache import FORMAT, StoredImages, content_fingerprint, digest, stored_images
+from ftae.engine.image_cache import (
+    FORMAT,
+    StoredImages,
+    content_fingerprint,
+    digest,
+    recalled_keys,
+    remember_keys,
+    stored_images,
+)
 from ftae.engine.sources import (
     Labels,
     Pixels,
@@ -62,6 +71,10 @@ class Dataset:
         return f"{len(self.skipped)} images cannot be read and are skipped: {named}"
 
 
+class ImagesChanged(FtaeError):
+    """The images are not those of ``data.fingerprint``."""
+
+
 @lru_cache(maxsize=4)
 def load_dataset(spec: AnyData) -> Dataset:
     """The images that ``spec`` describes; loaded once per process, decoded once per machine.
@@ -69,17 +82,36 @@ def load_dataset(spec: AnyData) -> Dataset:
     Raises:
         FtaeError: the images are missing, all damaged, too few or too small for the split, ``val`` has
             classes that ``train`` lacks, or the cache cannot be written.
+        ImagesChanged: they are not those of ``spec.fingerprint``.
     """
     if not isinstance(spec, ImageFolder):
-        return _builtin(spec)
-    train, key = _folder(spec.train, spec)
+        return _as_pinned(spec, _builtin(spec))
+    known: Sequence[str | None] = (spec.fingerprint and recalled_keys(spec.fingerprint)) or [None]
+    train, key = _folder(spec.train, spec, known[0])
     if isinstance(spec.val, float):
-        return _split(train, spec.val, key)
-    _check_apart(spec.train, spec.val)
-    val, val_key = _folder(spec.val, spec)
+        dataset, keys = _split(train, spec.val, key), [key]
+    else:
+        _check_apart(spec.train, spec.val)
+        val, val_key = _folder(spec.val, spec, known[-1])
+        dataset, keys = _joined(spec, train, val, digest([key, val_key])), [key, val_key]
+    remember_keys(dataset.fingerprint, keys)
+    return _as_pinned(spec, dataset)
+
+
+def _as_pinned(spec: AnyData, dataset: Dataset) -> Dataset:
+    if spec.fingerprint in (None, dataset.fingerprint):
+        return dataset
+    where = spec.train if isinstance(spec, ImageFolder) else spec.source
+    raise ImagesChanged(
+        f"the images of {where} are not those of data.fingerprint {spec.fingerprint}: files came, went or changed, "
+        "and this machine has no copy of them as they were. Put them back, or begin anew with the images as they are"
+    )
+
+
+def _joined(spec: ImageFolder, train: StoredImages, val: StoredImages, fingerprint: str) -> Dataset:
     val_set = ImageSet(val.images, _labels_as_in_train(spec, train, val))
     train_set = ImageSet(train.images, train.labels)
-    return Dataset(train_set, val_set, train.class_names, digest([key, val_key]), train.skipped + val.skipped)
+    return Dataset(train_set, val_set, train.class_names, fingerprint, train.skipped + val.skipped)
 
 
 def _builtin(spec: AnyData) -> Dataset:
@@ -89,10 +121,16 @@ def _builtin(spec: AnyData) -> Dataset:
     return _split(stored, spec.val, key)
 
 
-def _folder(path: str, spec: DataSpec) -> tuple[StoredImages, str]:
-    """The images of one folder, and their key; skipped files named from ``path`` on."""
-    files = list_images(Path(path).expanduser())
-    key = _key(content_fingerprint(files), spec)
+def _folder(path: str, spec: DataSpec, known_key: str | None) -> tuple[StoredImages, str]:
+    """The images of one folder, and their key; skipped files named from ``path`` on.
+
+    ``known_key``: they are cached under it, whatever is in the folder now.
+    """
+    key = known_key
+    if known_key is None:
+        files = list_images(Path(path).expanduser())
+        key = _key(content_fingerprint(files), spec)
+    assert key is not None
     stored = stored_images(key, lambda: folder_source(files, spec))
     skipped = tuple(str(Path(path) / entry) for entry in stored.skipped)
     return StoredImages(stored.images, stored.labels, stored.class_names, skipped), key

@@ -7,6 +7,7 @@ name by one process, which holds its lock, and renamed when complete:
     images/<key>/images.npy                    uint8 (N, side, side, channels)
     images/<key>/labels.npy                    int64 (N,), if there are labels
     images/<key>/about.json                    class names and skipped files
+    datasets/<fingerprint>/keys.json           the keys of a dataset's arrays: training, or training and validation
 
 Nothing is ever removed from it; any folder in it may be deleted while no search runs.
 """
@@ -93,6 +94,22 @@ def stored_images(key: str, open_source: Callable[[], Source]) -> StoredImages:
         source = open_source()
         _make_once(folder, source.num_bytes, lambda partial: _write(partial, source))
     return _read(folder)
+
+
+def remember_keys(fingerprint: str, keys: list[str]) -> None:
+    """Note that the dataset with this fingerprint is cached under ``keys``."""
+
+    def write(partial: Path) -> None:
+        (partial / "keys.json").write_text(json.dumps(keys))
+
+    _make_once(_cache_folder() / "datasets" / fingerprint, 100, write)
+
+
+def recalled_keys(fingerprint: str) -> list[str] | None:
+    """The keys of a dataset that this machine has cached whole; None if it has not."""
+    file = _cache_folder() / "datasets" / fingerprint / "keys.json"
+    keys: list[str] = json.loads(file.read_text()) if file.is_file() else []
+    return keys if keys and all((_cache_folder() / "images" / key).exists() for key in keys) else None
 
 
 def _cache_folder() -> Path:

@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 from ftae.errors import FtaeError
 from ftae.journal import Status, TrialRecord
 from ftae.search.state import Assignment, SearchState
+from ftae.search.watch import Watch
 
 TOO_MANY_FAILED = 3  # what fails them will fail the rest, too: a file that is gone, a machine that is not set up
 
@@ -24,11 +25,19 @@ class Coordinator:
     """What searcher, scheduler and stopper share: the state, and why the search must end early.
 
     Methods never raise: an exception inside Tune's loop would tear the search down without a word.
-    ``on_change`` is called with a trial's number after each of its events.
+    ``on_change`` is called with a trial's number after each of its events, ``say`` told of what was mended.
     """
 
-    def __init__(self, state: SearchState, deadline: float | None, on_change: Callable[[int], None]) -> None:
-        self.state, self.deadline, self._on_change = state, deadline, on_change
+    def __init__(
+        self,
+        state: SearchState,
+        deadline: float | None,
+        on_change: Callable[[int], None],
+        say: Callable[[str], None],
+        expected_seconds: float = 0.0,
+    ) -> None:
+        self.state, self.deadline, self._on_change, self._say = state, deadline, on_change, say
+        self._watch = Watch(expected_seconds, self._note)
         self.failure: Exception | None = None
         self._failed_in_a_row = 0
 
@@ -41,20 +50,27 @@ class Coordinator:
 
     def message(self, number: int, message: dict[str, Any]) -> bool:
         """Take what a trial says (see ``trial.run_trial``); returns whether the trial goes on."""
+        self._watch.heard(number, message)
         goes_on = self._safely(lambda: self._take(number, message))
+        if not goes_on:
+            self._watch.forget(number)
         self._changed(number)
         return bool(goes_on)
 
     def given_up(self, number: int, errors: str | None) -> None:
         """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
-
-        def reason() -> str:
-            return Path(errors).read_text().rstrip().splitlines()[-1][:300] if errors else "the worker died"
-
-        self._safely(lambda: self.state.end(number, "failed", reason()))
+        self._watch.forget(number)
+        self._safely(lambda: self.state.end(number, "failed", _last_line(errors)))
         self._changed(number)
 
+    def recovered(self, number: int, errors: str | None) -> None:
+        """The worker of a trial was lost; Tune starts the trial again."""
+        self._watch.forget(number)
+        self._note(number, f"its worker was lost ({_last_line(errors)}); it goes on from its newest checkpoint")
+
     def must_stop(self) -> bool:
+        """Asked again and again by Tune, whether or not anything happened."""
+        self._safely(self._watch.kill_hung)
         return self.failure is not None or self.is_overdue() or self.baseline_failed()
 
     def is_overdue(self) -> bool:
@@ -70,9 +86,25 @@ class Coordinator:
             return self.state.report(number, message["report"])
         if "storage" in message:  # it would fail the next trial, too; this one stays unfinished, for --resume
             raise FtaeError(f"{message['storage']}. Mend that, then go on with --resume; nothing is lost")
+        if "start" in message:
+            self.state.start(number, **message["start"])
+        elif "adapt" in message:
+            self.state.adapt(number, **message["adapt"])
+            self._say(f"trial {number}: {message['adapt']['reason']}")
+        elif "note" in message:
+            self._note(number, message["note"])
+        else:
+            return self._end(number, message)
+        return True
+
+    def _end(self, number: int, message: dict[str, Any]) -> bool:
         status: Status = "diverged" if "diverged" in message else "failed"
         self.state.end(number, status, message[status])
         return False
+
+    def _note(self, number: int, text: str) -> None:
+        self._safely(lambda: self.state.note(number, text))
+        self._say(f"trial {number}: {text}")
 
     def _changed(self, number: int) -> None:
         self._safely(lambda: self._on_change(number))
@@ -86,11 +118,18 @@ class Coordinator:
             raise FtaeError(f"{what}. Mend that, then go on with --resume")
 
     def _safely(self, call: Callable[[], Any]) -> Any:
+        if self.failure is not None:  # the search ends: do not wait for the same fault once more
+            return None
         try:
             return call()
         except Exception as error:
-            self.failure = self.failure or error
+            self.failure = error
             return None
+
+
+def _last_line(file: str | None) -> str:
+    """The message of the newest error in one of Tune's error files."""
+    return Path(file).read_text().rstrip().splitlines()[-1][:300] if file else "the worker died"
 
 
 class _NeverPickled:
@@ -131,13 +170,16 @@ class StateScheduler(_NeverPickled, FIFOScheduler):
 
 
 class FailureCallback(_NeverPickled, Callback):
-    """Tells of trials that Tune has given up; a scheduler hears of every fault, also of one that is tried again."""
+    """Tells of workers that were lost, and of trials that Tune has given up."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._coordinator.given_up(trial.config["number"], trial.error_file)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._coordinator.recovered(trial.config["number"], trial.error_file)
 
 
 class CoordinatorStopper(_NeverPickled, Stopper):

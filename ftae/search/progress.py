@@ -1,7 +1,7 @@
 """What a user sees while a search runs: a live table on a terminal, plain lines elsewhere. Goes to stderr."""
 
 import time
-from collections import Counter
+from itertools import islice
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,20 +23,24 @@ class _Terminal(Console):
 
 
 class Progress:
-    """A context manager; ``update`` after every event of a trial, ``say`` for anything else."""
+    """A context manager. ``say`` for anything; ``update`` after every event of a trial, once there is a record."""
 
-    def __init__(self, spec: SearchSpec, record: SearchRecord) -> None:
-        self._spec, self._record = spec, record
+    def __init__(self, spec: SearchSpec) -> None:
+        self._spec, self._record = spec, SearchRecord(search={})
         self._console = _Terminal(stderr=True)
         self._live: Live | None = None
-        self._started = time.monotonic()
-        self._share_at_start = self._share_done()
 
     def __enter__(self) -> "Progress":
+        return self
+
+    def follow(self, record: SearchRecord) -> None:
+        """The search begins: show what ``record`` holds, live on a terminal."""
+        self._record = record
+        self._started = time.monotonic()
+        self._share_at_start = self._share_done()
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.__enter__()
-        return self
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
@@ -61,10 +65,9 @@ class Progress:
         return f"{name} {trial.status}{value} at step {trial.step}{reason}"
 
     def _summary(self) -> str:
-        states = Counter(t.status for t in self._record.trials.values() if t.kind != "baseline")
-        done = sum(states.values()) - states["running"]
-        counts = f"{done}/{self._spec.search.num_trials} trials done, {states['running']} running"
-        counts += "".join(f", {states[s]} {s}" for s in ("pruned", "diverged", "failed") if states[s])
+        ended, running = self._record.ended, self._tuned_running()
+        counts = f"{ended.total()}/{self._spec.search.num_trials} trials done, {len(running)} running"
+        counts += "".join(f", {ended[s]} {s}" for s in ("pruned", "diverged", "failed") if ended[s])
         return f"{counts} | {self._best()} | {self._time_left()}"
 
     def _best(self) -> str:
@@ -78,10 +81,15 @@ class Progress:
         return ", ".join(parts)
 
     def _share_done(self) -> float:
-        budget = self._spec.finetune.max_steps
-        tuned = [t for t in self._record.trials.values() if t.kind != "baseline"]
-        done = sum(1.0 if t.status != "running" else t.step / budget for t in tuned)
+        steps = sum(trial.step for trial in self._tuned_running())
+        done = self._record.ended.total() + steps / self._spec.finetune.max_steps
         return done / self._spec.search.num_trials
+
+    def _tuned_running(self) -> list[TrialRecord]:
+        return [trial for trial in self._running() if trial.kind != "baseline"]
+
+    def _running(self) -> list[TrialRecord]:
+        return list(self._record.running.values())  # a copy: the table is drawn by another thread
 
     def _time_left(self) -> str:
         share, elapsed = self._share_done(), time.monotonic() - self._started
@@ -94,12 +102,17 @@ class Progress:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", "status", "step", self._spec.objective.metric, "params"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
-        newest = sorted(self._record.trials.values(), key=lambda t: (t.status != "running", -t.number))
-        for trial in newest[:SHOWN_TRIALS]:
+        for trial in self._shown():
             value = "" if trial.value is None else f"{trial.value:.4f}"
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
             table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), str(trial.step), value, params)
         return Group(table, Text(f"{self._spec.name}: {self._summary()}", "bold"))
+
+    def _shown(self) -> list[TrialRecord]:
+        """The running trials, then the newest that ended."""
+        running = sorted(self._running(), key=lambda trial: -trial.number)
+        newest = list(islice(reversed(self._record.trials.values()), SHOWN_TRIALS + len(running)))
+        return [*running, *(trial for trial in newest if trial.status != "running")][:SHOWN_TRIALS]
 
 
 def short_params(params: dict[str, object]) -> str:

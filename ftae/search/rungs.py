@@ -1,15 +1,36 @@
-"""When a trial may go on: Ray's ASHA brackets, keyed by the search's own trial numbers.
+"""When a trial may go on: the rule of Ray's ASHA scheduler, keyed by the search's own trial numbers.
 
-Keyed so, a trial that was resumed is not counted twice, and the rungs can be rebuilt from the
-journal: Ray forgets them on restore.
+Keyed so, a trial that was resumed is not counted twice, and the rungs can be rebuilt from the journal:
+Ray forgets them on restore. Values are kept sorted, since Ray looks at all of a rung anew for each report.
 """
 
-from types import SimpleNamespace
-from typing import Any, cast
-
-from ray.tune.schedulers.async_hyperband import _Bracket  # private: ray is pinned, tests/search/test_rungs.py holds it
+import math
+from bisect import insort
+from dataclasses import dataclass, field
 
 from ftae.specs.search import Asha, SearchSpec
+
+
+@dataclass
+class _Rung:
+    """The objective of each trial that came to ``step``; ``ordered``: the same values, poorest first."""
+
+    step: int
+    recorded: dict[int, float] = field(default_factory=dict)
+    ordered: list[float] = field(default_factory=list)
+
+    def record(self, number: int, value: float) -> None:
+        self.recorded[number] = value
+        insort(self.ordered, value)
+
+    def quantile(self, share: float) -> float:
+        """The value that a share of the trials lies below, interpolated linearly; -inf where there are none."""
+        if not self.ordered:
+            return -math.inf
+        place = round(share * (len(self.ordered) - 1), 9)  # two thirds of 3 is not 2.0000000000000004
+        below = int(place)
+        above = min(below + 1, len(self.ordered) - 1)
+        return self.ordered[below] + (place - below) * (self.ordered[above] - self.ordered[below])
 
 
 class Rungs:
@@ -17,21 +38,19 @@ class Rungs:
 
     def __init__(self, spec: SearchSpec) -> None:
         self._sign = 1.0 if spec.objective.direction == "maximize" else -1.0
-        scheduler, steps = spec.search.scheduler, spec.rung_steps()
-        self._bracket = None
-        if isinstance(scheduler, Asha) and steps:
-            self._bracket = _Bracket(steps[0], steps[-1], scheduler.reduction_factor, 0, stop_last_trials=False)
-            # The steps that the plan shows; Ray's own are not rounded, and it puts one at the end of the budget.
-            self._bracket._rungs = [(step, {}) for step in reversed(steps)]
+        scheduler = spec.search.scheduler
+        self._stopped = 1.0 - 1.0 / scheduler.reduction_factor if isinstance(scheduler, Asha) else 0.0
+        self._rungs = [_Rung(step) for step in spec.rung_steps()]
 
     def goes_on(self, number: int, step: int, value: float) -> bool:
         """Record the value at the highest rung reached, and compare it with the trials there before."""
-        if self._bracket is None:
+        reached = [rung for rung in self._rungs if rung.step <= step]
+        if not reached or number in reached[-1].recorded:
             return True
-        trial = cast(Any, SimpleNamespace(trial_id=number))  # all that a bracket reads of a trial
-        return self._bracket.on_result(trial, step, self._sign * value) == "CONTINUE"
+        cutoff = reached[-1].quantile(self._stopped)
+        reached[-1].record(number, self._sign * value)
+        return self._sign * value >= cutoff
 
     def recorded(self) -> dict[int, dict[int, float]]:
         """The objective of every trial at every rung: ``{step: {trial: value}}``."""
-        rungs = self._bracket._rungs if self._bracket is not None else []
-        return {step: {n: self._sign * v for n, v in values.items()} for step, values in reversed(rungs)}
+        return {rung.step: {n: self._sign * v for n, v in rung.recorded.items()} for rung in self._rungs}

@@ -14,43 +14,47 @@ from typing import Any
 from ftae import journal
 from ftae.errors import FtaeError
 from ftae.specs.search import SearchSpec
+from ftae.storage import Store
 from ftae.tracking import SearchTracker, TrackingUnavailable
 
 BATCH_EVENTS = 500
 INTERVAL_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 CURSOR = "tracking.json"
+SEARCH_FILE = "search.yaml"
 
 
-def tracker_of(spec: SearchSpec, folder: Path) -> SearchTracker:
+def tracker_of(spec: SearchSpec, store: Store) -> SearchTracker:
     """The tracker that a search's spec names."""
+    folder = store.folder
     return SearchTracker(
         spec.tracking.uri, storage=folder.parent, search_folder=folder, search=spec.model_dump(mode="json")
     )
 
 
-def ship_new(folder: Path, tracker: SearchTracker) -> int:
+def ship_new(store: Store, tracker: SearchTracker) -> int:
     """Send what this tracker's destination was not sent yet; returns the number of events sent.
 
     Raises:
         TrackingUnavailable: the server is away; what was sent until then is remembered.
+        OSError: the storage is away.
     """
-    cursor = _cursor(folder)
+    cursor = _cursor(store)
     offset: int = cursor.pop("offset")
-    return _ship_from(offset if cursor == tracker.destination else 0, folder, tracker)
+    return _ship_from(offset if cursor == tracker.destination else 0, store, tracker)
 
 
-def unsent(folder: Path) -> int:
+def unsent(store: Store) -> int:
     """How many events of the journal have not been sent."""
-    return sum(1 for _ in journal.read(folder, _cursor(folder)["offset"]))
+    return sum(1 for _ in journal.read(store.folder, _cursor(store)["offset"]))
 
 
 class Shipper(threading.Thread):
     """Ships in the background until ``finish``. ``say`` is told, once each, when the server goes and comes."""
 
-    def __init__(self, folder: Path, make_tracker: Callable[[], SearchTracker], say: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, make_tracker: Callable[[], SearchTracker], say: Callable[[str], None]) -> None:
         super().__init__(name="shipper", daemon=True)
-        self._folder, self._make_tracker, self._say = folder, make_tracker, say
+        self._store, self._make_tracker, self._say = store, make_tracker, say
         self._finishing = threading.Event()
         self._away = False
 
@@ -61,12 +65,14 @@ class Shipper(threading.Thread):
         while True:
             try:
                 tracker = tracker or self._make_tracker()
-                ship_new(self._folder, tracker)
+                ship_new(self._store, tracker)
                 self._back()
             except TrackingUnavailable as error:
                 self._gone(f"{error}; the search goes on {'without it' if error.permanent else 'and sends it later'}")
                 if error.permanent:
                     return
+            except OSError as error:
+                self._gone(f"tracking waits for the storage: {error}")
             except Exception as error:  # tracking must never end a search
                 self._gone(f"tracking stopped: {type(error).__name__}: {error}; the search goes on")
                 return
@@ -77,8 +83,9 @@ class Shipper(threading.Thread):
     def finish(self, timeout_seconds: float) -> bool:
         """Send what is left, waiting at most ``timeout_seconds``; returns whether all was sent."""
         self._finishing.set()
-        self.join(timeout_seconds)
-        return not self.is_alive() and unsent(self._folder) == 0
+        if self.ident is not None:  # it was started
+            self.join(timeout_seconds)
+        return not self.is_alive() and unsent(self._store) == 0
 
     def _gone(self, message: str) -> None:
         if not self._away:
@@ -91,7 +98,7 @@ class Shipper(threading.Thread):
         self._away = False
 
 
-def publish(folder: Path, tracker: SearchTracker) -> None:
+def publish(store: Store, tracker: SearchTracker) -> None:
     """Put the outcome of a search onto its parent run: the leaderboard, and the best trial if there is one.
 
     Raises:
@@ -99,7 +106,7 @@ def publish(folder: Path, tracker: SearchTracker) -> None:
     """
     from ftae.specs.yamlfile import dump
 
-    record = journal.replay(folder)
+    record = journal.replay(store.folder)
     best_config: str | None = None
     files: dict[str, Path] = {}
     tags: dict[str, str] = {}
@@ -109,43 +116,41 @@ def publish(folder: Path, tracker: SearchTracker) -> None:
     if ranked := record.ranked():
         best = ranked[0]
         assert best.checkpoint is not None
-        best_config = dump(SearchSpec.model_validate(record.search).trial_spec(best.params))
+        best_config = dump(SearchSpec.model_validate(record.search).trial_spec(best.settings))
         # A folder of its own, or a later winner's files would mix with those of an earlier one.
-        files[f"best_checkpoint/trial-{best.number:04d}"] = folder / best.checkpoint
+        files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
         tags["ftae.best_trial"] = str(best.number)
         metrics |= {f"best/{name}": value for name, value in best.metrics.items() if name.startswith("val/")}
     tracker.publish(leaderboard=record.leaderboard(), best_config=best_config, files=files, tags=tags, metrics=metrics)
 
 
-def _ship_from(offset: int, folder: Path, tracker: SearchTracker) -> int:
+def _ship_from(offset: int, store: Store, tracker: SearchTracker) -> int:
     """Send the events from a byte offset of the journal on; returns their number."""
     sent = 0
-    while batch := list(islice(journal.read(folder, offset), BATCH_EVENTS)):
+    while batch := list(islice(journal.read(store.folder, offset), BATCH_EVENTS)):
+        for event, _ in batch:
+            if event["event"] == "open":
+                store.release(SEARCH_FILE)  # an earlier open's
+                store.fetch(SEARCH_FILE)
+            if event.get("images"):
+                store.fetch(event["images"])
         tracker.ship([event for event, _ in batch])
         offset = batch[-1][1]
-        _save_cursor(folder, {"offset": offset, **tracker.destination})
+        store.write(CURSOR, json.dumps({"offset": offset, **tracker.destination}).encode())
         sent += len(batch)
     return sent
 
 
-def _cursor(folder: Path) -> dict[str, Any]:
+def _cursor(store: Store) -> dict[str, Any]:
     """The ``offset`` up to which the journal was sent, and the ``uri`` and ``experiment`` it was sent to."""
     try:
-        cursor: dict[str, Any] = json.loads((folder / CURSOR).read_text())
+        cursor: dict[str, Any] = json.loads(store.read(CURSOR) or '{"offset": 0}')
         return cursor | {"offset": int(cursor["offset"])}
-    except FileNotFoundError:
-        return {"offset": 0}
     except (ValueError, KeyError, TypeError) as error:
-        raise FtaeError(f"{folder / CURSOR} is damaged: run ftae sync, which sends everything and mends it") from error
+        raise FtaeError(f"{store}/{CURSOR} is damaged: run ftae sync, which sends everything and mends it") from error
 
 
-def _save_cursor(folder: Path, cursor: dict[str, Any]) -> None:
-    temporary = folder / f".{CURSOR}.tmp"
-    temporary.write_text(json.dumps(cursor))
-    temporary.replace(folder / CURSOR)
-
-
-def sync(folder: Path) -> int:
+def sync(store: Store) -> int:
     """Send the whole journal and the outcome, whatever was sent before; returns the number of events.
 
     So what MLflow lacks is there afterwards, even if the server was wiped or replaced by another.
@@ -153,7 +158,7 @@ def sync(folder: Path) -> int:
     Raises:
         TrackingUnavailable: the server is away still.
     """
-    tracker = tracker_of(SearchSpec.model_validate(journal.replay(folder).search), folder)
-    sent = _ship_from(0, folder, tracker)
-    publish(folder, tracker)
+    tracker = tracker_of(SearchSpec.model_validate(journal.replay(store.folder).search), store)
+    sent = _ship_from(0, store, tracker)
+    publish(store, tracker)
     return sent

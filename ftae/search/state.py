@@ -4,16 +4,19 @@ Live events and replayed ones take the same path, so that a search taken up agai
 the same study and the same rungs as one that never stopped. Knows nothing of Ray's processes.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ftae import journal
-from ftae.journal import Event, Journal, SearchRecord, Status, TrialRecord
+from ftae.journal import Event, Journal, SearchRecord, Status, TrialRecord, trial_folder
+from ftae.search.lease import Lease
+from ftae.search.patience import patiently
 from ftae.search.rungs import Rungs
 from ftae.search.study import Study
 from ftae.specs.search import SearchSpec
+from ftae.storage import Store
 
 
 @dataclass(frozen=True)
@@ -23,23 +26,47 @@ class Assignment:
     number: int
     kind: str
     params: dict[str, Any]
+    changes: dict[str, Any]
 
 
 class SearchState:
-    """One search in the hands of one driver. Every change is in the journal before it counts."""
+    """One search in the hands of one driver. Every change is in the journal before it counts.
 
-    def __init__(self, spec: SearchSpec, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-        self.spec, self.folder = spec, folder
+    ``say`` is told of the storage's faults.
+
+    Raises:
+        FtaeError: another driver has the search.
+        OSError: the storage stays away.
+    """
+
+    def __init__(
+        self,
+        spec: SearchSpec,
+        store: Store,
+        facts: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.spec, self.store, self._say = spec, store, say
         self.record = SearchRecord(search={})
         self.study, self.rungs = Study(spec), Rungs(spec)
         self._undecided: dict[int, Status] = {}  # reports that end a trial whose end is not in the journal yet
-        self.journal = Journal(folder)
-        for event, _ in journal.read(folder):
+        self.journal = Journal(store.folder, store.replicate)
+        self._lease = Lease(store, self.journal.path, say)
+        try:
+            self._lease.take()
+            self._take_up(facts or {})
+        except BaseException:
+            self._leave()
+            raise
+        self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
+
+    def _take_up(self, facts: Mapping[str, Any]) -> None:
+        self.store.refresh()  # only now nobody else writes
+        for event, _ in journal.read(self.store.folder):
             self._apply(event, live=False)
-        self._append("open", search=spec.model_dump(mode="json"), digest=spec.digest(), facts=dict(facts or {}))
+        self._append("open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts=dict(facts))
         for number, status in list(self._undecided.items()):
             self.end(number, status)
-        self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
 
     # ------------------------------------------------------------------------------------- changes
 
@@ -47,7 +74,7 @@ class SearchState:
         """The next trial to start: unfinished ones first, then new ones; None when all are given out."""
         if self._waiting:
             trial = self.record.trials[self._waiting.pop(0)]
-            return Assignment(trial.number, trial.kind, trial.params)
+            return Assignment(trial.number, trial.kind, trial.params, trial.changes)
         number = len(self.record.trials)
         if number > self.spec.search.num_trials:
             return None
@@ -56,7 +83,7 @@ class SearchState:
         if params is None:
             params = self.study.propose(number)
         self._append("suggest", trial=number, params=params, kind=kind)
-        return Assignment(number, kind, params)
+        return Assignment(number, kind, params, {})
 
     def report(self, number: int, report: Mapping[str, Any]) -> bool:
         """Take a trial's report (the fields of ``EvalReport``); returns whether the trial goes on.
@@ -69,7 +96,7 @@ class SearchState:
         if trial.reports and report["step"] <= trial.step:
             return True
         value = report["metrics"][self.spec.objective.metric]
-        below = f"trials/{number:04d}/"
+        below = trial_folder(number) + "/"
         paths = {key: report[key] and below + report[key] for key in ("checkpoint", "images")}
         self._append(
             "report",
@@ -85,6 +112,22 @@ class SearchState:
             return False
         return True
 
+    def preflight(self, probe: Mapping[str, Any]) -> None:
+        """What the preflight measured."""
+        self._append("preflight", probe=dict(probe))
+
+    def start(self, number: int, node: str, pid: int, step: int) -> None:
+        """A worker took the trial up at ``step``."""
+        self._append("start", trial=number, node=node, pid=pid, step=step)
+
+    def adapt(self, number: int, changes: Mapping[str, Any], reason: str) -> None:
+        """The trial goes on with other settings."""
+        self._append("adapt", trial=number, changes=dict(changes), reason=reason)
+
+    def note(self, number: int, text: str) -> None:
+        """Something befell the trial and was mended."""
+        self._append("note", trial=number, text=text)
+
     def end(self, number: int, status: Status, reason: str | None = None) -> None:
         """A trial is over. Ending it twice changes nothing."""
         trial = self.record.trials[number]
@@ -93,11 +136,15 @@ class SearchState:
             self._append("end", trial=number, status=status, reason=reason, value=value, step=trial.step)
 
     def close(self, status: str, reason: str | None = None) -> None:
-        """The driver leaves; the journal is closed."""
+        """The driver leaves: the journal is closed, the lease given back."""
         try:
             self._append("close", status=status, reason=reason)
         finally:
-            self.journal.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._lease.release()
+        self.journal.close()
 
     # ----------------------------------------------------------------------------------- questions
 
@@ -106,15 +153,16 @@ class SearchState:
         trials = self.record.trials.values()
         return len(trials) > self.spec.search.num_trials and all(t.status != "running" for t in trials)
 
-    def expendable(self) -> list[TrialRecord]:
-        """Ended trials outside the best K of the search: their checkpoints are not needed any more."""
-        kept = {trial.number for trial in self.record.ranked()[: self.spec.search.keep_checkpoints]}
-        return [t for t in self.record.trials.values() if t.status != "running" and t.number not in kept]
-
     # ----------------------------------------------------------------------------------- the fold
 
     def _append(self, event: str, **fields: Any) -> None:
-        self._apply(self.journal.append(event, **fields), live=True)
+        fields["time"] = time.time()  # once: an object store may hold the line of a try that seemed to fail
+
+        def write() -> Event:
+            self._lease.check()
+            return self.journal.append(event, **fields)
+
+        self._apply(patiently(write, self._say), live=True)
 
     def _apply(self, event: Event, *, live: bool) -> None:
         self.record.apply(event)

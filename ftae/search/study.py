@@ -1,17 +1,25 @@
 """The sampler's side of a search: an in-memory Optuna study, keyed by the search's own trial numbers."""
 
 import json
+import math
 import warnings
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ftae.specs.distributions import Choices, Distribution
 from ftae.specs.search import SearchSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# A proposal costs TPE time in proportion to the trials it sees, so it sees 500 at most: from then on the
+# study is cut to the best 25, which is all that TPE ever takes for good, and the newest 250 besides.
+MOST_TRIALS = 500
+BEST_TRIALS = 25
+NEWEST_TRIALS = 250
 
 
 class Study:
@@ -24,18 +32,20 @@ class Study:
         self._spec = spec
         self._distributions = {path: _to_optuna(d) for path, d in spec.search_space.items()}
         self._study = optuna.create_study(direction=spec.objective.direction)
-        self._index: dict[int, int] = {}  # the search's trial number -> Optuna's
+        self._running: dict[int, int] = {}  # the search's trial number -> Optuna's
 
     def propose(self, number: int) -> dict[str, Any]:
         """New params for trial ``number``, which counts as running from now on."""
+        self._forget()
         self._study.sampler = self._sampler(number)
         trial = self._study.ask(self._distributions)
-        self._index[number] = trial.number
+        self._running[number] = trial.number
         return {path: self._from_optuna(path, trial.params[path]) for path in self._distributions}
 
     def adopt(self, number: int, params: dict[str, Any]) -> None:
         """Take up a running trial with given params: the file's own, or one of an earlier driver."""
-        self._index[number] = len(self._study.trials)
+        self._forget()
+        self._running[number] = len(self._seen())
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
@@ -46,7 +56,7 @@ class Study:
 
     def report(self, number: int, step: int, value: float) -> None:
         """An intermediate value; the sampler ranks pruned trials by it."""
-        trial = self._study.trials[self._index[number]]
+        trial = self._seen()[self._running[number]]
         self._study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
 
     def tell(self, number: int, status: str, value: float | None) -> None:
@@ -56,32 +66,71 @@ class Study:
         it out of its model and propose the same region again.
         """
         state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+        index = self._running.pop(number)
         if status == "diverged":
-            self._study.tell(self._index[number], self._spec.objective.worst())
+            self._study.tell(index, self._spec.objective.worst())
         else:
             final = value if status == "finished" else None
-            self._study.tell(self._index[number], final, state=state[status])
+            self._study.tell(index, final, state=state[status])
 
     @property
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
+    def trials(self) -> list[FrozenTrial]:
+        """What the sampler sees."""
         return self._study.trials
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+    def _seen(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _forget(self) -> None:
+        """Cut a study that has become too large. Called as trials begin, so a replay cuts where the first run did."""
+        trials = self._seen()
+        if len(trials) < MOST_TRIALS:
+            return
+        modelled = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        best = {t.number for t in sorted(modelled, key=self._rank)[:BEST_TRIALS]}
+        newest = {t.number for t in [t for t in modelled if t.number not in best][-NEWEST_TRIALS:]}
+        kept = [t for t in trials if t.number in best | newest or t.state == TrialState.RUNNING]
+        self._study = optuna.create_study(direction=self._spec.objective.direction)
+        self._study.add_trials(kept)
+        place = {trial.number: index for index, trial in enumerate(kept)}
+        self._running = {number: place[index] for number, index in self._running.items()}
+
+    def _rank(self, trial: FrozenTrial) -> tuple[float, float]:
+        """TPE's order of trials: those that ran to the end by value, then those that came far."""
+        sign = -1.0 if self._spec.objective.direction == "maximize" else 1.0
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value is not None
+            return -math.inf, sign * trial.value
+        step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
+        return -step, sign * value
+
+    def _sampler(self, number: int) -> BaseSampler:
         # A sampler of its own for every proposal: an interrupted search proposes what it would have.
         settings = self._spec.search
         seed = (settings.seed * 1_000_003 + number) % 2**32
         if settings.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
+            return RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             startup = min(10, max(2, settings.num_trials // 4))
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+            return _Tpe(self._distributions, seed=seed, n_startup_trials=startup)
 
     def _to_optuna(self, path: str, value: Any) -> Any:
         return _encoded(value) if _is_encoded(self._spec.search_space[path]) else value
 
     def _from_optuna(self, path: str, value: Any) -> Any:
         return json.loads(value) if _is_encoded(self._spec.search_space[path]) else value
+
+
+class _Tpe(TPESampler):
+    """TPE over a space that is known, which Optuna would look for in all trials."""
+
+    def __init__(self, space: dict[str, BaseDistribution], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._known = {path: space[path] for path in sorted(space) if not space[path].single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._known
 
 
 def _to_optuna(distribution: Distribution) -> BaseDistribution:

@@ -2,38 +2,115 @@
 
 import gc
 import json
-from pathlib import Path
+import os
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
-from ftae.engine.checkpoint import latest_checkpoint
+from ftae.engine.checkpoint import CHECKPOINTS, EvalReport, usable_checkpoint
+from ftae.engine.data import ImagesChanged
 from ftae.engine.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
+from ftae.journal import trial_folder
+from ftae.search.followers import followers
+from ftae.search.patience import Patience
+from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
+from ftae.storage import Store, open_store
 
 
-def run_trial(config: dict[str, Any], *, search: dict[str, Any], folder: str) -> None:
-    """Tune's function trainable. ``config``: number, kind and params of the trial.
+def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
+    """Tune's function trainable. ``config``: number, kind, params and changes of the trial.
 
-    Everything a report names is on disk before it is reported, since Tune may end the function inside
-    any report. Faults of the params, of the user and of the storage are said, not raised: only a fault
-    of the machine may raise, and the trial is tried again.
+    Everything a report names is in the storage before it is reported, since Tune may end the function
+    inside any report. Faults of the params, of the user and of the storage are said, not raised: only a
+    fault of the machine may raise, and the trial is tried again.
     """
-    workdir = Path(folder) / "trials" / f"{config['number']:04d}"
-    _free_memory()
+    spec = SearchSpec.model_validate(search)
+    store = open_store(spec.search.storage, spec.name, "worker")
     try:
-        spec = SearchSpec.model_validate(search).trial_spec(config["params"])
-        resume_from = latest_checkpoint(workdir)
-        for report in finetune(spec, workdir, resume_from=resume_from):
-            _say({"report": vars(report)})
+        _Trial(config, spec, store, fingerprint).run()
     except TrainingFailed as failure:
         _say({"diverged": str(failure)})
+    except ImagesChanged as error:
+        _say({"storage": str(error)})
     except FtaeError as error:
         _say({"failed": str(error)})
     except OSError as error:
         _say({"storage": f"trial {config['number']} cannot use its files: {error}"})
+    finally:
+        store.release(trial_folder(config["number"]))
+
+
+class _Trial:
+    def __init__(self, config: dict[str, Any], search: SearchSpec, store: Store, fingerprint: str) -> None:
+        self._search, self._store, self._fingerprint = search, store, fingerprint
+        self._settings: dict[str, Any] = config["params"] | config["changes"]
+        self._adapted = bool(config["changes"])
+        self._below = trial_folder(config["number"])
+        self._started = False
+        self._patience = Patience(_note)
+
+    def run(self) -> None:
+        """Train to the end, again from the newest checkpoint after each fault that time or less memory mends."""
+        self._store.release(self._below)  # a killed worker's, maybe of an earlier search of this name
+        while True:
+            try:
+                return self._train()
+            except OSError as error:
+                self._patience.bear(error)
+            except TrainingFailed as failure:
+                if failure.reason != "out of memory" or not self._adapt(failure):
+                    raise
+
+    def _train(self) -> None:
+        _free_memory()
+        spec, workdir = self._spec(), self._store.folder / self._below
+        self._store.fetch(f"{self._below}/{CHECKPOINTS}")
+        checkpoint = usable_checkpoint(workdir, _note)
+        if not self._started:
+            _say({"start": _whereabouts() | {"step": 0 if checkpoint is None else int(checkpoint.name[5:])}})
+            self._started = True
+        with followers(spec, self._search.search.resources) as group:
+            for report in finetune(spec, workdir, resume_from=checkpoint, group=group):
+                self._publish(report)
+                self._patience.served()
+                _say({"report": vars(report)})
+
+    def _spec(self) -> FinetuneSpec:
+        spec = self._search.trial_spec(self._settings)
+        return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": self._fingerprint})})
+
+    def _publish(self, report: EvalReport) -> None:
+        self._store.push(f"{self._below}/{report.images}")
+        if report.checkpoint is not None:
+            self._store.push(f"{self._below}/{report.checkpoint}")
+        folder = f"{self._below}/{CHECKPOINTS}"
+        here = self._store.folder / folder
+        for name in self._store.names(folder):
+            if not (here / name).exists():
+                self._store.remove(f"{folder}/{name}")
+
+    def _adapt(self, failure: TrainingFailed) -> bool:
+        """Halve the batch and accumulate twice as often, once; whether that can be done."""
+        spec = self._spec()
+        if self._adapted or spec.batch_size % (2 * self._search.search.resources.workers):
+            return False
+        changes = {"batch_size": spec.batch_size // 2, "grad_accumulation": 2 * spec.grad_accumulation}
+        reason = f"{failure}; goes on with a batch of {changes['batch_size']} x {changes['grad_accumulation']}"
+        _say({"adapt": {"changes": changes, "reason": reason}})
+        self._settings, self._adapted = self._settings | changes, True
+        return True
+
+
+def _whereabouts() -> dict[str, Any]:
+    return {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
+
+
+def _note(text: str) -> None:
+    _say({"note": text})
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -42,7 +119,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def _free_memory() -> None:
-    """A reused worker still holds what the trial before it left."""
+    """A reused worker still holds what the trial before it left, or the try that ran out of memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

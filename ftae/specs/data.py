@@ -12,6 +12,8 @@ class DataSpec(Spec):
 
     ``random_crop_from``: decode at this side and train on random crops of ``resolution``
     (validation takes the centre). ``flip``: mirror training images left-right at random.
+    ``fingerprint``: the images must be those it was taken of (a search sets it for its trials); where
+    this machine has them in its cache, what became of their files does not matter.
     """
 
     resolution: Annotated[int, Field(ge=8, le=4096)]
@@ -20,6 +22,7 @@ class DataSpec(Spec):
     val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
     random_crop_from: Positive | None = None
     flip: bool = False
+    fingerprint: str | None = None
 
     @field_validator("random_crop_from")
     @classmethod

@@ -23,6 +23,7 @@ from ftae.specs.distributions import Choices, Distribution, Range, coerced, obje
 from ftae.specs.finetune import METRIC_BOUNDS, FinetuneSpec
 from ftae.specs.overrides import apply_overrides, leaf_in, value_at
 from ftae.specs.problems import Problem, matching, one_of, problems, refusal, shown
+from ftae.specs.resources import Resources
 
 Name = Annotated[
     str,
@@ -61,27 +62,14 @@ class Asha(Spec):
     grace_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.33
 
 
-class Resources(Spec):
-    """What one trial gets. A fraction of a GPU shares it (memory is not isolated)."""
-
-    cpus: Annotated[float, Field(gt=0.0)] = 1.0
-    gpus: Annotated[float, Field(ge=0.0)] = 0.0
-
-    @field_validator("gpus")
-    @classmethod
-    def _whole_gpus(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"must be a whole number above 1, got {gpus:g}")
-        return gpus
-
-
 class SearchSettings(Spec):
     """How to search. ``num_trials`` counts tuned trials; the untuned baseline comes on top.
 
     ``max_concurrent``: None runs as many trials as the cluster has room for. ``keep_checkpoints``:
-    the best K of the whole search stay on disk. ``max_failures``: how often a trial is started
-    again after a fault of the machine. ``max_hours`` counts anew with every ``--resume``.
-    ``storage``: the folder searches live in.
+    the best K of the whole search stay on disk. ``max_storage_gb``: what a search may take of its
+    storage, in 1e9 bytes. ``max_failures``: how often a trial is started again after a fault of the
+    machine. ``max_hours`` counts anew with every ``--resume``.
+    ``storage``: the folder searches live in, on all nodes the same, or an object store's URL (``s3://bucket/prefix``).
     """
 
     num_trials: Positive = 16
@@ -91,9 +79,20 @@ class SearchSettings(Spec):
     scheduler: Annotated[Asha | Fifo, Field(discriminator="name")] = Asha(name="asha")
     resources: Resources = Resources()
     keep_checkpoints: Positive = 3
+    max_storage_gb: Annotated[float, Field(gt=0.0)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 2
     storage: str = "searches"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def in_object_store(self) -> bool:
+        return "://" in self.storage
+
+    def located(self) -> "SearchSettings":
+        """The same with an absolute path as storage, unless it is the URL of an object store."""
+        if self.in_object_store:
+            return self
+        return self.model_copy(update={"storage": str(Path(self.storage).expanduser().absolute())})
 
 
 class Tracking(Spec):
@@ -162,7 +161,7 @@ class SearchSpec(Spec):
     search_space: Annotated[dict[str, FileDistribution], Field(min_length=1)]
     objective: Objective
     search: SearchSettings = SearchSettings()
-    tracking: Tracking = Tracking()
+    tracking: Annotated[Tracking, Field(validate_default=True)] = Tracking()
 
     @field_validator("search_space", mode="wrap")
     @classmethod
@@ -182,6 +181,26 @@ class SearchSpec(Spec):
             raise refusal([(("metric",), f"{reason}, {one_of(choices, metric)}")])
         return objective
 
+    @field_validator("search")
+    @classmethod
+    def _batches_can_be_shared(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        run, space = info.data.get("finetune"), info.data.get("search_space") or {}
+        reasons = [] if run is None else settings.resources.unshareable(run.batch_size, space.get("batch_size"))
+        if reasons:
+            raise refusal((("resources", "workers"), reason) for reason in reasons)
+        return settings
+
+    @field_validator("tracking")
+    @classmethod
+    def _has_a_place(cls, tracking: Tracking, info: ValidationInfo) -> Tracking:
+        settings = info.data.get("search")
+        if tracking.uri is None and settings is not None and settings.in_object_store:
+            raise ValueError(
+                f"needs a uri: the embedded store is a file beside the search, which search.storage "
+                f"({settings.storage}) has no place for"
+            )
+        return tracking
+
     def located(self) -> "SearchSpec":
         """The same search with absolute paths, so that a worker can run it from any folder."""
         space = dict(self.search_space)
@@ -189,8 +208,8 @@ class SearchSpec(Spec):
             if isinstance(distribution, Choices):
                 runs = [apply_overrides(self.finetune, {path: choice}).located() for choice in distribution.choices]
                 space[path] = Choices(choices=tuple(value_at(run, path) for run in runs))
-        located = {"finetune": self.finetune.located(), "search_space": space, "tracking": self.tracking.located()}
-        return self.model_copy(update=located)
+        located = {name: getattr(self, name).located() for name in ("finetune", "search", "tracking")}
+        return self.model_copy(update={**located, "search_space": space})
 
     def rung_steps(self) -> list[int]:
         """The steps at which trials are compared; none without ASHA, or where none lies before the end.

@@ -1,5 +1,6 @@
 """Search and production files: YAML in, specs out, every problem at once as ``file:line: path: rule``."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from ftae.specs.problems import dotted, one_of, problems, shown
 from ftae.specs.schema import Location
 from ftae.specs.search import ProductionSpec, SearchSpec
 
+STDIN = Path("-")
 S = TypeVar("S", bound=Spec)
 Line = tuple[tuple[int, int], str]  # of a report, with its rank: lines of the file first, then overrides
 
@@ -24,7 +26,7 @@ _ONLY_IN_SEARCHES = [key for key in SearchSpec.model_fields if key not in Produc
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
-    """Read a search file; ``overrides`` are ``path=value`` strings from ``--set``.
+    """Read a search file, or ``STDIN``; ``overrides`` are ``path=value`` strings from ``--set``.
 
     Raises:
         SpecError: with every problem of the file, and of the overrides.
@@ -32,7 +34,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     file = _File(path)
     if "finetune" in file.data and not _is_search(file):
         missing = ", ".join(_ONLY_IN_SEARCHES)
-        raise SpecError([f"{path}:1: is a production file (it has no {missing}): run it with `ftae train`"])
+        raise SpecError([f"{file.path}:1: is a production file (it has no {missing}): run it with `ftae train`"])
     return _parse(SearchSpec, file, overrides)
 
 
@@ -44,7 +46,7 @@ def load_production(path: Path, overrides: Sequence[str] = ()) -> ProductionSpec
     """
     file = _File(path)
     if _is_search(file):
-        raise SpecError([f"{path}:1: is a search file: run it with `ftae search`"])
+        raise SpecError([f"{file.path}:1: is a search file: run it with `ftae search`"])
     return _parse(ProductionSpec, file, overrides)
 
 
@@ -67,25 +69,26 @@ class _File:
     """One YAML file: its data, the line of every key, and the keys it gives twice."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = Path("<stdin>") if path == STDIN else path
         self.duplicates: list[tuple[int, str]] = []
         try:
+            content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
             # utf-8-sig: some editors begin a file with a byte order mark.
-            self._loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+            self._loader = yaml.SafeLoader(content.decode("utf-8-sig"))
             self._root: yaml.Node | None = self._loader.get_single_node()
             data = None
             if self._root is not None:
                 self._check(self._root, (), [], set())
                 data = self._loader.construct_document(self._root)
         except OSError as error:
-            raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from error
+            raise SpecError([f"{self.path}: cannot be read: {error.strerror}"]) from error
         except UnicodeDecodeError as error:
-            raise SpecError([f"{path}: cannot be read: it is not a text file (UTF-8)"]) from error
+            raise SpecError([f"{self.path}: cannot be read: it is not a text file (UTF-8)"]) from error
         except _NOT_YAML as error:
-            raise SpecError([f"{path}{_line(error)}: not valid YAML: {_reason(error)}"]) from error
+            raise SpecError([f"{self.path}{_line(error)}: not valid YAML: {_reason(error)}"]) from error
         if not isinstance(data, dict):
-            content = "nothing" if data is None else shown(data)
-            raise SpecError([f"{path}:1: must be a mapping with the keys name, finetune, ..., got {content}"])
+            found = "nothing" if data is None else shown(data)
+            raise SpecError([f"{self.path}:1: must be a mapping with the keys name, finetune, ..., got {found}"])
         self.data: dict[Any, Any] = data
 
     def line(self, location: Location) -> tuple[int, int]:

@@ -115,6 +115,8 @@ class SearchTracker:
             run.go_on()
             run.set_tags({"ftae.kind": event["kind"]})
             run.set_params(flatten(event["params"]))
+        elif kind == "adapt":
+            self._trial_run(runs, event).set_tags({"ftae.changes": json.dumps(event["changes"])})
         elif kind == "report":
             run = self._trial_run(runs, event)
             run.go_on()

@@ -82,6 +82,19 @@ def test_images_run_from_0_to_1_and_channels_come_first() -> None:
     assert torch.allclose(images[0, :, 2, 5], torch.tensor([1.0, 0.2, 0.0]))
 
 
+def test_rows_of_a_batch_are_as_in_the_whole() -> None:
+    spec, images = spec_of(color="rgb", random_crop_from=40, flip=True), gradient(8, 40)
+    labelled = ImageSet(images.images, np.arange(8))
+    whole, first, last = (
+        train_batch(labelled, spec, batch_size=6, batch=3, seed=1, device="cpu", rows=rows)
+        for rows in (slice(None), slice(0, 2), slice(2, 6))
+    )
+    assert torch.cat([first.images, last.images]).equal(whole.images)
+    assert whole.labels is not None
+    assert first.labels is not None
+    assert whole.labels[:2].equal(first.labels)
+
+
 def test_labels_are_none_without_classes() -> None:
     images = ImageSet(numbered(4).images, None)
     assert train_batch(images, spec_of(), batch_size=2, batch=0, seed=0, device="cpu").labels is None

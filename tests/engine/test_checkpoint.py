@@ -18,12 +18,14 @@ from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import (
     EvalReport,
+    damage,
     evaluated_weights,
     latest_checkpoint,
     load_checkpoint,
     rng_state,
     save_checkpoint,
     set_rng_state,
+    usable_checkpoint,
 )
 from ftae.engine.loop import finetune
 from ftae.engine.optim import WeightAverage, build_optimizer
@@ -184,13 +186,13 @@ def test_what_a_killed_process_left_is_ignored_and_cleaned(tmp_path: Path) -> No
     assert (left / "model.safetensors").is_file()
     assert latest_checkpoint(tmp_path) is None
     list(finetune(spec, tmp_path))
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
 
 
-def test_only_the_newest_is_kept(tmp_path: Path) -> None:
+def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for report in finetune(spec_of(num_evals=4), tmp_path):
         kept = sorted(p.name for p in tmp_path.glob("checkpoints/*"))
-        assert kept == ([f"step-{report.step:08d}"] if report.step else [])
+        assert kept == [f"step-{step:08d}" for step in (report.step - 1, report.step) if step > 0]
         newest = latest_checkpoint(tmp_path)
         assert (newest and str(newest.relative_to(tmp_path))) == report.checkpoint
 
@@ -204,6 +206,57 @@ def test_a_run_begun_again_is_not_resumed_from_its_predecessor(tmp_path: Path) -
     assert newest is not None
     assert newest.name == "step-00000002"
     assert [report.step for report in finetune(spec_of(seed=1), tmp_path, resume_from=newest)] == [2, 4]
+
+
+def damaged(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if how == "missing":
+        file.unlink()
+    elif how == "a bit flipped":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        file.write_bytes({"truncated": content[:middle], "empty": b"", "zeros": bytes(len(content))}[how])
+
+
+FILES = ("model.safetensors", "average.safetensors", "training.pt", "report.json", "sha256.json")
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty", "zeros", "a bit flipped"])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_to_any_file_is_found(name: str, how: str, tmp_path: Path) -> None:
+    older, newer = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (1, 2))
+    for folder in (older, newer):
+        save(folder, spec_of(), state_of(spec_of()))
+    assert {p.name for p in newer.iterdir()} == set(FILES)
+    assert damage(newer) is None
+    said: list[str] = []
+    assert usable_checkpoint(tmp_path, said.append) == newer
+    damaged(newer / name, how)
+    wrong = damage(newer)
+    assert wrong is not None
+    assert how == "a bit flipped" or name in wrong
+    assert usable_checkpoint(tmp_path, said.append) == older
+    assert said == [f"the checkpoint {newer} is damaged ({wrong}); going back to the one before it"]
+    with pytest.raises(FtaeError, match=r"the checkpoint .*step-00000002 is damaged: "):
+        evaluated_weights(newer)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_like_any_other(tmp_path: Path) -> None:
+    *_, last = finetune(spec_of(num_evals=4), tmp_path)
+    assert last.checkpoint is not None
+    damaged(tmp_path / last.checkpoint / "model.safetensors", "truncated")
+    usable = usable_checkpoint(tmp_path, lambda message: None)
+    *_, again = finetune(spec_of(num_evals=4), tmp_path, resume_from=usable)
+    assert again.metrics == last.metrics
+    assert damage(tmp_path / last.checkpoint) is None
+
+
+def test_with_nothing_usable_a_run_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    said: list[str] = []
+    assert usable_checkpoint(tmp_path, said.append) is None
+    assert ["sha256.json is missing" in message for message in said] == [True]
 
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
@@ -221,6 +274,7 @@ def test_no_checkpoint_yet(tmp_path: Path) -> None:
         ({"seed": 1}, "seed differ"),
         ({"batch_size": 3, "optimizer": {"lr": 1.0}}, "optimizer, batch_size differ"),
         ({"max_steps": 9, "losses": {"mse": 2.0}}, "losses differ"),
+        ({"batch_size": 4, "grad_accumulation": 3}, "batch_size, grad_accumulation differ"),
     ],
 )
 def test_another_configuration_is_refused(changes: dict[str, Any], differing: str, tmp_path: Path) -> None:
@@ -236,6 +290,16 @@ def test_a_run_may_go_on_for_longer(tmp_path: Path) -> None:
     longer = spec_of(max_steps=8, num_evals=4, num_threads=None)
     reports = list(finetune(longer, tmp_path, resume_from=latest_checkpoint(tmp_path)))
     assert [report.step for report in reports] == [4, 6, 8]
+
+
+def test_a_run_may_go_on_with_smaller_batches_of_the_same_images(tmp_path: Path) -> None:
+    list(finetune(spec_of(max_steps=2, num_evals=1), tmp_path))
+    (whole, half) = (
+        list(finetune(spec_of(**changes), tmp_path, resume_from=tmp_path / "checkpoints" / "step-00000002"))
+        for changes in ({"batch_size": 8}, {"batch_size": 4, "grad_accumulation": 2})
+    )
+    assert half[0] == whole[0]
+    assert half[-1].metrics["val/mse"] == pytest.approx(whole[-1].metrics["val/mse"], rel=1e-4)
 
 
 def test_a_finished_run_only_repeats_its_report(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_everything_a_report_names_is_on_disk(tmp_path: Path) -> None:
         if report.step > 0:
             assert report.checkpoint is not None
             files = {p.name for p in (tmp_path / report.checkpoint).iterdir()}
-            assert files == {"model.safetensors", "training.pt", "report.json"}
+            assert files == {"model.safetensors", "training.pt", "report.json", "sha256.json"}
 
 
 def test_the_picture_shows_input_reconstruction_and_difference(tmp_path: Path) -> None:

@@ -176,6 +176,21 @@ def test_means_not_sums(term: str) -> None:
     assert LOSSES[term](twice).item() == pytest.approx(LOSSES[term](x).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("term", TERMS)
+def test_the_value_is_the_mean_of_the_values_over_equal_shares(term: str) -> None:
+    """What training by several workers rests on."""
+    whole = inputs(batch=4)
+
+    def share(rows: slice) -> LossInputs:
+        tensors = {name: value[rows] for name, value in vars(whole).items() if isinstance(value, Tensor)}
+        assert whole.posterior is not None
+        return replace(whole, **tensors, posterior=Posterior(whole.posterior.mean[rows], whole.posterior.logvar[rows]))
+
+    values = [LOSSES[term](share(rows)).item() for rows in (slice(0, 2), slice(2, 4))]
+    assert values[0] != values[1]
+    assert sum(values) / 2 == pytest.approx(LOSSES[term](whole).item(), rel=1e-6)
+
+
 def test_total_variation_does_not_depend_on_the_resolution() -> None:
     def stripes(side: int) -> Tensor:
         return (torch.arange(side) % 2).float().expand(1, 3, side, side)

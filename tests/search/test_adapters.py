@@ -4,7 +4,7 @@ import json
 import pickle
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +14,11 @@ import pytest
 
 from ftae import journal
 from ftae.errors import FtaeError
+from ftae.search import patience
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage import Store
 
 
 @pytest.fixture
@@ -36,11 +38,21 @@ def state(tmp_path: Path) -> SearchState:
         "objective": {"metric": "val/psnr", "direction": "maximize"},
         "search": {"num_trials": 3},
     }
-    return SearchState(SearchSpec.model_validate(spec), tmp_path)
+    return SearchState(SearchSpec.model_validate(spec), Store(tmp_path))
 
 
-def ignore(number: int) -> None:
-    pass
+def coordinate(
+    state: SearchState,
+    on_change: Callable[[int], None] = lambda number: None,
+    say: Callable[[str], None] = lambda message: None,
+    deadline: float | None = None,
+) -> Coordinator:
+    return Coordinator(state, deadline, on_change, say)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
 
 
 def report(step: int, psnr: float = 20.0) -> dict[str, Any]:
@@ -69,9 +81,9 @@ def full_disk(state: SearchState, spare_bytes: int = 20) -> Iterator[None]:
 
 def test_tune_gets_the_trials_of_the_state(state: SearchState) -> None:
     changed: list[int] = []
-    searcher = StateSearcher(Coordinator(state, None, changed.append))
-    assert searcher.suggest("a") == {"number": 0, "kind": "baseline", "params": {}}
-    assert searcher.suggest("b") == {"number": 1, "kind": "file", "params": {"optimizer.lr": 1e-3}}
+    searcher = StateSearcher(coordinate(state, changed.append))
+    assert searcher.suggest("a") == {"number": 0, "kind": "baseline", "params": {}, "changes": {}}
+    assert searcher.suggest("b") == {"number": 1, "kind": "file", "params": {"optimizer.lr": 1e-3}, "changes": {}}
     assert [searcher.suggest("c")["number"], searcher.suggest("d")["number"]] == [2, 3]
     assert searcher.suggest("e") == StateSearcher.FINISHED
     assert changed == [0, 1, 2, 3]
@@ -81,7 +93,7 @@ def test_tune_gets_the_trials_of_the_state(state: SearchState) -> None:
 
 def test_results_reach_the_state_and_stop_the_trials_that_it_ends(state: SearchState) -> None:
     changed: list[int] = []
-    coordinator = Coordinator(state, None, changed.append)
+    coordinator = coordinate(state, changed.append)
     scheduler = StateScheduler(coordinator)
     for _ in range(4):
         coordinator.assign()
@@ -108,7 +120,7 @@ def test_results_reach_the_state_and_stop_the_trials_that_it_ends(state: SearchS
 
 
 def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, tmp_path: Path) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     coordinator.assign()
     coordinator.assign()
     coordinator.message(1, report(0))
@@ -123,8 +135,9 @@ def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, 
     assert not coordinator.must_stop()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     stopper = CoordinatorStopper(coordinator)
     coordinator.assign()
     coordinator.assign()
@@ -140,15 +153,16 @@ def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -
         assert coordinator.failure is first
     assert state.journal.path.read_bytes() == content
     state.journal.close()
-    again = SearchState(state.spec, state.folder)
+    again = SearchState(state.spec, state.store)
     assert [trial.status for trial in again.record.trials.values()] == ["running", "running"]
     assert again.record.trials[1].reports == []
 
 
+@pytest.mark.usefixtures("impatient")
 def test_leaving_with_a_full_disk_gives_the_journal_free(state: SearchState) -> None:
     with full_disk(state), pytest.raises(OSError, match=r"space|large"):
         state.close("complete")
-    assert SearchState(state.spec, state.folder).record.close is None
+    assert SearchState(state.spec, state.store).record.close is None
 
 
 @pytest.mark.parametrize("call", ["assign", "message", "given_up"])
@@ -156,7 +170,7 @@ def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> Non
     def broken(number: int) -> None:
         raise RuntimeError("the display is gone")
 
-    coordinator = Coordinator(state, None, broken)
+    coordinator = coordinate(state, broken)
     if call == "assign":
         coordinator.assign()
     elif call == "message":
@@ -169,7 +183,7 @@ def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> Non
 
 
 def test_a_storage_that_fails_stops_the_search_and_leaves_the_trial_unfinished(state: SearchState) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     coordinator.assign()
     coordinator.assign()
     assert coordinator.message(1, {"storage": "trial 1 cannot use its files: [Errno 28] No space left"}) is False
@@ -180,14 +194,14 @@ def test_a_storage_that_fails_stops_the_search_and_leaves_the_trial_unfinished(s
 
 
 def test_a_message_that_is_no_message_stops_the_search(state: SearchState) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     coordinator.assign()
     assert coordinator.message(0, {"report": {"step": 0, "metrics": {}}}) is False
     assert isinstance(coordinator.failure, KeyError)
 
 
 def test_the_deadline_ends_a_search(state: SearchState) -> None:
-    coordinator = Coordinator(state, time.monotonic() + 60.0, ignore)
+    coordinator = coordinate(state, deadline=time.monotonic() + 60.0)
     assert not coordinator.is_overdue()
     assert not CoordinatorStopper(coordinator).stop_all()
     coordinator.deadline = time.monotonic() - 0.1
@@ -197,7 +211,7 @@ def test_the_deadline_ends_a_search(state: SearchState) -> None:
 
 @pytest.mark.parametrize("message", [{"failed": "its weights cannot be used"}, {"diverged": "out of memory at step 0"}])
 def test_a_search_without_a_baseline_is_stopped(state: SearchState, message: dict[str, Any]) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     coordinator.assign()
     coordinator.assign()
     coordinator.message(1, {"failed": "one trial does not matter"})
@@ -208,19 +222,19 @@ def test_a_search_without_a_baseline_is_stopped(state: SearchState, message: dic
 
 
 def test_tunes_snapshots_hold_nothing_of_the_search(state: SearchState) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     for part in (StateSearcher(coordinator), StateScheduler(coordinator), CoordinatorStopper(coordinator)):
         assert len(pickle.dumps(part)) < 200
     searcher = StateSearcher(coordinator)
-    searcher.save(str(state.folder / "searcher"))
-    assert not (state.folder / "searcher").exists()
+    searcher.save(str(state.store.folder / "searcher"))
+    assert not (state.store.folder / "searcher").exists()
     with pytest.raises(AssertionError, match="from its journal"):
         searcher.restore("anything")
-    assert [event["event"] for event, _ in journal.read(state.folder)] == ["open"]
+    assert [event["event"] for event, _ in journal.read(state.store.folder)] == ["open"]
 
 
 def test_three_failures_in_a_row_end_the_search(state: SearchState) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     for number in range(4):
         coordinator.assign()
         if number > 0:
@@ -231,7 +245,7 @@ def test_three_failures_in_a_row_end_the_search(state: SearchState) -> None:
 
 
 def test_failures_with_others_between_do_not(state: SearchState) -> None:
-    coordinator = Coordinator(state, None, ignore)
+    coordinator = coordinate(state)
     for number, message in ((0, report(0)), (1, {"failed": "x"}), (2, {"diverged": "x"}), (3, {"failed": "x"})):
         coordinator.assign()
         coordinator.message(number, message)

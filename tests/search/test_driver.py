@@ -12,6 +12,7 @@ from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage import Store
 
 
 def spec(storage: Path, **changes: Any) -> SearchSpec:
@@ -46,7 +47,7 @@ def existing(tmp_path: Path) -> Path:
     """The storage of a search that was interrupted after one trial."""
     search = spec(tmp_path)
     (tmp_path / search.name).mkdir()
-    state = SearchState(search, tmp_path / search.name)
+    state = SearchState(search, Store(tmp_path / search.name))
     for number in (0, 1, 2):
         state.next_trial()
         if number < 2:

@@ -41,9 +41,10 @@ class Search:
 
     def __init__(self, terminal: bool) -> None:
         self.record = SearchRecord(search=SPEC.model_dump(mode="json"))
-        self.progress = Progress(SPEC, self.record)
+        self.progress = Progress(SPEC)
         self.output = io.StringIO()
         self.progress._console = Console(file=self.output, force_terminal=terminal, width=120, color_system=None)
+        self.progress.follow(self.record)
 
     def trial(self, number: int, steps: int = 0, psnr: float = 20.0, end: str | None = None, reason: str = "") -> None:
         kind = {0: "baseline", 1: "file"}.get(number, "sampled")
@@ -99,7 +100,7 @@ def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> No
 
 def test_what_is_said_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     message = "2 images cannot be read: [a].png: " + "x" * 200
-    Progress(SPEC, SearchRecord(search={})).say(message)
+    Progress(SPEC).say(message)
     out, err = capsys.readouterr()
     assert (out, err) == ("", message + "\n")
 
@@ -124,7 +125,7 @@ def test_a_terminal_gets_a_table(clock: list[float]) -> None:
 
 
 def test_the_table_shows_running_trials_and_the_newest() -> None:
-    search = Search(terminal=True)
+    search = Search(terminal=False)
     search.trial(1, 4, 19.0)
     for number in range(2, 40):
         search.trial(number, 12, 20.0, "finished")
@@ -140,8 +141,9 @@ def test_a_search_taken_up_again_does_not_count_what_was_there(clock: list[float
         earlier.trial(number, 12, 20.0, "finished")
     search = Search(terminal=False)
     search.record = earlier.record
-    search.progress = Progress(SPEC, earlier.record)
+    search.progress = Progress(SPEC)
     search.progress._console = Console(file=search.output, width=120)
+    search.progress.follow(search.record)
     clock[0] += 60.0
     search.trial(5, 12, 20.0, "finished")
     # 60 s for one of eight trials, three are left.
@@ -168,7 +170,7 @@ def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
         "from ftae.search.progress import Progress\n"
         "spec = SearchSpec.model_validate_json(sys.argv[1])\n"
         "record = SearchRecord(search=spec.model_dump(mode='json'))\n"
-        "with Progress(spec, record) as progress: progress.say('hello')\n"
+        "with Progress(spec) as progress: progress.follow(record); progress.say('hello')\n"
     )
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", code, SPEC.model_dump_json()]

@@ -1,10 +1,12 @@
-"""The rungs: what Ray's private bracket decides, keyed by trial numbers, at the steps the plan shows."""
+"""The rungs: what Ray's ASHA decides, keyed by trial numbers, at the steps the plan shows."""
 
-from typing import Any
+import random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from ftae.search.rungs import Rungs, _Bracket  # not from ray: ftae.search prepares the environment it reads
+from ftae.search.rungs import Rungs
 from ftae.specs import SearchSpec
 
 
@@ -28,12 +30,22 @@ def spec(direction: str = "maximize", max_steps: int = 12, num_evals: int = 3, *
     )
 
 
-def test_rays_bracket_has_the_parts_that_are_used() -> None:
-    bracket = _Bracket(4, 8, 2.0, 0, stop_last_trials=False)
-    assert bracket._rungs == [(8.0, {}), (4.0, {})]
-    assert bracket.cutoff({}) is None
-    assert bracket.cutoff({1: 1.0, 2: 2.0, 3: 3.0}) == 2.0
-    assert _Bracket(4, 8, 4.0, 0).cutoff({n: float(n) for n in range(5)}) == 3.0  # only the best quarter goes on
+@pytest.mark.parametrize("reduction_factor", [1.5, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_trial_goes_on_where_rays_own_bracket_lets_it(direction: str, reduction_factor: float) -> None:
+    from ray.tune.schedulers.async_hyperband import _Bracket  # here: ftae.search prepares the environment it reads
+
+    search = spec(direction, max_steps=100, num_evals=100, grace_fraction=0.1, reduction_factor=reduction_factor)
+    rungs, bracket = Rungs(search), _Bracket(10, 99, reduction_factor, 0, stop_last_trials=False)
+    bracket._rungs = [(step, {}) for step in reversed(search.rung_steps())]
+    draw, sign = random.Random(0), 1.0 if direction == "maximize" else -1.0
+    decided: list[bool] = []
+    for number in range(200):
+        for step in range(0, 100, draw.choice([1, 7, 30])):
+            value, trial = draw.gauss(number / 100, 1.0), cast(Any, SimpleNamespace(trial_id=number))
+            decided.append(rungs.goes_on(number, step, value))
+            assert decided[-1] == (bracket.on_result(trial, step, sign * value) == "CONTINUE")
+    assert 100 < decided.count(False) < decided.count(True)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

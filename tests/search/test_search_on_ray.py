@@ -24,6 +24,7 @@ from ftae.search.shipper import sync, unsent
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.yamlfile import load_search
+from ftae.storage import Store
 from ftae.tracking import TrackingUnavailable, store_uri
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -246,7 +247,7 @@ def test_a_complete_search_taken_up_again_has_nothing_to_do(searched: SearchReco
 
 
 def test_two_drivers_cannot_run_one_search(searched: SearchRecord, storage: Path) -> None:
-    state = SearchState(spec(storage), storage / "small")
+    state = SearchState(spec(storage), Store(storage / "small"))
     try:
         with pytest.raises(FtaeError, match="small is being run by another ftae process"):
             run_search(spec(storage, search__keep_checkpoints=1), resume=True)

@@ -13,6 +13,7 @@ from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
 from ftae.search.state import Assignment, SearchState
 from ftae.specs import SearchSpec
+from ftae.storage import Store
 
 STEPS = (0, 4, 8, 12)
 
@@ -93,9 +94,15 @@ def run(state: SearchState, workers: int = 1, after_each: Callable[[], object] =
             after_each()
 
 
+def kill(state: SearchState) -> None:
+    """What stays of a driver that is killed: its lease, but not its lock."""
+    state.journal.close()
+    state._lease._released.set()
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> SearchState:
-    return SearchState(spec(), tmp_path)
+    return SearchState(spec(), Store(tmp_path))
 
 
 def sampled(state: SearchState, count: int) -> list[int]:
@@ -113,7 +120,7 @@ def sampled(state: SearchState, count: int) -> list[int]:
 
 def test_the_baseline_comes_first_then_the_files_own_config_then_the_sampler(tmp_path: Path) -> None:
     search = spec(num_trials=5)
-    state = SearchState(search, tmp_path)
+    state = SearchState(search, Store(tmp_path))
     trials = [state.next_trial() for _ in range(6)]
     assert [t and (t.number, t.kind) for t in trials] == [
         (0, "baseline"),
@@ -138,11 +145,11 @@ def test_a_search_is_complete_when_all_its_trials_have_ended(state: SearchState)
 
 
 def test_more_trials_can_be_asked_for_later(tmp_path: Path) -> None:
-    run(SearchState(spec(num_trials=3), tmp_path)).close("complete")
-    state = run(SearchState(spec(num_trials=5), tmp_path))
+    run(SearchState(spec(num_trials=3), Store(tmp_path))).close("complete")
+    state = run(SearchState(spec(num_trials=5), Store(tmp_path)))
     assert list(state.record.trials) == [0, 1, 2, 3, 4, 5]
     state.close("complete")
-    fewer = SearchState(spec(num_trials=2), tmp_path)
+    fewer = SearchState(spec(num_trials=2), Store(tmp_path))
     assert fewer.is_complete
     assert fewer.next_trial() is None
 
@@ -152,7 +159,7 @@ def test_params_are_the_same_when_read_back(state: SearchState) -> None:
     while (trial := state.next_trial()) is not None:
         given[trial.number] = trial.params
     state.close("interrupted")
-    again = SearchState(state.spec, state.folder)
+    again = SearchState(state.spec, state.store)
     for number, params in given.items():
         trial = again.next_trial()
         assert trial is not None
@@ -161,11 +168,29 @@ def test_params_are_the_same_when_read_back(state: SearchState) -> None:
         assert again.spec.trial_spec(trial.params) == state.spec.trial_spec(params)
 
 
+def test_what_befell_a_trial_is_in_its_record_and_its_changes_stay(tmp_path: Path) -> None:
+    state = SearchState(spec(), Store(tmp_path))
+    [number] = sampled(state, 1)
+    state.preflight({"step_seconds": 0.5})
+    state.start(number, "node", 4711, 0)
+    state.adapt(number, {"batch_size": 2, "grad_accumulation": 2}, "out of memory")
+    state.note(number, "its worker was lost")
+    kill(state)
+    again = SearchState(spec(), Store(tmp_path))
+    trial = again.record.trials[number]
+    assert [(start["node"], start["pid"], start["step"]) for start in trial.starts] == [("node", 4711, 0)]
+    assert trial.notes == ["its worker was lost"]
+    assert trial.settings == trial.params | {"batch_size": 2, "grad_accumulation": 2}
+    assert snapshot(again) == snapshot(state)  # the sampler learns what it proposed
+    handed_out = {t.number: t.changes for t in (again.next_trial() for _ in range(3)) if t}
+    assert handed_out == {0: {}, 1: {}, number: {"batch_size": 2, "grad_accumulation": 2}}
+
+
 def test_one_driver_at_a_time(state: SearchState) -> None:
     with pytest.raises(FtaeError, match="is being run by another ftae process"):
-        SearchState(state.spec, state.folder)
+        SearchState(state.spec, state.store)
     state.close("interrupted")
-    SearchState(state.spec, state.folder)
+    SearchState(state.spec, state.store)
 
 
 # ----------------------------------------------------------------------------------- taking reports
@@ -175,7 +200,7 @@ def test_a_report_is_in_the_journal_with_paths_below_the_search_folder(state: Se
     [number] = sampled(state, 1)
     assert state.report(number, report(0, 20.0))
     assert state.report(number, report(4, 21.0))
-    *_, (first, _), (second, _) = journal.read(state.folder)
+    *_, (first, _), (second, _) = journal.read(state.store.folder)
     assert (first["checkpoint"], first["images"]) == (None, "trials/0002/images/step-00000000.png")
     assert second["checkpoint"] == "trials/0002/checkpoints/step-00000004"
     assert {key: second[key] for key in ("event", "trial", "step", "value", "metrics", "timing")} == {
@@ -210,19 +235,19 @@ def test_a_report_that_is_made_again_changes_nothing(state: SearchState) -> None
     assert [r["step"] for r in state.record.trials[first].reports] == [0, 4]
     assert state.rungs.recorded()[4] == {first: 22.0}
     assert not state.report(second, report(4, 21.0))  # behind the one trial before it
-    size = (state.folder / FILE_NAME).stat().st_size
+    size = (state.store.folder / FILE_NAME).stat().st_size
     assert state.report(first, report(4, 22.0))
-    assert (state.folder / FILE_NAME).stat().st_size == size
+    assert (state.store.folder / FILE_NAME).stat().st_size == size
 
 
 def test_a_trial_that_has_ended_is_not_changed_by_reports_or_ends(state: SearchState) -> None:
     [number] = sampled(state, 1)
     state.report(number, report(0, 20.0))
     state.end(number, "failed", "first reason")
-    size = (state.folder / FILE_NAME).stat().st_size
+    size = (state.store.folder / FILE_NAME).stat().st_size
     assert not state.report(number, report(4, 25.0))
     state.end(number, "diverged", "second reason")
-    assert (state.folder / FILE_NAME).stat().st_size == size
+    assert (state.store.folder / FILE_NAME).stat().st_size == size
     trial = state.record.trials[number]
     assert (trial.status, trial.reason, trial.value) == ("failed", "first reason", 20.0)
     assert state.study.trials[-1].state.name == "FAIL"
@@ -232,7 +257,7 @@ def test_a_trial_that_has_ended_is_not_changed_by_reports_or_ends(state: SearchS
 def test_a_diverged_trial_scores_the_worst_value_and_is_not_ranked(
     tmp_path: Path, direction: str, worst: float
 ) -> None:
-    state = SearchState(spec(direction), tmp_path)
+    state = SearchState(spec(direction), Store(tmp_path))
     [number] = sampled(state, 1)
     state.report(number, report(0, 20.0))
     state.end(number, "diverged", "non-finite loss at step 2")
@@ -245,7 +270,7 @@ def test_a_diverged_trial_scores_the_worst_value_and_is_not_ranked(
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_a_pruned_trial_keeps_its_intermediate_values_in_the_study(tmp_path: Path, direction: str) -> None:
-    state = SearchState(spec(direction), tmp_path)
+    state = SearchState(spec(direction), Store(tmp_path))
     first, second = sampled(state, 2)
     assert state.report(first, report(4, 25.0))
     assert state.report(second, report(0, 20.0))
@@ -257,7 +282,7 @@ def test_a_pruned_trial_keeps_its_intermediate_values_in_the_study(tmp_path: Pat
 
 
 def test_a_search_by_random_without_stopping_runs_every_trial_to_its_end(tmp_path: Path) -> None:
-    state = SearchState(spec(sampler="random", scheduler={"name": "fifo"}), tmp_path)
+    state = SearchState(spec(sampler="random", scheduler={"name": "fifo"}), Store(tmp_path))
     for number in [0, 1, *sampled(state, 7)]:
         while state.record.trials[number].status == "running":
             step = state.record.trials[number].step + 4 if number else 0
@@ -266,28 +291,12 @@ def test_a_search_by_random_without_stopping_runs_every_trial_to_its_end(tmp_pat
     assert [trial.number for trial in state.record.ranked()] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_the_best_of_the_whole_search_keep_their_checkpoints(state: SearchState) -> None:
-    sampled(state, 5)
-    assert state.expendable() == []
-    for number, psnr in ((3, 23.0), (2, 22.0), (5, 25.0), (4, 24.0)):
-        if number == 4:
-            assert [t.number for t in state.expendable()] == [2]  # 3 and 5 are the best so far, 1 and 4 run
-        for step in (8, 12):  # the rung at 4 is jumped over, that at 8 is never met with a lower value
-            state.report(number, report(step, psnr if step == 12 else 20.0))
-    assert [t.number for t in state.expendable()] == [2, 3]
-    state.end(6, "diverged")
-    assert [t.number for t in state.expendable()] == [2, 3, 6]
-    state.report(0, report(0, 99.0))  # no rival, though its value is the best
-    assert [t.number for t in state.expendable()] == [0, 2, 3, 6]
-    assert [t.number for t in state.record.ranked()] == [5, 4, 3, 2]
-
-
 def test_closing_gives_the_journal_free(state: SearchState) -> None:
     state.close("interrupted", "stopped by the user")
-    record = journal.replay(state.folder)
+    record = journal.replay(state.store.folder)
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
-    assert journal.replay(SearchState(state.spec, state.folder).folder).close is None
+    assert journal.replay(SearchState(state.spec, state.store).store.folder).close is None
 
 
 # ------------------------------------------------------------------------------------- taken up again
@@ -320,14 +329,14 @@ class Recorded:
     def __init__(self, search: SearchSpec, folder: Path, workers: int = 1) -> None:
         self.spec, self.snapshots = search, dict[int, Snapshot]()
         folder.mkdir()
-        state = SearchState(search, folder)
+        state = SearchState(search, Store(folder))
 
         def note() -> None:
             self.snapshots[len(events(folder))] = snapshot(state)
 
         note()
         run(state, workers, note)
-        state.journal.close()
+        kill(state)
         self.outcome, self.events = outcome(state), events(folder)
         self.lines = (folder / FILE_NAME).read_bytes().splitlines(keepends=True)
 
@@ -335,7 +344,7 @@ class Recorded:
         """The search as a driver left it that was killed after ``num_lines`` events, opened again."""
         folder.mkdir()
         (folder / FILE_NAME).write_bytes(b"".join(self.lines[:num_lines]) + rest)
-        return SearchState(self.spec, folder)
+        return SearchState(self.spec, Store(folder))
 
 
 @pytest.fixture(scope="module", params=["tpe", "random", "minimize", "three at a time"])
@@ -360,7 +369,7 @@ def test_after_any_event_a_search_is_taken_up_as_it_was(
     for num_lines in range(len(recorded.lines) + 1):
         with subtests.test(num_lines=num_lines):
             state = recorded.cut(tmp_path / str(num_lines), num_lines)
-            known = events(state.folder)
+            known = events(state.store.folder)
             assert known[: num_lines - 1] == recorded.events[: max(0, num_lines - 1)]
             # A report that ends its trial is followed by the end that the journal lacks.
             assert known == recorded.events[: len(known)]
@@ -371,8 +380,8 @@ def test_after_any_event_a_search_is_taken_up_as_it_was(
             assert handed_out == unfinished + new
             # The next proposal is the one of the undisturbed search, where that made one here.
             if new and len(known) < len(recorded.events) and recorded.events[len(known)]["event"] == "suggest":
-                assert events(state.folder)[-1] == recorded.events[len(known)]
-            state.journal.close()
+                assert events(state.store.folder)[-1] == recorded.events[len(known)]
+            kill(state)
 
 
 def test_a_line_cut_in_half_counts_as_not_written(
@@ -382,10 +391,10 @@ def test_a_line_cut_in_half_counts_as_not_written(
         with subtests.test(num_lines=num_lines):
             rest = line[: len(line) // 2] if num_lines % 2 else line[:-1]
             state = recorded.cut(tmp_path / str(num_lines), num_lines, rest)
-            written = (state.folder / FILE_NAME).read_bytes()
+            written = (state.store.folder / FILE_NAME).read_bytes()
             assert written.startswith(b"".join(recorded.lines[:num_lines]) + b'{"event": "open"')
-            assert snapshot(state) == recorded.snapshots[len(events(state.folder))]
-            state.journal.close()
+            assert snapshot(state) == recorded.snapshots[len(events(state.store.folder))]
+            kill(state)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -398,8 +407,8 @@ def test_an_interrupted_search_ends_like_one_that_never_stopped(
             state = run(recorded.cut(tmp_path / str(num_lines), num_lines))
             assert state.is_complete
             assert outcome(state) == recorded.outcome
-            assert events(state.folder) == recorded.events
-            state.journal.close()
+            assert events(state.store.folder) == recorded.events
+            kill(state)
 
 
 def test_a_search_whose_drivers_all_die_young_ends_the_same(tmp_path: Path) -> None:
@@ -409,12 +418,12 @@ def test_a_search_whose_drivers_all_die_young_ends_the_same(tmp_path: Path) -> N
     drivers = 0
     while True:
         drivers += 1
-        state = SearchState(recorded.spec, folder)
+        state = SearchState(recorded.spec, Store(folder))
         try:
             run(state, after_each=killed_at(3))  # a trial, its last report again, and one new message
             break
         except KeyboardInterrupt:
-            state.journal.close()
+            kill(state)
     assert outcome(state) == recorded.outcome
     assert drivers > len(recorded.outcome[0])
 

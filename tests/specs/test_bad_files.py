@@ -166,7 +166,16 @@ ONE_FAULT = [
     ("name: asha", "name: ashaa",
      "31: search.scheduler.name: must be one of asha, fifo, got 'ashaa', did you mean 'asha'?"),
     ("name: asha", "name: fifo", "31: search.scheduler.grace_fraction: unknown key, must be one of name"),
-    ("gpus: 1,", "gpus: 1.5,", "32: search.resources.gpus: must be a whole number above 1, got 1.5"),
+    ("gpus: 1,", "gpus: 2,", "32: search.resources.gpus: must be at most 1, the share of one process, got 2; "
+     "gpus_per_trial (or workers) trains a trial on several"),
+    ("gpus: 1,", "gpus: 0.5, workers: 2,", "32: search.resources.workers: must be 1 where a trial gets a fraction "
+     "of a GPU (gpus: 0.5), got 2"),
+    ("gpus: 1,", "gpus: 1, gpus_per_trial: 4,", "32: search.resources.gpus_per_trial: stands for gpus: 1 and "
+     "workers: 4, leave out gpus"),
+    ("gpus: 1,", "gpus_per_trial: 0,", "32: search.resources.gpus_per_trial: must be greater than or equal to 1"),
+    ("gpus: 1,", "gpus_per_trial: 1.5,", "32: search.resources.gpus_per_trial: must be a whole number, got 1.5"),
+    ("gpus: 1,", "gpus_per_trial: true,", "32: search.resources.gpus_per_trial: must be a whole number"),
+    ("gpus: 1,", "workers: 3,", "32: search.resources.workers: 3 workers cannot share batch_size 8 evenly"),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from ftae.errors import SpecError
 from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
@@ -406,3 +407,32 @@ def test_a_trial_runs_on_the_device_that_its_resources_give() -> None:
         return SearchSpec.model_validate(SEARCH | {"search": {"resources": gpus}}).trial_spec({}).device
 
     assert (device(gpus=0), device(gpus=0.5)) == ("cpu", "cuda")
+
+
+def test_gpus_per_trial_is_short_for_workers_with_a_gpu_each() -> None:
+    short, long = (
+        SearchSpec.model_validate(SEARCH | {"search": {"resources": resources}})
+        for resources in ({"gpus_per_trial": 4, "cpus": 2}, {"gpus": 1, "workers": 4, "cpus": 2})
+    )
+    assert short == long
+    assert short.model_dump()["search"]["resources"] == {"cpus": 2.0, "gpus": 1.0, "workers": 4}
+    assert short.trial_spec({}).num_threads == 2  # each worker's
+
+
+@pytest.mark.parametrize(
+    ("searched", "problem"),
+    [
+        ({"choices": [4, 8]}, None),
+        ({"low": 4, "high": 16, "step": 4}, None),
+        ({"choices": [4, 6, 8]}, "4 workers cannot share batch_size 6 evenly"),
+        ({"low": 4, "high": 16}, "4 workers cannot share every batch_size of 4 .. 16, step 1 evenly, use multiples"),
+        ({"low": 6, "high": 14, "step": 2}, "4 workers cannot share every batch_size of 6 .. 14, step 2 evenly"),
+    ],
+)
+def test_workers_share_every_batch_evenly(searched: dict[str, Any], problem: str | None) -> None:
+    data = SEARCH | {"search": {"resources": {"workers": 4}}, "search_space": {"batch_size": searched}}
+    if problem is None:
+        assert SearchSpec.model_validate(data).search.resources.workers == 4
+    else:
+        with pytest.raises(ValidationError, match=f"resources.workers: {problem}"):
+            SearchSpec.model_validate(data)

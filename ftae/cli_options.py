@@ -1,0 +1,34 @@
+"""The arguments and options that several commands have, and how they print a table."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SearchFile = Annotated[Path, typer.Argument(help="A search file (YAML); - reads it from stdin.", show_default=False)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the file; may be given again."),
+]
+SearchName = Annotated[
+    str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)
+]
+Storage = Annotated[str, typer.Option(help="Where searches live: a folder, or the URL of an object store.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+STORAGE = "searches"
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows, each of the same keys; columns without any value are left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [c for c in rows[0] if any(row[c] is not None for row in rows)] if rows else []
+    table = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        table.add_column(column.removeprefix("params."))
+    for row in rows:
+        cells = (row[column] for column in columns)
+        table.add_row(*("" if c is None else f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

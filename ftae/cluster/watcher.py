@@ -1,0 +1,91 @@
+"""Whoever starts a search again when its driver has died: a small actor on the head node."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ftae.cluster.jobs import attempts, connect, submit
+from ftae.errors import FtaeError
+
+WATCH_SECONDS = 3.0
+START_SECONDS = 60.0
+
+
+def watch(search: str, say: Callable[[str], None]) -> None:
+    """Have the next attempt made if this one dies; called by the driver's job.
+
+    There is one watcher for each search. It outlives the drivers, and goes when one ends by itself.
+    """
+    # The actor imports this module from where the driver does.
+    environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    context = ray.init(
+        "auto",
+        namespace="ftae",
+        runtime_env={"env_vars": environment},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        address = f"http://{context.dashboard_url}"
+        # The watcher that is found may be leaving just now.
+        if not _is_watched(address, search) and not _is_watched(address, search):
+            say(f"nothing watches this attempt; should it die, run: ftae resume {search}")
+    finally:
+        ray.shutdown()
+
+
+def _is_watched(address: str, search: str) -> bool:
+    options = ray.remote(Watcher).options(
+        name=f"watcher of {search}",
+        get_if_exists=True,
+        lifetime="detached",
+        max_restarts=-1,
+        num_cpus=0,
+        resources={"node:__internal_head__": 0.001},
+    )
+    try:
+        watcher: Any = options.remote(address, search)
+        ray.get(watcher.ping.remote(), timeout=START_SECONDS)
+    except RayError:
+        return False
+    return True
+
+
+class Watcher:
+    """Submits the next attempt when one has died. All it knows, it asks the cluster, so it can be restarted."""
+
+    def __init__(self, address: str, search: str) -> None:
+        self._address, self._search = address, search
+        self._me = ray.get_runtime_context().current_actor
+        self._looking = threading.Lock()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def ping(self) -> None:
+        """Answers if it stays: whoever asks was submitted before, and is seen at the next look."""
+        with self._looking:
+            return
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            with self._looking:
+                try:
+                    self._look()
+                except (OSError, RuntimeError, FtaeError) as error:  # the dashboard is away, or starts again
+                    logging.getLogger(__name__).warning("%s", error)
+
+    def _look(self) -> None:
+        client = connect(self._address)
+        newest = next(reversed(attempts(client, self._search)), None)
+        if newest is not None and newest.has_successor:
+            number, python, last = newest.number + 1, newest.python, newest.last
+            submit(client, newest.spec(), number=number, resume=True, python=python, last=last)
+        elif newest is None or newest.is_over:
+            ray.kill(self._me, no_restart=True)
+            threading.Event().wait()  # for the end, with the lock: nobody may count on this watcher any more

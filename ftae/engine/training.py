@@ -1,0 +1,198 @@
+"""Training: what every process of a run does."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ftae.engine.autoencoder import Autoencoder, Posterior
+from ftae.engine.batches import Batch, train_batch
+from ftae.engine.build import build_model, device_of
+from ftae.engine.checkpoint import rng_state, set_rng_state
+from ftae.engine.data import load_dataset
+from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
+from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
+from ftae.engine.parallel import ALONE, Buffers, Group, check_rows_apart
+from ftae.errors import FtaeError, TrainingFailed
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.models import CustomModel
+
+
+class Training:
+    """The state of a run between two steps: model, optimizer, average, and what was measured since.
+
+    Every process of ``group`` has one; the average is rank 0's alone.
+    """
+
+    def __init__(self, spec: FinetuneSpec, group: Group = ALONE) -> None:
+        self.spec, self.group = spec, group
+        self.device = device_of(spec)
+        if spec.num_threads is not None:
+            torch.set_num_threads(spec.num_threads)
+        _be_deterministic(self.device)
+        self.data = load_dataset(spec.data)
+        classes = self.data.class_names
+        self.autoencoder = build_model(spec, None if classes is None else len(classes))
+        self.autoencoder.to(self.device)
+        if not isinstance(spec.model, CustomModel):  # a user's own may call view() on its activations
+            self.autoencoder.to(memory_format=torch.channels_last)
+        if group.size > 1:
+            check_rows_apart(self.autoencoder.train())
+        self.optimizer = build_optimizer(self.autoencoder, spec.optimizer)
+        half_life = None if group.rank else spec.ema_half_life_fraction
+        self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
+        self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
+        self.step = 0
+        self._terms: nn.Module = _Terms(self.autoencoder, spec, group)
+        self._joined = False
+        self.start_window()
+
+    def start_window(self) -> None:
+        """Measure from here on."""
+        self._sums: dict[str, float] = {}
+        self.window_start, self.window_steps = time.monotonic(), 0
+
+    def measured(self) -> dict[str, float]:
+        """The mean of every ``train/*`` metric over the steps of the window."""
+        return {f"train/{name}": total / self.window_steps for name, total in self._sums.items()}
+
+    def train_to(self, step: int) -> None:
+        """Take steps until ``step``, on rank 0; the others take them too.
+
+        Raises:
+            FtaeError: no loss term depends on anything that is trained, or the model cannot be trained by
+                several processes.
+            TrainingFailed: the loss or the gradient is not finite.
+        """
+        if not self._joined:
+            self._join()
+        self.group.broadcast({"step": step, "rng": rng_state()})
+        self._train_to(step)
+
+    def follow(self) -> NoReturn:
+        """Do as rank 0 does, for as long as there is one. Raises as ``train_to``."""
+        self._join()
+        while True:
+            word = self.group.broadcast()
+            set_rng_state(word["rng"])
+            self._train_to(word["step"])
+
+    def _join(self) -> None:
+        self.group.join(self.device)
+        start = self.group.broadcast({"step": self.step, "optimizer": self.optimizer.state_dict()})
+        if self.group.rank > 0:
+            self.step = start["step"]
+            self.optimizer.load_state_dict(start["optimizer"])
+        self._terms = self.group.wrapped(self._terms)
+        self._joined = True
+
+    def _train_to(self, step: int) -> None:
+        buffers = Buffers(self.autoencoder) if self.group.size > 1 else None
+        while self.step < step:
+            self.train_step()
+        if buffers is not None:
+            buffers.check()
+
+    def train_step(self) -> None:
+        """One optimizer step over ``grad_accumulation`` batches. Raises as ``train_to``."""
+        spec = self.spec
+        self.autoencoder.train()
+        weights = weights_at(spec.losses, self.step / spec.max_steps)
+        lr = set_lr(self.optimizer, spec, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro in range(spec.grad_accumulation):
+            is_last = micro == spec.grad_accumulation - 1
+            with nullcontext() if is_last else self.group.accumulating(self._terms):
+                self._backward(self.step * spec.grad_accumulation + micro, weights)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            raise TrainingFailed("non-finite gradient", self.step)
+        if spec.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, spec.max_grad_norm, torch.tensor(norm))
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self._measure({"grad_norm": norm, "lr": lr})
+        self.step += 1
+        self.window_steps += 1
+
+    def _backward(self, number: int, weights: dict[str, float]) -> None:
+        """Add the gradient of training batch ``number``."""
+        spec = self.spec
+        batch = train_batch(
+            self.data.train,
+            spec.data,
+            batch_size=spec.batch_size,
+            batch=number,
+            seed=spec.seed,
+            device=self.device,
+            rows=self.group.rows(spec.batch_size),
+        )
+        terms = self._terms(batch, list(weights))
+        loss = weighted_sum(terms, weights) / spec.grad_accumulation
+        parts = [loss.item(), *(term.item() / spec.grad_accumulation for term in terms.values())]
+        measured = dict(zip(["loss", *terms], self.group.mean(parts), strict=True))
+        if not math.isfinite(measured["loss"]):
+            raise TrainingFailed("non-finite loss", self.step)
+        if not loss.requires_grad:
+            raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._measure(measured)
+
+    def _measure(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+
+class _Terms(nn.Module):
+    """Forward pass (in bf16 where asked for), then every loss term in fp32: a module, so that it can be wrapped."""
+
+    def __init__(self, autoencoder: Autoencoder, spec: FinetuneSpec, group: Group) -> None:
+        super().__init__()
+        self.autoencoder, self.spec, self.group = autoencoder, spec, group
+
+    def forward(self, batch: Batch, names: list[str]) -> dict[str, Tensor]:
+        ae, target = self.autoencoder, self.autoencoder.to_range(batch.images)
+        bf16 = torch.autocast(target.device.type, torch.bfloat16) if self.spec.precision == "bf16" else nullcontext()
+        with bf16:
+            encoded = ae.encode(target)
+            if isinstance(encoded, Posterior):
+                latents = encoded.sample(self.group.randn_like) if self.spec.sample_posterior else encoded.mean
+            else:
+                latents = encoded
+            reconstruction = ae.decode(latents)
+            logits = ae.head(latents) if ae.head is not None else None
+        reconstruction = reconstruction.float()
+        inputs = LossInputs(
+            target=target,
+            reconstruction=reconstruction,
+            target_unit=batch.images,
+            reconstruction_unit=ae.to_unit(reconstruction),
+            posterior=encoded if isinstance(encoded, Posterior) else None,
+            logits=None if logits is None else logits.float(),
+            labels=batch.labels,
+            huber_delta=self.spec.losses.huber_delta,
+        )
+        return loss_terms(inputs, names)
+
+
+@contextmanager
+def out_of_memory_fails(step: Callable[[], int]) -> Iterator[None]:
+    """A configuration that does not fit the device is at fault itself."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailed("out of memory", step()) from error
+
+
+def _be_deterministic(device: torch.device) -> None:
+    """Same spec, seed and machine give the same numbers, as far as CUDA has such kernels (it warns of the others)."""
+    torch.backends.cudnn.benchmark = False
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,86 @@
+"""The Ray cluster that a search runs on, and what its nodes have room for."""
+
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from ftae.lookup import ALLOW_CODE
+from ftae.search import ENVIRONMENT
+from ftae.specs.resources import Resources
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is in the journal and the progress
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        # The workers of a cluster that runs already have not inherited this process's environment.
+        workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}
+        ray.init(
+            address=address,
+            runtime_env=None if address == "local" else {"env_vars": workers},
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        if threading.current_thread() is threading.main_thread():
+            # What batch systems send: ends the search as Ctrl-C does. Ray has set its own by now.
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster: Ray's id, its host and address, and what it has."""
+
+    id: str
+    name: str
+    resources: dict[str, float]
+
+    def workers(self, resources: Resources) -> int:
+        """How many worker processes of trials fit on it."""
+        wanted = bundle(resources)
+        return min(math.floor(self.resources.get(key, 0.0) / amount) for key, amount in wanted.items())
+
+    @property
+    def memory(self) -> float:
+        """Bytes that Ray found on it for processes and objects."""
+        return self.resources.get("memory", 0.0) + self.resources.get("object_store_memory", 0.0)
+
+
+def bundle(resources: Resources) -> dict[str, float]:
+    """What one worker process gets, in Ray's words."""
+    return {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+
+
+def live_nodes() -> list[Node]:
+    """The cluster's nodes."""
+    return [
+        Node(node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeName']})", node["Resources"])
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+def nodes_with_room(resources: Resources) -> list[Node]:
+    """The nodes that can run a worker of a trial; none if all of them together have no room for a whole one."""
+    found = [node for node in live_nodes() if node.workers(resources)]
+    return found if sum(node.workers(resources) for node in found) >= resources.workers else []
+
+
+def room(resources: Resources) -> int:
+    """How many trials fit at once, at least 1."""
+    return max(1, sum(node.workers(resources) for node in live_nodes()) // resources.workers)

@@ -1,0 +1,89 @@
+"""What would stop or spoil a search, found in seconds, before its first trial.
+
+Looked at are the nodes that can run a trial now; one that joins later is on its own.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+
+from ftae.engine.data import Dataset
+from ftae.engine.probe import Probe, search_seconds, trial_seconds
+from ftae.engine.space import LOWER, check_quota, space_needed
+from ftae.errors import FtaeError
+from ftae.search.autoscaling import wait_for_room
+from ftae.search.nodes import Node, nodes_with_room, room
+from ftae.search.survey import look_around, try_on_a_worker
+from ftae.specs.search import SearchSpec
+from ftae.storage import Store
+from ftae.units import duration, size
+
+Say = Callable[[str], None]
+CONTEXT_BYTES = 500_000_000  # of a GPU that CUDA takes for each process, beside what PyTorch does
+
+
+def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: int, say: Say) -> Probe:
+    """Check that every node can use storage and images, and that a step of the file's own configuration works.
+
+    ``checkpoint_bytes``: of one checkpoint. ``say`` is told what takes long, and in the end what was found.
+
+    Raises:
+        FtaeError: the cluster has no room for a trial; a node cannot use storage or images; storage or memory
+            are too small; the step fails. The message says what to do.
+    """
+    settings = spec.search
+    nodes = nodes_with_room(settings.resources)
+    if not nodes:
+        wait_for_room(settings.resources, say)
+        nodes = nodes_with_room(settings.resources)
+        if settings.max_concurrent is None:
+            say("search.max_concurrent is not set: no more trials run at a time than have room now")
+    fitting = room(settings.resources)
+    at_a_time = min(settings.max_concurrent or fitting, settings.num_trials)
+    _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(at_a_time))
+    look_around(spec, store, data.fingerprint, nodes, say)
+    probe = try_on_a_worker(spec, data.fingerprint, say)
+    at_a_time = min(at_a_time, fitting)
+    _check_memory(probe, spec, nodes, at_a_time, say)
+    trial, search = trial_seconds(probe, spec.finetune), search_seconds(probe, spec, at_a_time)
+    say(
+        f"preflight     {len(nodes)} node{'s' * (len(nodes) > 1)}; {probe}; about {duration(trial)} a full trial, "
+        f"{duration(search)} the search at {at_a_time} at a time"
+    )
+    return probe
+
+
+def _check_space(spec: SearchSpec, store: Store, needed: int) -> None:
+    check_quota(spec, needed)
+    if spec.search.in_object_store:
+        return
+    taken = sum(file.stat().st_size for file in (store.folder / "trials").rglob("*") if file.is_file())
+    free = shutil.disk_usage(store.folder).free
+    if needed - taken > free:
+        raise FtaeError(
+            f"search.storage: {store} has {size(free)} free, the search takes about {size(needed - taken)} more. "
+            f"Make room, name another storage, or {LOWER}"
+        )
+
+
+def _check_memory(probe: Probe, spec: SearchSpec, nodes: Sequence[Node], at_a_time: int, say: Say) -> None:
+    """Hold what one worker took against all that may run beside it: a GPU refuses, a node only gets slow or kills."""
+    resources, peak = spec.search.resources, probe.peak_bytes
+    if probe.memory_bytes is not None:
+        peak += CONTEXT_BYTES
+        sharing = math.floor(1 / resources.gpus)
+        if sharing * peak > probe.memory_bytes:
+            fitting = max(1, probe.memory_bytes // peak)
+            raise FtaeError(
+                f"search.resources.gpus: {resources.gpus:g} lets {sharing} trials share a GPU, but each takes "
+                f"{size(peak)} of the {size(probe.memory_bytes)} of a {probe.device}. "
+                f"Set it to {math.ceil(100 / fitting) / 100:g}, or lower finetune.batch_size"
+            )
+        return
+    for node in nodes:
+        beside = min(node.workers(resources), at_a_time * resources.workers)
+        if beside * peak > node.memory:
+            say(
+                f"warning: {beside} processes at a time take up to {size(beside * peak)} on {node.name}, which has "
+                f"{size(node.memory)} of memory; lower search.max_concurrent or raise search.resources.cpus"
+            )

@@ -1,0 +1,141 @@
+"""Having the nodes of the cluster look at what trials need, and one worker try a step."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ftae.engine.probe import Probe
+from ftae.errors import FtaeError
+from ftae.search.nodes import Node, bundle, live_nodes
+from ftae.search.rehearsal import WHAT_TO_DO, Look, look, try_step
+from ftae.specs.search import SearchSpec
+from ftae.storage import Store
+from ftae.units import duration
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+What = Literal["code", "storage", "images"]
+SILENT_SECONDS = 10.0  # of waiting without a word
+SAY_SECONDS = 60.0
+
+
+def look_around(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[Node], say: Say) -> None:
+    """Have every node read and write the storage, and load the images, which it then has in its cache.
+
+    Raises:
+        FtaeError: some cannot, or have other images than those of ``fingerprint``: which, why, and what to do.
+    """
+    token = f".preflight-{uuid.uuid4().hex}"
+    left = {node.id: f"{token}.{number}" for number, node in enumerate(nodes)}
+    search = spec.model_dump(mode="json")
+    faults: list[tuple[What, str, Node]] = []
+    try:
+        store.write(token, token.encode())
+        tasks = {_on(node, look).remote(search, fingerprint, token, left[node.id]): node for node in nodes}
+        for node, seen in _results(tasks, "the nodes look at storage and images", say):
+            faults += [(what, why, node) for what, why in _faults(seen, store, token, left[node.id])]
+    except OSError as error:
+        raise FtaeError(f"search.storage: {store} cannot be used from here: {error}") from error
+    finally:
+        for below in (token, *left.values()):
+            store.remove(below)
+    live = {node.id for node in live_nodes()}
+    if remaining := [fault for fault in faults if fault[2].id in live]:
+        raise FtaeError(_told(remaining, store))
+
+
+def _faults(seen: Look | RayError, store: Store, token: str, left: str) -> Iterator[tuple[What, str]]:
+    if isinstance(seen, RayError):
+        yield "code", _reason(seen)
+        return
+    if seen.storage is not None:
+        yield "storage", seen.storage
+    elif store.read(left) != token.encode():
+        yield "storage", "what is written there is not seen from here"
+    if seen.images is not None:
+        yield "images", seen.images
+
+
+def _told(faults: Sequence[tuple[What, str, Node]], store: Store) -> str:
+    """A line for each kind of fault, which names the nodes by what they say."""
+    kinds: dict[What, tuple[str, str]] = {
+        "code": ("ftae cannot run", "Install the same version of it on every node"),
+        "storage": (
+            f"search.storage: {store} cannot be used",
+            "Mount one folder there on all nodes, writable, or name an object store",
+        ),
+        "images": (
+            "finetune.data: the images cannot be used",
+            "Put the same images at the same path on every node, or on a storage that all share",
+        ),
+    }
+    lines = []
+    for kind, (what, advice) in kinds.items():
+        nodes: dict[str, list[str]] = {}
+        for _, why, node in (fault for fault in faults if fault[0] == kind):
+            nodes.setdefault(why, []).append(node.name)
+        if nodes:
+            where = "; ".join(f"on {', '.join(names)}: {why}" for why, names in nodes.items())
+            lines.append(f"{what} {where}. {advice}")
+    return "\n".join(lines)
+
+
+def try_on_a_worker(spec: SearchSpec, fingerprint: str, say: Say) -> Probe:
+    """Measure the file's own configuration where a trial would run.
+
+    Raises:
+        FtaeError: it cannot be run there: why, and what to do.
+    """
+    wanted = bundle(spec.search.resources)
+    task = ray.remote(try_step).options(num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), max_retries=0)
+    doing = "a worker tries a step of the file's own configuration, or waits for room"
+    tried: Probe | str | RayError
+    [(_, tried)] = _results({task.remote(spec.model_dump(mode="json"), fingerprint): None}, doing, say)
+    if isinstance(tried, OutOfMemoryError | WorkerCrashedError):
+        tried = f"{_reason(tried)}; {WHAT_TO_DO['out of memory']}"
+    elif isinstance(tried, RayError):
+        tried = _reason(tried)
+    if isinstance(tried, str):
+        raise FtaeError(f"a step of the file's own configuration was tried and failed: {tried}")
+    return tried
+
+
+def _on(node: Node, function: Callable[..., Any]) -> Any:
+    """``function`` as a task for that node, at no cost of its resources."""
+    strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
+
+
+def _results(tasks: Mapping[ObjectRef[Any], T], doing: str, say: Say) -> Iterator[tuple[T, Any]]:
+    """What each task returned, or the RayError that ended it; ``say`` is told ``doing`` while that takes long."""
+    pending, start, patience = list(tasks), time.monotonic(), SILENT_SECONDS
+    try:
+        while pending:
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=patience)
+            for task in done:
+                yield tasks[task], _result(task)
+            if pending:
+                say(f"preflight: {doing}, {duration(time.monotonic() - start)} so far")
+                patience = SAY_SECONDS
+    finally:
+        for task in pending:
+            ray.cancel(task)
+
+
+def _result(task: ObjectRef[Any]) -> Any:
+    try:
+        return ray.get(task)
+    except RayError as error:
+        return error
+
+
+def _reason(error: RayError) -> str:
+    """The telling line of an error: the last of a traceback, else the first."""
+    lines = str(error).strip().splitlines()
+    return lines[-1 if isinstance(error, RayTaskError) else 0][:300]

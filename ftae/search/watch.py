@@ -1,0 +1,84 @@
+"""Workers that say nothing any more: found by the time between a trial's reports, and killed.
+
+Tune sees a worker die and starts its trial again from the newest checkpoint, as after any fault of a machine.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+PATIENCE_FACTOR = 10.0  # times the longest that any trial took from one report to the next
+LEAST_PATIENCE_SECONDS = 120.0
+START_PATIENCE_SECONDS = 900.0  # before the first report: weights are read, images decoded
+DEAF_SECONDS = 5.0  # a driver that was held up for longer has not listened to its trials
+
+
+@dataclass
+class _Worker:
+    node: str
+    pid: int
+    heard: float
+    reported: bool = False
+
+
+class Watch:
+    """Knows when each running trial was heard of last.
+
+    ``expected_seconds``: what the preflight found that it takes from one report to the next.
+    """
+
+    def __init__(self, expected_seconds: float, note: Callable[[int, str], None]) -> None:
+        self._longest = expected_seconds
+        self._note = note
+        self._workers: dict[int, _Worker] = {}
+        self._looked = time.monotonic()
+
+    def heard(self, number: int, message: Mapping[str, Any]) -> None:
+        """A trial said something (see ``trial.run_trial``)."""
+        now = time.monotonic()
+        if "start" in message:
+            start = message["start"]
+            self._workers[number] = _Worker(start["node"], start["pid"], now)
+        elif (worker := self._workers.get(number)) is not None:
+            if worker.reported:
+                self._longest = max(self._longest, now - worker.heard)
+            worker.heard, worker.reported = now, worker.reported or "report" in message
+
+    def forget(self, number: int) -> None:
+        """The trial is over, or was started again elsewhere."""
+        self._workers.pop(number, None)
+
+    def kill_hung(self) -> None:
+        """Kill the workers that have been silent for much too long."""
+        now = time.monotonic()
+        deaf, self._looked = now - self._looked, now
+        for number, worker in list(self._workers.items()):
+            worker.heard += deaf if deaf > DEAF_SECONDS else 0.0
+            patience = self._patience(worker)
+            if now - worker.heard > patience:
+                self.forget(number)
+                self._note(number, f"no report for {patience:.0f} s: its worker (process {worker.pid}) was killed")
+                _kill_on(worker.node, worker.pid)
+
+    def _patience(self, worker: _Worker) -> float:
+        patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_FACTOR * self._longest)
+        return patience if worker.reported else max(START_PATIENCE_SECONDS, patience)
+
+
+def _kill_on(node: str, pid: int) -> None:
+    """Kill a worker of this cluster on its own node; not waited for: the node may be gone, too."""
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=strategy).remote(pid)
+
+
+def _kill(pid: int) -> None:
+    # Not a process that has got the number since: Ray names its workers.
+    if psutil.pid_exists(pid) and "ray::" in " ".join(psutil.Process(pid).cmdline()):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,141 @@
+"""What a search is doing: its attempts on a cluster, and how far its journal says it got."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ftae import journal
+from ftae.cluster.jobs import Attempt, at
+from ftae.errors import FtaeError
+from ftae.journal import SearchRecord
+from ftae.storage import open_store
+
+
+def record_of(search: str, storage: str) -> SearchRecord | None:
+    """What the journal of a search holds; None if this machine sees none in ``storage``.
+
+    Raises:
+        FtaeError: the journal is damaged.
+    """
+    try:
+        store = open_store(storage, search, "reader")
+        is_visible = store.exists()
+    except (FtaeError, OSError):  # an object store that this machine may not read
+        return None
+    if not is_visible:
+        return None
+    store.refresh()
+    return journal.replay(store.folder)
+
+
+def describe(
+    search: str, attempts: Sequence[Attempt], record: SearchRecord | None, last_line: str | None = None
+) -> dict[str, Any]:
+    """The status of a search as one plain object. At least one of ``attempts`` and ``record`` is given.
+
+    ``progress`` is None where the journal is not visible; ``last_line`` of the driver's log may then tell.
+    Times are seconds since the epoch.
+    """
+    return {
+        "search": search,
+        "state": state(attempts, record),
+        "progress": None if record is None else progress(record),
+        "last_line": last_line,
+        "attempts": [
+            {
+                "number": attempt.number,
+                "job": attempt.job,
+                "status": attempt.status,
+                "started": attempt.started,
+                "ended": attempt.ended,
+                "reason": attempt.reason,
+            }
+            for attempt in attempts
+        ],
+    }
+
+
+def state(attempts: Sequence[Attempt], record: SearchRecord | None) -> str:
+    """What an attempt that is not over does; else complete, interrupted or failed, as its journal says.
+
+    Without the journal it is the newest attempt's status, and without either attempts or the end of the
+    journal nobody can tell.
+    """
+    if attempts and (record is None or not attempts[-1].is_over):
+        return attempts[-1].status.lower()
+    assert record is not None
+    if record.close is not None:
+        return str(record.close["status"])
+    return "killed" if attempts else "running or killed"
+
+
+def progress(record: SearchRecord) -> dict[str, Any]:
+    """How far a search got: counts of tuned trials, the best of them, and the untuned model's objective."""
+    tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
+    counts = Counter(trial.status for trial in tuned)
+    ranked, baseline = record.ranked(), record.baseline
+    times = [t for trial in record.trials.values() for t in (trial.started, trial.ended, *_reported(trial)) if t]
+    return {
+        "num_trials": record.search["search"]["num_trials"],
+        "done": len(tuned) - counts["running"],
+        **{status: counts[status] for status in ("running", "finished", "pruned", "diverged", "failed")},
+        "metric": record.search["objective"]["metric"],
+        "best": {"trial": ranked[0].number, "value": ranked[0].value} if ranked else None,
+        "baseline": None if baseline is None else baseline.value,
+        "began": min(times, default=None),
+        "newest_event": max(times, default=None),
+    }
+
+
+def lines(status: dict[str, Any]) -> list[str]:
+    """A status for people to read."""
+    shown = [f"{status['search']}: {status['state']}"]
+    if (found := status["progress"]) is not None:
+        shown += [f"trials       {_trials(status)}", f"best         {_best(found)}"]
+        if found["began"] is not None:
+            shown.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
+    if status["last_line"] is not None:
+        shown.append(f"log          {status['last_line']}")
+    for attempt in status["attempts"]:
+        end = "" if attempt["ended"] is None else f" - {at(attempt['ended'])}"
+        reason = "" if attempt["reason"] is None else f": {attempt['reason']}"
+        began = f"{'since ' if not end else ''}{at(attempt['started'])}"
+        shown.append(f"attempt {attempt['number']:<4} {attempt['status'].lower()} {began}{end}{reason}")
+    return shown
+
+
+def row(status: dict[str, Any]) -> dict[str, Any]:
+    """A status as one row of a table."""
+    found, attempts = status["progress"] or {}, status["attempts"]
+    best = found.get("best") or {}
+    return {
+        "search": status["search"],
+        "state": status["state"],
+        "attempt": attempts[-1]["number"] if attempts else None,
+        "trials": f"{found['done']}/{found['num_trials']}" if found else None,
+        "metric": found.get("metric"),
+        "best": best.get("value"),
+        "baseline": found.get("baseline"),
+        "began": at(attempts[0]["started"] if attempts else found["began"]) if attempts or found.get("began") else None,
+    }
+
+
+def _trials(status: dict[str, Any]) -> str:
+    found = status["progress"]
+    begun = {"running": "running" if "running" in status["state"] else "unfinished"}
+    kinds = [s for s in ("running", "pruned", "diverged", "failed") if found[s]]
+    counts = "".join(f", {found[kind]} {begun.get(kind, kind)}" for kind in kinds)
+    return f"{found['done']} of {found['num_trials']} done{counts}"
+
+
+def _best(found: dict[str, Any]) -> str:
+    best, baseline = found["best"], found["baseline"]
+    text = "no full trial yet" if best is None else f"trial {best['trial']}, {found['metric']} {best['value']:.4f}"
+    if baseline is None:
+        return text
+    gain = "" if best is None else f" ({best['value'] - baseline:+.4f})"
+    return f"{text}; baseline {baseline:.4f}{gain}"
+
+
+def _reported(trial: journal.TrialRecord) -> list[float]:
+    return [report["time"] for report in trial.reports]

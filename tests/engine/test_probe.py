@@ -1,0 +1,186 @@
+"""What a run takes: measured on a few steps, and reckoned from them."""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftae.engine.data import load_dataset
+from ftae.engine.loop import finetune
+from ftae.engine.probe import TIMED_STEPS, Probe, expected_seconds, probe, search_seconds, trial_seconds
+from ftae.errors import FtaeError, TrainingFailed
+from ftae.specs import SearchSpec
+from ftae.specs.finetune import FinetuneSpec
+
+USER_MODULE = """
+import time
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    '''Sleeps, or takes and gives back memory, in every forward pass of more than one image.'''
+
+    steps = 0
+
+    def __init__(self, seconds=0.0, megabytes=0, failure=None):
+        super().__init__()
+        self.encoder, self.decoder = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+        self.seconds, self.megabytes, self.failure = seconds, megabytes, failure
+
+    def encode(self, images):
+        if len(images) > 1:
+            Net.steps += self.training
+            time.sleep(self.seconds)
+            torch.ones(self.megabytes, 250_000)
+            if self.failure == "memory":
+                raise torch.OutOfMemoryError("tried to allocate too much")
+        return self.encoder(images)
+
+    def decode(self, latents):
+        return self.decoder(latents)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _user_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "probe_nets.py").write_text(USER_MODULE)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+def spec_of(**changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "ema_half_life_fraction": 0.1,
+        "max_steps": 12,
+        "num_evals": 3,
+        "metrics": ["psnr"],
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def net(**kwargs: Any) -> dict[str, Any]:
+    return {"family": "probe_nets:Net", "kwargs": kwargs, "image_range": "0..1"}
+
+
+def test_steps_and_evaluation_are_timed() -> None:
+    spec = spec_of(model=net(seconds=0.03), batch_size=180)
+    found = probe(spec)
+    assert 0.03 <= found.step_seconds < 0.3
+    batches = len(load_dataset(spec.data).val) / 180  # about two
+    assert 0.03 * batches <= found.eval_seconds < 0.3 * batches
+    assert (found.device, found.memory_bytes) == ("cpu", None)
+    assert Probe(**asdict(found)) == found
+    assert str(found).startswith("a step ")
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(1, 1), (3, 3), (100, 1 + TIMED_STEPS)])
+def test_no_more_steps_are_taken_than_there_are(max_steps: int, steps: int) -> None:
+    import probe_nets
+
+    probe_nets.Net.steps = 0
+    assert probe(spec_of(model=net(), max_steps=max_steps, num_evals=1)).step_seconds > 0
+    assert probe_nets.Net.steps == steps
+
+
+def test_slow_steps_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    import probe_nets
+
+    monkeypatch.setattr("ftae.engine.probe.TIMED_SECONDS", 0.05)
+    probe_nets.Net.steps = 0
+    probe(spec_of(model=net(seconds=0.04)))
+    assert probe_nets.Net.steps == 3  # one to warm up, two that are timed
+
+
+def test_the_peak_is_of_what_the_process_held() -> None:
+    small = probe(spec_of(model=net())).peak_bytes
+    large = probe(spec_of(model=net(megabytes=1500))).peak_bytes
+    assert large > small + 500e6  # this process may have held a part of it before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_its_memory_counts() -> None:
+    found = probe(spec_of(model={"family": "conv_vae", "channels": 64}, batch_size=64))
+    assert found.memory_bytes is not None
+    assert 10e6 < found.peak_bytes < found.memory_bytes
+    assert found.device == torch.cuda.get_device_name()
+
+
+def test_it_leaves_later_numbers_as_they_are(tmp_path: Path) -> None:
+    before = [report.metrics for report in finetune(spec_of(), tmp_path / "before")]
+    probe(spec_of())
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    after = [report.metrics for report in finetune(spec_of(), tmp_path / "after")]
+    assert after == before
+
+
+def test_what_fails_is_told_as_in_a_run() -> None:
+    with pytest.raises(TrainingFailed) as failure:
+        probe(spec_of(model=net(failure="memory")))
+    assert (failure.value.reason, failure.value.step) == ("out of memory", 0)
+    wild = {"name": "sgd", "lr": 1e6}
+    with pytest.raises(TrainingFailed, match="non-finite"):
+        probe(spec_of(optimizer=wild, max_grad_norm=None, schedule={"name": "constant", "warmup_fraction": 0.0}))
+    with pytest.raises(FtaeError, match="freeze leaves nothing to train"):
+        probe(spec_of(losses={"kl": 1.0}, freeze_depth=2))
+
+
+# --------------------------------------------------------------------------------------- reckoned from it
+
+
+def search(space: dict[str, Any], **settings: Any) -> SearchSpec:
+    return SearchSpec.model_validate(
+        {
+            "name": "made-up",
+            "finetune": spec_of(batch_size=8, max_steps=90, num_evals=9).model_dump(),
+            "search_space": space,
+            "objective": {"metric": "val/psnr", "direction": "maximize"},
+            "search": settings,
+        }
+    )
+
+
+MEASURED = Probe(step_seconds=0.1, eval_seconds=0.5, peak_bytes=10**9, memory_bytes=None, device="cpu", node="here")
+RATES = {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+
+
+def test_a_trial_and_a_search_are_reckoned() -> None:
+    whole = search(RATES, num_trials=12, scheduler={"name": "fifo"})
+    assert trial_seconds(MEASURED, whole.finetune) == pytest.approx(90 * 0.1 + 10 * 0.5)
+    assert search_seconds(MEASURED, whole, at_a_time=4) == pytest.approx(3 * 14.0)
+    # Rungs at 30 of 90 steps, and at 90 none: two thirds of the trials save two thirds of their steps.
+    stopped = search(RATES, num_trials=12, scheduler={"name": "asha", "reduction_factor": 3})
+    assert stopped.rung_steps() == [30]
+    assert search_seconds(MEASURED, stopped, at_a_time=4) == pytest.approx(3 * 14.0 * (30 + 60 / 3) / 90)
+
+
+@pytest.mark.parametrize(
+    ("space", "factor"),
+    [
+        (RATES, 1),
+        ({"batch_size": {"low": 4, "high": 32, "step": 4}}, 4),
+        ({"batch_size": {"choices": [8, 16]}, "grad_accumulation": {"low": 1, "high": 3}}, 6),
+    ],
+)
+def test_the_next_report_is_reckoned_for_the_largest_batches(space: dict[str, Any], factor: int) -> None:
+    assert expected_seconds(MEASURED, search(space), 10, 20) == pytest.approx(factor * 1.0 + 0.5)
+    assert expected_seconds(MEASURED, search(space), 0, 0) == pytest.approx(0.5)
+
+
+def test_larger_images_take_longer_to_train_and_to_judge() -> None:
+    spec = search({"data.resolution": {"choices": [16, 32]}})
+    assert expected_seconds(MEASURED, spec, 10, 20) == pytest.approx(4 * 1.5)

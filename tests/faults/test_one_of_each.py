@@ -1,0 +1,173 @@
+"""One search, to which happens once everything that may."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from faults.outcome import NOTHING, compare_with_mlflow, numbers, twice_in_journal
+from faults.running import Driver, Drivers, Search, wait_until
+from faults.surroundings import Disk, MlflowServer, spoil_images, write_images
+
+from ftae import journal
+from ftae.journal import SearchRecord
+from ftae.search.shipper import unsent
+from ftae.storage import Store
+
+Result = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def server(drivers: Drivers) -> Iterator[MlflowServer]:
+    server = MlflowServer(drivers.folder, drivers.environment())
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def disk(drivers: Drivers) -> Iterator[Disk | None]:
+    """None where none can be mounted."""
+    try:
+        disk = Disk(drivers.folder / "disk")
+    except subprocess.CalledProcessError:
+        yield None
+        return
+    yield disk
+    disk.unmount()
+
+
+@dataclass
+class Ordeal:
+    """What was said on the way."""
+
+    search: Search
+    at_once: Result  # of the slower of two drivers started together
+    damaged: Path | None
+    first: Driver
+    stopped: Result
+    late: Result  # of a driver started beside the last one
+    last: Result
+
+
+@pytest.fixture(scope="module")
+def ordeal(drivers: Drivers, server: MlflowServer, disk: Disk | None) -> Ordeal:
+    chance = random.Random(0)
+    storage = drivers.folder / "searches" if disk is None else disk.folder
+    search = Search(drivers, storage / "faults", f"tracking.uri={server.uri}")
+    first, at_once = one_of_two(search)
+    search.wait_inside(1, first)
+    spoil_images(drivers.folder / "images", chance)
+    search.lose_worker(first)  # a new process, which has to load the images
+    server.start()
+    search.wait_inside(2, first)
+    damaged = search.spoil_checkpoint(chance)
+    search.lose_worker(first)
+    search.wait_inside(3, first)
+    if disk is not None:
+        server.kill()
+        server.start()
+        disk.refuse(10.0)
+        search.wait_for_report(first)
+    restore_images(drivers.folder / "images")
+    search.wait_inside(4, first)
+    first.kill()
+    first.wait()
+    search.cut_last_line(chance)
+    second = search.start()
+    search.interrupt_while_saving(second)
+    stopped = second.result()
+    third = search.start()
+    search.wait_for(lambda record: record.close is None, third)
+    late = search.start().result()
+    return Ordeal(search, at_once, damaged, first, stopped, late, third.result(300))
+
+
+def one_of_two(search: Search) -> tuple[Driver, Result]:
+    """Start two drivers at the same instant: the one that runs, and what the other said."""
+    pair = [search.start(), search.start()]
+    wait_until(lambda: any(driver.poll() is not None for driver in pair))
+    pair.sort(key=lambda driver: driver.poll() is not None)
+    return pair[0], pair[1].result()
+
+
+def restore_images(folder: Path) -> None:
+    shutil.rmtree(folder)
+    write_images(folder)
+
+
+# ---------------------------------------------------------------------------------------- the search
+
+
+def test_in_the_end_it_is_the_search_to_which_nothing_happened(
+    ordeal: Ordeal, reference: Callable[[int], SearchRecord]
+) -> None:
+    status, output, errors = ordeal.last
+    assert (status, "Traceback" in errors) == (0, False)
+    record = journal.replay(ordeal.search.folder)
+    assert numbers(record) == numbers(reference(8))
+    assert twice_in_journal(ordeal.search.folder) == []
+    assert output.startswith(f"faults: best is trial {reference(8).ranked()[0].number}. val/psnr ")
+
+
+def test_mlflow_has_all_of_it_once(ordeal: Ordeal, server: MlflowServer) -> None:
+    assert unsent(Store(ordeal.search.folder)) == 0
+    assert compare_with_mlflow(ordeal.search.folder, server.database) == NOTHING
+    assert "the search goes on and sends it later" in ordeal.first.said
+
+
+def test_no_process_is_left(ordeal: Ordeal, drivers: Drivers, server: MlflowServer) -> None:
+    server.kill()
+    wait_until(lambda: drivers.left_over() == [], seconds=30.0)
+
+
+# ---------------------------------------------------------------------------------- what happened to it
+
+
+def test_lost_workers_are_told(ordeal: Ordeal) -> None:
+    record = journal.replay(ordeal.search.folder)
+    lost = [trial for trial in record.trials.values() if any("its worker was lost" in note for note in trial.notes)]
+    assert len(lost) == 2
+    assert len({start["pid"] for trial in lost for start in trial.starts}) >= 3
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(ordeal: Ordeal) -> None:
+    assert ordeal.damaged is not None
+    trial = journal.replay(ordeal.search.folder).trials[int(ordeal.damaged.parts[-3])]
+    [note] = [note for note in trial.notes if "damaged" in note]
+    assert note.startswith(f"the checkpoint {ordeal.damaged} is damaged (")
+    assert note.endswith("; going back to the one before it")
+    assert 0 < trial.starts[1]["step"] < int(ordeal.damaged.name[5:])
+
+
+def test_a_full_disk_is_told_and_waited_for(ordeal: Ordeal, disk: Disk | None) -> None:
+    if disk is None:
+        pytest.skip("no disk can be mounted here")
+    assert "storage refuses: [Errno 28] No space left on device" in ordeal.first.said
+    assert "storage is back" in ordeal.first.said
+
+
+def test_two_drivers_at_the_same_instant(ordeal: Ordeal) -> None:
+    status, output, errors = ordeal.at_once
+    assert (status, output) == (1, "")
+    assert refusals(errors) == [f"error: {ordeal.search.folder} is being run by another ftae process"]
+
+
+def test_a_second_driver_is_refused(ordeal: Ordeal) -> None:
+    status, output, errors = ordeal.late
+    assert (status, output) == (1, "")
+    assert refusals(errors) == [f"error: {ordeal.search.folder} is being run by another ftae process"]
+
+
+def refusals(errors: str) -> list[str]:
+    """What was said but for the greeting, up to the advice."""
+    return [line.partition(";")[0] for line in errors.splitlines()[1:]]
+
+
+def test_a_stopped_driver_leaves_in_order(ordeal: Ordeal) -> None:
+    status, _, errors = ordeal.stopped
+    assert (status, "Traceback" in errors) == (130, False)
+    assert "faults is not complete (stopped by the user); go on with: ftae search search.yaml" in errors
+    assert not list(ordeal.search.folder.glob("trials/*/checkpoints/.*"))

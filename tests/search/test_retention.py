@@ -1,0 +1,95 @@
+"""Which checkpoints stay, in a folder and in an object store. The trials are made up, the files are there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftae.search.retention import Retention
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
+from ftae.storage import open_store
+
+SPEC = SearchSpec.model_validate(
+    {
+        "name": "made-up",
+        "finetune": {
+            "model": {"family": "conv_ae"},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 8, "scheduler": {"name": "fifo"}, "keep_checkpoints": 2},
+    }
+)
+
+
+@pytest.fixture(params=["folder", "object store"])
+def state(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchState:
+    """A search with all its trials handed out."""
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
+    storage = str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket")
+    store = open_store(storage, SPEC.name, "driver")
+    store.folder.mkdir(parents=True, exist_ok=True)
+    state = SearchState(SPEC, store)
+    while state.next_trial() is not None:
+        pass
+    return state
+
+
+def report(state: SearchState, number: int, step: int, psnr: float = 20.0) -> None:
+    """A report of a worker that keeps the two newest checkpoints."""
+    checkpoint = f"checkpoints/step-{step:08d}"
+    made_up: dict[str, Any] = {"metrics": {"val/psnr": psnr}, "timing": {}, "images": f"images/{step}.png"}
+    if step:
+        for name in ("model.safetensors", "report.json"):
+            state.store.write(f"trials/{number:04d}/{checkpoint}/{name}", b"x")
+    state.report(number, made_up | {"step": step, "checkpoint": checkpoint if step else None})
+
+
+def finish(state: SearchState, number: int, psnr: float) -> None:
+    for step in (4, 8, 12) if number else (0,):
+        report(state, number, step, psnr)
+
+
+def kept(state: SearchState) -> dict[int, list[int]]:
+    """The steps of the checkpoints of each trial."""
+    found = {number: state.store.names(f"trials/{number:04d}/checkpoints") for number in state.record.trials}
+    return {number: [int(name[5:]) for name in names] for number, names in found.items() if names}
+
+
+def test_the_best_of_the_whole_search_keep_their_last(state: SearchState) -> None:
+    retention = Retention(state)
+
+    def end(number: int, psnr: float) -> dict[int, list[int]]:
+        finish(state, number, psnr)
+        retention.ended(number)
+        return kept(state)
+
+    report(state, 8, 4)
+    report(state, 8, 8)
+    running = {8: [4, 8]}
+    assert end(0, 99.0) == running  # no rival, though its value is the best
+    assert end(3, 23.0) == {3: [12], **running}
+    assert end(2, 22.0) == {2: [12], 3: [12], **running}
+    assert end(5, 25.0) == {3: [12], 5: [12], **running}
+    assert end(4, 21.0) == {3: [12], 5: [12], **running}
+    for number, status in ((8, "pruned"), (7, "diverged")):
+        state.end(number, status)  # type: ignore[arg-type]
+        retention.ended(number)
+    assert kept(state) == {3: [12], 5: [12]}
+    assert [trial.number for trial in state.record.ranked()] == [5, 3, 2, 4]
+
+
+def test_what_a_killed_driver_left_is_sorted_out(state: SearchState) -> None:
+    for number, psnr in ((1, 21.0), (2, 22.0), (3, 23.0)):
+        finish(state, number, psnr)
+    report(state, 4, 4)
+    state.end(5, "failed")
+    Retention(state)
+    assert {number: steps[-1] for number, steps in kept(state).items()} == {2: 12, 3: 12, 4: 4}

@@ -1,0 +1,234 @@
+"""Where searches live: the same contract for a folder and for an object store on a real S3 server."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftae.errors import FtaeError
+from ftae.storage import JOURNAL, JOURNAL_PIECES, ObjectStore, Role, Store, is_url, open_store, searches_in
+
+Open = Callable[..., Store]
+
+
+@pytest.fixture
+def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "searches"
+
+
+@pytest.fixture(params=["folder", "object store"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path, mirrors: Path) -> Open:
+    """Opens a search by its name, in the role given."""
+    storage = str(tmp_path / "searches") if request.param == "folder" else request.getfixturevalue("bucket") + "/some/"
+    return lambda name="small", role="driver": open_store(storage, name, role)
+
+
+@pytest.fixture
+def remote(bucket: str, mirrors: Path) -> Callable[[Role], ObjectStore]:
+    """A search in an object store, by the mirror of each role."""
+
+    def opened(role: Role) -> ObjectStore:
+        store = open_store(bucket, "small", role)
+        assert isinstance(store, ObjectStore)
+        return store
+
+    return opened
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# ----------------------------------------------------------------------------------------- the contract
+
+
+def test_what_is_written_is_read_by_another(opened: Open) -> None:
+    store = opened()
+    assert store.read("a/b") is None
+    store.write("a/b", b"one")
+    store.write("a/b", b"two")
+    assert (store.read("a/b"), opened(role="reader").read("a/b")) == (b"two", b"two")
+    assert store.name == "small"
+    assert str(store).endswith("/small")
+
+
+def test_only_one_of_many_creates(opened: Open) -> None:
+    made = list[bool]()
+    stores = [opened(role=role) for role in ("driver", "worker", "reader") for _ in range(3)]
+    threads = [threading.Thread(target=lambda s=s: made.append(s.create("lease", b"x"))) for s in stores]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False] * 8 + [True]
+    assert not opened().create("lease", b"y")
+    assert opened().read("lease") == b"x"
+
+
+def test_names_and_removal_stop_at_the_folder(opened: Open) -> None:
+    store = opened()
+    for below in ("trials/0001/a", "trials/0001/b/c", "trials/00011/a", "trials/0002"):
+        store.write(below, b"x")
+    assert store.names("trials") == ["0001", "00011", "0002"]
+    assert store.names("trials/0001") == ["a", "b"]
+    assert store.names("nothing") == []
+    for below in ("trials/0001", "trials/0002", "trials/0002", "nothing"):
+        store.remove(below)
+    assert store.names("trials") == ["00011"]
+
+
+def test_what_a_worker_pushes_others_fetch(opened: Open) -> None:
+    worker, reader = opened(role="worker"), opened(role="reader")
+    for name, content in (("b", b"2"), ("a", b"1"), ("deep/c", b"")):
+        file = worker.folder / "trials/0001" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    worker.push("trials/0001")
+    worker.push("trials/0001/a")
+    worker.release("trials/0001")
+    expected = {"a": b"1", "b": b"2", "deep/c": b""}
+    assert files_in(reader.fetch("trials/0001")) == expected
+    assert reader.fetch("trials/0001/deep/c").read_bytes() == b""
+    assert files_in(worker.fetch("trials/0001")) == expected
+    assert not worker.fetch("trials/0002").exists()
+    worker.remove("trials/0001")
+    assert opened().names("trials") == []
+
+
+def test_searches_are_listed(opened: Open, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    storage = str(tmp_path / "searches")
+    if isinstance(opened(), ObjectStore):
+        storage = request.getfixturevalue("bucket") + "/some"
+    assert searches_in(storage) == []
+    for name in ("two", "one", "no search"):
+        store = opened(name)
+        assert not store.exists()
+        store.write("search.yaml", b"x")
+        if name != "no search":
+            store.replicate(0, b"line\n")
+            (store.folder / JOURNAL).write_bytes(b"line\n")
+            assert store.exists()
+    assert searches_in(storage) == ["one", "two"]
+
+
+def test_a_folder_is_the_storage_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = open_store("~/searches", "small", "driver")
+    assert store.folder == tmp_path / "searches" / "small"
+    assert store.fetch("a/b") == store.folder / "a/b"
+    assert not store.folder.exists()
+    store.write("a", b"")
+    store.release("a")
+    assert [path.name for path in store.folder.iterdir()] == ["a"], "nothing temporary stays"
+
+
+def test_a_store_that_nobody_knows_is_refused() -> None:
+    assert is_url("s3://bucket/x")
+    assert not is_url("/some/folder")
+    with pytest.raises(FtaeError, match=r"search.storage nosuch://bucket/small: .*for s3:// install ftae\[s3\]"):
+        open_store("nosuch://bucket", "small", "driver")
+
+
+# ------------------------------------------------------------------------------ the journal in an object store
+
+
+def test_the_journal_is_one_object_an_event_and_mirrored(remote: Callable[[Role], ObjectStore]) -> None:
+    driver, reader = remote("driver"), remote("reader")
+    for offset, line in ((0, b"one\n"), (4, b"three\n")):
+        driver.replicate(offset, line)
+        driver.replicate(offset, line)  # sent again, since no answer came
+    assert driver.names(JOURNAL_PIECES) == ["000000000000000", "000000000000004"]
+    (reader.folder / JOURNAL).write_bytes(b"one\nthr")  # its reader was killed
+    reader.refresh()
+    assert (reader.folder / JOURNAL).read_bytes() == b"one\nthree\n"
+    with pytest.raises(FtaeError, match=r"small was taken over by another ftae driver; this one ends"):
+        driver.replicate(4, b"other\n")
+    driver.replicate(99, b"x\n")
+    with pytest.raises(FtaeError, match="the part before byte 99 is missing"):
+        reader.refresh()
+
+
+def test_the_mirror_of_a_deleted_search_is_not_that_of_the_next(remote: Callable[[Role], ObjectStore]) -> None:
+    driver = remote("driver")
+    driver.replicate(0, b"a long old line\n")
+    driver.write("trials/0001/a", b"old")
+    driver.refresh()
+    driver.fetch("trials/0001")
+    for below in (JOURNAL_PIECES, "trials"):
+        remote("reader").remove(below)
+    driver.refresh()
+    assert files_in(driver.folder).get(JOURNAL) == b""
+    driver.replicate(0, b"new\n")
+    driver.refresh()
+    assert {n: c for n, c in files_in(driver.folder).items() if not n.startswith(".")} == {JOURNAL: b"new\n"}
+
+
+# ----------------------------------------------------------------------------------- a server with faults
+
+
+class Edge:
+    """In front of the S3 server: does not say why it refused, and loses answers to what it has done."""
+
+    def __init__(self, app: Any) -> None:
+        self._app, self.losing = app, False
+        self.stop: Callable[[], object] = lambda: None
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "PUT":
+            return self._app(environ, start_response)  # type: ignore[no-any-return]
+        status: list[str] = []
+        body = b"".join(self._app(environ, lambda code, headers: status.append(code)))
+        start_response("500 Internal Server Error" if self.losing else status[0], [])
+        return [b"" if self.losing else body.replace(b"<Condition>If-None-Match</Condition>", b"")]
+
+
+@pytest.fixture
+def edge(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from s3fs import S3FileSystem
+    from werkzeug.serving import make_server
+
+    edge = Edge(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, edge, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    edge.stop = lambda: (server.shutdown(), server.server_close())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    yield edge
+    edge.stop()
+
+
+def test_a_refusal_without_a_reason_is_understood(edge: Edge, remote: Callable[[Role], ObjectStore]) -> None:
+    store = remote("driver")
+    assert store.create("a", b"1")
+    assert not store.create("a", b"2")
+    edge.losing = True
+    store.replicate(0, b"one\n")
+    store.replicate(0, b"one\n")
+    with pytest.raises(FtaeError, match="taken over"):
+        store.replicate(0, b"other\n")
+
+
+def test_a_server_that_is_away_is_an_oserror(edge: Edge, remote: Callable[[Role], ObjectStore]) -> None:
+    store = remote("driver")
+    store.write("a", b"1")
+    (store.folder / "a").write_bytes(b"2")
+    edge.stop()
+    calls: list[Callable[[], Any]] = [
+        lambda: store.read("a"),
+        lambda: store.write("a", b""),
+        lambda: store.create("a", b""),
+        lambda: store.names("a"),
+        lambda: store.fetch("a"),
+        lambda: store.push("a"),
+        lambda: store.remove("a"),
+        lambda: searches_in(store.url),
+        store.refresh,
+    ]
+    for call in calls:
+        with pytest.raises(OSError, match="Could not connect to the endpoint URL"):
+            call()
