@@ -105,9 +105,10 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Train for this many steps instead.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     register: Annotated[str | None, typer.Option(help="Put the model into MLflow's registry under this name.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share every batch; on GPUs, one each.")] = 1,
     storage: Storage = STORAGE,
 ) -> None:
-    """Run a production file to its end; the same budget repeats the trial's numbers exactly."""
+    """Run a production file to its end; the same budget and workers repeat the trial's numbers exactly."""
     from ftae.specs.yamlfile import load_production
 
     file = file / "production.yaml" if file.is_dir() else file
@@ -121,7 +122,9 @@ def train(
         typer.echo(line, err=True)
 
     try:
-        report, released = run(spec, target, storage=Path(storage), resume=resume, register=register, say=say)
+        report, released = run(
+            spec, target, storage=Path(storage), resume=resume, register=register, workers=workers, say=say
+        )
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} was stopped; the same command with --resume goes on from its checkpoint", err=True)
         raise typer.Exit(130) from None

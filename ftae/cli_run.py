@@ -54,7 +54,7 @@ def search(
     if file == STDIN:
         again = f"ftae resume {spec.name}"
     # An attempt that died before the search began is no reason for the next one to fail.
-    go_on = None if resume and attempt > 1 else resume
+    go_on = None if resume and attempt else resume
     _run_here(spec, resume=go_on, again=again, attempt=attempt)
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,23 @@ class Machine:
     def said(self, process: subprocess.Popen[str]) -> str:
         return (self.folder / f"{self.started.index(process)}.log").read_text()
 
-    def clean_up(self) -> None:
+    def left_over(self) -> list[int]:
+        """The processes that still run of all those started here, by the variable they inherited."""
+        mark, found = f"FTAE_TEST={self.folder}".encode(), []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if f"FTAE_TEST={self.folder}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(path.name), signal.SIGKILL)
+                if mark in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
             except OSError:  # gone meanwhile, or another user's
                 continue
+        return found
+
+    def clean_up(self) -> None:
+        while pids := self.left_over():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
         for process in self.started:
             process.wait()
 
@@ -151,7 +162,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         yield found
     finally:
         found.clean_up()
-        shutil.rmtree(sockets, ignore_errors=True)  # of processes that die just now
+        shutil.rmtree(sockets)
 
 
 def counts(machine: Machine, observer: subprocess.Popen[str]) -> list[tuple[float, int]]:

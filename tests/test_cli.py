@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from mlflow import MlflowClient
 
@@ -21,7 +22,8 @@ from ftae.specs.yamlfile import load_search
 from ftae.storage import Store
 from ftae.tracking import store_uri
 
-COMMANDS = {"validate", "search", "best", "show", "export", "train", "sync", "ui"}
+COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}
+COMMANDS |= {"best", "show", "export", "train", "sync", "ui"}
 SEARCH: dict[str, Any] = {
     "name": "small",
     "finetune": {
@@ -96,7 +98,7 @@ def test_the_help_lists_every_command(ftae: Ftae) -> None:
     assert (result.status, result.err) == (0, "")
     listed = {line.split()[1] for line in result.out.partition("Commands")[2].splitlines() if len(line.split()) > 2}
     assert listed & COMMANDS == COMMANDS
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == COMMANDS  # type: ignore[union-attr]
+    assert set(typer.main.get_command(cli.app).commands) == COMMANDS  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -136,6 +138,7 @@ def test_a_wrong_call_is_2(ftae: Ftae, arguments: list[str]) -> None:
         (["export", "none"], "error: there is no search 'none' in searches"),
         (["sync", "none"], "error: there is no search 'none' in searches"),
         (["ui"], "error: searches has no embedded store yet (mlflow.db); run a search first, or name --storage"),
+        (["train", "production.yaml", "--workers", "3"], "error: 3 workers cannot share batch_size 8 evenly; use a "),
         (["train", "production.yaml", "--resume"], "error: runs/small has no checkpoint to resume from"),
         (["train", "production.yaml", "--out", "search.yaml/below"], "error: [Errno 20] Not a directory: "),
     ],

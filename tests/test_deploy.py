@@ -279,11 +279,8 @@ def test_no_file_holds_a_secret() -> None:
 
 def commands() -> list[tuple[str, str]]:
     """Every ``ftae`` command that the files and their page tell the user to run."""
-    found = [
-        (name_of(path), line)
-        for path in DOCUMENTS
-        for line in re.findall(r"^(?:# +)?(ftae [a-z].*)$", path.read_text(), re.M)
-    ]
+    line = re.compile(r"^(?:# +)?(?:ray exec \S+ ')?(ftae [a-z][^'\n]*)", re.MULTILINE)
+    found = [(name_of(path), command) for path in DOCUMENTS for command in line.findall(path.read_text())]
     return [*found, ("rayjob.yaml", the("RayJob")["spec"]["entrypoint"].removeprefix("python -m "))]
 
 

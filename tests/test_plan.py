@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from PIL import Image
 
 from ftae.engine.checkpoint import EvalReport
 from ftae.engine.loop import finetune
+from ftae.engine.probe import Probe
 from ftae.errors import FtaeError, SpecError
+from ftae.journal import Journal
 from ftae.plan import plan
 from ftae.specs import ProductionSpec, SearchSpec
 
@@ -80,17 +83,19 @@ def test_the_plan_of_a_search() -> None:
         "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
         lines[16],
         "storage      /no/such/place/small",
+        lines[18],
         "tracking     sqlite:////no/such/place/mlflow.db, experiment small",
         "warning: frozen stages keep random weights: model.pretrained is null",
     ]
-    assert lines[16].startswith("checkpoints  the best 2 of the search, and those of running trials: about ")
+    assert lines[16].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
+    assert lines[18].startswith("space        about ")
 
 
 def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:
     # Wide enough for the tensors to outweigh the files around them.
     changes: dict[str, Any] = {"finetune__model": {"family": "conv_vae", "channels": 32, "depth": 1, "latent_dim": 16}}
     [line] = [line for line in plan_of(**changes) if line.startswith("checkpoints")]
-    size, unit = line.split(" + ")[1].split()[:2]
+    size, unit = line.split()[-2:]
     spec = SearchSpec.model_validate(search(**changes)).finetune
     reports: list[EvalReport] = list(finetune(spec, tmp_path))
     assert reports[-1].checkpoint is not None
@@ -101,6 +106,28 @@ def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None
 def test_without_a_rung_every_trial_runs_to_its_end() -> None:
     for changes in ({"search__scheduler": {"name": "fifo"}}, {"finetune__num_evals": 1}):
         assert "rungs        none: every trial runs 12 steps" in plan_of(**changes)
+
+
+def test_the_space_is_held_against_the_quota() -> None:
+    [line] = [line for line in plan_of(search__max_storage_gb=2.5) if line.startswith("space")]
+    assert line.endswith(" a running trial (at most 2.5 GB, by search.max_storage_gb)")
+    with pytest.raises(
+        FtaeError, match=r"search\.max_storage_gb: 0\.0001 GB are allowed, the search takes about [\d.]+ MB"
+    ):
+        plan_of(search__max_storage_gb=1e-4)
+
+
+def test_what_the_preflight_of_a_begun_search_measured_is_told(tmp_path: Path) -> None:
+    begun = search(search__storage=str(tmp_path))
+    (tmp_path / "small").mkdir()
+    journal = Journal(tmp_path / "small")
+    journal.append("open", search=SearchSpec.model_validate(begun).model_dump(mode="json"), digest="", facts={})
+    assert not any(line.startswith("preflight") for line in plan_of(search__storage=str(tmp_path)))
+    probe = Probe(step_seconds=0.02, eval_seconds=0.5, peak_bytes=3 * 10**8, memory_bytes=None, device="cpu", node="n1")
+    journal.append("preflight", probe=asdict(probe))
+    journal.close()
+    last = "preflight    a step 20 ms, peak memory 300 MB (cpu) on n1; about 2.2 s a full trial"
+    assert last in plan_of(search__storage=str(tmp_path))
 
 
 def test_another_tracking_server_is_named() -> None:
@@ -200,4 +227,5 @@ def test_without_torch_all_but_the_model_is_checked(tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert "model        not checked: torch is not installed here" in lines
     assert "rungs        steps 4 of 12 (best 1/3 go on)" in lines
-    assert "checkpoints  the best 2 of the search, and those of running trials" in lines
+    assert "checkpoints  the best 2 of the search, and the newest of running trials" in lines
+    assert not any(line.startswith("space") for line in lines)

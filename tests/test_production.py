@@ -1,6 +1,7 @@
 """Production runs: the loop of a trial run to its end, tracked, and going on where it was interrupted."""
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -296,3 +297,14 @@ def test_a_run_that_diverges_says_so(storage: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="non-finite loss at step"):
         train(diverging, tmp_path, storage=storage, say=silent)
     assert not (tmp_path / "model").exists()
+
+
+def test_one_process_can_go_on_with_what_two_workers_began(
+    finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(nowhere(spec()), tmp_path, storage=storage, workers=2, say=interrupt_after(2))
+    assert multiprocessing.active_children() == []
+    train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
+    for report, expected in zip(reports(tmp_path), reports(finished[0]), strict=True):
+        assert report["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)

@@ -115,9 +115,10 @@ def connect(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient()
     except AuthenticationError as error:
+        said = str(error).splitlines()[0].partition(". ")[0]
         raise FtaeError(
             f"the cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the "
-            f"cluster's own token (or put it into ~/.ray/auth_token). It said: {str(error).partition('. ')[0]}"
+            f"cluster's own token (or put it into ~/.ray/auth_token). The error was: {said}"
         ) from error
     except (ConnectionError, requests.RequestException, RayError, RuntimeError, ValueError) as error:
         raise FtaeError(

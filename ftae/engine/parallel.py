@@ -35,7 +35,11 @@ SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
 class Group:
-    """The place of this process among those of a run. By itself it is the only one, at no cost."""
+    """The place of this process among those of a run.
+
+    This class waits for no other: alone it costs nothing, and one of a larger ``size`` does its own share,
+    as if the others did theirs, to try what that takes.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size

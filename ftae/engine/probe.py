@@ -3,19 +3,19 @@
 import math
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 import torch
 
 from ftae.engine.data import ImageSet
 from ftae.engine.evaluation import evaluate
-from ftae.engine.parallel import ALONE
+from ftae.engine.parallel import ALONE, Group
 from ftae.engine.training import Training, out_of_memory_fails
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import Asha, SearchSpec
@@ -23,6 +23,7 @@ from ftae.units import duration, size
 
 TIMED_STEPS = 5
 TIMED_SECONDS = 5.0  # no further step is begun after that
+PROCESS = Path("/proc/self")  # what Linux knows of this process
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,16 @@ class Probe:
         return f"a step {duration(self.step_seconds)}, peak memory {size(self.peak_bytes)} ({self.device})"
 
 
-def probe(spec: FinetuneSpec) -> Probe:
+def probe(spec: FinetuneSpec, group: Group = ALONE) -> Probe:
     """Train one step to warm up and a few that are timed, then evaluate a batch; nothing is written.
 
     Raises:
         FtaeError: the spec cannot be run (see ``Training``).
         TrainingFailed: non-finite loss or gradient, or out of memory.
     """
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    _forget_peak()
     with out_of_memory_fails(step=lambda: 0):
-        training = Training(spec, ALONE)
+        training = Training(spec, group)
     with out_of_memory_fails(step=lambda: training.step):
         step_seconds = _step_seconds(training)
         eval_seconds = _eval_seconds(training)
@@ -100,9 +100,19 @@ def _timed(action: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _forget_peak() -> None:
+    """Have the peaks begin at what is held now, as far as the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")
+
+
 def _peak_resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    if not PROCESS.exists():  # macOS, which counts bytes here
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = (line.split() for line in (PROCESS / "status").read_text().splitlines())
+    return next(1024 * int(fields[1]) for fields in lines if fields[0] == "VmHWM:")
 
 
 def trial_seconds(probe: Probe, spec: FinetuneSpec) -> float:

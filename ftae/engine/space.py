@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ftae.engine.checkpoint import KEPT
-from ftae.engine.evaluation import GRID_IMAGES
+from ftae.engine.evaluation import GRID_IMAGES, GRID_MIN_SIDE
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
@@ -36,8 +36,9 @@ def space_needed(spec: SearchSpec, checkpoint_bytes: int) -> Space:
 
 
 def _picture_bytes(run: FinetuneSpec) -> int:
-    """Of one picture of reconstructions, not compressed: three cells an image."""
-    return 3 * GRID_IMAGES * run.data.channels * run.data.resolution**2
+    """Of one picture of reconstructions, three cells an image, as if PNG compressed nothing but what it enlarges."""
+    enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
+    return 3 * GRID_IMAGES * run.data.channels * run.data.resolution**2 * enlarged
 
 
 def check_quota(spec: SearchSpec, needed: int) -> None:

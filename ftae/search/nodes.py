@@ -4,9 +4,10 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 import ray
@@ -30,13 +31,14 @@ def connected() -> Iterator[None]:
             runtime_env=None if address == "local" else {"env_vars": workers},
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
-            logging_level=logging.ERROR,
+            logging_level=logging.CRITICAL,
         )
         if threading.current_thread() is threading.main_thread():
             # What batch systems send: ends the search as Ctrl-C does. Ray has set its own by now.
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray tells of nodes and workers that died
+            yield
     finally:
         if started:
             ray.shutdown()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftae.engine.data import load_dataset
+from ftae.engine.parallel import Group
 from ftae.engine.probe import Probe, probe
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
@@ -56,10 +57,8 @@ def _look_at_images(spec: SearchSpec, fingerprint: str) -> str | None:
 def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
     """Measure the file's own configuration as one of a trial's workers runs it; or say why it cannot be run."""
     spec = SearchSpec.model_validate(search)
-    run = _trial(spec, fingerprint)
-    share = run.model_copy(update={"batch_size": run.batch_size // spec.search.resources.workers})
     try:
-        return probe(share)
+        return probe(_trial(spec, fingerprint), Group(size=spec.search.resources.workers))
     except TrainingFailed as failure:
         return f"on {platform.node()}: {failure}; {WHAT_TO_DO[failure.reason]}"
     except (FtaeError, OSError) as error:

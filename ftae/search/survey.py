@@ -21,6 +21,7 @@ from ftae.units import duration
 T = TypeVar("T")
 Say = Callable[[str], None]
 What = Literal["code", "storage", "images"]
+Fault = tuple[What, str, Node]  # what, why, and where
 SILENT_SECONDS = 10.0  # of waiting without a word
 SAY_SECONDS = 60.0
 
@@ -31,23 +32,28 @@ def look_around(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequenc
     Raises:
         FtaeError: some cannot, or have other images than those of ``fingerprint``: which, why, and what to do.
     """
-    token = f".preflight-{uuid.uuid4().hex}"
-    left = {node.id: f"{token}.{number}" for number, node in enumerate(nodes)}
-    search = spec.model_dump(mode="json")
-    faults: list[tuple[What, str, Node]] = []
     try:
-        store.write(token, token.encode())
-        tasks = {_on(node, look).remote(search, fingerprint, token, left[node.id]): node for node in nodes}
-        for node, seen in _results(tasks, "the nodes look at storage and images", say):
-            faults += [(what, why, node) for what, why in _faults(seen, store, token, left[node.id])]
+        faults = _looked(spec, store, fingerprint, nodes, say)
     except OSError as error:
         raise FtaeError(f"search.storage: {store} cannot be used from here: {error}") from error
-    finally:
-        for below in (token, *left.values()):
-            store.remove(below)
     live = {node.id for node in live_nodes()}
     if remaining := [fault for fault in faults if fault[2].id in live]:
         raise FtaeError(_told(remaining, store))
+
+
+def _looked(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[Node], say: Say) -> list[Fault]:
+    token = f".preflight-{uuid.uuid4().hex}"
+    left = {node.id: f"{token}.{number}" for number, node in enumerate(nodes)}
+    store.write(token, token.encode())
+    try:
+        search, faults = spec.model_dump(mode="json"), []
+        tasks = {_on(node, look).remote(search, fingerprint, token, left[node.id]): node for node in nodes}
+        for node, seen in _results(tasks, "the nodes look at storage and images", say):
+            faults += [(what, why, node) for what, why in _faults(seen, store, token, left[node.id])]
+        return faults
+    finally:
+        for below in (token, *left.values()):
+            store.remove(below)
 
 
 def _faults(seen: Look | RayError, store: Store, token: str, left: str) -> Iterator[tuple[What, str]]:
@@ -62,7 +68,7 @@ def _faults(seen: Look | RayError, store: Store, token: str, left: str) -> Itera
         yield "images", seen.images
 
 
-def _told(faults: Sequence[tuple[What, str, Node]], store: Store) -> str:
+def _told(faults: Sequence[Fault], store: Store) -> str:
     """A line for each kind of fault, which names the nodes by what they say."""
     kinds: dict[What, tuple[str, str]] = {
         "code": ("ftae cannot run", "Install the same version of it on every node"),

@@ -67,8 +67,7 @@ class _Trial:
 
     def _train(self) -> None:
         _free_memory()
-        spec, workdir = self._spec(), self._store.folder / self._below
-        self._store.fetch(f"{self._below}/{CHECKPOINTS}")
+        spec, workdir = self._spec(), self._store.fetch(self._below)
         checkpoint = usable_checkpoint(workdir, _note)
         if not self._started:
             _say({"start": _whereabouts() | {"step": 0 if checkpoint is None else int(checkpoint.name[5:])}})

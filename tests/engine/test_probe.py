@@ -2,7 +2,6 @@
 
 import random
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -80,9 +79,9 @@ def net(**kwargs: Any) -> dict[str, Any]:
 def test_steps_and_evaluation_are_timed() -> None:
     spec = spec_of(model=net(seconds=0.03), batch_size=180)
     found = probe(spec)
-    assert 0.03 <= found.step_seconds < 0.3
+    assert 0.03 <= found.step_seconds < 1.0
     batches = len(load_dataset(spec.data).val) / 180  # about two
-    assert 0.03 * batches <= found.eval_seconds < 0.3 * batches
+    assert 0.03 * batches <= found.eval_seconds < batches
     assert (found.device, found.memory_bytes) == ("cpu", None)
     assert Probe(**asdict(found)) == found
     assert str(found).startswith("a step ")
@@ -107,9 +106,8 @@ def test_slow_steps_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_peak_is_of_what_the_process_held() -> None:
-    small = probe(spec_of(model=net())).peak_bytes
-    large = probe(spec_of(model=net(megabytes=1500))).peak_bytes
-    assert large > small + 500e6  # this process may have held a part of it before
+    sizes = [probe(spec_of(model=net(megabytes=m), max_steps=1, num_evals=1)).peak_bytes for m in (0, 400, 0)]
+    assert sizes[1] > max(sizes[0], sizes[2]) + 300e6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

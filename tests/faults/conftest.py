@@ -1,5 +1,6 @@
 """A user's folder with a search and images, the same search undisturbed, and the table of faults."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from faults.outcome import Tally, undisturbed
 from faults.running import Drivers
-from faults.surroundings import write_images
+from faults.surroundings import Disk, MlflowServer, write_images
 
 from ftae.journal import SearchRecord
 
@@ -55,6 +56,26 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drivers]:
     write_search(drivers.folder)
     yield drivers
     drivers.clean_up()
+
+
+@pytest.fixture(scope="module")
+def server(drivers: Drivers) -> Iterator[MlflowServer]:
+    """Not running yet."""
+    server = MlflowServer(drivers.folder, drivers.environment())
+    yield server
+    server.go()
+
+
+@pytest.fixture(scope="module")
+def disk(drivers: Drivers) -> Iterator[Disk | None]:
+    """None where none can be mounted."""
+    try:
+        disk = Disk(drivers.folder / "disk")
+    except subprocess.CalledProcessError:
+        yield None
+        return
+    yield disk
+    disk.unmount()
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -43,6 +43,13 @@ class Driver(subprocess.Popen[bytes]):
     def result(self, seconds: float = 120.0) -> tuple[int, str, str]:
         """Wait for its end: exit status, stdout, stderr."""
         return self.wait(seconds), self._out.read_text(), self.said
+
+    def lose(self) -> float:
+        """Kill it; returns when that was."""
+        self.kill()
+        killed = time.time()
+        self.wait()
+        return killed
 
 
 @dataclass
@@ -95,6 +102,13 @@ class Search:
         """A driver for it: its first, or one that resumes it."""
         resume = ["--resume"] if self.look().trials else []
         return self.drivers.start(*self._command, *resume, **self._environment)
+
+    def start_two(self) -> tuple[Driver, tuple[int, str, str]]:
+        """Two drivers at the same instant: the one that runs, and the result of the other."""
+        pair = [self.start(), self.start()]
+        wait_until(lambda: any(driver.poll() is not None for driver in pair))
+        pair.sort(key=lambda driver: driver.poll() is not None)
+        return pair[0], pair[1].result()
 
     def _begin(self) -> None:
         self.record, self.events, self._offset = SearchRecord(search={}), list[Event](), 0
@@ -152,24 +166,31 @@ class Search:
         self.seconds_until("report", time.time(), driver)
 
     @property
-    def worker(self) -> int:
-        """The process that took up a trial last."""
+    def last_start(self) -> Event:
+        """When a process took up a trial last."""
         self.look()
-        return next(event["pid"] for event in reversed(self.events) if event["event"] == "start")
+        return next(event for event in reversed(self.events) if event["event"] == "start")
 
     def lose_worker(self, driver: Driver) -> float:
         """Kill the process that trains, and wait for another to take up a trial; returns the seconds that it took."""
-        worker = self.worker
+        worker = self.last_start["pid"]
         os.kill(worker, signal.SIGKILL)
         return self.seconds_until("start", time.time(), driver, other_than=worker)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is trained meanwhile."""
+        worker = self.last_start["pid"]
+        os.kill(worker, signal.SIGSTOP)
+        yield
+        os.kill(worker, signal.SIGCONT)
 
     def spoil_checkpoint(self, chance: random.Random) -> Path | None:
         """Cut short a file of the newest checkpoint of the trial that runs, while its worker is stopped for good.
 
         Returns the checkpoint; None if at that moment there was none that the trial would need.
         """
-        worker = self.worker
-        os.kill(worker, signal.SIGSTOP)
+        os.kill(self.last_start["pid"], signal.SIGSTOP)
         newest = next(reversed(self.look().trials.values()))
         folder = self.folder / trial_folder(newest.number) / CHECKPOINTS
         found = max(folder.glob("step-*"), default=None)
@@ -189,12 +210,13 @@ class Search:
         os.truncate(path, path.stat().st_size - chance.randint(1, len(last) - 1))
         self._begin()
 
-    def interrupt_while_saving(self, driver: Driver) -> float:
-        """Stop the driver as Ray's jobs are stopped, while a checkpoint is written; returns when that was."""
-        deadline = time.monotonic() + 120.0
-        while not any(self.folder.glob(f"trials/*/{CHECKPOINTS}/.step-*.tmp")):
+    def stop_while_saving(self, driver: Driver, number: int = signal.SIGINT) -> float:
+        """Stop the driver, as Ray's jobs are stopped, while a checkpoint is written; returns when that was."""
+        pattern, deadline = f"trials/*/{CHECKPOINTS}/.step-*.tmp", time.monotonic() + 120.0
+        of_the_killed = set(self.folder.glob(pattern))
+        while set(self.folder.glob(pattern)) <= of_the_killed:
             assert time.monotonic() < deadline, "no checkpoint is written"
             assert driver.poll() is None, driver.said
             time.sleep(0.001)
-        driver.send_signal(signal.SIGINT)
+        driver.send_signal(number)
         return time.time()

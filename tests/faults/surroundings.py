@@ -14,7 +14,7 @@ import urllib.request
 from contextlib import closing
 from pathlib import Path
 
-from faults.running import Drivers
+from faults.running import Drivers, wait_until
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -77,7 +77,23 @@ class MlflowServer:
         self._folder, self._environment = folder, environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def come(self) -> None:
+        """Start it, or let it go on; returns when it answers."""
+        if self._process is None:
+            self._start()
+        else:
+            os.killpg(self._process.pid, signal.SIGCONT)
+        wait_until(self._answers)
+
+    def go(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the server and its workers, if it runs: to kill it, or to let it hang."""
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+            if number == signal.SIGKILL:
+                self._process.wait()
+                self._process = None
+
+    def _start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", self.database]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
@@ -86,23 +102,12 @@ class MlflowServer:
                 command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def is_up(self) -> bool:
+    def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
                 return True
         except OSError:
             return False
-
-    def signal(self, number: int) -> None:
-        """To the server and its workers."""
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self.signal(signal.SIGKILL)
-            self._process.wait()
-        self._process = None
 
 
 class Nodes:

@@ -2,10 +2,10 @@
 
 import random
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from faults.outcome import NOTHING, compare_with_mlflow, numbers, twice_in_journal
@@ -18,25 +18,6 @@ from ftae.search.shipper import unsent
 from ftae.storage import Store
 
 Result = tuple[int, str, str]
-
-
-@pytest.fixture(scope="module")
-def server(drivers: Drivers) -> Iterator[MlflowServer]:
-    server = MlflowServer(drivers.folder, drivers.environment())
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def disk(drivers: Drivers) -> Iterator[Disk | None]:
-    """None where none can be mounted."""
-    try:
-        disk = Disk(drivers.folder / "disk")
-    except subprocess.CalledProcessError:
-        yield None
-        return
-    yield disk
-    disk.unmount()
 
 
 @dataclass
@@ -57,40 +38,31 @@ def ordeal(drivers: Drivers, server: MlflowServer, disk: Disk | None) -> Ordeal:
     chance = random.Random(0)
     storage = drivers.folder / "searches" if disk is None else disk.folder
     search = Search(drivers, storage / "faults", f"tracking.uri={server.uri}")
-    first, at_once = one_of_two(search)
+    first, at_once = search.start_two()
     search.wait_inside(1, first)
     spoil_images(drivers.folder / "images", chance)
     search.lose_worker(first)  # a new process, which has to load the images
-    server.start()
+    coming = Thread(target=server.come)
+    coming.start()
     search.wait_inside(2, first)
     damaged = search.spoil_checkpoint(chance)
     search.lose_worker(first)
     search.wait_inside(3, first)
     if disk is not None:
-        server.kill()
-        server.start()
         disk.refuse(10.0)
         search.wait_for_report(first)
+    coming.join()
     restore_images(drivers.folder / "images")
     search.wait_inside(4, first)
-    first.kill()
-    first.wait()
+    first.lose()
     search.cut_last_line(chance)
     second = search.start()
-    search.interrupt_while_saving(second)
+    search.stop_while_saving(second)
     stopped = second.result()
     third = search.start()
     search.wait_for(lambda record: record.close is None, third)
     late = search.start().result()
     return Ordeal(search, at_once, damaged, first, stopped, late, third.result(300))
-
-
-def one_of_two(search: Search) -> tuple[Driver, Result]:
-    """Start two drivers at the same instant: the one that runs, and what the other said."""
-    pair = [search.start(), search.start()]
-    wait_until(lambda: any(driver.poll() is not None for driver in pair))
-    pair.sort(key=lambda driver: driver.poll() is not None)
-    return pair[0], pair[1].result()
 
 
 def restore_images(folder: Path) -> None:
@@ -119,7 +91,7 @@ def test_mlflow_has_all_of_it_once(ordeal: Ordeal, server: MlflowServer) -> None
 
 
 def test_no_process_is_left(ordeal: Ordeal, drivers: Drivers, server: MlflowServer) -> None:
-    server.kill()
+    server.go()
     wait_until(lambda: drivers.left_over() == [], seconds=30.0)
 
 

@@ -1,9 +1,7 @@
 """Searches to which one thing happens again and again, at any moment."""
 
-import json
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,8 @@ from faults.running import Driver, Drivers, Search, wait_until
 from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images
 
 from ftae.journal import SearchRecord
+from ftae.search.shipper import unsent
+from ftae.storage import Store
 from ftae.tracking import store_uri
 
 pytestmark = pytest.mark.slow
@@ -31,18 +31,17 @@ def nodes(drivers: Drivers) -> Iterator[Nodes]:
     nodes.end()
 
 
-def a_search(drivers: Drivers, name: str, *sets: str, **environment: str) -> Search:
-    folder = drivers.folder / "searches" / name
-    return Search(drivers, folder, f"search.num_trials={NUM_TRIALS}", *sets, **environment)
+def a_search(drivers: Drivers, name: str, **environment: str) -> Search:
+    return Search(drivers, drivers.folder / "searches" / name, f"search.num_trials={NUM_TRIALS}", **environment)
 
 
 def finish(search: Search, driver: Driver, reference: Reference, *lines: Tally, uri: str | None = None) -> None:
     """Let the search end, and hold it against the one to which nothing happened."""
-    status, _, errors = driver.result(600)
+    status, output, errors = driver.result(600)
     assert (status, "Traceback" in errors) == (0, False), errors
+    assert output.startswith(f"{search.folder.name}: best is trial {reference(NUM_TRIALS).ranked()[0].number}. ")
     for line in lines:
         line.close(search.folder, reference(NUM_TRIALS), uri or store_uri(None, search.folder.parent))
-    wait_until(lambda: not ours(search.drivers), seconds=30.0)
 
 
 def test_workers(drivers: Drivers, reference: Reference, tally: Line) -> None:
@@ -53,11 +52,12 @@ def test_workers(drivers: Drivers, reference: Reference, tally: Line) -> None:
         time.sleep(chance.uniform(0.0, 2.0))
         line.seconds.append(search.lose_worker(driver))
     finish(search, driver, reference, line)
+    wait_until(lambda: drivers.left_over() == [], seconds=30.0)
 
 
 def test_checkpoints_and_images(drivers: Drivers, reference: Reference, tally: Line) -> None:
     chance, search = random.Random(2), a_search(drivers, "checkpoints")
-    checkpoints, images = tally("truncated checkpoint"), tally("corrupt image new, another overwritten; new worker")
+    checkpoints, images = tally("truncated checkpoint"), tally("corrupt image, and one overwritten; new worker")
     damaged: list[Path] = []
     driver = search.start()
     while len(damaged) < TIMES:
@@ -74,3 +74,94 @@ def test_checkpoints_and_images(drivers: Drivers, reference: Reference, tally: L
         trial = search.look().trials[int(checkpoint.parts[-3])]
         was_over = trial.step <= int(checkpoint.name[5:])
         assert was_over or any(f"the checkpoint {checkpoint} is damaged" in note for note in trial.notes)
+
+
+def test_drivers(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Line) -> None:
+    """Of two that start at the same instant one runs, until it is killed, now and then while it starts."""
+    chance, search = random.Random(3), a_search(drivers, "drivers", **nodes.environment)
+    kills, pairs = tally("kill -9 of the driver"), tally("two drivers at the same instant")
+    driver = search.start()
+    for _ in range(TIMES):
+        search.wait_for_report(driver)
+        time.sleep(chance.uniform(0.0, 1.5))
+        killed = driver.lose()
+        if chance.random() < 0.3:
+            driver = search.start()
+            time.sleep(chance.uniform(0.0, 8.0))
+            killed = driver.lose()
+        driver, (status, _, errors) = search.start_two()
+        assert (status, errors.count("is being run by another ftae process")) == (1, 1)
+        kills.seconds.append(search.seconds_until("start", killed, driver))
+        pairs.seconds.append(kills.seconds[-1])
+    finish(search, driver, reference, kills, pairs)
+
+
+def test_half_written_lines(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Line) -> None:
+    chance, search = random.Random(4), a_search(drivers, "lines", **nodes.environment)
+    line = tally("kill -9 of the driver, its last line cut")
+    driver = search.start()
+    for _ in range(TIMES):
+        search.wait_for_report(driver)
+        time.sleep(chance.uniform(0.0, 1.5))
+        killed = driver.lose()
+        search.cut_last_line(chance)
+        driver = search.start()
+        line.seconds.append(search.seconds_until("start", killed, driver))
+    finish(search, driver, reference, line)
+
+
+def test_stops(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Line) -> None:
+    chance, search = random.Random(5), a_search(drivers, "stops", **nodes.environment)
+    line = tally("stopped while a checkpoint is written")
+    driver = search.start()
+    for _ in range(TIMES):
+        search.wait_for_report(driver)
+        time.sleep(chance.uniform(0.0, 1.0))
+        stopped = search.stop_while_saving(driver, chance.choice([signal.SIGINT, signal.SIGTERM]))
+        status, _, errors = driver.result()
+        assert (status, "Traceback" in errors) == (130, False), errors
+        driver = search.start()
+        line.seconds.append(search.seconds_until("start", stopped, driver))
+    finish(search, driver, reference, line)
+
+
+def test_nodes(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Line) -> None:
+    chance, search = random.Random(6), a_search(drivers, "nodes", **nodes.environment)
+    line = tally("kill -9 of a node of 3, or of its raylet")
+    driver = search.start()
+    for _ in range(TIMES):
+        search.wait_for_report(driver)
+        time.sleep(chance.uniform(0.0, 2.0))
+        lost = search.last_start
+        killed = nodes.kill(lost["node"], chance.choice(["all", "raylet"]))
+        line.seconds.append(search.seconds_until("start", killed, driver, other_than=lost["pid"]))
+        nodes.add()
+    finish(search, driver, reference, line)
+
+
+def test_disk_and_mlflow(
+    drivers: Drivers, reference: Reference, disk: Disk | None, server: MlflowServer, tally: Line
+) -> None:
+    """Both are away at the same time, MLflow from before the start on."""
+    if disk is None:
+        pytest.skip("no disk can be mounted here")
+    chance = random.Random(7)
+    sets = f"search.num_trials={NUM_TRIALS}", f"tracking.uri={server.uri}"
+    search, store = Search(drivers, disk.folder / "both", *sets), Store(disk.folder / "both")
+    full, away, long = tally("storage full for 10 s"), tally("MLflow away for 10 s"), tally("MLflow away for 60 s")
+    driver = search.start()
+    for seconds in (60, *[10] * (TIMES // 2), 60, *[10] * (TIMES // 2)):
+        search.wait_for_report(driver)
+        time.sleep(chance.uniform(0.0, 1.0))
+        server.go(chance.choice([signal.SIGKILL, signal.SIGSTOP]))
+        gone = time.monotonic()
+        search.wait_for_report(driver)
+        disk.refuse(10.0, chance.choice(["bytes", "files"]))
+        full.seconds.append(search.seconds_until("report", time.time(), driver))
+        with search.paused():  # or it would be over too soon
+            time.sleep(max(0.0, seconds - (time.monotonic() - gone)))
+            server.come()
+            back = time.monotonic()
+            wait_until(lambda: unsent(store) == 0)
+            (long if seconds == 60 else away).seconds.append(time.monotonic() - back)
+    finish(search, driver, reference, full, away, long, uri=server.database)

@@ -1,37 +1,66 @@
-"""What a worker says of its trial. Only Tune's own ``report`` is left out: whole searches go through it elsewhere."""
+"""What a worker says of its trial. Only Tune's and Ray's own words are left out: whole searches go through them."""
 
 import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ftae.engine.checkpoint import latest_checkpoint
-from ftae.search import trial
+from ftae.engine.data import load_dataset
+from ftae.search import patience, trial
 from ftae.search.trial import run_trial
 from ftae.specs import SearchSpec
+from ftae.storage import open_store
 
-SEARCH = SearchSpec.model_validate(
-    {
-        "name": "small",
-        "finetune": {
-            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0, "kl": 1e-3},
-            "optimizer": {"name": "sgd", "lr": 1e-2},
-            "max_grad_norm": None,
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr"],
-        },
-        "search_space": {
-            "optimizer.lr": {"low": 1e-4, "high": 1e6, "log": True},
-            "losses.mse": {"choices": [0.0, 1.0]},
-            "freeze_depth": {"choices": [0, 2]},
-        },
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-    }
-)
+USER_MODULE = '''
+"""A network that does not fit above a batch size, once it has seen some batches."""
+
+import torch
+from torch import nn
+
+
+class Large(nn.Module):
+    def __init__(self, fits, after=0):
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 2, 3, padding=1)
+        self.decoder = nn.Conv2d(2, 1, 3, padding=1)
+        self.fits, self.left = fits, after
+
+    def encode(self, images):
+        self.left -= self.training
+        if self.training and self.left < 0 and len(images) > self.fits:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return self.encoder(images)
+
+    def decode(self, latents):
+        return self.decoder(latents)
+'''
+
+SEARCH: dict[str, Any] = {
+    "name": "small",
+    "finetune": {
+        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0, "kl": 1e-3},
+        "optimizer": {"name": "sgd", "lr": 1e-2},
+        "max_grad_norm": None,
+        "max_steps": 12,
+        "num_evals": 3,
+        "metrics": ["psnr"],
+    },
+    "search_space": {
+        "optimizer.lr": {"low": 1e-4, "high": 1e6, "log": True},
+        "losses.mse": {"choices": [0.0, 1.0]},
+        "freeze_depth": {"choices": [0, 2]},
+    },
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+}
 
 
 class Stopped(Exception):
@@ -39,65 +68,224 @@ class Stopped(Exception):
 
 
 class Worker:
-    """Runs trials in this process and notes what they say."""
+    """Runs trials in this process and notes what they say; ``on_message`` is called with each message."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.said = folder, list[dict[str, Any]]()
+    def __init__(self, storage: str, space: dict[str, Any], **finetune: Any) -> None:
+        self.search = SearchSpec.model_validate(
+            SEARCH
+            | {"finetune": SEARCH["finetune"] | finetune, "search_space": space}
+            | {"search": {"storage": storage}, "tracking": {"uri": "http://127.0.0.1:9"}}
+        )
+        self.fingerprint = load_dataset(self.search.finetune.data).fingerprint
+        self.store = open_store(storage, "small", "reader")
+        self.said = list[dict[str, Any]]()
+        self.on_message: Callable[[dict[str, Any]], object] = lambda message: None
         self._stop_at: int | None = None
-        monkeypatch.setattr(trial.tune, "report", self._report)
 
-    def _report(self, metrics: dict[str, Any]) -> None:
+    def report(self, metrics: dict[str, Any]) -> None:
         message = json.loads(metrics["message"])
         self.said.append(message)
+        self.on_message(message)
         if "report" in message and message["report"]["step"] == self._stop_at:
             raise Stopped
 
-    def run(self, number: int, stop_at: int | None = None, **params: Any) -> list[dict[str, Any]]:
+    def run(self, stop_at: int | None = None, changes: dict[str, Any] | None = None, **params: Any) -> list[Any]:
+        """What trial 1 said: each message, a report as its step alone."""
         self.said, self._stop_at = [], stop_at
         values = {path.replace("__", "."): value for path, value in params.items()}
-        config = {"number": number, "kind": "sampled", "params": values}
+        config = {"number": 1, "kind": "sampled", "params": values, "changes": changes or {}}
         try:
-            run_trial(config, search=SEARCH.model_dump(mode="json"), folder=str(self.folder))
+            run_trial(config, search=self.search.model_dump(mode="json"), fingerprint=self.fingerprint)
         except Stopped:
             assert stop_at is not None
-        return self.said
+        return [message["report"]["step"] if "report" in message else message for message in self.said]
+
+    @property
+    def values(self) -> list[float]:
+        return [message["report"]["metrics"]["val/psnr"] for message in self.said if "report" in message]
 
 
 @pytest.fixture
-def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    return Worker(tmp_path, monkeypatch)
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
+    def make(storage: str = str(tmp_path), space: dict[str, Any] = SEARCH["search_space"], **finetune: Any) -> Worker:
+        worker = Worker(storage, space, **finetune)
+        monkeypatch.setattr(trial.tune, "report", worker.report)
+        return worker
+
+    (tmp_path / "large_nets.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(trial, "_whereabouts", lambda: {"node": "here", "pid": 1})
+    yield make
+    sys.modules.pop("large_nets", None)
+
+
+@pytest.fixture
+def worker(make: Callable[..., Worker]) -> Worker:
+    return make()
+
+
+def started(step: int) -> dict[str, Any]:
+    return {"start": {"node": "here", "pid": 1, "step": step}}
 
 
 def test_a_trial_reports_what_is_on_disk(worker: Worker) -> None:
-    reports = [message["report"] for message in worker.run(7, optimizer__lr=1e-3)]
-    assert [report["step"] for report in reports] == [0, 4, 8, 12]
-    place = worker.folder / "trials" / "0007"
+    assert worker.run(optimizer__lr=1e-3) == [started(0), 0, 4, 8, 12]
+    reports = [message["report"] for message in worker.said[1:]]
+    place = worker.store.folder / "trials" / "0001"
     assert all((place / report["images"]).is_file() for report in reports)
     assert place / reports[-1]["checkpoint"] == latest_checkpoint(place)
     assert set(reports[-1]) == {"step", "metrics", "timing", "checkpoint", "images"}
 
 
-def test_a_stopped_trial_repeats_its_last_report_and_goes_on(worker: Worker, tmp_path: Path) -> None:
-    whole = [message["report"]["metrics"] for message in worker.run(1, optimizer__lr=1e-2)]
-    first = [message["report"]["metrics"] for message in worker.run(2, stop_at=8, optimizer__lr=1e-2)]
-    rest = [message["report"]["metrics"] for message in worker.run(2, optimizer__lr=1e-2)]
-    assert (first, rest) == (whole[:3], whole[2:])
+@pytest.mark.parametrize("storage", ["folder", "object store"])
+def test_a_stopped_trial_goes_on_anywhere_from_its_last_report(
+    storage: str, make: Callable[..., Worker], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make()
+    whole.run()
+    other = {} if storage == "folder" else {"storage": request.getfixturevalue("bucket")}
+    worker = make(**other)
+    worker.store.remove("trials")
+    below = "trials/0001/checkpoints"
+    kept: list[list[str]] = []
+    worker.on_message = lambda message: kept.append(worker.store.names(below)) if "report" in message else None
+    assert worker.run(stop_at=8) == [started(0), 0, 4, 8]
+    first = worker.values
+    if storage != "folder":
+        assert not any(Path(trial.open_store(other["storage"], "small", "worker").folder).rglob("step-*"))
+        monkeypatch.setenv("FTAE_CACHE", str(whole.store.folder / "another machine's"))
+    assert worker.run() == [started(8), 8, 12]
+    assert (first, worker.values) == (whole.values[:3], whole.values[2:])
+    four, eight, twelve = (f"step-{step:08d}" for step in (4, 8, 12))
+    assert kept == [[], [four], [four, eight], [four, eight], [eight, twelve]]
+
+
+@pytest.mark.parametrize("storage", ["folder", "object store"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    storage: str, make: Callable[..., Worker], request: pytest.FixtureRequest
+) -> None:
+    worker = make(**({} if storage == "folder" else {"storage": request.getfixturevalue("bucket")}))
+    worker.run(stop_at=8)
+    before = worker.values
+    file = "trials/0001/checkpoints/step-00000008/model.safetensors"
+    worker.store.write(file, (worker.store.read(file) or b"")[:-1])
+    note, *rest = worker.run()
+    assert rest == [started(4), 4, 8, 12]
+    assert "step-00000008 is damaged (model.safetensors is not what was written); going back to" in note["note"]
+    assert worker.values[:2] == before[1:]
+
+
+# ------------------------------------------------------------------------------------- faults of its own
 
 
 def test_params_that_cannot_be_trained_have_diverged(worker: Worker) -> None:
-    report, end = worker.run(1, optimizer__lr=1e6)
-    assert report["report"]["step"] == 0
-    assert end == {"diverged": "non-finite loss at step 1"}
+    assert worker.run(optimizer__lr=1e6) == [started(0), 0, {"diverged": "non-finite loss at step 1"}]
 
 
 def test_a_fault_of_the_user_fails_the_trial(worker: Worker) -> None:
-    report, end = worker.run(1, losses__mse=0.0, freeze_depth=2)
-    assert report["report"]["step"] == 0
-    assert end == {"failed": "freeze leaves nothing to train that losses (kl) depend on"}
+    reason = "freeze leaves nothing to train that losses (kl) depend on"
+    assert worker.run(losses__mse=0.0, freeze_depth=2) == [started(0), 0, {"failed": reason}]
 
 
-def test_files_that_cannot_be_written_are_a_fault_of_the_storage(worker: Worker) -> None:
-    (worker.folder / "trials").write_text("a file where the trials should go")
-    [end] = worker.run(1)
-    assert set(end) == {"storage"}
+def large(make: Callable[..., Worker], fits: int, batch_size: int = 8, after: int = 0) -> Worker:
+    model = {"family": "large_nets:Large", "kwargs": {"fits": fits, "after": after}, "image_range": "0..1"}
+    space = {"optimizer.lr": SEARCH["search_space"]["optimizer.lr"]}
+    return make(space=space, model=model, losses={"mse": 1.0}, batch_size=batch_size)
+
+
+def adapted(step: int) -> dict[str, Any]:
+    reason = f"out of memory at step {step}; goes on with a batch of 4 x 2"
+    return {"adapt": {"changes": {"batch_size": 4, "grad_accumulation": 2}, "reason": reason}}
+
+
+def test_what_does_not_fit_goes_on_from_its_checkpoint_with_half_the_batch(make: Callable[..., Worker]) -> None:
+    worker = large(make, fits=4, after=6)
+    assert worker.run() == [started(0), 0, 4, adapted(6), 4, 8, 12]
+    values = worker.values
+    worker.store.remove("trials")
+    undisturbed = large(make, fits=8)
+    undisturbed.run()
+    assert values[:2] == undisturbed.values[:2]
+    assert values[-1] == pytest.approx(undisturbed.values[-1], rel=1e-4)
+
+
+def test_an_adapted_trial_stays_so_when_it_goes_on(make: Callable[..., Worker]) -> None:
+    worker = large(make, fits=4)
+    assert worker.run(stop_at=4) == [started(0), 0, adapted(0), 0, 4]
+    changes = {"batch_size": 4, "grad_accumulation": 2}
+    assert worker.run(changes=changes) == [started(4), 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fits", "said"),
+    [
+        (8, 2, [adapted(0), 0, {"diverged": "out of memory at step 0"}]),
+        (5, 4, [{"diverged": "out of memory at step 0"}]),
+    ],
+    ids=["half is too much, too", "odd"],
+)
+def test_what_cannot_be_made_to_fit_has_diverged(
+    batch_size: int, fits: int, said: list[Any], make: Callable[..., Worker]
+) -> None:
+    assert large(make, fits, batch_size).run() == [started(0), 0, *said]
+
+
+# --------------------------------------------------------------------------------- faults of its storage
+
+
+def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker: Worker) -> None:
+    trials = worker.store.folder / "trials"
+
+    def fault(message: dict[str, Any]) -> None:
+        if message.get("report", {}).get("step") == 8 and len(worker.values) == 3:
+            trials.rename(trials.with_name("away"))
+            trials.write_text("in the way")
+        elif "refuses" in message.get("note", ""):
+            trials.unlink()
+            trials.with_name("away").rename(trials)
+
+    worker.on_message = fault
+    start, *first, away, back, again, last = worker.run()
+    assert (start, first, again, last) == (started(0), [0, 4, 8], 8, 12)
+    assert away["note"].startswith("storage refuses: [Errno 20] Not a directory")
+    assert back == {"note": "storage is back"}
+
+
+def test_a_storage_that_stays_away_is_said(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.6)
+    worker.store.write("trials", b"a file where the trials should go")
+    start, note, end = worker.run()
+    assert (start, list(note)) == (started(0), ["note"])
     assert end["storage"].startswith("trial 1 cannot use its files: [Errno 20] Not a directory")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(4):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_that_change_during_a_search(
+    cached: bool, photos: Path, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"source": "image_folder", "train": str(photos), "resolution": 16, "val": 0.25, "color": "grey"}
+    worker = make(data=data)
+    worker.run()
+    before = worker.values
+    shutil.rmtree(worker.store.folder / "trials")
+    (photos / "0.png").rename(photos / "renamed.png")
+    if not cached:
+        monkeypatch.setenv("FTAE_CACHE", str(photos.parent / "another machine's"))
+    load_dataset.cache_clear()
+    said = worker.run()
+    if cached:
+        assert said == [started(0), 0, 4, 8, 12]
+        assert worker.values == before
+    else:
+        reason = f"the images of {photos} are not those of data.fingerprint {worker.fingerprint}: files came"
+        assert said[1]["storage"].startswith(reason)
+        assert len(said) == 2

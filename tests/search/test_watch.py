@@ -13,6 +13,7 @@ import ray
 from ftae.search import watch as module
 from ftae.search.watch import LEAST_PATIENCE_SECONDS, PATIENCE_FACTOR, START_PATIENCE_SECONDS, Watch
 
+
 class Listener:
     """A driver that looks every second, from ``now`` on."""
 

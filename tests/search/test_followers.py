@@ -1,0 +1,122 @@
+"""A trial of two workers in a search on a local cluster; one of them is killed, a trial is pruned."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ftae import journal
+from ftae.engine.loop import finetune
+from ftae.engine.parallel import ALONE
+from ftae.journal import FILE_NAME, SearchRecord
+from ftae.search.driver import run_search
+from ftae.search.followers import followers, placement
+from ftae.specs import SearchSpec
+from ftae.specs.resources import Resources
+
+
+def search(storage: Path) -> SearchSpec:
+    """The file's own rate of 0.01 learns, the other one does not."""
+    return SearchSpec.model_validate(
+        {
+            "name": "shared",
+            "finetune": {
+                "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+                "data": {"source": "digits", "resolution": 16},
+                "losses": {"mse": 1.0, "kl": 1e-3},
+                "optimizer": {"lr": 0.01},
+                "ema_half_life_fraction": 0.1,
+                "max_steps": 12,
+                "num_evals": 3,
+                "metrics": ["psnr"],
+            },
+            "search_space": {"optimizer.lr": {"choices": [0.01, 1e-9]}},
+            "objective": {"metric": "val/psnr", "direction": "maximize"},
+            "search": {
+                "num_trials": 2,
+                "sampler": "random",
+                "scheduler": {"name": "asha", "reduction_factor": 2},
+                "resources": {"workers": 2},
+                "storage": str(storage),
+                "seed": 1,
+            },
+            "tracking": {"uri": "http://127.0.0.1:9"},
+        }
+    )
+
+
+def processes(title: str) -> list[int]:
+    """Ray's workers below this very process that have a title: ``_Worker`` a follower's, ``ImplicitFunc`` a trial's."""
+    parents, found = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            found += [int(path.name)] if (path / "cmdline").read_text().startswith(f"ray::{title}") else []
+        except OSError:  # gone meanwhile
+            continue
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in found if is_ours(pid)]
+
+
+def is_empty(title: str, seconds: float = 10.0) -> bool:
+    """Whether all such processes end in time."""
+    deadline = time.monotonic() + seconds
+    while processes(title) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return processes(title) == []
+
+
+class Killer(threading.Thread):
+    """Kills the process with a title when trial 1 has made its first report with a checkpoint."""
+
+    def __init__(self, folder: Path, title: str) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.title, self.killed = folder, title, list[int]()
+
+    def run(self) -> None:
+        while not self.killed:
+            time.sleep(0.005)
+            events = list(journal.read(self.folder)) if (self.folder / FILE_NAME).exists() else []
+            if any(e["event"] == "report" and e["trial"] == 1 and e["step"] > 0 for e, _ in events):
+                self.killed = processes(self.title)
+                for pid in self.killed:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def searched(storage: Path, victim: str) -> SearchRecord:
+    killer = Killer(storage / "shared", victim)
+    killer.start()
+    record = run_search(search(storage))
+    assert len(killer.killed) == 1
+    return record
+
+
+def test_what_tune_reserves() -> None:
+    assert placement(Resources()).bundles == [{"CPU": 1.0}]
+    wanted = placement(Resources(cpus=2, gpus=1, workers=3))
+    assert (wanted.bundles, wanted.strategy) == ([{"CPU": 2.0, "GPU": 1.0}] * 3, "PACK")
+
+
+def test_one_worker_needs_nobody(tmp_path: Path) -> None:
+    with followers(search(tmp_path).finetune, Resources()) as group:
+        assert group is ALONE
+
+
+@pytest.mark.parametrize("victim", ["_Worker", pytest.param("ImplicitFunc", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_of_two_workers_outlives_either_and_leaves_nobody(victim: str, tmp_path: Path) -> None:
+    record = searched(tmp_path, victim)
+    assert [trial.status for trial in record.trials.values()] == ["finished", "finished", "pruned"]
+    assert [report["step"] for report in record.trials[1].reports] == [0, 4, 8, 12]
+    starts = [e["step"] for e, _ in journal.read(tmp_path / "shared") if e["event"] == "start" and e["trial"] == 1]
+    assert starts == [0, 4]
+    alone = list(finetune(search(tmp_path).trial_spec(record.trials[1].params), tmp_path / "alone"))
+    for report, expected in zip(record.trials[1].reports, alone, strict=True):
+        assert report["metrics"] == pytest.approx(expected.metrics, rel=1e-5)
+    assert is_empty("_Worker")

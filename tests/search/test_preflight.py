@@ -1,0 +1,250 @@
+"""What is found before the first trial of a search, on a real cluster."""
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from ftae.engine.data import load_dataset
+from ftae.engine.probe import Probe
+from ftae.errors import FtaeError
+from ftae.journal import Journal
+from ftae.search import survey
+from ftae.search.nodes import live_nodes
+from ftae.search.preflight import _check_memory, preflight
+from ftae.search.rehearsal import try_step
+from ftae.search.shipper import Shipper, tracker_of
+from ftae.specs import SearchSpec
+from ftae.storage import Store, open_store
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Said(list[str]):
+    def __call__(self, message: str) -> None:
+        self.append(message)
+
+
+def spec(storage: Path, **changes: Any) -> SearchSpec:
+    """``changes``: values by path, ``__`` between its parts."""
+    data: dict[str, Any] = {
+        "name": "small",
+        "finetune": {
+            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0, "kl": 1e-3},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e7, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 6, "storage": str(storage)},
+        "tracking": {},
+    }
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        place = data
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    return SearchSpec.model_validate(data).located()
+
+
+def store_of(search: SearchSpec) -> Store:
+    store = open_store(search.search.storage, search.name, "driver")
+    store.folder.mkdir(parents=True, exist_ok=True)
+    return store
+
+
+def fly(search: SearchSpec, *, checkpoint_bytes: int = 1000, fingerprint: str | None = None) -> tuple[Probe, Said]:
+    """The preflight of a search, whose driver has loaded images of this fingerprint."""
+    data, said = load_dataset(search.finetune.data), Said()
+    data = data if fingerprint is None else replace(data, fingerprint=fingerprint)
+    return preflight(search, store_of(search), data, checkpoint_bytes, said), said
+
+
+def refusal(search: SearchSpec, **options: Any) -> str:
+    with pytest.raises(FtaeError) as caught:
+        fly(search, **options)
+    assert list(store_of(search).folder.iterdir()) == []
+    return str(caught.value)
+
+
+def test_a_sound_search_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    search = spec(tmp_path)
+    probe, said = fly(search)
+    assert (probe.device, probe.memory_bytes) == ("cpu", None)
+    assert 0 < probe.step_seconds < probe.eval_seconds
+    assert list((tmp_path / "small").iterdir()) == []
+    [line] = said if len(said) == 1 else said[-1:]  # a loaded machine may have said that it takes long
+    assert line.startswith(f"preflight     1 node; {probe}; about ")
+    assert line.endswith(" the search at 2 at a time")
+
+
+def test_no_more_run_at_a_time_than_may_or_can(tmp_path: Path) -> None:
+    for limit, expected in [({"max_concurrent": 1}, 1), ({"max_concurrent": 9}, 2), ({"num_trials": 1}, 1)]:
+        changes = {f"search__{key}": value for key, value in limit.items()}
+        assert fly(spec(tmp_path, **changes))[1][-1].endswith(f"at {expected} at a time")
+
+
+# -------------------------------------------------------------------------------------------- refusals
+
+
+def test_too_small_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    assert refusal(spec(tmp_path, search__resources={"cpus": 3})) == (
+        "search.resources.cpus: a trial asks for 3, the largest node of the cluster has 2 CPUs. "
+        "Lower it, or join a larger cluster"
+    )
+    message = refusal(spec(tmp_path, search__resources={"cpus": 1, "workers": 4}))
+    assert message.startswith("search.resources: a trial asks for 4 workers of 1 CPUs, 0 GPUs, the nodes have ")
+    assert time.monotonic() - start < 15.0  # a cluster tells after some seconds whether it grows
+
+
+def test_space_is_held_against_the_quota_and_the_disk(tmp_path: Path) -> None:
+    message = refusal(spec(tmp_path, search__max_storage_gb=0.5), checkpoint_bytes=10**9)
+    assert message.startswith("search.max_storage_gb: 0.5 GB are allowed, the search takes about 10 GB. Allow more, ")
+    message = refusal(spec(tmp_path), checkpoint_bytes=10**15)
+    assert message.startswith(f"search.storage: {tmp_path / 'small'} has ")
+    assert " free, the search takes about 1e+04 TB more. Make room, name another storage, " in message
+
+
+def test_other_images_on_a_node_are_refused(tmp_path: Path) -> None:
+    message = refusal(spec(tmp_path), fingerprint="of-yesterday")
+    assert message.startswith(f"finetune.data: the images cannot be used on {live_nodes()[0].name}: the images of ")
+    assert message.endswith("Put the same images at the same path on every node, or on a storage that all share")
+
+
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    search = spec(tmp_path)
+    nowhere = Store(tmp_path / "file" / "small")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FtaeError, match=r"search\.storage: .*/file/small cannot be used from here: "):
+        survey.look_around(search, nowhere, "", live_nodes(), Said())
+
+
+def test_a_diverging_configuration_is_refused_with_advice(tmp_path: Path) -> None:
+    wild = {"lr": 1e6, "name": "sgd"}
+    message = refusal(spec(tmp_path, finetune__optimizer=wild, finetune__max_grad_norm=None))
+    assert message.startswith("a step of the file's own configuration was tried and failed: on ")
+    assert "non-finite" in message
+    assert "; lower finetune.optimizer.lr" in message
+
+
+def test_a_configuration_that_trains_nothing_is_refused(tmp_path: Path) -> None:
+    message = refusal(spec(tmp_path, finetune__losses={"kl": 1.0}, finetune__freeze_depth=2))
+    assert "freeze leaves nothing to train" in message
+
+
+HUNGRY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+
+    def encode(self, images):
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return self.encoder(images)
+
+    def decode(self, latents):
+        return self.decoder(latents)
+"""
+
+
+def test_what_does_not_fit_the_memory_is_told_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hungry_nets.py").write_text(HUNGRY)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {"family": "hungry_nets:Net", "image_range": "0..1"}
+    changes: dict[str, Any] = {"finetune__model": model, "finetune__losses": {"mse": 1.0}}
+    search = spec(tmp_path, **changes, finetune__batch_size=8)
+    told = try_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    assert isinstance(told, str)
+    assert "out of memory at step 0; lower finetune.batch_size" in told
+    # Two workers take four images each.
+    shared = spec(tmp_path, **changes, finetune__batch_size=8, search__resources={"workers": 2})
+    tried = try_step(shared.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    assert isinstance(tried, Probe)
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
+    task = ray.remote(lambda: os._exit(1)).options(max_retries=0).remote()
+    [(name, error)] = survey._results({task: "worker"}, "", Said())
+    assert name == "worker"
+    assert "died unexpectedly" in survey._reason(error)
+
+
+def test_a_busy_cluster_is_waited_for_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(survey, "SAY_SECONDS", 0.5)
+    search, said = spec(tmp_path), Said()
+    other = ray.remote(lambda: time.sleep(2.0)).options(num_cpus=2).remote()
+    while ray.available_resources().get("CPU", 0.0) > 0.0:
+        time.sleep(0.05)
+    probe = survey.try_on_a_worker(search, load_dataset(search.finetune.data).fingerprint, said)
+    ray.get(other)
+    assert probe.step_seconds > 0
+    assert len(said) >= 2
+    assert said[0].startswith("preflight: a worker tries a step of the file's own configuration, or waits for room, ")
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def on_gpu(peak_bytes: float, memory_bytes: int | None = 40 * 10**9) -> Probe:
+    return Probe(0.1, 1.0, int(peak_bytes), memory_bytes, "cpu" if memory_bytes is None else "A100", "n1")
+
+
+def test_trials_that_share_a_gpu_must_fit_into_its_memory(tmp_path: Path) -> None:
+    def check(gpus: float, peak_bytes: float) -> None:
+        _check_memory(on_gpu(peak_bytes), spec(tmp_path, search__resources={"gpus": gpus}), live_nodes(), 8, Said())
+
+    check(1.0, 39e9)
+    check(0.25, 9e9)
+    check(0.5, 19e9)
+    with pytest.raises(FtaeError) as caught:
+        check(0.25, 12e9)
+    assert str(caught.value) == (
+        "search.resources.gpus: 0.25 lets 4 trials share a GPU, but each takes 12.5 GB of the 40 GB of a A100. "
+        "Set it to 0.34, or lower finetune.batch_size"
+    )
+    check(0.34, 12e9)
+
+
+def test_processes_that_may_not_fit_into_a_node_are_warned_of(tmp_path: Path) -> None:
+    [node] = live_nodes()
+    small, large = node.memory / 3, node.memory / 1.5
+    for peak, at_a_time, warnings in [(small, 2, 0), (large, 1, 0), (large, 2, 1)]:
+        said = Said()
+        _check_memory(on_gpu(peak, None), spec(tmp_path), [node], at_a_time, said)
+        assert len(said) == warnings
+    assert said[0].startswith("warning: 2 processes at a time take up to ")
+
+
+# -------------------------------------------------------------------------------------------- tracking
+
+
+def test_tracking_that_cannot_be_reached_is_told_within_seconds(tmp_path: Path) -> None:
+    search, said = spec(tmp_path, tracking={"uri": "http://127.0.0.1:9"}), Said()
+    store = store_of(search)
+    Journal(store.folder).append("open", search=search.model_dump(mode="json"), digest="", facts={})
+    shipper = Shipper(store, lambda: tracker_of(search, store), said)
+    start = time.monotonic()
+    shipper.start()
+    while not said and time.monotonic() < start + 20.0:
+        time.sleep(0.05)
+    shipper.finish(30.0)
+    [told] = said
+    assert told.startswith("MLflow at http://127.0.0.1:9: ")
+    assert "Connection refused" in told
+    assert told.endswith("; the search goes on and sends it later")

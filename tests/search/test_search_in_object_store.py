@@ -1,0 +1,189 @@
+"""A search in an object store, on a real S3 server: it is there for every machine, and for one driver at a time."""
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftae import journal
+from ftae.errors import FtaeError
+from ftae.export import _chosen
+from ftae.report import best, find_search
+from ftae.search import lease
+from ftae.search.shipper import SEARCH_FILE, ship_new
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
+from ftae.storage import JOURNAL_PIECES, Store, open_store
+
+SPEC = SearchSpec.model_validate(
+    {
+        "name": "made-up",
+        "finetune": {
+            "model": {"family": "conv_ae"},
+            "data": {"source": "digits", "resolution": 16},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "num_evals": 3,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"num_trials": 6, "scheduler": {"name": "asha", "reduction_factor": 2.0}},
+    }
+)
+
+OnMachine = Callable[..., Store]
+
+
+@pytest.fixture
+def on_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnMachine:
+    """The search's store as another machine has it: by a mirror of its own."""
+    for name, value in {"RENEW_SECONDS": 0.1, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.2}.items():
+        monkeypatch.setattr(lease, name, value)
+
+    def on_machine(machine: str, role: Any = "driver") -> Store:
+        monkeypatch.setenv("FTAE_CACHE", str(tmp_path / machine))
+        return open_store(bucket, SPEC.name, role)
+
+    return on_machine
+
+
+def step_of(state: SearchState, number: int) -> bool:
+    """The next report of a trial, better for the later ones; whether it goes on."""
+    trial = state.record.trials[number]
+    step = trial.step + 4 if trial.reports else 0
+    below = {"images": f"images/step-{step}.png", "checkpoint": f"checkpoints/step-{step:08d}" if step else None}
+    state.store.write(f"trials/{number:04d}/{below['images']}", b"picture")
+    if step:
+        state.store.write(f"trials/{number:04d}/{below['checkpoint']}/model.safetensors", b"weights")
+    return state.report(number, {"step": step, "metrics": {"val/psnr": 20.0 + number}, "timing": {}, **below})
+
+
+def run(state: SearchState, until: int = 99) -> SearchState:
+    """One trial after the other, up to the first report of trial ``until``."""
+    while (trial := state.next_trial()) is not None:
+        while step_of(state, trial.number):
+            if trial.number == until:
+                return state
+    return state
+
+
+def die(state: SearchState) -> None:
+    """As a driver that is killed: nothing is closed or given back."""
+    state._lease._released.set()
+
+
+def told(state: SearchState) -> Any:
+    """All that a search knows."""
+    study = [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in state.study.trials]
+    return state.record.trials, study, state.rungs.recorded()
+
+
+def events(folder: Path) -> list[tuple[str, int | None]]:
+    return [(event["event"], event.get("trial")) for event, _ in journal.read(folder)]
+
+
+def test_another_machine_takes_up_what_a_killed_driver_left(on_machine: OnMachine, tmp_path: Path) -> None:
+    first = run(SearchState(SPEC, on_machine("one")), until=3)
+    die(first)
+    said: list[str] = []
+    again = SearchState(SPEC, on_machine("two"), say=said.append)
+    assert len(said) == 1
+    assert "held this search; watching for 1 s" in said[0]
+    assert told(again) == told(first)
+    run(again)
+    assert again.is_complete
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = run(SearchState(SPEC, Store(tmp_path / "undisturbed")))
+    assert [t.params for t in again.record.ranked()] == [t.params for t in undisturbed.record.ranked()]
+    assert told(again)[1:] == told(undisturbed)[1:]
+    die(undisturbed)
+    again.close("complete")
+    assert again.store.names("") == [JOURNAL_PIECES, "trials"], "the lease was given back"
+
+
+def test_the_same_machine_goes_on_at_once(on_machine: OnMachine) -> None:
+    first = run(SearchState(SPEC, on_machine("one")), until=2)
+    with pytest.raises(FtaeError, match="is being run by another ftae process"):
+        SearchState(SPEC, on_machine("one"))
+    die(first)
+    first.journal.close()
+    path = first.journal.path
+    path.write_bytes(path.read_bytes()[:-100])  # the mirror is behind: what counts is in the store
+    said: list[str] = []
+    again = SearchState(SPEC, on_machine("one"), say=said.append)
+    assert said == []
+    assert told(again) == told(first)
+    again.close("interrupted")
+
+
+def test_a_living_driver_is_left_alone(on_machine: OnMachine) -> None:
+    state = SearchState(SPEC, on_machine("one"))
+    with pytest.raises(FtaeError, match=r"s3://.*/made-up is being run by .* \(process \d+\)"):
+        SearchState(SPEC, on_machine("two"))
+    run(state, until=1)
+    state.close("interrupted")
+
+
+def test_a_driver_that_was_replaced_cannot_write(on_machine: OnMachine) -> None:
+    replaced = run(SearchState(SPEC, on_machine("one")), until=2)
+    die(replaced)
+    state = run(SearchState(SPEC, on_machine("two")), until=3)
+    before = events(state.store.folder)
+    for _ in range(2):
+        with pytest.raises(FtaeError, match=r"made-up was taken over by another ftae driver; this one ends"):
+            replaced.note(2, "it does not know yet")
+    with pytest.raises(FtaeError, match="was taken over"):
+        replaced.close("failed")
+    state.close("interrupted")
+    reader = on_machine("three", "reader")
+    reader.refresh()
+    assert events(reader.folder) == [*before, ("close", None)]
+
+
+def test_an_event_that_reached_the_store_but_not_the_disk_is_there_once(on_machine: OnMachine) -> None:
+    said: list[str] = []
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def say(message: str) -> None:
+        said.append(message)
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    state = SearchState(SPEC, on_machine("one"), say=say)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (state.journal.path.stat().st_size + 20, unlimited[1]))
+    assert state.next_trial() is not None
+    assert [message.split(":")[0] for message in said] == ["storage refuses", "storage is back"]
+    reader = on_machine("two", "reader")
+    reader.refresh()
+    assert (reader.folder / journal.FILE_NAME).read_bytes() == state.journal.path.read_bytes()
+    assert events(reader.folder) == [("open", None), ("suggest", 0)]
+    state.close("interrupted")
+
+
+def test_what_was_found_is_read_and_sent_from_any_machine(on_machine: OnMachine, bucket: str) -> None:
+    state = run(SearchState(SPEC, on_machine("one")))
+    state.store.write(SEARCH_FILE, b"name: made-up")
+    state.close("complete")
+    on_machine("two")
+    store = find_search("made-up", bucket)
+    found = best(store)
+    assert (found["trial"], found["value"], found["baseline"]) == (6, 26.0, 20.0)
+    assert [path.read_bytes() for path in Path(found["checkpoint"]).iterdir()] == [b"weights"]
+    assert _chosen(state.record, store, 6).number == 6
+    with pytest.raises(FtaeError, match="there is no search 'other' in .*; choose one of made-up"):
+        find_search("other", bucket)
+
+    class Tracker:
+        destination = {"uri": "http://there"}
+
+        def ship(self, batch: list[dict[str, Any]]) -> None:
+            images = [store.folder / event["images"] for event in batch if event.get("images")]
+            assert {image.read_bytes() for image in images} == {b"picture"}
+            assert (store.folder / SEARCH_FILE).read_bytes() == b"name: made-up"
+
+    assert ship_new(store, Tracker()) == len(events(store.folder))  # type: ignore[arg-type]
+    on_machine("three")
+    assert ship_new(find_search("made-up", bucket), Tracker()) == 0  # type: ignore[arg-type]

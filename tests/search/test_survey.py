@@ -1,0 +1,101 @@
+"""Nodes that do not see what the driver sees: each is a process of this machine with mounts of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SEARCH = {
+    "name": "small",
+    "finetune": {
+        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+        "data": {"source": "image_folder", "resolution": 16, "color": "grey"},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 12,
+        "metrics": ["psnr"],
+    },
+    "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "search": {"resources": {"cpus": 1}},
+    "tracking": {},
+}
+# The driver's own node has no room for a trial, and is not asked. Prints what the others are found to lack.
+SURVEY = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import ftae.search  # before Ray
+import ray
+
+from ftae.engine.data import load_dataset
+from ftae.errors import FtaeError
+from ftae.search.nodes import nodes_with_room
+from ftae.search.survey import look_around
+from ftae.specs import SearchSpec
+from ftae.storage import open_store
+
+place = Path(sys.argv[1])
+spec = SearchSpec.model_validate_json(sys.argv[2])
+images, storage = spec.finetune.data.train, spec.search.storage
+views = {
+    "apart": f"mount -t tmpfs none {images} && mount -t tmpfs none {storage}",
+    "sealed": f"mount --bind {storage} {storage} && mount -o remount,ro,bind {storage}",
+    "whole": "true",
+}
+ray.init(address="local", num_cpus=0, include_dashboard=False, log_to_driver=False)
+head = ray.get_runtime_context().gcs_address
+started = []
+try:
+    for name, view in views.items():
+        options = f"--block --address={head} --num-cpus=1 --node-name={name} --object-store-memory=100000000"
+        command = f"{view} && exec {sys.executable} -m ray.scripts.scripts start {options}"
+        environment = os.environ | {"FTAE_CACHE": str(place / name)}
+        command = ["unshare", "--mount", "sh", "-c", command]
+        started.append(subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True))
+        deadline = time.monotonic() + 60
+        while len(nodes_with_room(spec.search.resources)) < len(started):  # two at once would take the same sockets
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    nodes = sorted(nodes_with_room(spec.search.resources), key=lambda node: node.name)
+    store = open_store(storage, spec.name, "driver")
+    try:
+        look_around(spec, store, load_dataset(spec.finetune.data).fingerprint, nodes, lambda message: None)
+    except FtaeError as error:
+        print(json.dumps([str(error), *(node.name for node in nodes)]))
+finally:
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+    for process in started:
+        process.wait()
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0,
+    reason="may not make a mount namespace",
+)
+def test_what_some_nodes_cannot_use_is_told_at_once_with_their_names(tmp_path: Path) -> None:
+    images, storage = tmp_path / "images", tmp_path / "searches"
+    images.mkdir()
+    storage.mkdir()
+    for number in range(20):
+        Image.new("L", (16, 16), 10 * number).save(images / f"{number}.png")
+    search = SEARCH | {"search": {"storage": str(storage), "resources": {"cpus": 1}}}
+    search["finetune"] = {**SEARCH["finetune"], "data": {**SEARCH["finetune"]["data"], "train": str(images)}}
+    command = [sys.executable, "-c", SURVEY, str(tmp_path), json.dumps(search)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    message, apart, sealed, _ = json.loads(done.stdout.splitlines()[-1])
+    assert message.splitlines() == [
+        f"search.storage: {storage}/small cannot be used on {apart}: does not see what the driver wrote there; "
+        f"on {sealed}: ... . Mount one folder there on all nodes, writable, or name an object store",
+        f"finetune.data: the images cannot be used on {apart}: ... . "
+        "Put the same images at the same path on every node, or on a storage that all share",
+    ]
+    assert list((storage / "small").iterdir()) == []
