@@ -17,7 +17,7 @@ PICTURES = "FTAE_BENCHMARK_PICTURES"  # set: every report has a picture, as it h
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
     """``ftae.search.trial.run_trial`` with the simulated engine."""
-    trial.finetune = finetune  # type: ignore[assignment]
+    trial.finetune = finetune
     trial.run_trial(config, search=search, fingerprint=fingerprint)
 
 

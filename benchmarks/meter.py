@@ -1,43 +1,43 @@
-"""Where the time of a process goes, by the functions it runs."""
+"""Where the CPU time of a process goes, by the functions that it calls."""
 
 import resource
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a process has used since it began: CPU seconds, wall seconds and the most memory it ever had.
+    """What a process has used since it began: CPU and wall seconds, and the most memory that it ever had.
 
-    ``parts``: CPU seconds of the named functions; ``calls``: how often they were called.
+    ``parts``: CPU seconds of the watched functions; ``calls``: how often each was called, as ``part.name``.
     """
 
     cpu: float
     main_thread: float
     wall: float
     peak_mb: float
-    parts: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
+    parts: defaultdict[str, float]
+    calls: Counter[str]
 
     def __sub__(self, earlier: "Reading") -> "Reading":
-        parts, calls = Counter(self.parts), Counter(self.calls)
-        parts.subtract(earlier.parts)
-        calls.subtract(earlier.calls)
+        """What was used since an earlier reading; the peak is this one's."""
+        parts = defaultdict(float, {part: spent - earlier.parts[part] for part, spent in self.parts.items()})
         spent = (self.cpu - earlier.cpu, self.main_thread - earlier.main_thread, self.wall - earlier.wall)
-        return Reading(*spent, self.peak_mb, parts, calls)
+        return Reading(*spent, self.peak_mb, parts, self.calls - earlier.calls)
 
 
 class Meter:
     """CPU time of functions, each without the watched ones that it calls. To be read by the main thread."""
 
     def __init__(self) -> None:
-        self._parts, self._calls = Counter[str](), Counter[str]()
+        self._parts: defaultdict[str, float] = defaultdict(float)
+        self._calls: Counter[str] = Counter()
         self._inner = threading.local()
 
     def watch(self, part: str, owner: Any, *names: str) -> None:
@@ -48,7 +48,7 @@ class Meter:
     def read(self) -> Reading:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         spent = (time.process_time(), time.thread_time(), time.monotonic())
-        return Reading(*spent, peak, Counter(self._parts), Counter(self._calls))
+        return Reading(*spent, peak, self._parts.copy(), self._calls.copy())
 
     def _watched(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

@@ -10,9 +10,7 @@ from ftae.cli_options import STORAGE, Json, SearchName, Storage, print_table
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-    from ftae.cluster.jobs import Attempt
+    from ftae.cluster.jobs import Attempt, Client
 
 app = typer.Typer()
 PANEL = "Following searches"
@@ -114,7 +112,7 @@ def stop(name: SearchName, address: Address = ADDRESS) -> None:
     typer.echo(f"go on with: ftae resume {newest.search}", err=True)
 
 
-def follow_log(client: "JobSubmissionClient", attempt: "Attempt", *, to_stderr: bool) -> None:
+def follow_log(client: "Client", attempt: "Attempt", *, to_stderr: bool) -> None:
     from ftae.cluster import jobs
 
     try:
@@ -126,7 +124,7 @@ def follow_log(client: "JobSubmissionClient", attempt: "Attempt", *, to_stderr: 
         raise FtaeError(f"{last.told()}; go on with it by ftae resume {last.search}")
 
 
-def _attempts(client: "JobSubmissionClient", name: str) -> "list[Attempt]":
+def _attempts(client: "Client", name: str) -> "list[Attempt]":
     """The attempts at a search that the cluster knows."""
     from ftae.cluster import jobs
 
@@ -137,7 +135,7 @@ def _attempts(client: "JobSubmissionClient", name: str) -> "list[Attempt]":
     raise FtaeError(f"the cluster at {client.get_address()} knows no search {name!r}; {choices}")
 
 
-def _described(client: "JobSubmissionClient", attempts: "list[Attempt]") -> dict[str, Any]:
+def _described(client: "Client", attempts: "list[Attempt]") -> dict[str, Any]:
     """The status of a search; where its journal cannot be seen, the driver's last word stands for it."""
     from ftae.cluster import jobs
     from ftae.status import describe, record_of

@@ -13,9 +13,7 @@ from ftae.cli_options import STORAGE, SearchFile, SearchName, Sets, Storage
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-    from ftae.cluster.jobs import Attempt
+    from ftae.cluster.jobs import Attempt, Client
     from ftae.specs.search import SearchSpec
 
 app = typer.Typer()
@@ -219,9 +217,7 @@ def _with(spec: "SearchSpec", **settings: Any) -> "SearchSpec":
     return spec.model_copy(update={"search": spec.search.model_copy(update=settings)})
 
 
-def _submit(
-    client: "JobSubmissionClient", spec: "SearchSpec", before: "Attempt | None", options: _Options, *, resume: bool
-) -> None:
+def _submit(client: "Client", spec: "SearchSpec", before: "Attempt | None", options: _Options, *, resume: bool) -> None:
     """Submit the attempt after ``before``, and say so."""
     from ftae.cluster import jobs
 

@@ -36,9 +36,8 @@ Status = Literal["running", "finished", "pruned", "diverged", "failed"]
 class Journal:
     """The journal of one search, open for appending by one driver at a time.
 
-    A half-written last line (the driver was killed while writing) is cut off by the first ``append``, which
-    only the driver that holds the search may call. ``replicate`` is given each line, and the byte it will
-    begin at, before it is written; what it raises keeps it out.
+    ``replicate`` is given each line, and the byte it will begin at, before it is written; what it raises
+    keeps it out.
 
     Raises:
         FtaeError: another driver on this machine has it open.
@@ -54,6 +53,10 @@ class Journal:
             raise FtaeError(f"{folder} is being run by another ftae process; wait for it or stop it first") from error
         self._end: int | None = None
 
+    def take_up(self) -> None:
+        """Only this driver may write from here on; a line that the one before it left half-written is cut off."""
+        self._end = self._file.truncate(_complete_length(self.path))
+
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and wait until it is on disk.
 
@@ -64,7 +67,7 @@ class Journal:
         record = {"event": event, "time": time.time(), **fields}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         if self._end is None:
-            self._end = self._file.truncate(_complete_length(self.path))
+            self.take_up()
         if self._file.seek(0, os.SEEK_END) != self._end:
             raise FtaeError(f"{self.path.parent} was taken over by another ftae driver; this one ends")
         if self._replicate is not None:

@@ -2,29 +2,22 @@
 
 import json
 import os
-import random
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from faults.outcome import numbers, undisturbed
+from faults.running import Driver, Drivers, wait_until
 from mlflow import MlflowClient
 
 from ftae import journal
 from ftae.cli import main
-from ftae.engine.loop import finetune
-from ftae.errors import TrainingFailed
 from ftae.journal import SearchRecord
-from ftae.search.state import SearchState
-from ftae.specs.yamlfile import load_search
-from ftae.storage import Store
 from ftae.tracking import store_uri
 
 SEARCH: dict[str, Any] = {
@@ -56,60 +49,12 @@ SEARCH: dict[str, Any] = {
 }
 
 
-@dataclass
-class Drivers:
-    """Runs ``ftae`` in a folder of its own, each time as a process group of its own."""
-
-    folder: Path
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"FTAE_TEST": str(self.folder)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ftae", *arguments],
-            cwd=self.folder,
-            env={name: value for name, value in environment.items() if not name.startswith("RAY_")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def left_over(self) -> list[int]:
-        """The processes that still run of all those started here, by the variable they inherited."""
-        mark = f"FTAE_TEST={self.folder}".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (path / "environ").read_bytes().split(b"\0"):
-                    found.append(int(path.name))
-            except OSError:  # gone meanwhile, or another user's
-                continue
-        return found
-
-    def clean_up(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-        for pid in self.left_over():
-            os.kill(pid, signal.SIGKILL)
-
-
 @pytest.fixture(scope="module")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drivers]:
     drivers = Drivers(tmp_path_factory.mktemp("user"))
     (drivers.folder / "search.yaml").write_text(yaml.safe_dump(SEARCH))
     yield drivers
     drivers.clean_up()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.01)
 
 
 def is_inside(folder: Path, first_trial: int) -> bool:
@@ -120,39 +65,15 @@ def is_inside(folder: Path, first_trial: int) -> bool:
     return event["event"] == "report" and event["trial"] >= first_trial and 0 < event["step"] < 12
 
 
-def freeze_inside(driver: subprocess.Popen[str], folder: Path, first_trial: int) -> None:
+def freeze_inside(driver: Driver, folder: Path, first_trial: int) -> None:
     """Stop the driver in the middle of a trial, so that there it is killed."""
     while True:
         wait_until(lambda: is_inside(folder, first_trial) or driver.poll() is not None)
-        assert driver.poll() is None, driver.communicate()
+        assert driver.poll() is None, driver.said
         os.kill(driver.pid, signal.SIGSTOP)
         if is_inside(folder, first_trial):
             return
         os.kill(driver.pid, signal.SIGCONT)
-
-
-def numbers(record: SearchRecord) -> list[Any]:
-    """All that a search has found, but for times."""
-    return [
-        (t.number, t.kind, t.params, t.status, t.reason, [(r["step"], r["metrics"]) for r in t.reports])
-        for t in record.trials.values()
-    ]
-
-
-def undisturbed(file: Path, folder: Path) -> SearchRecord:
-    """The search as it is without Ray: one trial after the other in this process."""
-    spec = load_search(file)
-    folder.mkdir()
-    state = SearchState(spec, Store(folder))
-    while (trial := state.next_trial()) is not None:
-        try:
-            for report in finetune(spec.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
-                if not state.report(trial.number, vars(report)):
-                    break
-        except TrainingFailed as failure:
-            state.end(trial.number, "diverged", str(failure))
-    state.close("complete")
-    return journal.replay(folder)
 
 
 @dataclass
@@ -177,13 +98,10 @@ def disturbed(drivers: Drivers) -> Disturbed:
     freeze_inside(second, folder, len(after_kill.trials))
     os.kill(second.pid, signal.SIGCONT)
     os.killpg(second.pid, signal.SIGINT)  # as a terminal does
-    output = second.communicate(timeout=120)
+    interrupted = second.result()
     after_interrupt = journal.replay(folder)
-    third = drivers.start("search", "search.yaml", "--resume")
-    last_output = third.communicate(timeout=300)
-    return Disturbed(
-        folder, after_kill, (second.returncode, *output), after_interrupt, (third.returncode, *last_output)
-    )
+    finished = drivers.start("search", "search.yaml", "--resume").result(300)
+    return Disturbed(folder, after_kill, interrupted, after_interrupt, finished)
 
 
 def test_a_killed_driver_leaves_what_its_journal_says(disturbed: Disturbed) -> None:
@@ -275,35 +193,3 @@ def test_the_winner_goes_into_production(
     champion = client.get_model_version_by_alias("digits", "champion")
     assert client.get_run(champion.run_id).data.tags["ftae.trial"] == str(best.number)
     assert " at step 24; " in ftae("train", "exports/small", "--out", "longer", "--max-steps", "24")
-
-
-@pytest.mark.slow
-def test_a_search_survives_twenty_kills_at_any_moment(drivers: Drivers, tmp_path: Path) -> None:
-    moments = random.Random(0)
-    folder = drivers.folder / "searches" / "often"
-    arguments = ["search", "search.yaml", "--set", "name=often", "--set", "search.num_trials=60"]
-    for kill in range(20):
-        driver = drivers.start(*arguments)
-        if kill % 4:  # in or between trials; else at any moment of its start
-            wait_until(partial(is_growing_or_over, folder / journal.FILE_NAME, size_of(folder), driver))
-        time.sleep(moments.uniform(0.0, 3.0))
-        assert driver.poll() is None, driver.communicate()
-        driver.kill()
-        driver.communicate()
-        if "--resume" not in arguments and (folder / journal.FILE_NAME).exists():
-            arguments.append("--resume")
-    driver = drivers.start(*arguments)
-    _, errors = driver.communicate(timeout=600)
-    assert driver.returncode == 0, errors
-    expected = undisturbed(folder / "search.yaml", tmp_path / "undisturbed")
-    assert numbers(journal.replay(folder)) == numbers(expected)
-
-
-def size_of(folder: Path) -> int:
-    path = folder / journal.FILE_NAME
-    return path.stat().st_size if path.exists() else 0
-
-
-def is_growing_or_over(path: Path, size: int, driver: subprocess.Popen[str]) -> bool:
-    """Whether more than the line that opens a search was written."""
-    return (path.exists() and path.stat().st_size > size + 3000) or driver.poll() is not None

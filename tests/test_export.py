@@ -182,6 +182,21 @@ def test_a_search_that_did_not_beat_the_baseline_says_so_loudly(folder: Path, tm
     )
 
 
+def test_an_adapted_trial_is_exported_as_it_ran(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "small")
+    best, changes = record.ranked()[0], {"batch_size": 4, "grad_accumulation": 2}
+    adapt = {"event": "adapt", "time": 0.0, "trial": best.number, "changes": changes, "reason": "out of memory"}
+    with (tmp_path / "small" / journal.FILE_NAME).open("a") as file:
+        file.write(json.dumps(adapt) + "\n")
+    export(Store(tmp_path / "small"), tmp_path / "out")
+    spec = load_production(tmp_path / "out" / "production.yaml").finetune
+    assert (spec.batch_size, spec.grad_accumulation) == (4, 2)
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert (provenance["params"], provenance["changes"]) == (best.params, changes)
+    assert provenance["finetune_digest"] == spec.digest()
+    assert "- `batch_size`: 4" in (tmp_path / "out" / "README.md").read_text()
+
+
 # ------------------------------------------------------------------------------------------- refusals
 
 
@@ -214,6 +229,19 @@ def test_a_search_without_a_full_trial_has_nothing_to_export(number: int | None,
     state.end(1, "diverged")
     with pytest.raises(FtaeError, match="no tuned trial ran to its full budget yet, so there is nothing to export"):
         export(Store(tmp_path), tmp_path / "out", number)
+
+
+def test_a_damaged_checkpoint_is_not_exported(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "small")
+    best = record.ranked()[0]
+    assert best.checkpoint is not None
+    file = tmp_path / "small" / best.checkpoint / "average.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(FtaeError, match=r"small/trials/.* is damaged: average\.safetensors is not what was written"):
+        export(Store(tmp_path / "small"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 def test_a_failed_export_leaves_nothing(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME, Journal, SearchRecord, read, replay
+from ftae.journal import FILE_NAME, Journal, SearchRecord, fold, read, replay, trial_folder
 
 SEARCH = {"objective": {"metric": "val/psnr", "direction": "maximize"}, "search_space": {"optimizer.lr": {}}}
 
@@ -115,9 +115,10 @@ def test_a_half_written_last_line_is_ignored_then_cut(half: bytes, tmp_path: Pat
     assert (tmp_path / FILE_NAME).read_bytes() == whole + half  # a reader changes nothing
     journal = Journal(tmp_path)  # it may still be somebody's who is writing it
     assert (tmp_path / FILE_NAME).read_bytes() == whole + half
+    journal.take_up()
+    assert (tmp_path / FILE_NAME).read_bytes() == whole
     journal.append("suggest", trial=1)
     journal.close()
-    assert (tmp_path / FILE_NAME).read_bytes().startswith(whole + b'{"event": "suggest"')
     assert [event["trial"] for event in events(tmp_path)] == [0, 1]
 
 
@@ -150,6 +151,43 @@ def test_only_one_driver_at_a_time(tmp_path: Path) -> None:
     journal.close()
     Journal(tmp_path).close()
     assert len(events(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("writing", [True, False])
+def test_a_driver_that_was_overtaken_writes_nothing_more(writing: bool, tmp_path: Path) -> None:
+    """On another machine, where its lock does not count."""
+    journal = Journal(tmp_path)
+    if writing:
+        journal.append("suggest", trial=0)
+    else:
+        journal.take_up()
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(b'{"event": "open"}\n')
+    before = (tmp_path / FILE_NAME).read_bytes()
+    with pytest.raises(FtaeError, match=f"{tmp_path} was taken over by another ftae driver; this one ends"):
+        journal.append("suggest", trial=1)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    journal.close()
+
+
+def test_each_line_is_replicated_before_it_is_written(tmp_path: Path) -> None:
+    copied: list[tuple[int, bytes]] = []
+
+    def replicate(offset: int, line: bytes) -> None:
+        if len(copied) == 2:
+            raise OSError("the store is away")
+        assert (tmp_path / FILE_NAME).stat().st_size == offset
+        copied.append((offset, line))
+
+    journal = Journal(tmp_path, replicate)
+    for trial in (0, 1):
+        journal.append("suggest", trial=trial)
+    with pytest.raises(OSError, match="the store is away"):
+        journal.append("suggest", trial=2)
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    assert b"".join(line for _, line in copied) == whole
+    assert [offset for offset, _ in copied] == [0, len(copied[0][1])]
+    journal.close()
 
 
 def test_the_lock_of_a_killed_driver_is_free(tmp_path: Path) -> None:
@@ -223,6 +261,33 @@ def test_trials_are_told_again(tmp_path: Path) -> None:
     assert second.ended >= second.started
     running = record.trials[6]
     assert (running.value, running.step, running.ended, running.reason) == (19.0, 25, None, None)
+
+
+def test_what_befell_a_trial_is_told_and_nothing_else_changes(tmp_path: Path) -> None:
+    a_search(tmp_path)
+    before = replay(tmp_path)
+    journal = Journal(tmp_path)
+    journal.append("preflight", probe={"step_seconds": 0.5})
+    starts = [journal.append("start", trial=6, node="a", pid=1, step=step) for step in (0, 25)]
+    journal.append("adapt", trial=6, changes={"batch_size": 4}, reason="out of memory at step 30")
+    journal.append("adapt", trial=6, changes={"grad_accumulation": 2}, reason="again")
+    journal.append("note", trial=6, text="its worker was lost")
+    journal.append("note", trial=6, text="and again")
+    journal.close()
+    record = replay(tmp_path)
+    assert record.facts == before.facts | {"probe": {"step_seconds": 0.5}}
+    trial = record.trials[6]
+    assert (trial.starts, trial.notes) == (starts, ["its worker was lost", "and again"])
+    assert trial.settings == {"optimizer.lr": 0.6, "batch_size": 4, "grad_accumulation": 2}
+    assert trial.params == before.trials[6].params
+    assert record.leaderboard() == before.leaderboard()
+    assert {n: t for n, t in record.trials.items() if n != 6} == {n: t for n, t in before.trials.items() if n != 6}
+
+
+def test_a_journal_is_folded_though_it_holds_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b'{"event": "op')
+    assert fold(tmp_path) == SearchRecord(search={})
+    assert trial_folder(12) == "trials/0012"
 
 
 def test_a_trial_without_reports(tmp_path: Path) -> None:

@@ -223,6 +223,22 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: 
     assert len(points_of(client, run, "time/eval")) == 3
 
 
+def test_what_a_trial_had_to_change_is_tagged(storage: Path, client: MlflowClient) -> None:
+    search = Search(storage, "adapted")
+    search.open()
+    search.suggest(1, "file", {"optimizer.lr": 1e-3})
+    search.add("start", trial=1, node="n", pid=1, step=0)
+    search.add("adapt", trial=1, changes={"batch_size": 4}, reason="out of memory at step 6")
+    search.add("note", trial=1, text="its worker was lost")
+    search.add("preflight", probe={"step_seconds": 0.5})
+    search.report(1, 50)
+    search.tracker().ship(search.events)
+    run = runs_of(client, "adapted")["trial-0001"]
+    assert json.loads(run.data.tags["ftae.changes"]) == {"batch_size": 4}
+    assert run.data.params == {"optimizer.lr": "0.001"}
+    assert points_of(client, run) != []
+
+
 def test_artifacts_lie_below_the_storage_folder(storage: Path, client: MlflowClient) -> None:
     search = Search(storage, "where")
     search.open()

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
 
@@ -20,6 +20,8 @@ from ftae.specs.yamlfile import dump
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+Client: TypeAlias = "JobSubmissionClient"
 
 # How ``ftae search`` ends by itself: done, a fault to fix, a wrong call, stopped. Any other driver died.
 OWN_EXIT_CODES = (0, 1, 2, 130)
@@ -97,7 +99,7 @@ class Attempt:
         return SearchSpec.model_validate(yaml.safe_load(sent))
 
 
-def connect(address: str) -> "JobSubmissionClient":
+def connect(address: str) -> Client:
     """A client of the cluster at ``address``, whatever the environment names.
 
     ``address``: the URL of its dashboard; or where Ray itself listens (``head:6379``, ``auto``), from inside.
@@ -133,19 +135,19 @@ def connect(address: str) -> "JobSubmissionClient":
             os.environ[override] = before
 
 
-def attempts(client: "JobSubmissionClient", search: str | None = None) -> list[Attempt]:
+def attempts(client: Client, search: str | None = None) -> list[Attempt]:
     """The attempts at one search, or at all searches; in order of their numbers."""
     found = [_attempt(job) for job in client.list_jobs() if "ftae.search" in (job.metadata or {})]
     return sorted((a for a in found if search in (None, a.search)), key=lambda attempt: attempt.number)
 
 
-def newest(client: "JobSubmissionClient", search: str) -> Attempt | None:
+def newest(client: Client, search: str) -> Attempt | None:
     """The newest attempt at a search, if any; see ``settled``."""
     found = attempts(client, search)
     return settled(client, found[-1]) if found else None
 
 
-def settled(client: "JobSubmissionClient", attempt: Attempt) -> Attempt:
+def settled(client: Client, attempt: Attempt) -> Attempt:
     """``attempt``, or the one that the watcher makes after it if it died; that one is waited for."""
     deadline = time.monotonic() + SUCCESSOR_SECONDS
     while attempt.has_successor and time.monotonic() < deadline:
@@ -156,9 +158,7 @@ def settled(client: "JobSubmissionClient", attempt: Attempt) -> Attempt:
     return attempt
 
 
-def submit(
-    client: "JobSubmissionClient", spec: SearchSpec, *, number: int, resume: bool, python: str, last: int
-) -> str:
+def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, python: str, last: int) -> str:
     """Submit attempt ``number`` at a search, which with ``resume`` goes on where it is; returns the job's name.
 
     ``spec`` has absolute paths only. The driver runs on the head node, for no resources are asked for.
@@ -185,23 +185,23 @@ def submit(
         raise FtaeError(f"the cluster refuses the job {job}: {error}") from error
 
 
-def stop(client: "JobSubmissionClient", attempt: Attempt) -> Attempt:
+def stop(client: Client, attempt: Attempt) -> Attempt:
     """Stop an attempt as Ctrl-C does, and wait until it is over; returns what has become of it."""
-    client.stop_job(attempt.job)
     while not attempt.is_over:
+        client.stop_job(attempt.job)  # again and again: at first there may be nobody yet to hear it
         time.sleep(LOG_SECONDS / 2)
         attempt = _attempt(client.get_job_info(attempt.job))
     return attempt
 
 
-def log(client: "JobSubmissionClient", attempt: Attempt) -> str:
+def log(client: Client, attempt: Attempt) -> str:
     """What the driver has written so far, without what Ray writes before it."""
     text = client.get_job_logs(attempt.job)
     before, echo, written = text.partition(f"Running entrypoint for job {attempt.job}: {attempt.entrypoint}\n")
     return written if echo or not attempt.is_over else before
 
 
-def follow(client: "JobSubmissionClient", attempt: Attempt, write: Callable[[str], None]) -> Attempt:
+def follow(client: Client, attempt: Attempt, write: Callable[[str], None]) -> Attempt:
     """Pass on the log of an attempt, and of those after it, as they grow; returns the last when it is over.
 
     The whole log is asked for each time: it is small, and Ray's stream ends whenever a proxy or the

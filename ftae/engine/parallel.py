@@ -21,16 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
-
-from ftae.errors import FtaeError
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for what all do at the same time
 WORD_TIMEOUT = timedelta(days=30)  # followers wait while rank 0 evaluates; that it is gone they notice at once
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
@@ -97,16 +94,15 @@ class _Peers(Group):
     def join(self, device: torch.device) -> None:
         self._meet()
         self._device = device
-        if interface := _interface_with(self._host):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # not what the host's name happens to resolve to
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=self._store,
-            rank=self.rank,
-            world_size=self.size,
-            timeout=STEP_TIMEOUT,
-        )
-        words = dist.new_group(backend="gloo", timeout=self._word_timeout)
+        with _gloo_at(self._host):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=STEP_TIMEOUT,
+            )
+            words = dist.new_group(backend="gloo", timeout=self._word_timeout)
         assert isinstance(words, dist.ProcessGroup)
         self._words = words
 
@@ -209,7 +205,6 @@ class Leader(_Peers):
         self._followers.stop()
         self._watcher.join(GRACE_SECONDS)
         if dist.is_initialized():
-            _abort_gpu_collectives()
             dist.destroy_process_group()
 
 
@@ -233,6 +228,19 @@ def leading(size: int, host: str, start: Callable[[tuple[str, int]], Followers])
         leader.leave()
 
 
+@contextmanager
+def _gloo_at(address: str) -> Iterator[None]:
+    """Have Gloo listen there, not at what the host's name happens to resolve to; a user's own choice stands."""
+    interface = None if GLOO_INTERFACE in os.environ else _interface_with(address)
+    if interface is not None:
+        os.environ[GLOO_INTERFACE] = interface
+    try:
+        yield
+    finally:
+        if interface is not None:
+            del os.environ[GLOO_INTERFACE]
+
+
 def _interface_with(address: str) -> str | None:
     """The network interface that has this IPv4 address; None where that cannot be told."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -251,40 +259,3 @@ def _abort_gpu_collectives() -> None:
     if dist.is_initialized() and dist.get_backend() == "nccl":
         assert dist.group.WORLD is not None
         dist.group.WORLD.abort()
-
-
-# ------------------------------------------------------------------------------- what cannot be shared
-
-
-def check_rows_apart(model: nn.Module) -> None:
-    """Refuse a model, in training mode, that mixes the images of a batch.
-
-    Raises:
-        FtaeError: it has batch normalisation or dropout that is trained.
-    """
-    for name, module in model.named_modules():
-        draws = isinstance(module, _DropoutNd) and module.p > 0.0
-        if module.training and (draws or isinstance(module, _BatchNorm)):
-            raise FtaeError(_refusal(f"{name.removeprefix('net.')} ({type(module).__name__}) works on whole batches"))
-
-
-class Buffers:
-    """Those of a model, as they were: each process would move its own (the codebook of a VQ model, say)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-    def check(self) -> None:
-        """Refuse a model whose buffers move.
-
-        Raises:
-            FtaeError: one has.
-        """
-        for name, buffer in self._model.named_buffers():
-            if not torch.equal(buffer, self._before[name]):
-                raise FtaeError(_refusal(f"the buffer {name.removeprefix('net.')} moves with the images it has seen"))
-
-
-def _refusal(reason: str) -> str:
-    return f"{reason}: several workers would not train as one does. Freeze its stage, or use one worker"

@@ -17,7 +17,8 @@ from ftae.engine.checkpoint import rng_state, set_rng_state
 from ftae.engine.data import load_dataset
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
-from ftae.engine.parallel import ALONE, Buffers, Group, check_rows_apart
+from ftae.engine.parallel import ALONE, Group
+from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.models import CustomModel

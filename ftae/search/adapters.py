@@ -168,6 +168,14 @@ class StateScheduler(_NeverPickled, FIFOScheduler):
         goes_on = self._coordinator.message(trial.config["number"], json.loads(result["message"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The trials that ended before this one are dropped: Tune would keep all, and write them down at the end."""
+        tune = tune_controller  # private parts: ray is pinned, tests/search/test_adapters.py holds them
+        ended = tune._stopped_trials | tune._failed_trials
+        tune._trials = [other for other in tune._trials if other not in ended]
+        for known in (tune._trials_to_cache, tune._stopped_trials, tune._failed_trials):
+            known -= ended
+
 
 class FailureCallback(_NeverPickled, Callback):
     """Tells of workers that were lost, and of trials that Tune has given up."""

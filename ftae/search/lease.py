@@ -109,8 +109,6 @@ class Lease:
 
     def _renew(self) -> None:
         with self._renewing:
-            if self._released.is_set():
-                return
             if not self._is_mine():
                 self._renewed = -math.inf
                 raise FtaeError(f"{self._store} was taken over by another ftae driver; this one ends")

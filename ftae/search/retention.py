@@ -12,6 +12,9 @@ class Retention:
         self._state = state
         self._kept = {n for n, trial in state.record.trials.items() if trial.status != "running"}
         self._sort_out()
+        for trial in state.record.trials.values():
+            if trial.status == "running":
+                self._drop_ahead(trial)
 
     def ended(self, number: int) -> None:
         """A trial is over."""
@@ -26,6 +29,17 @@ class Retention:
             if self._state.store.names(_checkpoints(number)):
                 self._state.store.remove(_checkpoints(number))
         self._kept &= best
+
+    def _drop_ahead(self, trial: TrialRecord) -> None:
+        """Delete checkpoints beyond the next report: a trial that went on from there would leave that one out.
+
+        There are such if the journal has lost its end.
+        """
+        due = [0, *self._state.spec.finetune.eval_steps()][len(trial.reports)]
+        folder, store = _checkpoints(trial.number), self._state.store
+        for name in store.names(folder):
+            if name > f"step-{due:08d}":
+                store.remove(f"{folder}/{name}")
 
     def _keep_last(self, trial: TrialRecord) -> None:
         assert trial.checkpoint is not None

@@ -61,7 +61,8 @@ class SearchState:
         self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
 
     def _take_up(self, facts: Mapping[str, Any]) -> None:
-        self.store.refresh()  # only now nobody else writes
+        self.store.refresh()
+        self.journal.take_up()
         for event, _ in journal.read(self.store.folder):
             self._apply(event, live=False)
         self._append("open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts=dict(facts))

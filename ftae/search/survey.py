@@ -12,8 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
+from ftae.search.look import Look, look
 from ftae.search.nodes import Node, bundle, live_nodes
-from ftae.search.rehearsal import WHAT_TO_DO, Look, look, try_step
+from ftae.search.rehearsal import WHAT_TO_DO, try_step
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
 from ftae.units import duration
@@ -35,7 +36,7 @@ def look_around(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequenc
     try:
         faults = _looked(spec, store, fingerprint, nodes, say)
     except OSError as error:
-        raise FtaeError(f"search.storage: {store} cannot be used from here: {error}") from error
+        raise FtaeError(f"search.storage: {store} cannot be used from here: {error.strerror or error}") from error
     live = {node.id for node in live_nodes()}
     if remaining := [fault for fault in faults if fault[2].id in live]:
         raise FtaeError(_told(remaining, store))

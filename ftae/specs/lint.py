@@ -54,6 +54,8 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
             f"search.max_concurrent ({settings.max_concurrent}) is never reached: "
             f"search.num_trials is {settings.num_trials}"
         )
+    if settings.resources.gpus and spec.finetune.device == "cpu":
+        yield "search.resources reserves GPUs that no trial uses: finetune.device is cpu"
     if isinstance(settings.scheduler, Asha) and not spec.rung_steps():
         yield (
             "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftae.engine.data import Dataset, load_dataset
+from ftae.engine.data import Dataset, ImagesChanged, load_dataset
 from ftae.engine.sources import UnreadableImage, decode_image
 from ftae.errors import FtaeError
 from ftae.specs.data import Digits, ImageFolder, Photos
@@ -456,6 +457,63 @@ def test_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "occupied"))
     with pytest.raises(FtaeError, match=r"image cache .*occupied.*FTAE_CACHE"):
         load(folder_spec(tmp_path / "d"))
+
+
+# ------------------------------------------------------------------------------------ the images of a search
+
+
+def change(folder: Path, how: str) -> None:
+    if how == "one changed":
+        save(folder / "0.png", BLUE)
+    elif how == "one came":
+        save(folder / "new.png", GREEN)
+    elif how == "one went":
+        (folder / "0.png").unlink()
+    else:
+        folder.rename(folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("how", ["one changed", "one came", "one went", "the folder went"])
+@pytest.mark.parametrize("val", ["share", "folder"])
+def test_pinned_images_stay_what_they_were_on_a_machine_that_has_them(val: str, how: str, tmp_path: Path) -> None:
+    for i in range(4):
+        for name in ("train", "val"):
+            save(tmp_path / name / f"{i}.png", (i * 60, len(name), 0))
+    fields = {"val": 0.25 if val == "share" else str(tmp_path / "val")}
+    before = load(folder_spec(tmp_path / "train", **fields))
+    change(tmp_path / ("train" if val == "share" else "val"), how)
+    pinned = load(folder_spec(tmp_path / "train", **fields, fingerprint=before.fingerprint))
+    assert pinned.fingerprint == before.fingerprint
+    assert (photos_of(pinned) == photos_of(before)).all()
+
+
+@pytest.mark.parametrize("how", ["one changed", "one came", "one went"])
+def test_pinned_images_that_no_machine_has_any_more_are_refused(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(4):
+        save(tmp_path / "d" / f"{i}.png", (i, 0, 0))
+    pinned = folder_spec(tmp_path / "d", fingerprint=load(folder_spec(tmp_path / "d")).fingerprint)
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "another"))
+    assert load(pinned).fingerprint == pinned.fingerprint
+    change(tmp_path / "d", how)
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "a third"))
+    with pytest.raises(ImagesChanged, match=r"the images of .*/d are not those of data.fingerprint .*Put them back"):
+        load(pinned)
+    (tmp_path / "cache" / "datasets" / str(pinned.fingerprint) / "keys.json").unlink()
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ImagesChanged):
+        load(pinned)
+
+
+def test_pinned_images_whose_copy_was_deleted_are_decoded_again(tmp_path: Path, cache: Path) -> None:
+    for i in range(4):
+        save(tmp_path / "d" / f"{i}.png", (i, 0, 0))
+    pinned = folder_spec(tmp_path / "d", fingerprint=load(folder_spec(tmp_path / "d")).fingerprint)
+    shutil.rmtree(cache / "images")
+    assert len(load(pinned).train) == 3
+    with pytest.raises(ImagesChanged, match=r"the images of digits are not those"):
+        load(Digits(source="digits", resolution=16, fingerprint="x"))
 
 
 # ------------------------------------------------------------------------------------- several processes

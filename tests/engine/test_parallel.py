@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint
 from ftae.engine.loop import finetune
-from ftae.engine.parallel import Buffers, Group, check_rows_apart
+from ftae.engine.parallel import Group
+from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.engine.training import Training
 from ftae.engine.workers import local_workers
 from ftae.errors import FtaeError, TrainingFailed
@@ -73,6 +74,12 @@ class Net(nn.Module):
 
     def decode(self, latents):
         return self.decoder(latents)
+
+
+class Normed(Net):
+    def __init__(self):
+        super().__init__(None)
+        self.bottleneck = nn.BatchNorm2d(2)
 
 
 class Counting(Net):
@@ -301,6 +308,15 @@ def test_a_buffer_that_follows_the_images_is_refused(home: Path) -> None:
     training.train_step()
     with pytest.raises(FtaeError, match=r"the buffer seen moves with the images it has seen: .* or use one worker"):
         buffers.check()
+
+
+def test_what_one_of_several_does_can_be_tried_alone(home: Path) -> None:
+    training = Training(spec_of(), Group(size=2))
+    training.train_to(2)
+    assert training.step == 2
+    normed = {"family": "parallel_nets:Normed", "image_range": "0..1"}
+    with pytest.raises(FtaeError, match=r"^bottleneck \(BatchNorm2d\) works on whole batches"):
+        Training(spec_of(model=normed, losses={"mse": 1.0}, metrics=["mse"]), Group(size=2))
 
 
 def test_workers_must_share_a_batch_evenly() -> None:

@@ -57,6 +57,7 @@ def ordeal(drivers: Drivers, server: MlflowServer, disk: Disk | None) -> Ordeal:
     first.lose()
     search.cut_last_line(chance)
     second = search.start()
+    search.wait_for_report(second)
     search.stop_while_saving(second)
     stopped = second.result()
     third = search.start()

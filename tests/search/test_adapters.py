@@ -119,6 +119,32 @@ def test_results_reach_the_state_and_stop_the_trials_that_it_ends(state: SearchS
     assert changed == [0, 1, 1, 2, 3, 1]
 
 
+def test_what_befalls_a_trial_is_noted_and_told(state: SearchState, tmp_path: Path) -> None:
+    said: list[str] = []
+    coordinator = coordinate(state, say=said.append)
+    coordinator.assign()
+    coordinator.assign()
+    changes = {"batch_size": 4, "grad_accumulation": 2}
+    messages: list[dict[str, Any]] = [
+        {"start": {"node": "n", "pid": 17, "step": 0}},
+        report(4),
+        {"adapt": {"changes": changes, "reason": "out of memory at step 6"}},
+        {"note": "storage is back"},
+    ]
+    assert all(coordinator.message(1, message) for message in messages)
+    errors = tmp_path / "error.txt"
+    errors.write_text("Traceback ...\nThe actor died because its node died\n")
+    info = SimpleNamespace(config={"number": 1}, error_file=str(errors))
+    FailureCallback(coordinator).on_trial_recover(7, [], info)
+    lost = "its worker was lost (The actor died because its node died); it goes on from its newest checkpoint"
+    trial = state.record.trials[1]
+    assert (trial.status, trial.changes, trial.step) == ("running", changes, 4)
+    assert [start["pid"] for start in trial.starts] == [17]
+    assert trial.notes == ["storage is back", lost]
+    assert said == [f"trial 1: {text}" for text in ("out of memory at step 6", "storage is back", lost)]
+    assert not coordinator.must_stop()
+
+
 def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, tmp_path: Path) -> None:
     coordinator = coordinate(state)
     coordinator.assign()
@@ -139,6 +165,8 @@ def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, 
 def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -> None:
     coordinator = coordinate(state)
     stopper = CoordinatorStopper(coordinator)
+    faults: list[str] = []
+    state._say = faults.append
     coordinator.assign()
     coordinator.assign()
     content = state.journal.path.read_bytes()
@@ -151,6 +179,7 @@ def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -
         assert StateSearcher(coordinator).suggest("c") == StateSearcher.FINISHED
         coordinator.given_up(1, __file__)
         assert coordinator.failure is first
+        assert len(faults) == 1, "the storage is not tried again for every trial"
     assert state.journal.path.read_bytes() == content
     state.journal.close()
     again = SearchState(state.spec, state.store)

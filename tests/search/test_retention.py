@@ -93,3 +93,14 @@ def test_what_a_killed_driver_left_is_sorted_out(state: SearchState) -> None:
     state.end(5, "failed")
     Retention(state)
     assert {number: steps[-1] for number, steps in kept(state).items()} == {2: 12, 3: 12, 4: 4}
+
+
+def test_a_trial_goes_on_where_the_journal_ends(state: SearchState) -> None:
+    """The journal has lost its last lines, the checkpoints reported there are on disk."""
+    for number, steps in ((1, (0, 4)), (2, (0,)), (3, ())):
+        for step in steps:
+            report(state, number, step)
+        for step in (4, 8, 12):
+            state.store.write(f"trials/{number:04d}/checkpoints/step-{step:08d}/report.json", b"x")
+    Retention(state)
+    assert kept(state) == {1: [4, 8], 2: [4]}

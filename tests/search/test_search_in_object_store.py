@@ -173,7 +173,7 @@ def test_what_was_found_is_read_and_sent_from_any_machine(on_machine: OnMachine,
     assert (found["trial"], found["value"], found["baseline"]) == (6, 26.0, 20.0)
     assert [path.read_bytes() for path in Path(found["checkpoint"]).iterdir()] == [b"weights"]
     assert _chosen(state.record, store, 6).number == 6
-    with pytest.raises(FtaeError, match="there is no search 'other' in .*; choose one of made-up"):
+    with pytest.raises(FtaeError, match=r"there is no search 'other' in .*; choose one of made-up"):
         find_search("other", bucket)
 
     class Tracker:

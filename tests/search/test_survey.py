@@ -5,25 +5,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-SEARCH = {
-    "name": "small",
-    "finetune": {
-        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-        "data": {"source": "image_folder", "resolution": 16, "color": "grey"},
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 12,
-        "metrics": ["psnr"],
-    },
-    "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
-    "objective": {"metric": "val/psnr", "direction": "maximize"},
-    "search": {"resources": {"cpus": 1}},
-    "tracking": {},
-}
+
+def search(images: Path, storage: Path) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "finetune": {
+            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+            "data": {"source": "image_folder", "train": str(images), "resolution": 16, "color": "grey"},
+            "losses": {"mse": 1.0},
+            "optimizer": {"lr": 1e-3},
+            "max_steps": 12,
+            "metrics": ["psnr"],
+        },
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "search": {"storage": str(storage)},
+        "tracking": {},
+    }
+
+
 # The driver's own node has no room for a trial, and is not asked. Prints what the others are found to lack.
 SURVEY = """
 import json, os, signal, subprocess, sys, time
@@ -45,7 +50,6 @@ images, storage = spec.finetune.data.train, spec.search.storage
 views = {
     "apart": f"mount -t tmpfs none {images} && mount -t tmpfs none {storage}",
     "sealed": f"mount --bind {storage} {storage} && mount -o remount,ro,bind {storage}",
-    "whole": "true",
 }
 ray.init(address="local", num_cpus=0, include_dashboard=False, log_to_driver=False)
 head = ray.get_runtime_context().gcs_address
@@ -54,9 +58,14 @@ try:
     for name, view in views.items():
         options = f"--block --address={head} --num-cpus=1 --node-name={name} --object-store-memory=100000000"
         command = f"{view} && exec {sys.executable} -m ray.scripts.scripts start {options}"
-        environment = os.environ | {"FTAE_CACHE": str(place / name)}
-        command = ["unshare", "--mount", "sh", "-c", command]
-        started.append(subprocess.Popen(command, env=environment, stdout=sys.stderr, start_new_session=True))
+        started.append(
+            subprocess.Popen(
+                ["unshare", "--mount", "sh", "-c", command],
+                env=os.environ | {"FTAE_CACHE": str(place / name)},
+                stdout=sys.stderr,
+                start_new_session=True,
+            )
+        )
         deadline = time.monotonic() + 60
         while len(nodes_with_room(spec.search.resources)) < len(started):  # two at once would take the same sockets
             assert time.monotonic() < deadline
@@ -85,17 +94,16 @@ def test_what_some_nodes_cannot_use_is_told_at_once_with_their_names(tmp_path: P
     storage.mkdir()
     for number in range(20):
         Image.new("L", (16, 16), 10 * number).save(images / f"{number}.png")
-    search = SEARCH | {"search": {"storage": str(storage), "resources": {"cpus": 1}}}
-    search["finetune"] = {**SEARCH["finetune"], "data": {**SEARCH["finetune"]["data"], "train": str(images)}}
-    command = [sys.executable, "-c", SURVEY, str(tmp_path), json.dumps(search)]
+    command = [sys.executable, "-c", SURVEY, str(tmp_path), json.dumps(search(images, storage))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    message, apart, sealed, _ = json.loads(done.stdout.splitlines()[-1])
-    assert message.splitlines() == [
+    message, apart, sealed = json.loads(done.stdout.splitlines()[-1])
+    of_storage, of_images = message.splitlines()
+    assert of_storage == (
         f"search.storage: {storage}/small cannot be used on {apart}: does not see what the driver wrote there; "
-        f"on {sealed}: ... . Mount one folder there on all nodes, writable, or name an object store",
-        f"finetune.data: the images cannot be used on {apart}: ... . "
-        "Put the same images at the same path on every node, or on a storage that all share",
-    ]
+        f"on {sealed}: Read-only file system. Mount one folder there on all nodes, writable, or name an object store"
+    )
+    assert of_images.startswith(f"finetune.data: the images cannot be used on {apart}: {images} holds no images: ")
+    assert of_images.endswith("Put the same images at the same path on every node, or on a storage that all share")
     assert list((storage / "small").iterdir()) == []

@@ -152,12 +152,19 @@ def test_a_stopped_trial_goes_on_anywhere_from_its_last_report(
     assert worker.run(stop_at=8) == [started(0), 0, 4, 8]
     first = worker.values
     if storage != "folder":
-        assert not any(Path(trial.open_store(other["storage"], "small", "worker").folder).rglob("step-*"))
+        assert not any(open_store(other["storage"], "small", "worker").folder.rglob("step-*")), "it is tidied up"
         monkeypatch.setenv("FTAE_CACHE", str(whole.store.folder / "another machine's"))
     assert worker.run() == [started(8), 8, 12]
     assert (first, worker.values) == (whole.values[:3], whole.values[2:])
     four, eight, twelve = (f"step-{step:08d}" for step in (4, 8, 12))
     assert kept == [[], [four], [four, eight], [four, eight], [eight, twelve]]
+
+
+def test_what_a_killed_worker_left_in_its_mirror_is_not_taken_up(make: Callable[..., Worker], bucket: str) -> None:
+    worker = make(bucket)
+    mirror = open_store(bucket, "small", "worker").folder
+    (mirror / "trials/0001/checkpoints/step-00000012").mkdir(parents=True)  # of a search that was deleted
+    assert worker.run(stop_at=4) == [started(0), 0, 4]
 
 
 @pytest.mark.parametrize("storage", ["folder", "object store"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -165,7 +166,10 @@ def test_a_worker_that_hangs_is_killed_though_all_cpus_are_taken(how: str, monke
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_process_that_is_not_rays_is_spared() -> None:
     node = ray.get_runtime_context().get_node_id()
-    module._kill_on(node, os.getpid())
-    module._kill_on("0" * len(node), os.getpid())  # a node that is gone
-    module._kill_on(node, 2**22 + 1)  # a process that is gone
-    time.sleep(1.0)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        module._kill_on("0" * len(node), other.pid)  # a node that is gone
+        module._kill_on(node, 2**22 + 1)  # a process that is gone
+        module._kill_on(node, other.pid)
+        time.sleep(1.0)
+        assert other.poll() is None
+        other.kill()

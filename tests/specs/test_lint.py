@@ -49,6 +49,8 @@ DOUBTS = [
      "but mse is better where it is lower"),
     (search(settings={"num_trials": 4, "max_concurrent": 8}), "search.max_concurrent (8) is never reached: "
      "search.num_trials is 4"),
+    (search(settings={"resources": {"gpus_per_trial": 2}}, device="cpu"),
+     "search.resources reserves GPUs that no trial uses: finetune.device is cpu"),
     (search(settings={"scheduler": {"name": "asha", "grace_fraction": 0.9}}),
      "no trial can be stopped early: no evaluation "
      "lies between search.scheduler.grace_fraction (0.9)"),
@@ -68,6 +70,8 @@ QUIET = [
     search(objective={"metric": "val/kl", "direction": "maximize"}, metrics=["kl"]),
     search(settings={"num_trials": 8, "max_concurrent": 8}),
     search(settings={"scheduler": {"name": "fifo"}}),
+    search(settings={"resources": {"gpus_per_trial": 2}}),
+    search(settings={"resources": {"workers": 2}}, device="cpu"),
 ]
 
 

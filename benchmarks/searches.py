@@ -1,0 +1,143 @@
+"""Searches to measure: real, but for the engine, which is a formula (``benchmarks/curves.py``)."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ftae.search  # noqa: F401  # sets what Ray reads while it is imported
+from benchmarks import curves
+from ftae.engine.probe import Probe
+from ftae.errors import TrainingFailed
+from ftae.journal import trial_folder
+from ftae.search import driver
+from ftae.search.adapters import Coordinator
+from ftae.search.progress import Progress
+from ftae.search.retention import Retention
+from ftae.search.shipper import Shipper, tracker_of
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
+from ftae.specs.finetune import FinetuneSpec
+from ftae.storage import Store, open_store
+
+PROBE = Probe(step_seconds=0.1, eval_seconds=1.0, peak_bytes=2**28, memory_bytes=None, device="cpu", node="here")
+
+
+def search_spec(num_trials: int, workers: int, storage: Path, tracking: str | None) -> SearchSpec:
+    """A search with a space of seven leaves, whose trials report nine times unless they are stopped."""
+    return SearchSpec.model_validate(
+        {
+            "name": "controller",
+            "finetune": {
+                "model": {"family": "conv_vae"},
+                "data": {"source": "digits", "resolution": 16},
+                "losses": {"mse": 1.0, "kl": 1e-4},
+                "optimizer": {"lr": 1e-4, "lr_multipliers": {"encoder": 0.1}, "weight_decay": 1e-4},
+                "max_steps": 800,
+                "num_evals": 8,
+                "metrics": ["psnr", "ssim", "kl"],
+            },
+            "search_space": {
+                "optimizer.lr": {"low": 1e-5, "high": 1e-2, "log": True},
+                "optimizer.lr_multipliers.encoder": {"low": 0.03, "high": 0.3, "log": True},
+                "optimizer.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+                "losses.kl": {"low": 1e-6, "high": 1e-2, "log": True},
+                "losses.tv": {"choices": [0.0, 1e-4, 1e-3]},
+                "freeze_depth": {"low": 0, "high": 3},
+                "max_grad_norm": {"choices": [0.1, 0.5, 1.0, None]},
+            },
+            "objective": {"metric": "val/psnr", "direction": "maximize"},
+            "search": {"num_trials": num_trials, "max_concurrent": workers, "storage": str(storage)},
+            "tracking": {"uri": tracking},
+        }
+    )
+
+
+def run_on_ray(spec: SearchSpec) -> None:
+    """``run_search`` without the engine, and without a look at the machine."""
+    driver.run_trial = curves.run_trial
+    driver.preflight = lambda *_: PROBE
+    driver.run_search(spec)
+
+
+def run_alone(spec: SearchSpec) -> None:
+    """The calls that Tune would make, made by turns for as many trials as there are workers."""
+    store = open_store(spec.search.storage, spec.name, "driver")
+    store.write("search.yaml", b"")
+    with Progress(spec) as progress:
+        state = SearchState(spec, store, say=progress.say)
+        shipper = Shipper(store, lambda: tracker_of(spec, store), progress.say)
+        retention = Retention(state)
+        progress.follow(state.record)
+
+        def on_change(number: int) -> None:
+            progress.update(number)
+            if state.record.trials[number].status != "running":
+                retention.ended(number)
+
+        shipper.start()
+        coordinator = Coordinator(state, None, on_change, progress.say)
+        working = [_worker(spec, store, coordinator) for _ in range(spec.search.max_concurrent or 1)]
+        while working and not coordinator.must_stop():
+            working = [worker for worker in working if next(worker, False)]
+        assert coordinator.failure is None, coordinator.failure
+        state.close("complete")
+        shipper.finish(600.0)
+
+
+def _worker(spec: SearchSpec, store: Store, coordinator: Coordinator) -> Iterator[bool]:
+    """One trial after another, a message at a time."""
+    while (trial := coordinator.assign()) is not None:
+        workdir = store.folder / trial_folder(trial["number"])
+        for message in _messages(spec.trial_spec(trial["params"]), workdir):
+            goes_on = coordinator.message(trial["number"], json.loads(json.dumps(message)))
+            yield True
+            if not goes_on:
+                break
+
+
+def _messages(spec: FinetuneSpec, workdir: Path) -> Iterator[dict[str, Any]]:
+    yield {"start": {"node": "here", "pid": os.getpid(), "step": 0}}
+    try:
+        for report in curves.finetune(spec, workdir):
+            yield {"report": vars(report)}
+    except TrainingFailed as failure:
+        yield {"diverged": str(failure)}
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """A tracking server that keeps all it gets in ``folder``; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--allowed-hosts", "127.0.0.1:*"]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", seconds=120.0)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with the workers that it started
+
+
+def _wait_for(url: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)

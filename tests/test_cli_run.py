@@ -1,0 +1,97 @@
+"""Going on with a search on this machine, without a cluster to submit it to."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ftae import cli, journal
+from ftae.specs.yamlfile import dump, load_search
+
+SEARCH: dict[str, Any] = {
+    "name": "small",
+    "finetune": {
+        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16},
+        "losses": {"mse": 1.0, "kl": 1e-3},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 4,
+        "num_evals": 1,
+        "metrics": ["psnr"],
+    },
+    "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "search": {"num_trials": 1, "scheduler": {"name": "fifo"}},
+}
+Ftae = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
+    """Runs a command in ``tmp_path``; returns its exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "FTAE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    Path("search.yaml").write_text(yaml.safe_dump(SEARCH))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_search_goes_on_with_more_trials(
+    ftae: Ftae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ftae("search", "search.yaml")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in (["resume"], ["extend", "--max-hours", "1"]):
+        status, out, err = ftae(*command, "small", "--storage", "../searches")
+        assert (status, out) == (1, "")
+        assert err == "error: small has done all its 1 trials; it goes on with more: ftae extend small --trials N\n"
+    status, out, _ = ftae("extend", "small", "--trials", "2", "--max-hours", "0.5", "--storage", "../searches")
+    assert (status, out.startswith("small: best is trial ")) == (0, True)
+    record = journal.replay(tmp_path / "searches" / "small")
+    assert sorted(record.trials) == [0, 1, 2, 3]
+    assert (record.search["search"]["num_trials"], record.search["search"]["max_hours"]) == (3, 0.5)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    status, out, _ = ftae("list", "--storage", str(tmp_path / "searches"))
+    assert out.splitlines()[-1].split()[:3] == ["small", "complete", "3/3"]
+    assert ftae("status", "../searches/small")[1].startswith("small: complete\ntrials       3 of 3 done\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["extend", "small"], 2, "Invalid value: give --trials, --max-hours, or both"),
+        (["resume", "none"], 1, "error: there is no search 'none' in searches; it holds none\n"),
+        (["status", "none"], 1, "error: there is no search 'none' in searches; it holds none\n"),
+        (["resume", "small", "--follow"], 1, "error: --follow, --python and --max-attempts are for a cluster; name it"),
+        (["list"], 0, "no searches in searches\n"),
+    ],
+)
+def test_what_cannot_be_done_here(ftae: Ftae, arguments: list[str], status: int, message: str) -> None:
+    result = ftae(*arguments)
+    assert result[:2] == (status, "")
+    assert message in result[2]
+
+
+def test_a_search_is_read_from_stdin(ftae: Ftae, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = load_search(Path("search.yaml"))
+    Path("sent.yaml").write_text(dump(spec))
+    with Path("sent.yaml").open() as sent:
+        monkeypatch.setattr(sys, "stdin", sent)
+        assert load_search(Path("-")) == spec
+    Path("sent.yaml").write_text("name: [")
+    with Path("sent.yaml").open() as sent:
+        monkeypatch.setattr(sys, "stdin", sent)
+        status, _, err = ftae("search", "-")
+    assert (status, err.startswith("error: <stdin>:1: not valid YAML: ")) == (1, True)
