@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ftae import cli_cluster, cli_run
-from ftae.cli_options import STORAGE, Json, SearchName, Sets, Storage, print_table
+from ftae.cli_options import STORAGE, AllowCode, Json, SearchName, Sets, Storage, print_table
 from ftae.errors import FtaeError
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 
 
 @app.command()
-def validate(file: File, overrides: Sets = None) -> None:
+def validate(file: File, overrides: Sets = None, allow_code: AllowCode = False) -> None:
     """Check a file and print the plan: trials, rungs, stages, checkpoints, where things go."""
     from ftae.plan import plan
     from ftae.specs.yamlfile import load_any
@@ -80,6 +80,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="exports/SEARCH")] = None,
     trial: Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best")] = None,
     storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write the winner as one folder: production.yaml, model/, provenance.json, README.md."""
     from ftae.report import find_search
@@ -107,6 +108,7 @@ def train(
     register: Annotated[str | None, typer.Option(help="Put the model into MLflow's registry under this name.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share every batch; on GPUs, one each.")] = 1,
     storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a production file to its end; the same budget and workers repeat the trial's numbers exactly."""
     from ftae.specs.yamlfile import load_production

@@ -1,10 +1,13 @@
 """The arguments and options that several commands have, and how they print a table."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ftae.lookup import ALLOW_CODE
 
 SearchFile = Annotated[Path, typer.Argument(help="A search file (YAML); - reads it from stdin.", show_default=False)]
 Sets = Annotated[
@@ -15,6 +18,18 @@ SearchName = Annotated[
     str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)
 ]
 Storage = Annotated[str, typer.Option(help="Where searches live: a folder, or the URL of an object store.")]
+
+
+def _allow_code(allowed: bool) -> bool:
+    if allowed:
+        os.environ[ALLOW_CODE] = "1"
+    return allowed
+
+
+# Read where code is imported, here and in the workers: the commands have nothing to do with it.
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", callback=_allow_code, help="Run the package.module:attr that a file names.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 STORAGE = "searches"
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftae.cli_cluster import ADDRESS, Address, Follow, MaybeAddress, follow_log
-from ftae.cli_options import STORAGE, SearchFile, SearchName, Sets, Storage
+from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage
 from ftae.errors import FtaeError
+from ftae.lookup import check_code_allowed, code_option
 
 if TYPE_CHECKING:
     from ftae.cluster.jobs import Attempt, Client
@@ -42,15 +43,16 @@ def search(
     overrides: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
     attempt: Annotated[int, typer.Option(hidden=True, help="Set for a driver that is a job.")] = 0,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a search on this machine, or on the cluster that RAY_ADDRESS names."""
     from ftae.specs.yamlfile import STDIN, load_search
 
     spec = load_search(file, overrides or [])
     sets = [part for text in overrides or [] for part in ("--set", text)]
-    again = shlex.join(["ftae", "search", str(file), *sets, "--resume"])
+    again = shlex.join(["ftae", "search", str(file), *sets, "--resume", *code_option()])
     if file == STDIN:
-        again = f"ftae resume {spec.name}"
+        again = shlex.join(["ftae", "resume", spec.name, *code_option()])
     # An attempt that died before the search began is no reason for the next one to fail.
     go_on = None if resume and attempt else resume
     _run_here(spec, resume=go_on, again=again, attempt=attempt)
@@ -64,11 +66,14 @@ def submit(
     follow: Follow = False,
     python: Python = None,
     max_attempts: MaxAttempts = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a search on a cluster; prints its name at once."""
     from ftae.specs.yamlfile import load_search
 
     spec = load_search(file, overrides or []).located()
+    if ":" in spec.finetune.model.family:
+        check_code_allowed(spec.finetune.model.family)
     from ftae.cluster import jobs
 
     client = jobs.connect(address)
@@ -85,6 +90,7 @@ def resume(
     follow: Follow = False,
     python: Python = None,
     max_attempts: MaxAttempts = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Go on with a search that was stopped, or whose driver died; on this machine if no cluster is named."""
     _go_on(name, {}, address, storage, _Options(follow, python, max_attempts))
@@ -100,6 +106,7 @@ def extend(
     follow: Follow = False,
     python: Python = None,
     max_attempts: MaxAttempts = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Go on with a search, finished or not, for more trials or more time; nothing it has learned is lost."""
     more = {key: value for key, value in (("num_trials", trials), ("max_hours", max_hours)) if value}
@@ -172,8 +179,9 @@ def _go_on(name: str, more: dict[str, Any], address: str | None, storage: str, o
         if options != _Options():
             raise FtaeError("--follow, --python and --max-attempts are for a cluster; name it by --address")
         spec = _stored(name, storage)
-        where = "" if storage == STORAGE else f" --storage {storage}"
-        _run_here(_with_more(spec, more), resume=True, again=f"ftae resume {name}{where}")
+        where = [] if storage == STORAGE else ["--storage", storage]
+        again = shlex.join(["ftae", "resume", name, *where, *code_option()])
+        _run_here(_with_more(spec, more), resume=True, again=again)
         return
     from ftae.cluster import jobs
 

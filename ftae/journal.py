@@ -105,6 +105,13 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
                 raise FtaeError(f"{path}: the line before byte {offset} is damaged: {error}") from error
 
 
+def ends_line(folder: Path, offset: int) -> bool:
+    """Whether byte ``offset`` is behind an event, or the first."""
+    with (folder / FILE_NAME).open("rb") as file:
+        file.seek(max(0, offset - 1))
+        return offset == 0 or file.read(1) == b"\n"
+
+
 @dataclass
 class TrialRecord:
     """What the journal knows of one trial. ``reports`` are its report events, in order of step."""

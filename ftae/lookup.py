@@ -19,17 +19,31 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def import_attr(reference: str) -> Any:
-    """Import ``package.module:attr``, which runs that module's code.
+def code_option() -> list[str]:
+    """The option that a command needs which is to do as this process does."""
+    return ["--allow-code"] if os.environ.get(ALLOW_CODE) else []
+
+
+def check_code_allowed(reference: str) -> None:
+    """Refuse the code that a file names, unless the user has said that it may run.
 
     Raises:
-        FtaeError: running code was not allowed; the module cannot be imported, or has no such attribute.
+        FtaeError: it may not.
     """
     if not os.environ.get(ALLOW_CODE):
         raise FtaeError(
             f"{reference!r} names code, which a file may only run if you trust it: read that module, "
             "then give --allow-code"
         )
+
+
+def import_attr(reference: str) -> Any:
+    """Import ``package.module:attr``, which runs that module's code.
+
+    Raises:
+        FtaeError: code may not run; the module cannot be imported, or has no such attribute.
+    """
+    check_code_allowed(reference)
     module_name, _, attr = reference.partition(":")
     if (here := str(Path.cwd())) not in sys.path:  # a script's own folder is there, the current one is not
         sys.path.insert(0, here)

@@ -25,6 +25,7 @@ SEARCH: dict[str, Any] = {
     "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
     "objective": {"metric": "val/psnr", "direction": "maximize"},
     "search": {"num_trials": 1, "scheduler": {"name": "fifo"}},
+    "tracking": {"uri": "http://127.0.0.1:9"},  # nowhere: the store beside the search takes long to make
 }
 Ftae = Callable[..., tuple[int, str, str]]
 

@@ -260,6 +260,8 @@ def test_trials_are_told_again(tmp_path: Path) -> None:
     assert second.ended is not None
     assert second.ended >= second.started
     running = record.trials[6]
+    assert record.running == {6: running}
+    assert record.ended == {"finished": 3, "pruned": 1, "diverged": 1}
     assert (running.value, running.step, running.ended, running.reason) == (19.0, 25, None, None)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.lookup import did_you_mean, import_attr
+from ftae.lookup import ALLOW_CODE, did_you_mean, import_attr
 
 TABLE = {"adamw": 1, "sgd": 2}
 
@@ -41,3 +41,15 @@ def test_a_module_that_is_not_there() -> None:
         "cannot import 'no_such_module.at_all' of 'no_such_module.at_all:Net': No module named 'no_such_module'. "
         "The module must be importable from the current folder or installed on every node"
     )
+
+
+def test_code_runs_only_where_it_was_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "foreign_code.py").write_text("from pathlib import Path; Path('ran').touch(); Net = dict")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(ALLOW_CODE)
+    with pytest.raises(FtaeError, match=r"'foreign_code:Net' names code, which a file may only run if you trust it"):
+        import_attr("foreign_code:Net")
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv(ALLOW_CODE, "1")
+    assert import_attr("foreign_code:Net") is dict
+    assert (tmp_path / "ran").exists()

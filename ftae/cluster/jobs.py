@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 
 from ftae.errors import FtaeError
+from ftae.lookup import code_option
 from ftae.specs.search import SearchSpec
 from ftae.specs.yamlfile import dump
 
@@ -168,7 +169,8 @@ def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, pytho
     """
     job, storage = f"{spec.name}-a{number}", spec.search.storage
     metadata = {"search": spec.name, "attempt": number, "last": last, "storage": storage, "python": python}
-    command = [python, "-m", "ftae", "search", "-", "--attempt", str(number), *(["--resume"] if resume else [])]
+    options = [*(["--resume"] if resume else []), *code_option()]
+    command = [python, "-m", "ftae", "search", "-", "--attempt", str(number), *options]
     text = dump(spec)
     assert END_OF_SPEC not in text.splitlines(), "every line of a dumped mapping has a key, or is indented"
     try:

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from ftae.cluster.jobs import attempts, connect, submit
 from ftae.errors import FtaeError
+from ftae.lookup import ALLOW_CODE
 
 WATCH_SECONDS = 3.0
 START_SECONDS = 60.0
@@ -23,7 +24,7 @@ def watch(search: str, say: Callable[[str], None]) -> None:
     There is one watcher for each search. It outlives the drivers, and goes when one ends by itself.
     """
     # The actor imports this module from where the driver does.
-    environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    environment = {name: os.environ[name] for name in ("PYTHONPATH", ALLOW_CODE) if name in os.environ}
     context = ray.init(
         "auto",
         namespace="ftae",

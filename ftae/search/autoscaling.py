@@ -60,9 +60,9 @@ def _grows() -> bool:
         if _autoscaling_state().autoscaler_state_version:
             return True  # version 2: it also tells what it cannot add
         # Version 1 runs on every cluster; without a configuration it makes up a type for each node.
-        status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
-        if report := status.get("autoscaler_report"):
-            return not report["active_nodes"].keys() <= {f"node_{node['NodeID']}" for node in ray.nodes()}  # type: ignore[no-untyped-call]
+        report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+        if active := report.get("active_nodes"):
+            return not active.keys() <= {f"node_{node['NodeID']}" for node in ray.nodes()}  # type: ignore[no-untyped-call]
         time.sleep(0.2)  # a cluster that has just started
     return False
 

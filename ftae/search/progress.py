@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ftae.journal import SearchRecord, TrialRecord
 from ftae.specs.search import SearchSpec
+from ftae.units import duration
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
 SHOWN_TRIALS = 12
@@ -96,7 +97,7 @@ class Progress:
         gained = share - self._share_at_start
         if gained <= 0.0:
             return "time left unknown"
-        return f"about {_duration(elapsed / gained * (1.0 - share))} left"
+        return f"about {duration(elapsed / gained * (1.0 - share))} left"
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -121,9 +122,3 @@ def short_params(params: dict[str, object]) -> str:
         f"{path.rsplit('.', 1)[-1]}={f'{value:.4g}' if isinstance(value, float) else value}"
         for path, value in params.items()
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -145,7 +145,9 @@ def _cursor(store: Store) -> dict[str, Any]:
     """The ``offset`` up to which the journal was sent, and the ``uri`` and ``experiment`` it was sent to."""
     try:
         cursor: dict[str, Any] = json.loads(store.read(CURSOR) or '{"offset": 0}')
-        return cursor | {"offset": int(cursor["offset"])}
+        offset = int(cursor["offset"])
+        # What was sent of a journal that has lost its end since says nothing of the lines written there instead.
+        return cursor | {"offset": offset if journal.ends_line(store.folder, offset) else 0}
     except (ValueError, KeyError, TypeError) as error:
         raise FtaeError(f"{store}/{CURSOR} is damaged: run ftae sync, which sends everything and mends it") from error
 

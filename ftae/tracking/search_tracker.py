@@ -65,8 +65,11 @@ class SearchTracker:
         with self._known_runs() as runs:
             for event in events:
                 self._fold(runs, event)
-            for run in runs.values():
-                self._write(run)
+            touched = {event.get("trial") for event in events}  # None: the parent
+            closed = any(event["event"] == "close" for event in events)  # ends all that run
+            for number, run in runs.items():
+                if closed or number in touched:
+                    self._write(run)
 
     def publish(
         self,

@@ -266,7 +266,7 @@ def test_a_worker_that_is_killed_ends_the_run_at_once(tmp_path: Path) -> None:
 
 
 def test_workers_end_with_a_first_that_is_killed(home: Path, tmp_path: Path) -> None:
-    from parallel_nets import lead  # type: ignore[import-not-found]
+    from parallel_nets import lead
 
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()

@@ -12,7 +12,7 @@ from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage import Store, open_store
 
 
 def spec(storage: Path, **changes: Any) -> SearchSpec:
@@ -84,6 +84,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         ({"search__sampler": "random"}, "search.sampler"),
         ({"search__seed": 1}, "search.seed"),
         ({"search__scheduler": {"name": "fifo"}}, "search.scheduler"),
+        ({"search__resources": {"cpus": 2}}, "finetune.num_threads (by search.resources)"),
         (
             {"search__scheduler": {"name": "asha", "reduction_factor": 4}, "search__seed": 2},
             "search.scheduler, search.seed",
@@ -104,13 +105,15 @@ def test_the_means_may_change(existing: Path) -> None:
         search__num_trials=40,
         search__max_hours=0.5,
         search__max_concurrent=2,
-        search__resources={"cpus": 2},
+        search__resources={"cpus": 1.5},
         search__keep_checkpoints=1,
         search__max_failures=0,
         tracking__uri="http://another:5000",
         tracking__experiment="another",
     )
-    driver._check_folder(existing / "made-up", changed, resume=True)
+    before = driver._earlier(Store(existing / "made-up"), changed, resume=True)
+    assert before is not None
+    driver._same_question(before, changed, before.facts)
 
 
 def test_every_setting_is_either_of_the_question_or_of_the_means() -> None:
@@ -152,6 +155,23 @@ def test_a_journal_that_cannot_be_read_is_not_overwritten(tmp_path: Path) -> Non
         with pytest.raises(FtaeError, match="is damaged"):
             run_search(spec(tmp_path), resume=resume)
     assert journal.read_text().startswith("no JSON at all")
+
+
+def test_who_looks_at_a_search_leaves_its_drivers_mirror_alone(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path))
+    search = spec(Path("unused"), search__storage=bucket, tracking__uri="http://127.0.0.1:9")
+    state = SearchState(search, open_store(bucket, search.name, "driver"))
+    state.next_trial()
+    with state.journal.path.open("ab") as file:
+        file.write(b"what its driver is writing")
+    before = state.journal.path.read_bytes()
+    with pytest.raises(FtaeError, match=f"^{bucket}/made-up holds a search already"):
+        run_search(search)
+    with pytest.raises(FtaeError, match=r"search\.seed differ"):
+        run_search(search.model_copy(update={"search": search.search.model_copy(update={"seed": 7})}), resume=True)
+    assert state.journal.path.read_bytes() == before
 
 
 def test_other_images_or_weights_are_another_question(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trial of two workers in a search on a local cluster; one of them is killed, a trial is pruned."""
+"""Trials of two workers in a search on a local cluster: one is pruned, one loses a worker."""
 
 import os
 import signal
@@ -89,14 +89,6 @@ class Killer(threading.Thread):
                     os.kill(pid, signal.SIGKILL)
 
 
-def searched(storage: Path, victim: str) -> SearchRecord:
-    killer = Killer(storage / "shared", victim)
-    killer.start()
-    record = run_search(search(storage))
-    assert len(killer.killed) == 1
-    return record
-
-
 def test_what_tune_reserves() -> None:
     assert placement(Resources()).bundles == [{"CPU": 1.0}]
     wanted = placement(Resources(cpus=2, gpus=1, workers=3))
@@ -108,15 +100,29 @@ def test_one_worker_needs_nobody(tmp_path: Path) -> None:
         assert group is ALONE
 
 
-@pytest.mark.parametrize("victim", ["_Worker", pytest.param("ImplicitFunc", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_trial_of_two_workers_outlives_either_and_leaves_nobody(victim: str, tmp_path: Path) -> None:
-    record = searched(tmp_path, victim)
+def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path: Path) -> None:
+    record = run_search(search(tmp_path))
     assert [trial.status for trial in record.trials.values()] == ["finished", "finished", "pruned"]
-    assert [report["step"] for report in record.trials[1].reports] == [0, 4, 8, 12]
+    check_numbers(record, tmp_path)
+    assert is_empty("_Worker")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["_Worker", "ImplicitFunc"])
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> None:
+    killer = Killer(tmp_path / "shared", victim)
+    killer.start()
+    record = run_search(search(tmp_path))
+    assert len(killer.killed) == 1
     starts = [e["step"] for e, _ in journal.read(tmp_path / "shared") if e["event"] == "start" and e["trial"] == 1]
     assert starts == [0, 4]
-    alone = list(finetune(search(tmp_path).trial_spec(record.trials[1].params), tmp_path / "alone"))
-    for report, expected in zip(record.trials[1].reports, alone, strict=True):
-        assert report["metrics"] == pytest.approx(expected.metrics, rel=1e-5)
+    check_numbers(record, tmp_path)
     assert is_empty("_Worker")
+
+
+def check_numbers(record: SearchRecord, folder: Path) -> None:
+    alone = list(finetune(search(folder).trial_spec(record.trials[1].params), folder / "alone"))
+    for report, expected in zip(record.trials[1].reports, alone, strict=True):
+        assert (report["step"], report["metrics"]) == (expected.step, pytest.approx(expected.metrics, rel=1e-5))

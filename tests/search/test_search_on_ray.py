@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from ftae import journal
 from ftae.engine.build import build_model
 from ftae.engine.loop import finetune
+from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME, SearchRecord
+from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.shipper import sync, unsent
 from ftae.search.state import SearchState
@@ -215,7 +217,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
         assert points == set(journalled)
         images = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")}
         assert len([path for path in images if path.endswith(".png")]) == len(trial.reports)
-    assert unsent(storage / record.search["name"]) == 0
+    assert unsent(Store(storage / record.search["name"])) == 0
 
 
 def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: MlflowClient, storage: Path) -> None:
@@ -272,15 +274,22 @@ def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
         FtaeError, match=r"search\.resources\.gpus: a trial asks for 1, the largest node of the cluster has 0 GPUs"
     ):
         run_search(spec(tmp_path, search__resources={"gpus": 1}))
-    assert not (tmp_path / "small" / FILE_NAME).exists()
+    assert journal.fold(tmp_path / "small").trials == {}, "it may begin under this name"
 
 
-def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path) -> None:
+def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = spec(tmp_path)
     model = build_model(search.finetune, None)
     model.save_pretrained(tmp_path / "model")
     [weights] = (tmp_path / "model").glob("*.safetensors")
-    save_file({name: tensor.fill_(math.nan) for name, tensor in load_file(weights).items()}, weights)
+    preflight = driver.preflight
+
+    def spoiled_later(*arguments: Any) -> Probe:
+        probe = preflight(*arguments)
+        save_file({name: tensor.fill_(math.nan) for name, tensor in load_file(weights).items()}, weights)
+        return probe
+
+    monkeypatch.setattr(driver, "preflight", spoiled_later)
     broken = spec(tmp_path, finetune__model={"family": "conv_vae", "pretrained": str(tmp_path / "model")})
     with pytest.raises(
         FtaeError, match=r"small stopped: the untuned model cannot be evaluated: .*as it was given is nan"
@@ -386,6 +395,6 @@ def test_a_search_without_mlflow_is_whole_but_for_that(harmed: tuple[SearchSpec,
     assert record.close is not None
     assert record.close["status"] == "complete"
     folder = Path(search.search.storage) / search.name
-    assert unsent(folder) == len((folder / FILE_NAME).read_text().splitlines())
+    assert unsent(Store(folder)) == len((folder / FILE_NAME).read_text().splitlines())
     with pytest.raises(TrackingUnavailable, match=r"127\.0\.0\.1:9"):
-        sync(folder)
+        sync(Store(folder))

@@ -4,6 +4,7 @@ The tracker is the edge of the network, and the one thing that is made up here: 
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -169,6 +170,20 @@ def test_a_line_that_is_being_written_waits(journal: Journal, tmp_path: Path) ->
         file.write(b"}\n")
     assert ship_new(Store(tmp_path), tracker) == 1
     assert tracker.arrived[-1] == {"event": "close"}
+
+
+@pytest.mark.parametrize("written_since", [0, 1, 2])
+def test_a_journal_that_lost_its_end_is_sent_anew(journal: Journal, tmp_path: Path, written_since: int) -> None:
+    add(journal, 0)
+    assert ship_new(Store(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
+    journal.close()
+    os.truncate(journal.path, journal.path.stat().st_size - 7)
+    again, tracker = Journal(tmp_path), Tracker()
+    again.take_up()
+    for trial in range(written_since):
+        add(again, trial + 1)
+    assert ship_new(Store(tmp_path), tracker) == 3 + 3 * written_since  # type: ignore[arg-type]
+    assert tracker.arrived == written(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"offset": null}', "half a li"])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from ftae.search import study as module
 from ftae.search.study import Study
 from ftae.specs import SearchSpec
 
@@ -141,6 +142,63 @@ def test_a_study_of_adopted_trials_suggests_what_the_first_one_would_have(sample
             study.report(number, 4, float(number % 5))
             study.tell(number, "finished" if number % 3 else "pruned", float(number % 5))
     assert second.propose(12) == first.propose(12)
+
+
+@pytest.fixture
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in {"MOST_TRIALS": 40, "BEST_TRIALS": 5, "NEWEST_TRIALS": 20}.items():
+        monkeypatch.setattr(module, name, number)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_sampler_sees_the_best_and_the_newest_of_many_trials(direction: str, short_memory: None) -> None:
+    study = Study(spec(direction, sampler="random", num_trials=100))
+    study.propose(2)  # runs all the time
+    for number in range(3, 100):
+        study.propose(number)
+        study.report(number, 4, float(number))
+        finished, value = number % 2, float(number if direction == "minimize" else -number)
+        study.tell(number, "finished" if finished else "pruned", value)
+        assert len(study.trials) <= 40
+    seen = study.trials
+    assert seen[0].state == TrialState.RUNNING
+    assert [abs(t.value) for t in seen if t.value is not None][:5] == [3.0, 5.0, 7.0, 9.0, 11.0]
+    assert [t.intermediate_values[4] for t in seen][-20:] == [float(number) for number in range(80, 100)]
+    study.report(2, 4, 1.0)
+    study.tell(2, "finished", 50.0)
+    assert (study.trials[0].value, study.trials[0].intermediate_values) == (50.0, {4: 1.0})
+
+
+def test_a_study_that_forgot_suggests_the_same_when_replayed(short_memory: None) -> None:
+    search = spec(num_trials=200)
+    first, second = Study(search), Study(search)
+    for number in range(2, 130):
+        params = first.propose(number)
+        if number > 120:
+            assert second.propose(number) == params
+        else:
+            second.adopt(number, params)
+        for study in (first, second) if number > 5 else ():
+            study.report(number - 3, 4, float(number % 7))  # three at a time
+            study.tell(number - 3, ["finished", "pruned", "diverged", "failed"][number % 4], float(number % 7))
+    assert [(t.params, t.state, t.value) for t in first.trials] == [(t.params, t.state, t.value) for t in second.trials]
+
+
+def test_an_extended_search_suggests_what_one_of_its_length_would_have() -> None:
+    short, long = spec(num_trials=8), spec(num_trials=80)
+    study, extended, fresh = Study(short), Study(long), Study(long)
+    for number in range(2, 10):
+        params = study.propose(number)
+        for other in (extended, fresh):
+            other.adopt(number, params)
+        for other in (study, extended, fresh):
+            other.tell(number, "finished", -abs(params["optimizer.lr"] - 0.01))
+    for number in range(10, 40):
+        params = extended.propose(number)
+        assert fresh.propose(number) == params
+        for other in (extended, fresh):
+            other.tell(number, "finished", -abs(params["optimizer.lr"] - 0.01))
+    assert extended.trials[-1].params["optimizer.lr"] == pytest.approx(0.01, rel=1.0)
 
 
 def divergences(status: str, direction: str) -> list[bool]:
