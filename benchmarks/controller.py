@@ -57,16 +57,21 @@ def watched() -> Meter:
 
 
 class Marks:
-    """The meter and the journal's size whenever a search comes to a new tenth of its trials."""
+    """The meter and the journal's size whenever a search comes to a new tenth of its trials.
 
-    def __init__(self, meter: Meter, num_trials: int) -> None:
-        self._meter, self._size = meter, num_trials // 10
+    With ``ships``, MLflow is waited for then, so that the cost of its part falls into the same window.
+    """
+
+    def __init__(self, meter: Meter, num_trials: int, ships: bool) -> None:
+        self._size = num_trials // 10
         self._readings: dict[int, tuple[Reading, int]] = {}
         next_trial = SearchState.next_trial
 
         def watched(state: SearchState) -> Assignment | None:
             tenth, rest = divmod(len(state.record.trials) - 1, self._size)
             if rest == 0 and tenth not in self._readings:
+                while ships and shipper.unsent(state.store):
+                    time.sleep(0.5)
                 self._readings[tenth] = meter.read(), state.journal.path.stat().st_size
             return next_trial(state)
 
@@ -138,7 +143,7 @@ def measure(given: argparse.Namespace, storage: Path) -> list[dict[str, Any]]:
         shipper.Shipper.start = lambda self: None
     if given.pictures:
         os.environ[curves.PICTURES] = "1"  # the workers inherit it
-    marks = Marks(watched(), given.trials)
+    marks = Marks(watched(), given.trials, ships=given.mlflow != "none")
     with ExitStack() as stack:
         uri = stack.enter_context(mlflow_server(storage)) if given.mlflow == "http" else None
         spec = search_spec(given.trials, given.workers, storage, uri)

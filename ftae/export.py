@@ -98,6 +98,8 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, releas
         f"| {name} | {'' if baseline is None else f'{baseline.metrics[name]:.6g}'} | {trial.metrics[name]:.6g} |"
         for name in names
     )
+    workers = search.search.resources.workers
+    command = "ftae train production.yaml" + (f" --workers {workers}" if workers > 1 else "")
     params = "\n".join(f"- `{path}`: {value}" for path, value in trial.settings.items())
     return f"""# {search.name}, trial {trial.number}
 
@@ -120,7 +122,7 @@ Params:
 Fixed validation images, each as input | reconstruction | absolute difference.
 
 - `model/`: the tuned model, as measured above.
-- `production.yaml`: the run that made it. `ftae train production.yaml` repeats it to the last digit on the same
+- `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
   kind of machine; `--max-steps N` trains for longer, `--resume` goes on with an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
 """

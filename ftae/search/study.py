@@ -15,8 +15,8 @@ from ftae.specs.search import SearchSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# A proposal costs TPE time in proportion to the trials it sees, so it sees 500 at most: from then on the
-# study is cut to the best 25, which is all that TPE ever takes for good, and the newest 250 besides.
+# A proposal takes TPE time in proportion to the trials it sees. So a study of 500 that ended is cut to the best
+# 25, which is all that TPE ever takes for good, and the newest 250 of the others, which it weighs most anyway.
 MOST_TRIALS = 500
 BEST_TRIALS = 25
 NEWEST_TRIALS = 250
@@ -84,7 +84,7 @@ class Study:
     def _forget(self) -> None:
         """Cut a study that has become too large. Called as trials begin, so a replay cuts where the first run did."""
         trials = self._seen()
-        if len(trials) < MOST_TRIALS:
+        if len(trials) - len(self._running) < MOST_TRIALS:
             return
         modelled = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         best = {t.number for t in sorted(modelled, key=self._rank)[:BEST_TRIALS]}

@@ -204,7 +204,7 @@ class Search:
         return f"step-{self.record.search['finetune']['max_steps']:08d}"
 
     def cut_last_line(self, chance: random.Random) -> None:
-        """Leave the journal as a driver does that loses its power while writing."""
+        """Leave the journal as a driver does that loses its power while writing, however much was made of the line."""
         path = self.folder / journal.FILE_NAME
         *_, last = path.read_bytes().splitlines(keepends=True)
         os.truncate(path, path.stat().st_size - chance.randint(1, len(last) - 1))

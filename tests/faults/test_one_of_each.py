@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from faults.outcome import NOTHING, compare_with_mlflow, numbers, twice_in_journal
@@ -42,8 +41,6 @@ def ordeal(drivers: Drivers, server: MlflowServer, disk: Disk | None) -> Ordeal:
     search.wait_inside(1, first)
     spoil_images(drivers.folder / "images", chance)
     search.lose_worker(first)  # a new process, which has to load the images
-    coming = Thread(target=server.come)
-    coming.start()
     search.wait_inside(2, first)
     damaged = search.spoil_checkpoint(chance)
     search.lose_worker(first)
@@ -51,12 +48,12 @@ def ordeal(drivers: Drivers, server: MlflowServer, disk: Disk | None) -> Ordeal:
     if disk is not None:
         disk.refuse(10.0)
         search.wait_for_report(first)
-    coming.join()
     restore_images(drivers.folder / "images")
     search.wait_inside(4, first)
     first.lose()
     search.cut_last_line(chance)
     second = search.start()
+    server.come()
     search.wait_for_report(second)
     search.stop_while_saving(second)
     stopped = second.result()

@@ -279,3 +279,33 @@ def test_failures_with_others_between_do_not(state: SearchState) -> None:
         coordinator.assign()
         coordinator.message(number, message)
     assert not coordinator.must_stop()
+
+
+def test_tune_keeps_no_trial_that_ended(state: SearchState, ray_cluster: None, tmp_path: Path) -> None:
+    from ray import tune  # here: ftae.search prepares the environment it reads
+
+    state.spec = state.spec.model_copy(update={"search": state.spec.search.model_copy(update={"num_trials": 12})})
+    coordinator, messages = coordinate(state), [json.dumps(report(step)) for step in (0, 4, 8, 12)]
+    kept: list[int] = []
+
+    class Count(tune.Callback):  # type: ignore[misc]
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            kept.append(len(trials))
+
+    def trainable(config: dict[str, Any]) -> None:
+        for message in messages:
+            tune.report({"message": message})
+
+    tune_config = tune.TuneConfig(
+        search_alg=StateSearcher(coordinator),
+        scheduler=StateScheduler(coordinator),
+        num_samples=-1,
+        max_concurrent_trials=2,
+        reuse_actors=True,
+    )
+    run_config = tune.RunConfig(name="tune", storage_path=str(tmp_path / "scratch"), callbacks=[Count()], verbose=0)
+    tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
+    assert state.is_complete
+    assert max(kept) <= 4  # two that run, those of them that end at once
+    [snapshot] = (tmp_path / "scratch" / "tune").glob("experiment_state-*.json")
+    assert len(json.loads(snapshot.read_text())["trial_data"]) <= 4

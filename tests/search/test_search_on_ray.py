@@ -373,6 +373,9 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(
     search, killed, record = harmed
     assert killed.count(1) == 1
     assert record.trials[1].status == "finished"
+    assert [note.split(" (")[0] for note in record.trials[1].notes] == ["its worker was lost"]
+    begun = [start["step"] for start in record.trials[1].starts]
+    assert begun[0] == 0 < begun[1]
     undisturbed = list(finetune(search.trial_spec(record.trials[1].params), tmp_path))
     assert [r.metrics for r in undisturbed] == [r["metrics"] for r in record.trials[1].reports]
     folder = Path(search.search.storage) / search.name
