@@ -19,7 +19,7 @@ from ftae.journal import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.yamlfile import load_search
-from ftae.storage import Store
+from ftae.storage import Store, open_store
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}
@@ -88,6 +88,22 @@ def make_search(folder: Path, *psnr: float, status: str | None = "complete") -> 
     if status is not None:
         state.close(status)
     return state.record
+
+
+@pytest.fixture
+def stored(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An object store with one search, of which this machine has nothing."""
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "another machine's"))
+    store = open_store(bucket, "small", "driver")
+    state = SearchState(SearchSpec.model_validate(SEARCH), store)
+    for number in (0, 1):
+        state.next_trial()
+        report: dict[str, Any] = {"metrics": {"val/psnr": 18.0 + number}, "timing": {}, "images": "images/none.png"}
+        state.report(number, report | {"step": 12 * number, "checkpoint": "checkpoints/step-00000012"})
+    store.write("trials/0001/checkpoints/step-00000012/model.safetensors", b"weights")
+    state.close("interrupted")
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "this machine's"))
+    return bucket
 
 
 # ---------------------------------------------------------------------------------------- exit statuses
@@ -304,3 +320,25 @@ def test_commands_find_their_files_from_any_folder(ftae: Ftae, tmp_path: Path, m
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert ftae("best", "../searches/small").status == 0
     assert load_search(tmp_path / "search.yaml").name == "small"
+
+
+# ------------------------------------------------------------------------------------- an object store
+
+
+def test_a_search_in_an_object_store_is_read_as_any(ftae: Ftae, stored: str) -> None:
+    shown = json.loads(ftae("show", "small", "--storage", stored, "--json").out)
+    assert [row["val/psnr"] for row in shown["trials"]] == [19.0, 18.0]
+    found = json.loads(ftae("best", "small", "--storage", stored, "--json").out)
+    assert Path(found["checkpoint"], "model.safetensors").read_bytes() == b"weights"
+    missing = ftae("best", "other", "--storage", stored)
+    assert (missing.status, missing.err) == (
+        1,
+        f"error: there is no search 'other' in {stored}; choose one of small\n",
+    )
+
+
+def test_an_object_store_has_no_room_for_the_embedded_tracking(ftae: Ftae) -> None:
+    result = ftae("validate", "search.yaml", "--set", "search.storage=s3://bucket/searches")
+    assert result.status == 1
+    assert "tracking: needs a uri: the embedded store is a file beside the search" in result.err
+    assert ftae("ui", "--storage", "s3://bucket/searches").status == 1

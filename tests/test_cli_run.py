@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from ftae import cli, journal
+from ftae.search.state import SearchState
+from ftae.specs import SearchSpec
 from ftae.specs.yamlfile import dump, load_search
+from ftae.storage import Store
 
 SEARCH: dict[str, Any] = {
     "name": "small",
@@ -24,7 +27,7 @@ SEARCH: dict[str, Any] = {
     },
     "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
     "objective": {"metric": "val/psnr", "direction": "maximize"},
-    "search": {"num_trials": 1, "scheduler": {"name": "fifo"}},
+    "search": {"num_trials": 1, "scheduler": {"name": "fifo"}, "max_concurrent": 1},
     "tracking": {"uri": "http://127.0.0.1:9"},  # nowhere: the store beside the search takes long to make
 }
 Ftae = Callable[..., tuple[int, str, str]]
@@ -47,26 +50,34 @@ def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return run
 
 
+def make_search(folder: Path) -> None:
+    """A search that is complete: the baseline, and one trial."""
+    folder.mkdir(parents=True)
+    state = SearchState(SearchSpec.model_validate(SEARCH), Store(folder))
+    for psnr in (7.0, 8.0):
+        trial = state.next_trial()
+        assert trial is not None
+        report: dict[str, Any] = {"step": 4 * trial.number, "metrics": {"val/psnr": psnr}, "timing": {}}
+        state.report(trial.number, report | {"checkpoint": None, "images": None})
+    state.close("complete")
+
+
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_finished_search_goes_on_with_more_trials(
-    ftae: Ftae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert ftae("search", "search.yaml")[0] == 0
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    for command in (["resume"], ["extend", "--max-hours", "1"]):
-        status, out, err = ftae(*command, "small", "--storage", "../searches")
+def test_a_finished_search_goes_on_with_more_trials(ftae: Ftae, tmp_path: Path) -> None:
+    make_search(tmp_path / "moved" / "small")
+    here = ["small", "--storage", "moved"]
+    for command in (["resume", *here], ["extend", *here, "--max-hours", "1"]):
+        status, out, err = ftae(*command)
         assert (status, out) == (1, "")
         assert err == "error: small has done all its 1 trials; it goes on with more: ftae extend small --trials N\n"
-    status, out, _ = ftae("extend", "small", "--trials", "2", "--max-hours", "0.5", "--storage", "../searches")
+    status, out, _ = ftae("extend", *here, "--trials", "2", "--max-hours", "0.5")
     assert (status, out.startswith("small: best is trial ")) == (0, True)
-    record = journal.replay(tmp_path / "searches" / "small")
-    assert sorted(record.trials) == [0, 1, 2, 3]
+    record = journal.replay(tmp_path / "moved" / "small")
+    assert [(t.number, t.status) for t in record.trials.values()] == [(number, "finished") for number in range(4)]
     assert (record.search["search"]["num_trials"], record.search["search"]["max_hours"]) == (3, 0.5)
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-    status, out, _ = ftae("list", "--storage", str(tmp_path / "searches"))
-    assert out.splitlines()[-1].split()[:3] == ["small", "complete", "3/3"]
-    assert ftae("status", "../searches/small")[1].startswith("small: complete\ntrials       3 of 3 done\n")
+    assert not (tmp_path / "searches").exists()
+    assert ftae("list", "--storage", "moved")[1].splitlines()[-1].split()[:3] == ["small", "complete", "3/3"]
+    assert ftae("status", "moved/small")[1].startswith("small: complete\ntrials       3 of 3 done\n")
 
 
 @pytest.mark.parametrize(

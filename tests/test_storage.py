@@ -1,9 +1,8 @@
 """Where searches live: the same contract for a folder and for an object store on a real S3 server."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -164,71 +163,3 @@ def test_the_mirror_of_a_deleted_search_is_not_that_of_the_next(remote: Callable
     driver.replicate(0, b"new\n")
     driver.refresh()
     assert {n: c for n, c in files_in(driver.folder).items() if not n.startswith(".")} == {JOURNAL: b"new\n"}
-
-
-# ----------------------------------------------------------------------------------- a server with faults
-
-
-class Edge:
-    """In front of the S3 server: does not say why it refused, and loses answers to what it has done."""
-
-    def __init__(self, app: Any) -> None:
-        self._app, self.losing = app, False
-        self.stop: Callable[[], object] = lambda: None
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "PUT":
-            return self._app(environ, start_response)  # type: ignore[no-any-return]
-        status: list[str] = []
-        body = b"".join(self._app(environ, lambda code, headers: status.append(code)))
-        start_response("500 Internal Server Error" if self.losing else status[0], [])
-        return [b"" if self.losing else body.replace(b"<Condition>If-None-Match</Condition>", b"")]
-
-
-@pytest.fixture
-def edge(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from s3fs import S3FileSystem
-    from werkzeug.serving import make_server
-
-    edge = Edge(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, edge, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    edge.stop = lambda: (server.shutdown(), server.server_close())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(S3FileSystem, "retries", 1)
-    yield edge
-    edge.stop()
-
-
-def test_a_refusal_without_a_reason_is_understood(edge: Edge, remote: Callable[[Role], ObjectStore]) -> None:
-    store = remote("driver")
-    assert store.create("a", b"1")
-    assert not store.create("a", b"2")
-    edge.losing = True
-    store.replicate(0, b"one\n")
-    store.replicate(0, b"one\n")
-    with pytest.raises(FtaeError, match="taken over"):
-        store.replicate(0, b"other\n")
-
-
-def test_a_server_that_is_away_is_an_oserror(edge: Edge, remote: Callable[[Role], ObjectStore]) -> None:
-    store = remote("driver")
-    store.write("a", b"1")
-    (store.folder / "a").write_bytes(b"2")
-    edge.stop()
-    calls: list[Callable[[], Any]] = [
-        lambda: store.read("a"),
-        lambda: store.write("a", b""),
-        lambda: store.create("a", b""),
-        lambda: store.names("a"),
-        lambda: store.fetch("a"),
-        lambda: store.push("a"),
-        lambda: store.remove("a"),
-        lambda: searches_in(store.url),
-        store.refresh,
-    ]
-    for call in calls:
-        with pytest.raises(OSError, match="Could not connect to the endpoint URL"):
-            call()

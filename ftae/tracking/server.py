@@ -149,7 +149,7 @@ class Server:
                     with PIL.Image.open(path) as image:
                         small = image.convert("RGB")
                     small.thumbnail((512, 512))
-                    small.save(f"{stem}+compressed.webp")
+                    small.save(f"{stem}+compressed.webp", method=0)  # a fifth of the time that it takes by default
                     shutil.copyfile(path, f"{stem}.png")
                 except (OSError, SyntaxError, ValueError) as error:  # deleted meanwhile, or cut short
                     Path(f"{stem}+compressed.webp").unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from ftae.storage import Store
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> SearchState:
+def state(tmp_path: Path) -> Iterator[SearchState]:
     spec = {
         "name": "made-up",
         "finetune": {
@@ -38,7 +38,9 @@ def state(tmp_path: Path) -> SearchState:
         "objective": {"metric": "val/psnr", "direction": "maximize"},
         "search": {"num_trials": 3},
     }
-    return SearchState(SearchSpec.model_validate(spec), Store(tmp_path))
+    state = SearchState(SearchSpec.model_validate(spec), Store(tmp_path))
+    yield state
+    state._leave()
 
 
 def coordinate(

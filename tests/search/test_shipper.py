@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,11 @@ def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal(tmp_path)
     journal.append("open", search=SPEC.model_dump(mode="json"), digest=SPEC.digest(), versions={})
-    return journal
+    yield journal
+    journal.close()
 
 
 def add(journal: Journal, trial: int, psnr: float = 20.0, end: str = "finished") -> None:

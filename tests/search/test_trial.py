@@ -21,13 +21,19 @@ from ftae.storage import open_store
 USER_MODULE = '''
 """A network that does not fit above a batch size, once it has seen some batches."""
 
+import weakref
+
 import torch
 from torch import nn
+
+alive, beside = weakref.WeakSet(), []
 
 
 class Large(nn.Module):
     def __init__(self, fits, after=0):
         super().__init__()
+        beside.append(len(alive))
+        alive.add(self)
         self.encoder = nn.Conv2d(1, 2, 3, padding=1)
         self.decoder = nn.Conv2d(2, 1, 3, padding=1)
         self.fits, self.left = fits, after
@@ -212,6 +218,7 @@ def test_what_does_not_fit_goes_on_from_its_checkpoint_with_half_the_batch(make:
     worker.store.remove("trials")
     undisturbed = large(make, fits=8)
     undisturbed.run()
+    assert set(sys.modules["large_nets"].beside) == {0}, "what ran out of memory is gone before the next is built"
     assert values[:2] == undisturbed.values[:2]
     assert values[-1] == pytest.approx(undisturbed.values[-1], rel=1e-4)
 

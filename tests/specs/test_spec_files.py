@@ -395,6 +395,12 @@ def test_a_password_in_the_file_is_refused_and_not_repeated(tmp_path: Path, uri:
         assert load_search(path).tracking.uri == fine
 
 
+def test_only_a_folder_is_located() -> None:
+    for storage, located in (("s3://bucket/x", "s3://bucket/x"), ("here", str(Path("here").absolute()))):
+        search = SEARCH | {"search": {"storage": storage}, "tracking": {"uri": "http://there"}}
+        assert SearchSpec.model_validate(search).located().search.storage == located
+
+
 def test_a_local_store_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     search = SearchSpec.model_validate(SEARCH | {"tracking": {"uri": "sqlite:///mlflow.db"}})
