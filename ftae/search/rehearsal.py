@@ -24,6 +24,10 @@ def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
     try:
         return probe(run.model_copy(update={"data": data, "batch_size": batch_size}))
     except TrainingFailed as failure:
-        return f"on {platform.node()}: {failure}; {WHAT_TO_DO[failure.reason]}"
+        what_to_do = WHAT_TO_DO[failure.reason]
+        if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given
+            weights = run.model.pretrained
+            what_to_do = f"look at the weights (finetune.model.pretrained: {weights}), or set finetune.precision to fp32"
+        return f"on {platform.node()}: {failure}; {what_to_do}"
     except (FtaeError, OSError) as error:
         return f"on {platform.node()}: {error}"

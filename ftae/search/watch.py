@@ -42,7 +42,7 @@ class Watch:
 
     def heard(self, number: int, message: Mapping[str, Any]) -> None:
         """A trial said something (see ``trial.run_trial``)."""
-        now = time.monotonic()
+        now = self._listen()
         if "start" in message:
             start = message["start"]
             self._workers[number] = _Worker(start["node"], start["pid"], now)
@@ -57,15 +57,22 @@ class Watch:
 
     def kill_hung(self) -> None:
         """Kill the workers that have been silent for much too long."""
-        now = time.monotonic()
-        deaf, self._looked = now - self._looked, now
+        now = self._listen()
         for number, worker in list(self._workers.items()):
-            worker.heard += deaf if deaf > DEAF_SECONDS else 0.0
             patience = self._patience(worker)
             if now - worker.heard > patience:
                 self.forget(number)
                 self._note(number, f"no report for {patience:.0f} s: its worker (process {worker.pid}) was killed")
                 _kill_on(worker.node, worker.pid)
+
+    def _listen(self) -> float:
+        """The time now; what a driver that was held up could not hear is nobody's silence."""
+        now = time.monotonic()
+        deaf, self._looked = now - self._looked, now
+        if deaf > DEAF_SECONDS:
+            for worker in self._workers.values():
+                worker.heard += deaf
+        return now
 
     def _patience(self, worker: _Worker) -> float:
         patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_FACTOR * self._longest)
