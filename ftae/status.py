@@ -107,16 +107,16 @@ def lines(status: dict[str, Any]) -> list[str]:
 def row(status: dict[str, Any]) -> dict[str, Any]:
     """A status as one row of a table."""
     found, attempts = status["progress"] or {}, status["attempts"]
-    best = found.get("best") or {}
+    began = attempts[0]["started"] if attempts else found["began"]
     return {
         "search": status["search"],
         "state": status["state"],
         "attempt": attempts[-1]["number"] if attempts else None,
         "trials": f"{found['done']}/{found['num_trials']}" if found else None,
         "metric": found.get("metric"),
-        "best": best.get("value"),
+        "best": (found.get("best") or {}).get("value"),
         "baseline": found.get("baseline"),
-        "began": at(attempts[0]["started"] if attempts else found["began"]) if attempts or found.get("began") else None,
+        "began": began and at(began)[:-3],  # the minute will do
     }
 
 

@@ -27,7 +27,7 @@ def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
         what_to_do = WHAT_TO_DO[failure.reason]
         if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given
             weights = run.model.pretrained
-            what_to_do = f"look at the weights (finetune.model.pretrained: {weights}), or set finetune.precision to fp32"
+            what_to_do = f"look at the weights (finetune.model.pretrained: {weights}), or set precision to fp32"
         return f"on {platform.node()}: {failure}; {what_to_do}"
     except (FtaeError, OSError) as error:
         return f"on {platform.node()}: {error}"
