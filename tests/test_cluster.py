@@ -85,7 +85,8 @@ class Cluster:
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FTAE_ALLOW_CODE")
     for name in ("LOG_SECONDS", "SUCCESSOR_SECONDS"):
         monkeypatch.setattr(jobs, name, 0.001)
 
@@ -112,6 +113,12 @@ def test_an_attempt_is_a_job_of_its_own() -> None:
     assert job.runtime_env == {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     with pytest.raises(FtaeError, match="small-a2 was submitted by somebody else just now; see ftae status small"):
         submitted(cluster, number=2)
+
+
+def test_code_may_run_there_only_if_it_may_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTAE_ALLOW_CODE", "1")
+    cluster: Any = Cluster()
+    assert "ftae search - --attempt 1 --allow-code <<" in submitted(cluster).entrypoint
 
 
 def test_the_shell_passes_any_spec_on_as_it_is(tmp_path: Path) -> None:

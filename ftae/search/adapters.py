@@ -5,6 +5,7 @@ Tune's own snapshots are never used (the journal is the truth), so nothing here 
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Coordinator:
         self._watch = Watch(expected_seconds, self._note)
         self.failure: Exception | None = None
         self._failed_in_a_row = 0
+        self._losses: Counter[int] = Counter()  # of workers, by trial
+        self._without_worker: set[int] = set()
 
     def assign(self) -> dict[str, Any] | None:
         assignment: Assignment | None = self._safely(self.state.next_trial)
@@ -48,9 +51,14 @@ class Coordinator:
         self._changed(assignment.number)
         return vars(assignment)
 
+    def may_assign_more(self) -> bool:
+        """Whether a trial that runs may have to be handed out again."""
+        return self.failure is None and not self.state.is_complete
+
     def message(self, number: int, message: dict[str, Any]) -> bool:
         """Take what a trial says (see ``trial.run_trial``); returns whether the trial goes on."""
         self._watch.heard(number, message)
+        self._without_worker.discard(number)
         goes_on = self._safely(lambda: self._take(number, message))
         if not goes_on:
             self._watch.forget(number)
@@ -60,12 +68,18 @@ class Coordinator:
     def given_up(self, number: int, errors: str | None) -> None:
         """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
         self._watch.forget(number)
+        # The loss of a worker that was to be reused Tune takes for two failures, and gives up at the second.
+        if number in self._without_worker and self._losses[number] <= self.state.spec.search.max_failures:
+            self._safely(lambda: self.state.take_back(number))
+            return
         self._safely(lambda: self.state.end(number, "failed", _last_line(errors)))
         self._changed(number)
 
     def recovered(self, number: int, errors: str | None) -> None:
         """The worker of a trial was lost; Tune starts the trial again."""
         self._watch.forget(number)
+        self._losses[number] += 1
+        self._without_worker.add(number)
         self._note(number, f"its worker was lost ({_last_line(errors)}); it goes on from its newest checkpoint")
 
     def must_stop(self) -> bool:
@@ -144,8 +158,8 @@ class StateSearcher(_NeverPickled, Searcher):
         super().__init__()
         self._coordinator = coordinator
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's lacks FINISHED
-        return self._coordinator.assign() or Searcher.FINISHED
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's lacks FINISHED
+        return self._coordinator.assign() or (None if self._coordinator.may_assign_more() else Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The scheduler has told the state already."""

@@ -86,6 +86,10 @@ class SearchState:
         self._append("suggest", trial=number, params=params, kind=kind)
         return Assignment(number, kind, params, {})
 
+    def take_back(self, number: int) -> None:
+        """A trial that was handed out could not be started: it will be handed out again."""
+        self._waiting.append(number)
+
     def report(self, number: int, report: Mapping[str, Any]) -> bool:
         """Take a trial's report (the fields of ``EvalReport``); returns whether the trial goes on.
 

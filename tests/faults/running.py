@@ -171,6 +171,11 @@ class Search:
         self.look()
         return next(event for event in reversed(self.events) if event["event"] == "start")
 
+    def wait_between_trials(self, driver: Driver) -> None:
+        """Wait until a trial is handed out to the worker that the one before it has left."""
+        seen = len(self.look().trials)
+        self.wait_for(lambda record: len(record.trials) > seen, driver)
+
     def lose_worker(self, driver: Driver) -> float:
         """Kill the process that trains, and wait for another to take up a trial; returns the seconds that it took."""
         worker = self.last_start["pid"]

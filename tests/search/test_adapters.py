@@ -87,8 +87,16 @@ def test_tune_gets_the_trials_of_the_state(state: SearchState) -> None:
     assert searcher.suggest("a") == {"number": 0, "kind": "baseline", "params": {}, "changes": {}}
     assert searcher.suggest("b") == {"number": 1, "kind": "file", "params": {"optimizer.lr": 1e-3}, "changes": {}}
     assert [searcher.suggest("c")["number"], searcher.suggest("d")["number"]] == [2, 3]
-    assert searcher.suggest("e") == StateSearcher.FINISHED
+    assert searcher.suggest("e") is None  # there may be one to hand out again
     assert changed == [0, 1, 2, 3]
+    for number in range(4):
+        state.end(number, "failed")
+    assert searcher.suggest("e") == StateSearcher.FINISHED
+
+
+def test_the_end_of_tunes_trial_is_not_that_of_the_states(state: SearchState) -> None:
+    searcher = StateSearcher(coordinate(state))
+    searcher.suggest("a")
     searcher.on_trial_complete("a", {"message": "{}"})
     assert state.record.trials[0].status == "running"
 
@@ -161,6 +169,26 @@ def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, 
     assert (state.record.trials[1].status, state.record.trials[1].reason) == ("failed", "RuntimeError: boom")
     assert state.study.trials[0].state.name == "FAIL"
     assert not coordinator.must_stop()
+
+
+def test_a_trial_that_lost_its_worker_between_two_trials_is_handed_out_again(
+    state: SearchState, tmp_path: Path
+) -> None:
+    """Tune tells such a loss twice, and gives the trial up however many failures it may have."""
+    coordinator, errors = coordinate(state), tmp_path / "error.txt"
+    searcher, failures = StateSearcher(coordinator), FailureCallback(coordinator)
+    errors.write_text("The actor died\n")
+    searcher.suggest("a")
+    trial = SimpleNamespace(config=searcher.suggest("b"), error_file=str(errors))
+    for _ in range(state.spec.search.max_failures):
+        failures.on_trial_recover(7, [], trial)
+        failures.on_trial_error(7, [], trial)
+        assert state.record.trials[1].status == "running"
+        assert searcher.suggest("c") == trial.config
+    failures.on_trial_recover(7, [], trial)
+    failures.on_trial_error(7, [], trial)
+    assert (state.record.trials[1].status, state.record.trials[1].reason) == ("failed", "The actor died")
+    assert searcher.suggest("d")["number"] == 2
 
 
 @pytest.mark.usefixtures("impatient")
