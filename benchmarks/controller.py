@@ -4,7 +4,7 @@
 
 The engine is replaced by a formula; Ray, Tune, Optuna, rungs, journal (with its fsync), retention, and the
 shipper with a server it reaches by HTTP are real. ``--without-ray`` makes the calls that Tune would make.
-Prints a row for each of three windows, tenths of the trials.
+Prints a row for each tenth of the trials; Ctrl-C ends the search and prints those that are over.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from ftae.specs import SearchSpec
 from ftae.storage import Store
 
 PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", "shipper", "Ray's threads", "rest")
-WINDOWS = (1, 5, 10)  # of ten
 
 
 def watched() -> Meter:
@@ -64,23 +64,22 @@ class Marks:
 
     def __init__(self, meter: Meter, num_trials: int, ships: bool) -> None:
         self._size = num_trials // 10
-        self._readings: dict[int, tuple[Reading, int]] = {}
+        self._readings: list[tuple[Reading, int]] = []
         next_trial = SearchState.next_trial
 
         def watched(state: SearchState) -> Assignment | None:
-            tenth, rest = divmod(len(state.record.trials) - 1, self._size)
-            if rest == 0 and tenth not in self._readings:
+            num_trials = len(state.record.trials) - 1  # but for the baseline
+            if num_trials == len(self._readings) * self._size:
                 while ships and shipper.unsent(state.store):
                     time.sleep(0.5)
-                self._readings[tenth] = meter.read(), state.journal.path.stat().st_size
+                self._readings.append((meter.read(), state.journal.path.stat().st_size))
             return next_trial(state)
 
         SearchState.next_trial = watched
 
     def windows(self) -> Iterator[dict[str, Any]]:
         """What each window took: CPU milliseconds per report, bytes per trial, and what there was at its end."""
-        for tenth in WINDOWS:
-            (before, begin), (after, end) = self._readings[tenth - 1], self._readings[tenth]
+        for tenth, ((before, begin), (after, end)) in enumerate(pairwise(self._readings), start=1):
             used = after - before
             reports = used.calls["state.report"]
             used.parts["Ray's threads"] = used.cpu - used.main_thread - used.parts["shipper"]
@@ -144,7 +143,7 @@ def measure(given: argparse.Namespace, storage: Path) -> list[dict[str, Any]]:
     if given.pictures:
         os.environ[curves.PICTURES] = "1"  # the workers inherit it
     marks = Marks(watched(), given.trials, ships=given.mlflow != "none")
-    with ExitStack() as stack:
+    with ExitStack() as stack, suppress(KeyboardInterrupt):
         uri = stack.enter_context(mlflow_server(storage)) if given.mlflow == "http" else None
         spec = search_spec(given.trials, given.workers, storage, uri)
         (run_alone if given.without_ray else run_on_ray)(spec)

@@ -20,6 +20,8 @@ from ftae.cli import main
 from ftae.journal import SearchRecord
 from ftae.tracking import store_uri
 
+pytestmark = pytest.mark.slow  # tests/faults has its faults by default, and more of them
+
 SEARCH: dict[str, Any] = {
     "name": "small",
     "finetune": {
