@@ -16,21 +16,70 @@ from ftae.errors import FtaeError
 Group = Literal["encoder", "bottleneck", "decoder", "head"]
 
 
+Draw = Callable[[Tensor], Tensor]  # standard normal noise of a tensor's shape
+
+
 @dataclass(frozen=True)
 class Posterior:
-    """A diagonal Gaussian over latents; ``mean`` and ``logvar`` have the shape of the latents."""
+    """A diagonal Gaussian over latents; ``mean`` and ``logvar`` have the shape of the latents.
+
+    ``prior``: mean and logvar of the prior where the model learns it; None for the standard normal.
+    """
 
     mean: Tensor
     logvar: Tensor
+    prior: tuple[Tensor, Tensor] | None = None
 
-    def sample(self, randn_like: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
-        """One reparameterised sample (Kingma & Welling 2013), drawn from torch's global generator."""
-        return self.mean + torch.exp(0.5 * self.logvar) * randn_like(self.mean)
+    def sample(self, draw: Draw = torch.randn_like) -> Tensor:
+        """One reparameterised sample (Kingma & Welling 2013), by default from torch's global generator."""
+        return self.mean + torch.exp(0.5 * self.logvar) * draw(self.mean)
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal, in nats, per latent element, in fp32."""
+        """KL divergence from the prior, in nats, per latent element, in fp32."""
         mean, logvar = self.mean.float(), self.logvar.float()
-        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
+        if self.prior is None:
+            return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
+        centre, spread = (tensor.float() for tensor in self.prior)
+        squares = (mean - centre).square() + logvar.exp()
+        return 0.5 * (squares * torch.exp(-spread) - 1.0 - logvar + spread)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What one quantiser chose for a batch.
+
+    ``indices``: int64 (B, positions) below ``num_codes``. ``commitment``: mean squared distance of the
+    encoder's output from its code, with a gradient to the encoder alone; ``codebook``: the same number
+    with a gradient to the code alone (van den Oord et al. 2017, eq. 3), None where the codebook is a
+    moving average. Both fp32 scalars.
+    """
+
+    indices: Tensor
+    num_codes: int
+    commitment: Tensor
+    codebook: Tensor | None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an encoder says of a batch.
+
+    ``latents``: what the decoder takes: the mode of the posterior or a sample of it, or the chosen codes.
+    """
+
+    latents: Tensor
+    posterior: Posterior | None = None
+    codes: tuple[Codes, ...] = ()
+
+    @classmethod
+    def of(cls, posterior: Posterior, draw: Draw | None) -> Encoding:
+        """A sample where there is noise to draw, else the mode."""
+        return cls(posterior.mean if draw is None else posterior.sample(draw), posterior)
+
+    @property
+    def mode(self) -> Tensor:
+        """The latents without noise."""
+        return self.latents if self.posterior is None else self.posterior.mean
 
 
 @dataclass(frozen=True)
@@ -58,8 +107,9 @@ class Autoencoder(nn.Module):
         stages: image -> encoder -> bottleneck -> decoder -> image; a head comes last.
         image_range: lowest and highest value of the images the network takes and gives.
         channels: image channels, or None where the network does not say.
-        encode: images in ``image_range`` (B, C, H, W) -> latents, or their posterior.
-        decode: latents -> reconstructions (B, C, H, W) in ``image_range``.
+        encode: images in ``image_range`` (B, C, H, W), labels (B,) or None, noise to draw or None for
+            the mode -> ``Encoding``.
+        decode: latents, labels (B,) or None -> reconstructions (B, C, H, W) in ``image_range``.
         save: writes ``net`` into a folder in its family's format.
     """
 
@@ -70,8 +120,8 @@ class Autoencoder(nn.Module):
         *,
         image_range: tuple[float, float],
         channels: int | None,
-        encode: Callable[[Tensor], Tensor | Posterior],
-        decode: Callable[[Tensor], Tensor],
+        encode: Callable[[Tensor, Tensor | None, Draw | None], Encoding],
+        decode: Callable[[Tensor, Tensor | None], Tensor],
         save: Callable[[Path], None],
     ) -> None:
         super().__init__()
@@ -83,13 +133,13 @@ class Autoencoder(nn.Module):
         self._encode, self._decode, self._save = encode, decode, save
         self._frozen: tuple[Stage, ...] = ()
 
-    def encode(self, images: Tensor) -> Tensor | Posterior:
-        """Latents, or the posterior over them, of images in ``image_range``."""
-        return self._encode(images)
+    def encode(self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None) -> Encoding:
+        """What the encoder says of images in ``image_range``; ``draw``: None takes the mode of a posterior."""
+        return self._encode(images, labels, draw)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Reconstructions in ``image_range``; not clamped."""
-        return self._decode(latents)
+        return self._decode(latents, labels)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the network to ``folder`` so that ``model.pretrained`` can name it."""

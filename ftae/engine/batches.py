@@ -15,9 +15,13 @@ from ftae.specs.data import DataSpec
 
 @dataclass(frozen=True)
 class Batch:
-    """``images``: float32 (B, C, H, W) in [0, 1]. ``labels``: int64 (B,), or None. On one device."""
+    """``images``: float32 (B, C, H, W) in [0, 1]. ``inputs``: what the model is given of them, alike.
+
+    ``labels``: int64 (B,), -1 for an image without one; None where there are none. On one device.
+    """
 
     images: torch.Tensor
+    inputs: torch.Tensor
     labels: torch.Tensor | None
 
 
@@ -88,5 +92,5 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
 def _to_batch(pixels: Pixels, labels: npt.NDArray[np.int64] | None, device: torch.device | str) -> Batch:
     """uint8 (B, H, W, C) to the device as bytes, a quarter of what floats would take, and there to floats."""
     scaled = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).to(torch.float32) / 255
-    # Contiguous, since a user's own model may call view() on it.
-    return Batch(scaled.contiguous(), None if labels is None else torch.from_numpy(labels).to(device))
+    images = scaled.contiguous()  # a user's own model may call view() on it
+    return Batch(images, images, None if labels is None else torch.from_numpy(labels).to(device))

@@ -7,11 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Group, Posterior
+from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Encoding, Group
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
 from ftae.errors import FtaeError
-from ftae.specs.finetune import NEEDS_POSTERIOR, FinetuneSpec
+from ftae.specs import needs
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.losses import Losses
+from ftae.specs.metrics import METRICS
 from ftae.specs.search import SearchSpec
 
 
@@ -39,8 +42,8 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     random.seed(spec.seed)
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
-    autoencoder = build_autoencoder(spec.model, spec.data).eval()
-    latents = _check_shapes(autoencoder, spec)
+    autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
+    latents = _check_shapes(autoencoder, spec, num_classes)
     if spec.losses.ce > 0.0:
         if num_classes is None:
             raise FtaeError("losses.ce needs labels: put the images of each class into a sub-folder of data.train")
@@ -50,34 +53,35 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
 
 
 @torch.no_grad()
-def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec) -> Tensor:
+def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Tensor:
     """Run one grey image through; returns its latents."""
     side = spec.data.resolution
     images = autoencoder.to_range(torch.full((1, spec.data.channels, side, side), 0.5))
+    labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
     try:
-        encoded = autoencoder.encode(images)
-        latents = encoded.mean if isinstance(encoded, Posterior) else encoded
-        output = autoencoder.decode(latents)
+        encoding = autoencoder.encode(images, labels)
+        output = autoencoder.decode(encoding.latents, labels)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # a user's own module may raise any
         raise FtaeError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {error}") from error
-    for name, value in (("encode", latents), ("decode", output)):
+    for name, value in (("encode", encoding.latents), ("decode", output)):
         if not isinstance(value, Tensor):
             raise FtaeError(
                 f"the model's {name} must give a tensor (encode also mean, logvar), got {type(value).__name__}"
             )
-    _check_posterior(encoded, spec)
+    _check_posterior(encoding, spec)
     if output.shape != images.shape:
         raise FtaeError(
             f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
             "choose a data.resolution that it gives back unchanged"
         )
-    return latents
+    return encoding.latents
 
 
-def _check_posterior(encoded: Tensor | Posterior, spec: FinetuneSpec) -> None:
-    needing = [f"metrics: {name}" for name in spec.metrics if name in NEEDS_POSTERIOR]
-    needing += ["losses.kl"] if spec.losses.kl > 0.0 else []
-    if needing and not isinstance(encoded, Posterior):
+def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
+    """What only the module itself can tell: the specs have checked the other families."""
+    needing = [f"metrics: {name}" for name in spec.metrics if needs.posterior in METRICS[name].needs]
+    needing += [f"losses.{term}" for term in spec.losses.weights() if needs.posterior in Losses.TERMS[term]]
+    if needing and encoding.posterior is None:
         raise FtaeError(f"{needing[0]} needs a posterior: {spec.model.family}'s encode must return (mean, logvar)")
 
 
@@ -121,7 +125,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
-    return ModelSummary(stages, state + 4 * moving * copies, _kl_summed_weight(autoencoder, spec))
+    return ModelSummary(stages, state + 4 * moving * copies, _kl_summed_weight(autoencoder, spec, num_classes))
 
 
 def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
@@ -144,10 +148,10 @@ def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
     return summary
 
 
-def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec) -> float | None:
+def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> float | None:
     if spec.losses.kl == 0.0:
         return None
-    latents = _check_shapes(autoencoder, spec)
+    latents = _check_shapes(autoencoder, spec, num_classes)
     return spec.losses.kl * spec.data.channels * spec.data.resolution**2 / latents.numel()
 
 

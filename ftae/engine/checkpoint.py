@@ -5,14 +5,12 @@ import io
 import json
 import math
 import os
-import random
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.optim import WeightAverage
+from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -55,7 +54,7 @@ def save_checkpoint(
     autoencoder: Autoencoder,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
-    active_units: float | None,
+    vitals: dict[str, float],
 ) -> None:
     """Write everything that training needs to go on from here as if it had never stopped.
 
@@ -75,7 +74,7 @@ def save_checkpoint(
         (parts / TRAINING).write_bytes(training.getbuffer())
         content = {
             "report": asdict(report),
-            "active_units": active_units,
+            "vitals": vitals,
             "spec": spec.model_dump(mode="json"),
         }
         (parts / REPORT).write_text(json.dumps(content))
@@ -93,8 +92,8 @@ def load_checkpoint(
     autoencoder: Autoencoder,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
-) -> tuple[EvalReport, float | None]:
-    """Restore the full state in place; returns the report and the active units that were saved with it.
+) -> tuple[EvalReport, dict[str, float]]:
+    """Restore the full state in place; returns the report and the vital signs that were saved with it.
 
     Raises:
         FtaeError: the checkpoint is of another configuration.
@@ -107,7 +106,7 @@ def load_checkpoint(
     training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(training["optimizer"])
     set_rng_state(training["rng"])
-    return EvalReport(**content["report"]), content["active_units"]
+    return EvalReport(**content["report"]), content["vitals"]
 
 
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
@@ -170,30 +169,6 @@ def _newest_first(run_folder: Path) -> list[Path]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def rng_state() -> dict[str, Any]:
-    """All random generators of the process, as tensors and plain values."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "python": list(random.getstate()[1]),
-        "python_gauss": random.getstate()[2],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what ``rng_state`` took."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    random.setstate((3, tuple(state["python"]), state["python_gauss"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, Group, Posterior, Stage
+from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Group, Posterior, Stage
 from ftae.engine.pretrained import load_state, save_state
 from ftae.errors import FtaeError
 from ftae.lookup import import_attr
@@ -34,11 +34,12 @@ def custom_family(model: CustomModel) -> Autoencoder:
     _covers_every_parameter(net, stages, model.family)
     methods: Any = net  # a module's attributes are not typed
 
-    def encode(images: Tensor) -> Any:
+    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         encoded = images if whole else methods.encode(images)
-        return Posterior(*encoded) if isinstance(encoded, tuple) and len(encoded) == 2 else encoded
+        is_pair = isinstance(encoded, tuple) and len(encoded) == 2
+        return Encoding.of(Posterior(*encoded), draw) if is_pair else Encoding(encoded)
 
-    def decode(latents: Tensor) -> Any:
+    def decode(latents: Tensor, labels: Tensor | None) -> Any:
         return net(latents) if whole else methods.decode(latents)
 
     return Autoencoder(

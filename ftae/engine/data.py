@@ -65,6 +65,10 @@ class Dataset:
     fingerprint: str
     skipped: tuple[str, ...]
 
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.class_names is None else len(self.class_names)
+
     def skipped_message(self) -> str:
         """One line that counts and names the images that were left out."""
         named = "; ".join(self.skipped[:5]) + ("; ..." if len(self.skipped) > 5 else "")

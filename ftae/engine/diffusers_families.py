@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, Group, Posterior, Stage
+from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Group, Posterior, Stage
 from ftae.engine.pretrained import pretrained_folder
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec
@@ -39,16 +39,16 @@ def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
     return net
 
 
-def autoencoder_kl(model: Any, data: DataSpec) -> Autoencoder:
+def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model, "AutoencoderKL")
     factor = 2 ** (len(net.config.block_out_channels) - 1)
     if data.resolution % factor:
         raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {data.resolution}")
 
-    def encode(images: Tensor) -> Posterior:
+    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         distribution = net.encode(images).latent_dist
-        return Posterior(distribution.mean, distribution.logvar)
+        return Encoding.of(Posterior(distribution.mean, distribution.logvar), draw)
 
     return Autoencoder(
         net,
@@ -56,7 +56,7 @@ def autoencoder_kl(model: Any, data: DataSpec) -> Autoencoder:
         image_range=(-1.0, 1.0),
         channels=net.config.in_channels,
         encode=encode,
-        decode=lambda latents: net.decode(latents).sample,
+        decode=lambda latents, labels: net.decode(latents).sample,
         save=lambda folder: net.save_pretrained(folder),
     )
 
@@ -82,7 +82,7 @@ def _kl_stages(net: Any) -> list[Stage]:
     ]
 
 
-def autoencoder_tiny(model: Any, data: DataSpec) -> Autoencoder:
+def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderTiny, the distilled TAESD. Raises as ``build_autoencoder``."""
     net = _load_diffusers(model, "AutoencoderTiny")
     factor = 2 ** (len(net.config.encoder_block_out_channels) - 1)
@@ -94,8 +94,8 @@ def autoencoder_tiny(model: Any, data: DataSpec) -> Autoencoder:
         [*_tiny_stages(net.encoder.layers, "encoder"), *_tiny_stages(net.decoder.layers, "decoder")],
         image_range=(-1.0, 1.0),
         channels=net.config.in_channels,
-        encode=lambda images: net.encode(images).latents,
-        decode=lambda latents: net.decode(latents).sample,
+        encode=lambda images, labels, draw: Encoding(net.encode(images).latents),
+        decode=lambda latents, labels: net.decode(latents).sample,
         save=lambda folder: net.save_pretrained(folder),
     )
 

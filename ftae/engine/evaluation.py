@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from ftae.engine.autoencoder import Autoencoder, Posterior
+from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch, val_batches
 from ftae.engine.data import ImageSet
-from ftae.engine.metrics import ActiveUnits, EvalInputs, Evaluation
+from ftae.engine.metrics import EvalInputs, Evaluation, Subject, Vitals
 from ftae.specs.finetune import FinetuneSpec
 
 GRID_IMAGES = 12  # in two columns of three cells each: a square, which MLflow shows best
@@ -19,23 +18,18 @@ Metrics = dict[str, float]
 
 
 @torch.no_grad()
-def evaluate(
-    autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec, *, device: torch.device
-) -> tuple[Metrics, float | None]:
-    """The metrics of ``spec`` over all of ``images``, and the number of active latent units.
+def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, float]]:
+    """The metrics of the subject over all of ``images``, and its vital signs.
 
-    The units are None for a model without a posterior. Draws nothing from the random generators.
+    Draws nothing from the random generators.
     """
-    autoencoder.eval()
-    evaluation, units = Evaluation(spec.metrics), ActiveUnits()
-    has_posterior = False
-    for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=device):
-        inputs = _run(autoencoder, batch)
+    subject.autoencoder.eval()
+    spec, evaluation, vitals = subject.spec, Evaluation(subject), Vitals()
+    for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
+        inputs = _run(subject.autoencoder, batch)
         evaluation.update(inputs)
-        if inputs.posterior is not None:
-            has_posterior = True
-            units.update(inputs)
-    return evaluation.compute(), units.compute() if has_posterior else None
+        vitals.update(inputs)
+    return evaluation.compute(), vitals.compute()
 
 
 @torch.no_grad()
@@ -46,7 +40,7 @@ def save_grid(
     autoencoder.eval()
     num_columns = 2 if len(images) >= GRID_IMAGES else 1
     chosen = np.linspace(0, len(images) - 1, min(GRID_IMAGES, len(images))).astype(int)
-    few = ImageSet(images.images[chosen], None)
+    few = ImageSet(images.images[chosen], None if images.labels is None else images.labels[chosen])
     batch = next(val_batches(few, spec.data, batch_size=len(chosen), device=device))
     inputs = _run(autoencoder, batch, with_head=False)
     difference = (inputs.target - inputs.reconstruction).abs()
@@ -60,9 +54,7 @@ def save_grid(
 
 
 def _run(autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True) -> EvalInputs:
-    encoded = autoencoder.encode(autoencoder.to_range(batch.images))
-    posterior = encoded if isinstance(encoded, Posterior) else None
-    latents: Tensor = encoded.mean if isinstance(encoded, Posterior) else encoded
-    reconstruction = autoencoder.to_unit(autoencoder.decode(latents)).float().clamp(0.0, 1.0)
-    logits = autoencoder.head(latents) if autoencoder.head is not None and with_head else None
-    return EvalInputs(batch.images, reconstruction, posterior, logits, batch.labels)
+    encoding = autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels)
+    reconstruction = autoencoder.to_unit(autoencoder.decode(encoding.latents, batch.labels)).float().clamp(0.0, 1.0)
+    logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
+    return EvalInputs(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels)

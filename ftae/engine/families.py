@@ -13,13 +13,18 @@ from ftae.specs.data import DataSpec
 from ftae.specs.models import AnyModel, CustomModel
 
 
-def build_autoencoder(model: AnyModel, data: DataSpec) -> Autoencoder:
+def build_autoencoder(model: AnyModel, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """The model of a spec, with its pretrained weights, on the CPU in fp32.
+
+    ``num_classes``: labels of the data, None where it has none.
 
     Raises:
         FtaeError: the weights cannot be found or do not fit.
     """
-    autoencoder = custom_family(model) if isinstance(model, CustomModel) else FAMILIES[model.family](model, data)
+    if isinstance(model, CustomModel):
+        autoencoder = custom_family(model)
+    else:
+        autoencoder = FAMILIES[model.family](model, data, num_classes)
     if autoencoder.channels not in (None, data.channels):
         raise FtaeError(
             f"the model takes {autoencoder.channels} image channels, but data.color {data.color!r} gives "
@@ -28,7 +33,7 @@ def build_autoencoder(model: AnyModel, data: DataSpec) -> Autoencoder:
     return autoencoder
 
 
-FAMILIES: dict[str, Callable[[Any, DataSpec], Autoencoder]] = {
+FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "mlp_vae": own_family(MlpVaeNet),
     "conv_ae": own_family(ConvAeNet),
     "conv_vae": own_family(ConvVaeNet),

@@ -12,12 +12,11 @@ from ftae.engine.checkpoint import (
     EvalReport,
     load_checkpoint,
     remove_older_checkpoints,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
 )
 from ftae.engine.evaluation import evaluate, save_grid
 from ftae.engine.parallel import ALONE, Group
+from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.training import Training, out_of_memory_fails
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
@@ -65,7 +64,7 @@ class FinetuneRun(Training):
     def __init__(self, spec: FinetuneSpec, workdir: Path, group: Group = ALONE) -> None:
         super().__init__(spec, group)
         self.workdir = workdir
-        self._active_units: float | None = None
+        self._vitals: dict[str, float] = {}
 
     def report(self) -> EvalReport:
         """Evaluate the (averaged) weights, write picture and checkpoint, start a new window.
@@ -77,12 +76,13 @@ class FinetuneRun(Training):
         name = f"step-{self.step:08d}"
         picture = Path("images") / f"{name}.png"
         with self.average.applied() if self.average is not None else nullcontext():
-            metrics, active_units = evaluate(self.autoencoder, self.data.val, self.spec, device=self.device)
+            metrics, vitals = evaluate(self.subject, self.data.val)
             save_grid(self.autoencoder, self.data.val, self.spec, self.workdir / picture, device=self.device)
-        # A model from scratch may not have active units yet: only losing them is a collapse.
-        if self._active_units and active_units == 0:
-            raise TrainingFailed("posterior collapse", self.step)
-        self._active_units = active_units
+        # A model from scratch may not show them yet: only losing one is a collapse.
+        for reason, sign in vitals.items():
+            if sign == 0 and self._vitals.get(reason, 0) > 0:
+                raise TrainingFailed(reason, self.step)
+        self._vitals = vitals
         checkpoint = Path(CHECKPOINTS) / name if self.step > 0 else None
         report = EvalReport(
             step=self.step,
@@ -105,14 +105,12 @@ class FinetuneRun(Training):
         return timing
 
     def _save(self, report: EvalReport, folder: Path) -> None:
-        save_checkpoint(folder, report, self.spec, self.autoencoder, self.optimizer, self.average, self._active_units)
+        save_checkpoint(folder, report, self.spec, self.autoencoder, self.optimizer, self.average, self._vitals)
         remove_older_checkpoints(folder)
 
     def resume(self, checkpoint: Path) -> EvalReport:
         """Take up the state of a checkpoint; returns the report made with it."""
-        report, self._active_units = load_checkpoint(
-            checkpoint, self.spec, self.autoencoder, self.optimizer, self.average
-        )
+        report, self._vitals = load_checkpoint(checkpoint, self.spec, self.autoencoder, self.optimizer, self.average)
         self.step = report.step
         self.start_window()
         return report

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ftae.engine.autoencoder import Posterior
+from ftae.engine.autoencoder import Autoencoder, Encoding
+from ftae.engine.companions import Companions
 from ftae.errors import FtaeError
-from ftae.specs.finetune import Losses
+from ftae.specs.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -22,62 +23,105 @@ class LossInputs:
     """What the terms see of one batch.
 
     ``target``, ``reconstruction``: fp32 (B, C, H, W) in the model's range; ``*_unit``: the same in [0, 1].
-    ``logits``: (B, classes) of the head, ``labels``: (B,); None where there are none.
+    ``logits``: (B, classes) of the head; ``labels``: (B,), -1 for an image without one; None where there are
+    none at all. ``progress``: 0..1 of the budget.
     """
 
     target: Tensor
     reconstruction: Tensor
     target_unit: Tensor
     reconstruction_unit: Tensor
-    posterior: Posterior | None
+    encoding: Encoding
     logits: Tensor | None
     labels: Tensor | None
-    huber_delta: float
+    autoencoder: Autoencoder
+    companions: Companions
+    settings: Losses
+    progress: float
 
 
 def total_variation(images: Tensor) -> Tensor:
     """Anisotropic total variation: mean absolute difference of neighbours (Rudin et al. 1992), per element."""
-    vertical = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
-    horizontal = (images[..., :, 1:] - images[..., :, :-1]).abs().mean()
-    return vertical + horizontal
+    return sum((difference.abs().mean() for difference in _differences(images)), torch.zeros(()))
 
 
-def _kl(inputs: LossInputs) -> Tensor:
-    if inputs.posterior is None:
+def edge_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the gradients of two images (Mathieu et al. 2016, alpha 1), both directions."""
+    pairs = zip(_differences(a), _differences(b), strict=True)
+    return torch.stack([F.l1_loss(its, other) for its, other in pairs]).sum()
+
+
+def _differences(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Of neighbours, downwards and to the right."""
+    return images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
+
+
+def _kl(x: LossInputs) -> Tensor:
+    """Per latent element; with a capacity, how far from it the nats of an image are (Burgess et al. 2018)."""
+    if x.encoding.posterior is None:
         raise FtaeError("losses.kl needs a posterior: the model's encode must return (mean, logvar)")
-    return inputs.posterior.kl().mean()
+    kl = x.encoding.posterior.kl().flatten(1)
+    if x.settings.kl_capacity is None:
+        return kl.mean()
+    capacity = x.settings.kl_capacity * _warmed_up(x.settings, x.progress)
+    return (kl.sum(1) - capacity).abs().mean() / kl.shape[1]
 
 
-def _ce(inputs: LossInputs) -> Tensor:
-    assert inputs.logits is not None
-    assert inputs.labels is not None
-    return F.cross_entropy(inputs.logits, inputs.labels)
+def _ce(x: LossInputs) -> Tensor:
+    """Over all images of the batch; one without a label counts 0."""
+    assert x.logits is not None
+    assert x.labels is not None
+    return F.cross_entropy(x.logits, x.labels, ignore_index=-1, reduction="sum") / len(x.labels)
 
 
-def _ssim(inputs: LossInputs) -> Tensor:
-    similarity = structural_similarity_index_measure(inputs.reconstruction_unit, inputs.target_unit, data_range=1.0)
+def _ssim(x: LossInputs) -> Tensor:
+    similarity = structural_similarity_index_measure(x.reconstruction_unit, x.target_unit, data_range=1.0)
     assert isinstance(similarity, Tensor)
     return 1.0 - similarity
+
+
+def _latent_anchor(x: LossInputs) -> Tensor:
+    """Mean squared distance from the latents of the model as it was given."""
+    assert x.companions.reference is not None
+    with torch.no_grad():
+        theirs = x.companions.reference.encode(x.target, x.labels).mode
+    return F.mse_loss(x.encoding.mode.float(), theirs.float())
+
+
+def _l2_sp(x: LossInputs) -> Tensor:
+    """Mean squared distance of the trainable weights from their start (Li et al. 2018)."""
+    assert x.companions.reference is not None
+    start = dict(x.companions.reference.named_parameters())
+    pairs = [(p, start[name]) for name, p in x.autoencoder.named_parameters() if p.requires_grad and name in start]
+    squares = torch.stack([(p - its).square().sum() for p, its in pairs])
+    return squares.sum() / sum(p.numel() for p, _ in pairs)
 
 
 LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "mse": lambda x: F.mse_loss(x.reconstruction, x.target),
     "l1": lambda x: F.l1_loss(x.reconstruction, x.target),
-    "huber": lambda x: F.huber_loss(x.reconstruction, x.target, delta=x.huber_delta),
+    "huber": lambda x: F.huber_loss(x.reconstruction, x.target, delta=x.settings.huber_delta),
     "bce": lambda x: F.binary_cross_entropy(x.reconstruction_unit, x.target_unit),
     "kl": _kl,
     "tv": lambda x: total_variation(x.reconstruction),
+    "edge": lambda x: edge_difference(x.reconstruction, x.target),
     "ssim": _ssim,
     "ce": _ce,
+    "latent_anchor": _latent_anchor,
+    "l2_sp": _l2_sp,
 }
 
 
 def weights_at(losses: Losses, progress: float) -> dict[str, float]:
     """The weight of every enabled term at ``progress`` (0..1) of the budget; kl warms up linearly."""
     weights = losses.weights()
-    if "kl" in weights and losses.kl_warmup_fraction > 0.0:
-        weights["kl"] *= min(1.0, progress / losses.kl_warmup_fraction)
+    if "kl" in weights and losses.kl_capacity is None:
+        weights["kl"] *= _warmed_up(losses, progress)
     return weights
+
+
+def _warmed_up(losses: Losses, progress: float) -> float:
+    return min(1.0, progress / losses.kl_warmup_fraction) if losses.kl_warmup_fraction > 0.0 else 1.0
 
 
 def loss_terms(inputs: LossInputs, names: list[str]) -> dict[str, Tensor]:

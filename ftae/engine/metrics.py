@@ -13,17 +13,23 @@ Over the whole validation set:
 
     active_units  latent units (channels, for spatial latents) whose posterior mean varies over the
                   images by more than 0.01 (Burda et al. 2015)
+    latent_drift  mean squared distance of the latents from those of the model as it was given, over
+                  the variance of the latter: 0 where nothing moved, 1 as if they were all the mean
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ftae.engine.autoencoder import Posterior
+from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior
+from ftae.engine.companions import Companions
+from ftae.engine.data import ImageSet
 from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
 
 ACTIVE_VARIANCE = 0.01
 MSE_FLOOR = 1e-10
@@ -31,13 +37,25 @@ MSE_FLOOR = 1e-10
 
 @dataclass(frozen=True)
 class EvalInputs:
-    """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped."""
+    """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped; ``given``: what the model saw."""
 
     target: Tensor
+    given: Tensor
     reconstruction: Tensor
-    posterior: Posterior | None
+    encoding: Encoding
     logits: Tensor | None
     labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, and what some metrics hold it against."""
+
+    autoencoder: Autoencoder
+    spec: FinetuneSpec
+    companions: Companions
+    train: ImageSet
+    device: torch.device
 
 
 def _mse(x: EvalInputs) -> Tensor:
@@ -66,8 +84,16 @@ PER_IMAGE: dict[str, Callable[[EvalInputs], Tensor]] = {
 }
 
 
+class OverSet(Protocol):
+    """A metric of all images together: shown every batch, asked once."""
+
+    def update(self, x: EvalInputs) -> None: ...
+
+    def compute(self) -> float: ...
+
+
 class ActiveUnits:
-    """Counts latent units that carry information, over all batches it is shown."""
+    """Counts latent units that carry information."""
 
     def __init__(self) -> None:
         self._means: list[Tensor] = []
@@ -81,15 +107,39 @@ class ActiveUnits:
         return float(by_unit.gt(ACTIVE_VARIANCE).sum())
 
 
-OVER_SET: dict[str, type[ActiveUnits]] = {"active_units": ActiveUnits}
+class LatentDrift:
+    """How far the latents have moved from those of the model as it was given."""
+
+    def __init__(self, subject: Subject) -> None:
+        assert subject.companions.reference is not None
+        self._reference = subject.companions.reference
+        self._squares = self._sum = self._square_sum = 0.0
+        self._count = 0
+
+    def update(self, x: EvalInputs) -> None:
+        before = self._reference.encode(self._reference.to_range(x.given), x.labels).mode.double()
+        self._squares += float((x.encoding.mode.double() - before).square().sum())
+        self._sum, self._square_sum = self._sum + float(before.sum()), self._square_sum + float(before.square().sum())
+        self._count += before.numel()
+
+    def compute(self) -> float:
+        variance = self._square_sum / self._count - (self._sum / self._count) ** 2
+        return self._squares / self._count / variance
+
+
+OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
+    "active_units": lambda subject: ActiveUnits(),
+    "latent_drift": LatentDrift,
+}
 
 
 class Evaluation:
-    """Accumulates metrics over the batches of one evaluation."""
+    """Accumulates the metrics of ``subject`` over the batches of one evaluation."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, subject: Subject) -> None:
+        names: tuple[str, ...] = subject.spec.metrics
         self._per_image = {name: 0.0 for name in names if name in PER_IMAGE}
-        self._over_set = {name: OVER_SET[name]() for name in names if name in OVER_SET}
+        self._over_set = {name: OVER_SET[name](subject) for name in names if name in OVER_SET}
         self._num_images = 0
 
     def update(self, inputs: EvalInputs) -> None:
@@ -104,7 +154,21 @@ class Evaluation:
         return means | {name: metric.compute() for name, metric in self._over_set.items()}
 
 
+class Vitals:
+    """Signs of life, each named by what has happened once it falls to 0; only what the model has is there."""
+
+    def __init__(self) -> None:
+        self._signs: dict[str, OverSet] = {}
+
+    def update(self, x: EvalInputs) -> None:
+        if x.encoding.posterior is not None:
+            self._signs.setdefault("posterior collapse", ActiveUnits()).update(x)
+
+    def compute(self) -> dict[str, float]:
+        return {reason: sign.compute() for reason, sign in self._signs.items()}
+
+
 def _posterior(x: EvalInputs) -> Posterior:
-    if x.posterior is None:
+    if x.encoding.posterior is None:
         raise FtaeError("kl and active_units need a posterior: the model's encode must return (mean, logvar)")
-    return x.posterior
+    return x.encoding.posterior

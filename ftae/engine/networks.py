@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Posterior, Stage
+from ftae.engine.autoencoder import Draw, Encoding, Posterior, Stage
 from ftae.errors import FtaeError
 
 
@@ -22,11 +22,11 @@ class MlpVaeNet(nn.Module):
         self.decoder_hidden = nn.Linear(latent_dim, hidden)
         self.out = nn.Linear(hidden, pixels)
 
-    def encode(self, images: Tensor) -> Posterior:
+    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         features = torch.relu(self.hidden(images.flatten(1)))
-        return Posterior(self.mean(features), self.logvar(features))
+        return Encoding.of(Posterior(self.mean(features), self.logvar(features)), draw)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         features = torch.relu(self.decoder_hidden(latents))
         return torch.unflatten(torch.sigmoid(self.out(features)), 1, self.shape)
 
@@ -91,11 +91,10 @@ class ConvAeNet(ConvNet):
         self.to_latents = nn.Conv2d(self.inner[0], latent_channels, 1)
         self.from_latents = _block(nn.Conv2d(latent_channels, self.inner[0], 3, padding=1), self.inner[0])
 
-    def encode(self, images: Tensor) -> Tensor:
-        latents: Tensor = self.to_latents(self._down(images))
-        return latents
+    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        return Encoding(self.to_latents(self._down(images)))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self._up(self.from_latents(latents))
 
     def stages(self) -> list[Stage]:
@@ -113,11 +112,11 @@ class ConvVaeNet(ConvNet):
         self.logvar = nn.Linear(math.prod(self.inner), latent_dim)
         self.from_latents = nn.Linear(latent_dim, math.prod(self.inner))
 
-    def encode(self, images: Tensor) -> Posterior:
+    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         features = self._down(images).flatten(1)
-        return Posterior(self.mean(features), self.logvar(features))
+        return Encoding.of(Posterior(self.mean(features), self.logvar(features)), draw)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self._up(torch.unflatten(torch.relu(self.from_latents(latents)), 1, self.inner))
 
     def stages(self) -> list[Stage]:

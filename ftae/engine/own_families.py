@@ -17,10 +17,10 @@ from ftae.specs.data import DataSpec
 
 def own_family(
     net_type: type[MlpVaeNet] | type[ConvAeNet] | type[ConvVaeNet],
-) -> Callable[[Any, DataSpec], Autoencoder]:
+) -> Callable[[Any, DataSpec, int | None], Autoencoder]:
     """What builds an ``Autoencoder`` of one of ftae's networks; it raises as ``build_autoencoder``."""
 
-    def build(model: Any, data: DataSpec) -> Autoencoder:
+    def build(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
         given = model.model_dump(exclude={"family", "pretrained"}, exclude_none=True)
         options = {name: given.get(name, default) for name, default in _defaults(net_type).items()}
         facts = {"channels_in": data.channels, "resolution": data.resolution}

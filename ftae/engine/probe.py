@@ -85,7 +85,7 @@ def _eval_seconds(training: Training) -> float:
     batch = ImageSet(val.images[:count], None if val.labels is None else val.labels[:count])
 
     def evaluate_batch() -> None:
-        evaluate(training.autoencoder, batch, spec, device=training.device)
+        evaluate(training.subject, batch)
 
     with training.average.applied() if training.average is not None else nullcontext():
         times = [_timed(evaluate_batch, training.device) for _ in range(2)]

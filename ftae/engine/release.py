@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ftae.engine.autoencoder import Autoencoder, Posterior
+from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import val_batches
 from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights
@@ -41,8 +41,7 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
     ``shift_factor`` their mean.
     """
     data = load_dataset(spec.data)
-    num_classes = None if data.class_names is None else len(data.class_names)
-    pretrained, tuned = (build_model(spec, num_classes).to(device_of(spec)) for _ in range(2))
+    pretrained, tuned = (build_model(spec, data.num_classes).to(device_of(spec)) for _ in range(2))
     tuned.load_state_dict(tuned.state_dict() | evaluated_weights(checkpoint))
     compatible = _same_latents(pretrained, tuned, data, spec)
     scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
@@ -71,9 +70,9 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
     total, squares, count = 0.0, 0.0, 0
     few = ImageSet(images.images[:: max(1, len(images.images) // SCALING_IMAGES)], None)
     for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=device_of(spec)):
-        encoded = autoencoder.encode(autoencoder.to_range(batch.images))
-        mean = encoded.mean if isinstance(encoded, Posterior) else encoded
-        variance = encoded.logvar.exp() if isinstance(encoded, Posterior) else torch.zeros_like(mean)
+        encoding = autoencoder.encode(autoencoder.to_range(batch.images))
+        mean, posterior = encoding.mode, encoding.posterior
+        variance = torch.zeros_like(mean) if posterior is None else posterior.logvar.exp()
         total += float(mean.double().sum())
         squares += float((mean.double().square() + variance.double()).sum())
         count += mean.numel()
@@ -86,5 +85,4 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
 
 
 def _mode(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    encoded = autoencoder.encode(autoencoder.to_range(images))
-    return encoded.mean if isinstance(encoded, Posterior) else encoded
+    return autoencoder.encode(autoencoder.to_range(images)).mode

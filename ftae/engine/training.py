@@ -10,14 +10,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, Posterior
+from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch, train_batch
 from ftae.engine.build import build_model, device_of
-from ftae.engine.checkpoint import rng_state, set_rng_state
+from ftae.engine.companions import Companions, build_companions
 from ftae.engine.data import load_dataset
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
+from ftae.engine.metrics import Subject
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.engine.parallel import ALONE, Group
+from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
@@ -37,9 +39,8 @@ class Training:
             torch.set_num_threads(spec.num_threads)
         _be_deterministic(self.device)
         self.data = load_dataset(spec.data)
-        classes = self.data.class_names
-        self.autoencoder = build_model(spec, None if classes is None else len(classes))
-        self.autoencoder.to(self.device)
+        self.autoencoder = build_model(spec, self.data.num_classes).to(self.device)
+        self.companions = build_companions(spec, self.data.num_classes, self.device)
         if not isinstance(spec.model, CustomModel):  # a user's own may call view() on its activations
             self.autoencoder.to(memory_format=torch.channels_last)
         if group.size > 1:
@@ -48,8 +49,9 @@ class Training:
         half_life = None if group.rank else spec.ema_half_life_fraction
         self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
         self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
+        self.subject = Subject(self.autoencoder, spec, self.companions, self.data.train, self.device)
         self.step = 0
-        self._terms: nn.Module = _Terms(self.autoencoder, spec, group)
+        self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group)
         self._joined = False
         self.start_window()
 
@@ -134,7 +136,7 @@ class Training:
             device=self.device,
             rows=self.group.rows(spec.batch_size),
         )
-        terms = self._terms(batch, list(weights))
+        terms = self._terms(batch, list(weights), self.step / spec.max_steps)
         loss = weighted_sum(terms, weights) / spec.grad_accumulation
         parts = [loss.item(), *(term.item() / spec.grad_accumulation for term in terms.values())]
         measured = dict(zip(["loss", *terms], self.group.mean(parts), strict=True))
@@ -153,31 +155,32 @@ class Training:
 class _Terms(nn.Module):
     """Forward pass (in bf16 where asked for), then every loss term in fp32: a module, so that it can be wrapped."""
 
-    def __init__(self, autoencoder: Autoencoder, spec: FinetuneSpec, group: Group) -> None:
+    def __init__(self, autoencoder: Autoencoder, companions: Companions, spec: FinetuneSpec, group: Group) -> None:
         super().__init__()
         self.autoencoder, self.spec, self.group = autoencoder, spec, group
+        self._companions = companions  # a plain object: their parameters are not this module's
 
-    def forward(self, batch: Batch, names: list[str]) -> dict[str, Tensor]:
-        ae, target = self.autoencoder, self.autoencoder.to_range(batch.images)
-        bf16 = torch.autocast(target.device.type, torch.bfloat16) if self.spec.precision == "bf16" else nullcontext()
+    def forward(self, batch: Batch, names: list[str], progress: float) -> dict[str, Tensor]:
+        ae, spec = self.autoencoder, self.spec
+        bf16 = torch.autocast(batch.images.device.type, torch.bfloat16) if spec.precision == "bf16" else nullcontext()
         with bf16:
-            encoded = ae.encode(target)
-            if isinstance(encoded, Posterior):
-                latents = encoded.sample(self.group.randn_like) if self.spec.sample_posterior else encoded.mean
-            else:
-                latents = encoded
-            reconstruction = ae.decode(latents)
-            logits = ae.head(latents) if ae.head is not None else None
+            draw = self.group.randn_like if spec.sample_posterior else None
+            encoding = ae.encode(ae.to_range(batch.inputs), batch.labels, draw)
+            reconstruction = ae.decode(encoding.latents, batch.labels)
+            logits = ae.head(encoding.latents) if ae.head is not None else None
         reconstruction = reconstruction.float()
         inputs = LossInputs(
-            target=target,
+            target=ae.to_range(batch.images),
             reconstruction=reconstruction,
             target_unit=batch.images,
             reconstruction_unit=ae.to_unit(reconstruction),
-            posterior=encoded if isinstance(encoded, Posterior) else None,
+            encoding=encoding,
             logits=None if logits is None else logits.float(),
             labels=batch.labels,
-            huber_delta=self.spec.losses.huber_delta,
+            autoencoder=ae,
+            companions=self._companions,
+            settings=spec.losses,
+            progress=progress,
         )
         return loss_terms(inputs, names)
 

@@ -59,7 +59,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     before = _earlier(open_store(spec.search.storage, spec.name, "reader"), spec, resume)
     # Here, so that what is wrong with data or model is said before anything starts.
     data = load_dataset(spec.finetune.data)
-    summary = check_search(spec, None if data.class_names is None else len(data.class_names))
+    summary = check_search(spec, data.num_classes)
     found = facts(spec, data)
     if before is not None:
         _same_question(before, spec, found)

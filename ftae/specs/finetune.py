@@ -5,58 +5,17 @@ production run mean the same thing by it.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ftae.specs.base import Positive, Spec
+from ftae.specs.base import Fraction, Positive, Spec, Weight
 from ftae.specs.data import AnyData, ImageFolder
+from ftae.specs.losses import Losses
+from ftae.specs.metrics import METRICS, MetricName
 from ftae.specs.models import AnyModel
+from ftae.specs.needs import Parts
 from ftae.specs.problems import Problem, refusal
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-
-
-class Losses(Spec):
-    """Weights of the loss terms; 0 is off. Each term is a mean over elements, computed in fp32.
-
-    Pixel terms compare in the model's own image range; ``bce`` and ``ssim`` in [0, 1]. ``kl`` is per
-    latent element (times image elements over latent elements it is the summed weight of Stable
-    Diffusion's training). ``ce`` adds a classification head on the pooled latents.
-    """
-
-    mse: Weight = 0.0
-    l1: Weight = 0.0
-    huber: Weight = 0.0
-    bce: Weight = 0.0
-    kl: Weight = 0.0
-    tv: Weight = 0.0
-    ssim: Weight = 0.0
-    ce: Weight = 0.0
-    huber_delta: Annotated[float, Field(gt=0.0)] = 0.1
-    kl_warmup_fraction: Fraction = 0.0
-
-    TERMS: ClassVar = ("mse", "l1", "huber", "bce", "kl", "tv", "ssim", "ce")
-
-    def weights(self) -> dict[str, float]:
-        """The enabled terms with their weights, in a fixed order."""
-        return {term: getattr(self, term) for term in self.TERMS if getattr(self, term) > 0.0}
-
-
-MetricName = Literal["mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy"]
-
-# The worst and best value a metric can take: what a diverged trial scores depends on the direction.
-METRIC_BOUNDS: dict[str, tuple[float, float]] = {
-    "mse": (0.0, 1.0),
-    "l1": (0.0, 1.0),
-    "psnr": (0.0, 100.0),
-    "ssim": (-1.0, 1.0),
-    "kl": (0.0, 1.0e9),
-    "active_units": (0.0, 1.0e9),
-    "accuracy": (0.0, 1.0),
-}
-NEEDS_POSTERIOR = frozenset({"kl", "active_units"})
 
 
 class Optimizer(Spec):
@@ -139,19 +98,12 @@ class FinetuneSpec(Spec):
     @field_validator("losses")
     @classmethod
     def _losses_fit(cls, losses: Losses, info: ValidationInfo) -> Losses:
-        model, data, weights = info.data.get("model"), info.data.get("data"), losses.weights()
+        parts, weights = _parts(info, losses), losses.weights()
         found: list[Problem] = []
         if not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
-        if "bce" in weights and model is not None and not model.bounded_output:
-            reason = f"{model.family} does not bound them (use mse or l1)"
-            found.append((("bce",), f"needs outputs inside the image range, {reason}"))
-        if "kl" in weights and model is not None and model.has_posterior is False:
-            found.append((("kl",), f"needs a posterior, {model.family} has none"))
-        if "ssim" in weights and data is not None and data.resolution < 16:
-            found.append((("ssim",), f"needs a resolution of at least 16, got {data.resolution}"))
-        if "ce" in weights and data is not None and data.source == "photos":
-            found.append((("ce",), "needs labels, photos has none"))
+        for term in weights:
+            found += [((term,), reason) for need in Losses.TERMS[term] if (reason := need(parts))]
         if found:
             raise refusal(found)
         return losses
@@ -167,17 +119,12 @@ class FinetuneSpec(Spec):
     @field_validator("metrics")
     @classmethod
     def _metrics_fit(cls, metrics: tuple[MetricName, ...], info: ValidationInfo) -> tuple[MetricName, ...]:
-        model, data, losses = (info.data.get(key) for key in ("model", "data", "losses"))
+        parts = _parts(info, info.data.get("losses"))
         found: list[Problem] = []
         for i, metric in enumerate(metrics):
             if metric in metrics[:i]:
                 found.append(((i,), f"{metric} is given twice"))
-            if metric in NEEDS_POSTERIOR and model is not None and model.has_posterior is False:
-                found.append(((i,), f"{metric} needs a posterior, {model.family} has none"))
-            if metric == "accuracy" and losses is not None and losses.ce == 0.0:
-                found.append(((i,), "accuracy needs the classification head that losses.ce > 0 brings"))
-            if metric == "ssim" and data is not None and data.resolution < 16:
-                found.append(((i,), f"ssim needs a resolution of at least 16, got {data.resolution}"))
+            found += [((i,), f"{metric} {reason}") for need in METRICS[metric].needs if (reason := need(parts))]
         if found:
             raise refusal(found)
         return metrics
@@ -203,6 +150,10 @@ class FinetuneSpec(Spec):
             val = _absolute(data.val) if isinstance(data.val, str) else data.val
             data = data.model_copy(update={"train": _absolute(data.train), "val": val})
         return self.model_copy(update={"model": model, "data": data})
+
+
+def _parts(info: ValidationInfo, losses: Losses | None) -> Parts:
+    return Parts(info.data.get("model"), info.data.get("data"), losses)
 
 
 def _absolute(path: str) -> str:

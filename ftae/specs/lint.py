@@ -3,17 +3,17 @@
 from collections.abc import Iterator, Mapping
 
 from ftae.specs.distributions import Distribution
-from ftae.specs.finetune import FinetuneSpec, Losses
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.losses import Losses
+from ftae.specs.metrics import facts_of
 from ftae.specs.search import Asha, ProductionSpec, SearchSpec
 
 # A setting of the losses, and the weight that brings it into play.
-_SHAPES = {"huber_delta": "huber", "kl_warmup_fraction": "kl"}
+_SHAPES = {"huber_delta": "huber", "kl_warmup_fraction": "kl", "kl_capacity": "kl"}
 
 # Of the leaves of data, these leave the validation images as they are.
 _TRAINING_ONLY = frozenset({"data.flip"})
 
-# The direction in which a metric improves; kl and active_units may be wanted either way.
-_BETTER = {"mse": "minimize", "l1": "minimize", "psnr": "maximize", "ssim": "maximize", "accuracy": "maximize"}
 _SIDE = {"minimize": "lower", "maximize": "higher"}
 
 
@@ -46,9 +46,9 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
     for path in spec.search_space:
         if path.startswith("data.") and path not in _TRAINING_ONLY:
             yield f"{path} is searched, so that trials are not measured on the same images"
-    name, direction = spec.objective.metric.removeprefix("val/"), spec.objective.direction
-    if _BETTER.get(name, direction) != direction:
-        yield f"objective.direction is {direction}, but {name} is better where it is {_SIDE[_BETTER[name]]}"
+    direction, better = spec.objective.direction, facts_of(spec.objective.metric).better
+    if better not in (None, direction):
+        yield f"objective.direction is {direction}, but {spec.objective.metric} is better where it is {_SIDE[better]}"
     if settings.max_concurrent is not None and settings.max_concurrent > settings.num_trials:
         yield (
             f"search.max_concurrent ({settings.max_concurrent}) is never reached: "

@@ -20,7 +20,8 @@ from pydantic import (
 from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
 from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
-from ftae.specs.finetune import METRIC_BOUNDS, FinetuneSpec
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.metrics import METRICS, facts_of
 from ftae.specs.overrides import apply_overrides, leaf_in, value_at
 from ftae.specs.problems import Problem, matching, one_of, problems, refusal, shown
 from ftae.specs.resources import Resources
@@ -40,8 +41,8 @@ class Objective(Spec):
 
     def worst(self) -> float:
         """The worst value the metric can take: what a diverged trial scores."""
-        low, high = METRIC_BOUNDS[self.metric.removeprefix("val/")]
-        return low if self.direction == "maximize" else high
+        facts = facts_of(self.metric)
+        return facts.low if self.direction == "maximize" else facts.high
 
 
 class Fifo(Spec):
@@ -299,6 +300,6 @@ def _metrics(run: FinetuneSpec | None, written: Any) -> Iterable[str]:
         return run.metrics
     default = FinetuneSpec.model_fields["metrics"].default
     names: Any = written.get("metrics", default) if isinstance(written, dict) else None
-    if names and isinstance(names, (list, tuple)) and all(name in list(METRIC_BOUNDS) for name in names):
+    if names and isinstance(names, (list, tuple)) and all(name in list(METRICS) for name in names):
         return names
-    return METRIC_BOUNDS
+    return METRICS

@@ -22,13 +22,12 @@ from ftae.engine.checkpoint import (
     evaluated_weights,
     latest_checkpoint,
     load_checkpoint,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
     usable_checkpoint,
 )
 from ftae.engine.loop import finetune
 from ftae.engine.optim import WeightAverage, build_optimizer
+from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -70,7 +69,7 @@ def state_of(spec: FinetuneSpec, num_steps: int = 0) -> State:
 
 
 def save(folder: Path, spec: FinetuneSpec, state: State, report: EvalReport | None = None) -> None:
-    save_checkpoint(folder, report or report_of(), spec, *state, active_units=3.0)
+    save_checkpoint(folder, report or report_of(), spec, *state, vitals={"posterior collapse": 3.0})
 
 
 def flat(value: Any) -> list[Any]:
@@ -89,9 +88,9 @@ def test_the_whole_state_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(11)
     save(tmp_path / "step-1", spec_of(), saved)
     drawn = torch.rand(3)
-    report, active_units = load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
+    report, vitals = load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
     assert report == report_of()
-    assert active_units == 3.0
+    assert vitals == {"posterior collapse": 3.0}
     assert torch.equal(torch.rand(3), drawn)
     assert flat(loaded[0].state_dict()) == flat(saved[0].state_dict())
     assert flat(loaded[1].state_dict()) == flat(saved[1].state_dict())
@@ -120,7 +119,7 @@ def test_channels_last_weights_come_back(tmp_path: Path) -> None:
 def test_judged_weights_are_the_averaged_ones(tmp_path: Path) -> None:
     autoencoder, optimizer, average = state_of(spec_of(freeze_depth=1), num_steps=2)
     save(tmp_path / "averaged", spec_of(), (autoencoder, optimizer, average))
-    save_checkpoint(tmp_path / "live", report_of(), spec_of(), autoencoder, optimizer, None, active_units=None)
+    save_checkpoint(tmp_path / "live", report_of(), spec_of(), autoencoder, optimizer, None, vitals={})
     live, averaged = evaluated_weights(tmp_path / "live"), evaluated_weights(tmp_path / "averaged")
     assert flat(live) == flat(dict(sorted(autoencoder.state_dict().items())))
     assert averaged.keys() == live.keys()

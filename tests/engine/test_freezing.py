@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Stage
+from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Encoding, Stage
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import latest_checkpoint
 from ftae.engine.loop import finetune
@@ -56,8 +56,8 @@ def autoencoder() -> Autoencoder:
         stages,
         image_range=(0.0, 1.0),
         channels=1,
-        encode=lambda images: net.codebook(net.second(net.first(images))),
-        decode=net.last,
+        encode=lambda images, labels, draw: Encoding(net.codebook(net.second(net.first(images)))),
+        decode=lambda latents, labels: net.last(latents),
         save=lambda folder: None,
     )
 
@@ -77,9 +77,7 @@ def train_step(ae: Autoencoder, optimizer: torch.optim.Optimizer) -> None:
     ae.train()
     images = torch.rand(4, 1, 8, 8)
     optimizer.zero_grad(set_to_none=True)
-    latents = ae.encode(images)
-    assert isinstance(latents, Tensor)
-    (ae.decode(latents) - images).square().mean().backward()
+    (ae.decode(ae.encode(images).latents) - images).square().mean().backward()
     optimizer.step()
 
 

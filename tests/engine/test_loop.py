@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.companions import Companions
 from ftae.engine.data import load_dataset
 from ftae.engine.evaluation import evaluate
 from ftae.engine.loop import finetune
+from ftae.engine.metrics import Subject
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
@@ -130,7 +132,8 @@ def test_the_first_report_is_the_untouched_model(tmp_path: Path) -> None:
     spec = spec_of(ema_half_life_fraction=0.5)
     first = next(finetune(spec, tmp_path))
     autoencoder = build_model(spec, None).to(memory_format=torch.channels_last)
-    metrics, _ = evaluate(autoencoder, load_dataset(spec.data).val, spec, device=torch.device("cpu"))
+    data = load_dataset(spec.data)
+    metrics, _ = evaluate(Subject(autoencoder, spec, Companions(), data.train, torch.device("cpu")), data.val)
     assert (first.step, first.checkpoint) == (0, None)
     assert first.metrics == {f"val/{name}": value for name, value in metrics.items()}
     assert not (tmp_path / "checkpoints").exists()
@@ -213,11 +216,12 @@ def test_judged_are_the_averaged_weights(tmp_path: Path) -> None:
     *_, last = finetune(spec, tmp_path)
     assert last.checkpoint is not None
     autoencoder = build_model(spec, None).to(memory_format=torch.channels_last)
-    val, device = load_dataset(spec.data).val, torch.device("cpu")
+    data = load_dataset(spec.data)
+    subject = Subject(autoencoder, spec, Companions(), data.train, torch.device("cpu"))
     found = []
     for file in ("model.safetensors", "average.safetensors"):
         autoencoder.load_state_dict(load_file(tmp_path / last.checkpoint / file))
-        found.append(evaluate(autoencoder, val, spec, device=device)[0]["mse"])
+        found.append(evaluate(subject, data.val)[0]["mse"])
     assert last.metrics["val/mse"] == found[1] != found[0]
 
 

@@ -9,19 +9,50 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Posterior
+from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior, Stage
 from ftae.engine.build import build_model
-from ftae.engine.checkpoint import EvalReport
+from ftae.engine.companions import Companions
 from ftae.engine.loop import finetune
 from ftae.engine.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
 from ftae.engine.optim import build_optimizer
+from ftae.engine.training import Training
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec, Losses
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.losses import Losses
 
 TERMS = tuple(LOSSES)
 Array = npt.NDArray[np.float64]
+
+
+class Line(nn.Module):
+    """Its latents are what it is given, times a weight, pooled as ``inputs`` has them."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([weight]))
+
+    def autoencoder(self) -> Autoencoder:
+        return Autoencoder(
+            self,
+            [Stage("all", "encoder", (self,))],
+            image_range=(-1.0, 1.0),
+            channels=None,
+            encode=lambda images, labels, draw: Encoding(F.avg_pool2d(images[:, [0, 1, 1]], 4) * self.weight),
+            decode=lambda latents, labels: latents,
+            save=lambda folder: None,
+        )
+
+
+def posterior_of(x: LossInputs) -> Posterior:
+    assert x.encoding.posterior is not None
+    return x.encoding.posterior
+
+
+def with_posterior(x: LossInputs, posterior: Posterior) -> LossInputs:
+    return replace(x, encoding=Encoding(posterior.mean, posterior))
 
 
 def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
@@ -37,10 +68,13 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         reconstruction=reconstruction * 2 - 1,
         target_unit=target,
         reconstruction_unit=reconstruction,
-        posterior=Posterior(unit(batch, 3, 4, 4) * 4 - 2, unit(batch, 3, 4, 4) * 4 - 2),
+        encoding=Encoding.of(Posterior(unit(batch, 3, 4, 4) * 4 - 2, unit(batch, 3, 4, 4) * 4 - 2), None),
         logits=unit(batch, 5) * 6 - 3,
         labels=torch.arange(batch) % 5,
-        huber_delta=0.5,
+        autoencoder=Line(3.0).autoencoder(),
+        companions=Companions(reference=Line(1.0).autoencoder()),
+        settings=Losses(huber_delta=0.5),
+        progress=0.5,
     )
 
 
@@ -96,16 +130,19 @@ def ssim(a: Array, b: Array) -> float:
 def reference(term: str, x: LossInputs) -> float:
     a, b = numbers(x.reconstruction), numbers(x.target)
     unit_a, unit_b = numbers(x.reconstruction_unit), numbers(x.target_unit)
-    assert x.posterior is not None
     if term == "ce":
         return cross_entropy(numbers(x.logits), numbers(x.labels))
+    posterior, pooled = posterior_of(x), b[:, [0, 1, 1]].reshape(-1, 3, 4, 4, 4, 4).mean((3, 5))
     return {
         "mse": float(((a - b) ** 2).mean()),
         "l1": float(np.abs(a - b).mean()),
-        "huber": huber(a, b, x.huber_delta),
+        "huber": huber(a, b, x.settings.huber_delta),
         "bce": bce(unit_a, unit_b),
-        "kl": kl(numbers(x.posterior.mean), numbers(x.posterior.logvar)),
+        "kl": kl(numbers(posterior.mean), numbers(posterior.logvar)),
         "tv": tv(a),
+        "edge": float(sum(np.abs(np.diff(a, axis=i) - np.diff(b, axis=i)).mean() for i in (2, 3))),
+        "latent_anchor": float(((numbers(posterior.mean) - pooled) ** 2).mean()),
+        "l2_sp": (3.0 - 1.0) ** 2,
         "ssim": 1 - ssim(unit_a, unit_b),
     }[term]
 
@@ -114,7 +151,7 @@ def reference(term: str, x: LossInputs) -> float:
 
 
 def test_the_table_is_the_spec() -> None:
-    assert TERMS == Losses.TERMS
+    assert set(TERMS) == set(Losses.TERMS)
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -140,7 +177,7 @@ def test_values_by_hand() -> None:
 
 
 def test_kl_of_the_standard_normal_is_nothing() -> None:
-    x = replace(inputs(), posterior=Posterior(torch.zeros(2, 3), torch.zeros(2, 3)))
+    x = with_posterior(inputs(), Posterior(torch.zeros(2, 3), torch.zeros(2, 3)))
     assert LOSSES["kl"](x).item() == 0.0
 
 
@@ -154,25 +191,19 @@ def test_samples_have_the_mean_and_deviation_of_the_posterior() -> None:
 
 def test_kl_is_computed_in_fp32() -> None:
     half = Posterior(torch.full((1, 4), 300.0, dtype=torch.float16), torch.zeros(1, 4, dtype=torch.float16))
-    assert LOSSES["kl"](replace(inputs(), posterior=half)).item() == 0.5 * 300.0**2  # over fp16's range
+    assert LOSSES["kl"](with_posterior(inputs(), half)).item() == 0.5 * 300.0**2  # over fp16's range
+
+
+def rows_of(x: LossInputs, rows: slice | Tensor) -> LossInputs:
+    tensors = {name: value[rows] for name, value in vars(x).items() if isinstance(value, Tensor)}
+    posterior = Posterior(posterior_of(x).mean[rows], posterior_of(x).logvar[rows])
+    return with_posterior(replace(x, **tensors), posterior)
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_means_not_sums(term: str) -> None:
     x = inputs()
-    assert x.posterior is not None
-    assert x.logits is not None
-    assert x.labels is not None
-    twice = LossInputs(
-        target=x.target.repeat(2, 1, 1, 1),
-        reconstruction=x.reconstruction.repeat(2, 1, 1, 1),
-        target_unit=x.target_unit.repeat(2, 1, 1, 1),
-        reconstruction_unit=x.reconstruction_unit.repeat(2, 1, 1, 1),
-        posterior=Posterior(x.posterior.mean.repeat(2, 1, 1, 1), x.posterior.logvar.repeat(2, 1, 1, 1)),
-        logits=x.logits.repeat(2, 1),
-        labels=x.labels.repeat(2),
-        huber_delta=x.huber_delta,
-    )
+    twice = rows_of(x, torch.arange(len(x.target)).repeat(2))
     assert LOSSES[term](twice).item() == pytest.approx(LOSSES[term](x).item(), rel=1e-6)
 
 
@@ -180,14 +211,8 @@ def test_means_not_sums(term: str) -> None:
 def test_the_value_is_the_mean_of_the_values_over_equal_shares(term: str) -> None:
     """What training by several workers rests on."""
     whole = inputs(batch=4)
-
-    def share(rows: slice) -> LossInputs:
-        tensors = {name: value[rows] for name, value in vars(whole).items() if isinstance(value, Tensor)}
-        assert whole.posterior is not None
-        return replace(whole, **tensors, posterior=Posterior(whole.posterior.mean[rows], whole.posterior.logvar[rows]))
-
-    values = [LOSSES[term](share(rows)).item() for rows in (slice(0, 2), slice(2, 4))]
-    assert values[0] != values[1]
+    values = [LOSSES[term](rows_of(whole, rows)).item() for rows in (slice(0, 2), slice(2, 4))]
+    assert values[0] != values[1] or term == "l2_sp"  # which sees no images
     assert sum(values) / 2 == pytest.approx(LOSSES[term](whole).item(), rel=1e-6)
 
 
@@ -202,7 +227,7 @@ def test_total_variation_does_not_depend_on_the_resolution() -> None:
 
 def test_kl_without_a_posterior_is_refused() -> None:
     with pytest.raises(FtaeError, match=r"losses\.kl needs a posterior"):
-        LOSSES["kl"](replace(inputs(), posterior=None))
+        LOSSES["kl"](replace(inputs(), encoding=Encoding(torch.zeros(3, 1))))
 
 
 # ----------------------------------------------------------------------------------------- weights
@@ -245,9 +270,14 @@ def spec_of(losses: dict[str, float], **changes: Any) -> FinetuneSpec:
 
 
 def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:
-    """The train metrics of step 0."""
-    reports: list[EvalReport] = list(finetune(spec_of(losses), folder))
-    return {name.removeprefix("train/"): value for name, value in reports[-1].metrics.items()}
+    """The train metrics of step 0 of a model that has moved a little from the pretrained one."""
+    build_model(spec_of({"mse": 1.0}), 2).save_pretrained(folder)
+    training = Training(spec_of(losses, model={"family": "conv_vae", "pretrained": str(folder)}))
+    with torch.no_grad():
+        for parameter in training.autoencoder.parameters():
+            parameter.mul_(1.1)
+    training.train_to(1)
+    return {name.removeprefix("train/"): value for name, value in training.measured().items()}
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -267,6 +297,23 @@ def test_a_weight_scales_its_own_part_of_the_total(term: str, tmp_path: Path) ->
     parts = [metrics["loss"] - metrics["mse"] for metrics in (once, tenfold)]
     assert parts[1] == pytest.approx(10 * parts[0], rel=1e-3)
     assert parts[1] == pytest.approx(once[term], rel=1e-4)
+
+
+def test_a_kl_capacity_is_held_to_and_reached_by_the_warm_up() -> None:
+    posterior = Posterior(torch.full((2, 8), 2.0), torch.zeros(2, 8))  # 2 nats an element, 16 an image
+    settings = Losses(mse=1.0, kl=3.0, kl_capacity=20.0, kl_warmup_fraction=0.5)
+    at = [replace(with_posterior(inputs(), posterior), settings=settings, progress=p) for p in (0.0, 0.25, 0.5, 1.0)]
+    assert [LOSSES["kl"](x).item() for x in at] == pytest.approx([16 / 8, 6 / 8, 4 / 8, 4 / 8])
+    assert weights_at(settings, 0.0)["kl"] == 3.0  # it is the capacity that warms up
+
+
+def test_images_without_a_label_add_nothing_to_ce() -> None:
+    x = inputs(4)
+    assert x.labels is not None
+    few = replace(x, labels=torch.where(torch.arange(4) < 2, x.labels, -1))
+    assert LOSSES["ce"](few).item() == pytest.approx(LOSSES["ce"](rows_of(x, slice(0, 2))).item() / 2)
+    none = replace(x, labels=torch.full((4,), -1))
+    assert LOSSES["ce"](none).item() == 0.0
 
 
 def test_the_kl_weight_warms_up_in_the_loop(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, Posterior, Stage
+from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Posterior, Stage
+from ftae.engine.companions import Companions
 from ftae.engine.data import ImageSet
 from ftae.engine.evaluation import evaluate
-from ftae.engine.metrics import OVER_SET, PER_IMAGE, ActiveUnits, EvalInputs, Evaluation
+from ftae.engine.metrics import OVER_SET, PER_IMAGE, ActiveUnits, EvalInputs, Evaluation, Subject
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec, MetricName
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.metrics import METRICS, MetricName
 
 
 def inputs(
@@ -24,11 +26,13 @@ def inputs(
     logits: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> EvalInputs:
-    return EvalInputs(target, reconstruction, posterior, logits, labels)
+    encoding = Encoding(torch.zeros(len(target), 1)) if posterior is None else Encoding.of(posterior, None)
+    return EvalInputs(target, target, reconstruction, encoding, logits, labels)
 
 
 def measured(names: tuple[str, ...], *batches: EvalInputs) -> dict[str, float]:
-    evaluation = Evaluation(names)
+    spec = spec_of().model_copy(update={"metrics": names})
+    evaluation = Evaluation(subject_of(shifting(Seen([], []), 0.6), spec))
     for batch in batches:
         evaluation.update(batch)
     return evaluation.compute()
@@ -46,7 +50,7 @@ def units(means: Tensor, logvar: float = 0.0) -> EvalInputs:
 
 
 def test_the_tables_are_the_spec() -> None:
-    assert {*PER_IMAGE, *OVER_SET} == set(get_args(MetricName))
+    assert {*PER_IMAGE, *OVER_SET} == set(get_args(MetricName)) == set(METRICS)
 
 
 def test_pixel_metrics_by_hand() -> None:
@@ -126,14 +130,14 @@ def test_active_units_are_counted_over_the_whole_set() -> None:
 def test_results_do_not_depend_on_the_batch_size() -> None:
     torch.manual_seed(0)
     target, reconstruction = torch.rand(12, 3, 16, 16), torch.rand(12, 3, 16, 16)
-    posterior = Posterior(torch.randn(12, 4), torch.randn(12, 4))
+    posterior = Posterior(torch.randn(12, 3, 16, 16), torch.randn(12, 3, 16, 16))
     logits, labels = torch.randn(12, 3), torch.arange(12) % 3
     names = (*PER_IMAGE, *OVER_SET)
 
     def batches(size: int) -> list[EvalInputs]:
         cuts = [slice(start, start + size) for start in range(0, 12, size)]
         return [
-            EvalInputs(
+            inputs(
                 target[c], reconstruction[c], Posterior(posterior.mean[c], posterior.logvar[c]), logits[c], labels[c]
             )
             for c in cuts
@@ -166,11 +170,11 @@ def shifting(seen: Seen, shift: float) -> Autoencoder:
     """An autoencoder for images in [-1, 1] that adds ``shift`` to every pixel and has a wide posterior."""
     net = nn.Conv2d(1, 1, 1)
 
-    def encode(images: Tensor) -> Posterior:
+    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         seen.training.append(net.training)
-        return Posterior(images + shift, torch.full_like(images, 3.0))
+        return Encoding.of(Posterior(images + shift, torch.full_like(images, 3.0)), draw)
 
-    def decode(latents: Tensor) -> Tensor:
+    def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
         seen.latents.append(latents)
         return latents
 
@@ -183,6 +187,11 @@ def shifting(seen: Seen, shift: float) -> Autoencoder:
         decode=decode,
         save=lambda folder: None,
     )
+
+
+def subject_of(autoencoder: Autoencoder, spec: FinetuneSpec) -> Subject:
+    companions = Companions(reference=shifting(Seen([], []), 0.0))
+    return Subject(autoencoder, spec, companions, image_set(0, 255), torch.device("cpu"))
 
 
 def spec_of(**changes: Any) -> FinetuneSpec:
@@ -207,23 +216,22 @@ def image_set(*values: int) -> ImageSet:
 
 def test_evaluation_clamps_and_judges_the_mode_in_eval_mode() -> None:
     seen = Seen([], [])
-    autoencoder = shifting(seen, shift=0.6).train()
+    subject = subject_of(shifting(seen, shift=0.6).train(), spec_of())
     state = torch.get_rng_state()
-    metrics, active = evaluate(autoencoder, image_set(255, 204), spec_of(), device=torch.device("cpu"))
+    metrics, vitals = evaluate(subject, image_set(255, 204))
     # In [0, 1]: 1.0 stays 1.0 by clamping, 0.8 becomes 1.1 and is clamped: errors 0 and 0.2.
     assert metrics["mse"] == pytest.approx((0.0 + 0.04) / 2, abs=1e-6)
     assert metrics["psnr"] == pytest.approx((100.0 + 10 * math.log10(25)) / 2, abs=1e-3)
     assert torch.equal(state, torch.get_rng_state())
     assert seen.training == [False]
     assert torch.allclose(seen.latents[0].flatten(1).std(1), torch.zeros(2))  # no noise of the posterior
-    assert active == metrics["active_units"] == 1.0
+    assert vitals["posterior collapse"] == metrics["active_units"] == 1.0
 
 
 def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     images = image_set(*range(0, 250, 19))
     found = [
-        evaluate(shifting(Seen([], []), 0.3), images, spec_of(batch_size=size), device=torch.device("cpu"))[0]
-        for size in (1, 4, 50)
+        evaluate(subject_of(shifting(Seen([], []), 0.3), spec_of(batch_size=size)), images)[0] for size in (1, 4, 50)
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-6)
     assert found[2] == pytest.approx(found[0], rel=1e-6)
@@ -231,6 +239,13 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
 
 def test_a_model_without_a_posterior_has_no_active_units() -> None:
     autoencoder = shifting(Seen([], []), 0.0)
-    autoencoder._encode = lambda images: images
-    spec = spec_of(metrics=["mse"])
-    assert evaluate(autoencoder, image_set(0, 255), spec, device=torch.device("cpu")) == ({"mse": 0.0}, None)
+    autoencoder._encode = lambda images, labels, draw: Encoding(images)
+    subject = subject_of(autoencoder, spec_of(metrics=["mse"]))
+    assert evaluate(subject, image_set(0, 255)) == ({"mse": 0.0}, {})
+
+
+def test_latent_drift_is_measured_against_the_spread_of_the_pretrained_latents() -> None:
+    spec = spec_of().model_copy(update={"metrics": ("latent_drift",)})
+    images = image_set(0, 255)  # latents -1 and 1: variance 1
+    assert evaluate(subject_of(shifting(Seen([], []), 0.0), spec), images)[0]["latent_drift"] == 0.0
+    assert evaluate(subject_of(shifting(Seen([], []), 0.5), spec), images)[0]["latent_drift"] == pytest.approx(0.25)

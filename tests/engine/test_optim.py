@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ftae.engine.autoencoder import Autoencoder, Stage
+from ftae.engine.autoencoder import Autoencoder, Encoding, Stage
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import latest_checkpoint
 from ftae.engine.loop import finetune
@@ -38,8 +38,8 @@ def autoencoder() -> Autoencoder:
         stages,
         image_range=(0.0, 1.0),
         channels=1,
-        encode=lambda images: images,
-        decode=lambda latents: latents,
+        encode=lambda images, labels, draw: Encoding(images),
+        decode=lambda latents, labels: latents,
         save=lambda folder: None,
     )
 

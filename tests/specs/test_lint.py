@@ -42,11 +42,11 @@ DOUBTS = [
     (search({"freeze_depth": {"low": 0, "high": 2}}, model=UNTRAINED), "frozen stages keep random weights"),
     (search({"data.val": {"choices": [0.1, 0.2]}}),
      "data.val is searched, so that trials are not measured on the same"),
-    (search(objective={"metric": "val/psnr", "direction": "minimize"}), "objective.direction is minimize, but psnr is "
+    (search(objective={"metric": "val/psnr", "direction": "minimize"}), "objective.direction is minimize, but val/psnr is "
      "better where it is higher"),
     (search(objective={"metric": "val/mse", "direction": "maximize"}, metrics=["mse"]),
      "objective.direction is maximize, "
-     "but mse is better where it is lower"),
+     "but val/mse is better where it is lower"),
     (search(settings={"num_trials": 4, "max_concurrent": 8}), "search.max_concurrent (8) is never reached: "
      "search.num_trials is 4"),
     (search(settings={"resources": {"gpus_per_trial": 2}}, device="cpu"),

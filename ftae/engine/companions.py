@@ -1,0 +1,38 @@
+"""What some loss terms and metrics compare a model with: networks beside it that are never saved with it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.families import build_autoencoder
+from ftae.engine.random_state import keep_random_state
+from ftae.specs import needs
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.losses import Losses
+from ftae.specs.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Frozen networks, in eval mode; None where nothing in the run asks for one.
+
+    ``reference``: the model as it was given.
+    """
+
+    reference: Autoencoder | None = None
+
+
+def build_companions(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Companions:
+    """Those that the terms and metrics of ``spec`` need. Draws nothing from the random generators.
+
+    Raises:
+        FtaeError: the weights of one cannot be found or do not fit.
+    """
+    needed = {need for term in spec.losses.weights() for need in Losses.TERMS[term]}
+    needed |= {need for name in spec.metrics for need in METRICS[name].needs}
+    reference = None
+    with keep_random_state():
+        if needs.reference in needed:
+            reference = build_autoencoder(spec.model, spec.data, num_classes).to(device).eval().requires_grad_(False)
+    return Companions(reference)

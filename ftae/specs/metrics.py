@@ -1,0 +1,39 @@
+"""The metrics a run can be judged by: their bounds, their better side, and what each needs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ftae.specs import needs
+from ftae.specs.needs import Need
+
+MetricName = Literal["mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy", "latent_drift"]
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """``low``, ``high``: the ends of its values, one of which is what a diverged trial scores.
+
+    ``better``: the direction in which it improves; None where either may be wanted.
+    """
+
+    low: float
+    high: float
+    better: Literal["minimize", "maximize"] | None
+    needs: tuple[Need, ...] = ()
+
+
+METRICS: dict[str, MetricFacts] = {
+    "mse": MetricFacts(0.0, 1.0, "minimize"),
+    "l1": MetricFacts(0.0, 1.0, "minimize"),
+    "psnr": MetricFacts(0.0, 100.0, "maximize"),
+    "ssim": MetricFacts(-1.0, 1.0, "maximize", (needs.resolution(16),)),
+    "kl": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
+    "active_units": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
+    "accuracy": MetricFacts(0.0, 1.0, "maximize", (needs.head,)),
+    "latent_drift": MetricFacts(0.0, 1.0e9, "minimize", (needs.reference,)),
+}
+
+
+def facts_of(metric: str) -> MetricFacts:
+    """Of a metric as reports name it: ``val/psnr``."""
+    return METRICS[metric.partition("/")[2]]

@@ -1,0 +1,69 @@
+"""What a loss term or a metric needs of the rest of a run, as far as the file alone can tell."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftae.specs.data import AnyData
+from ftae.specs.models import AnyModel
+
+if TYPE_CHECKING:  # the losses are themselves described by their needs
+    from ftae.specs.losses import Losses
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run that are valid so far; None where one is not."""
+
+    model: AnyModel | None
+    data: AnyData | None
+    losses: "Losses | None"
+
+
+Need = Callable[[Parts], str | None]  # why the run cannot have it, or None
+
+
+def posterior(parts: Parts) -> str | None:
+    """The encoder gives a distribution."""
+    if parts.model is None or parts.model.has_posterior is not False:
+        return None
+    return f"needs a posterior, {parts.model.family} has none"
+
+
+def bounded_output(parts: Parts) -> str | None:
+    """Reconstructions always lie inside the image range."""
+    if parts.model is None or parts.model.bounded_output:
+        return None
+    return f"needs outputs inside the image range, {parts.model.family} does not bound them (use mse or l1)"
+
+
+def labels(parts: Parts) -> str | None:
+    """The images are labelled; whether those of a folder are, only the folder tells."""
+    if parts.data is None or parts.data.source != "photos":
+        return None
+    return "needs labels, photos has none"
+
+
+def head(parts: Parts) -> str | None:
+    """The model has a classification head."""
+    if parts.losses is None or parts.losses.ce > 0.0:
+        return None
+    return "needs the classification head that losses.ce > 0 brings"
+
+
+def reference(parts: Parts) -> str | None:
+    """There is a pretrained model to compare with."""
+    if parts.model is None or parts.model.pretrained is not None:
+        return None
+    return "compares with the pretrained model, model.pretrained is null"
+
+
+def resolution(least: int) -> Need:
+    """Images of at least ``least`` pixels a side."""
+
+    def need(parts: Parts) -> str | None:
+        if parts.data is None or parts.data.resolution >= least:
+            return None
+        return f"needs a resolution of at least {least}, got {parts.data.resolution}"
+
+    return need
