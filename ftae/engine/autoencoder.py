@@ -111,6 +111,8 @@ class Autoencoder(nn.Module):
             the mode -> ``Encoding``.
         decode: latents, labels (B,) or None -> reconstructions (B, C, H, W) in ``image_range``.
         save: writes ``net`` into a folder in its family's format.
+        prior: how many, labels (B,) or None, noise to draw -> latents of the prior that the model learns;
+            None where it is the standard normal of the latents' shape.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Autoencoder(nn.Module):
         encode: Callable[[Tensor, Tensor | None, Draw | None], Encoding],
         decode: Callable[[Tensor, Tensor | None], Tensor],
         save: Callable[[Path], None],
+        prior: Callable[[int, Tensor | None, Draw], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -130,6 +133,7 @@ class Autoencoder(nn.Module):
         self.stages = stages
         self.image_range = image_range
         self.channels = channels
+        self.prior = prior
         self._encode, self._decode, self._save = encode, decode, save
         self._frozen: tuple[Stage, ...] = ()
 
