@@ -221,8 +221,14 @@ class Search:
         Returns when that was, and whether it hit: a checkpoint takes milliseconds, and is not waited for forever.
         """
         folder = self.folder / trial_folder(max(self.look().trials)) / CHECKPOINTS
-        deadline, of_the_killed = time.monotonic() + 1.0, set(folder.glob(".step-*.tmp"))
-        while not (hit := bool(set(folder.glob(".step-*.tmp")) - of_the_killed)) and time.monotonic() < deadline:
+
+        def being_written() -> set[Path]:
+            with suppress(FileNotFoundError):  # a trial that is over has its checkpoints removed
+                return set(folder.glob(".step-*.tmp"))
+            return set()
+
+        deadline, of_the_killed = time.monotonic() + 1.0, being_written()
+        while not (hit := bool(being_written() - of_the_killed)) and time.monotonic() < deadline:
             pass
         driver.send_signal(number)
         return time.time(), hit
