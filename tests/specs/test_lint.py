@@ -42,8 +42,8 @@ DOUBTS = [
     (search({"freeze_depth": {"low": 0, "high": 2}}, model=UNTRAINED), "frozen stages keep random weights"),
     (search({"data.val": {"choices": [0.1, 0.2]}}),
      "data.val is searched, so that trials are not measured on the same"),
-    (search(objective={"metric": "val/psnr", "direction": "minimize"}), "objective.direction is minimize, but val/psnr is "
-     "better where it is higher"),
+    (search(objective={"metric": "val/psnr", "direction": "minimize"}), "objective.direction is minimize, but val/psnr "
+     "is better where it is higher"),
     (search(objective={"metric": "val/mse", "direction": "maximize"}, metrics=["mse"]),
      "objective.direction is maximize, "
      "but val/mse is better where it is lower"),
