@@ -74,7 +74,18 @@ def _run_lines(run: FinetuneSpec) -> list[str]:
     return [
         f"training     {run.max_steps} steps of {images} images, evaluated at {', '.join(map(str, run.eval_steps()))}",
         f"losses       {', '.join(f'{weight:g} {term}' for term, weight in run.losses.weights().items())}",
+        *_task_lines(run),
     ]
+
+
+def _task_lines(run: FinetuneSpec) -> list[str]:
+    """What the data ask of the model beside giving back what it is given."""
+    data, lines = run.data, []
+    if data.degrade is not None:
+        lines.append(f"degraded     the model is given images with {data.degrade}, and judged against the clean ones")
+    if data.labelled_fraction < 1.0:
+        lines.append(f"labels       {data.labelled_fraction:g} of the training images of each class, all of validation")
+    return lines
 
 
 def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:

@@ -229,3 +229,10 @@ def test_without_torch_all_but_the_model_is_checked(tmp_path: Path) -> None:
     assert "rungs        steps 4 of 12 (best 1/3 go on)" in lines
     assert "checkpoints  the best 2 of the search, and the newest of running trials" in lines
     assert not any(line.startswith("space") for line in lines)
+
+
+def test_the_plan_says_what_the_data_ask() -> None:
+    data = {"source": "digits", "resolution": 16, "degrade": {"noise": 0.1, "blur": 1.5}, "labelled_fraction": 0.05}
+    lines = plan_of(finetune__data=data, finetune__losses={"mse": 1.0, "ce": 0.1})
+    assert "degraded     the model is given images with blur 1.5, noise 0.1, and judged against the clean ones" in lines
+    assert "labels       0.05 of the training images of each class, all of validation" in lines

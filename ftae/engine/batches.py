@@ -1,6 +1,6 @@
 """Batches of images in an order that is a pure function of the seed: resuming needs no data position."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ftae.engine.data import ImageSet
+from ftae.engine.degradation import Images, degraded
 from ftae.engine.sources import Pixels
 from ftae.specs.data import DataSpec
 
@@ -60,37 +61,58 @@ def train_batch(
     device: torch.device | str,
     rows: slice = slice(None),
 ) -> Batch:
-    """Training batch number ``batch`` at ``spec.resolution``, cropped and mirrored at random; ``rows`` of it.
+    """Training batch number ``batch`` at ``spec.resolution``, cropped, mirrored and degraded at random; ``rows`` of it.
 
     Depends on nothing but the arguments: neither on global random state nor on earlier calls.
     """
     indices = batch_indices(len(images), batch_size, batch, seed)
-    # The third number keeps these draws apart from the epoch orders, which take [seed, epoch].
+    # The last number keeps these draws apart from the epoch orders, which take [seed, epoch], and from the others.
     rng = np.random.default_rng([seed, batch, 1])
     side = spec.resolution
     offsets = rng.integers(0, spec.decoded_side - side + 1, size=(batch_size, 2))
     mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
     # Drawn for the whole batch, whatever is wanted of it.
-    indices, offsets, mirrored = indices[rows], offsets[rows], mirrored[rows]
+    indices, offsets, mirrored, places = indices[rows], offsets[rows], mirrored[rows], np.arange(batch_size)[rows]
     pixels = np.empty((len(indices), side, side, spec.channels), dtype=np.uint8)
     for row, (index, (top, left)) in enumerate(zip(indices, offsets, strict=True)):
         crop = images.images[index, top : top + side, left : left + side]
         pixels[row] = crop[:, ::-1] if mirrored[row] else crop
-    return _to_batch(pixels, None if images.labels is None else images.labels[indices], device)
+    given = _given(pixels, spec, [[seed, batch, int(place), 2] for place in places])
+    return _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
 
 
 def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
-    """All images once, in order, their centre at ``spec.resolution``; the last batch may be smaller."""
+    """All images once, in order, their centre at ``spec.resolution``; the last batch may be smaller.
+
+    Each is degraded as its number in the whole set has it, whatever is asked for beside it.
+    """
     margin = (spec.decoded_side - spec.resolution) // 2
     centre = slice(margin, margin + spec.resolution)
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
         pixels = np.array(images.images[rows, centre, centre])
-        yield _to_batch(pixels, None if images.labels is None else images.labels[rows].copy(), device)
+        numbers = range(len(images))[rows] if images.numbers is None else images.numbers[rows]
+        given = _given(pixels, spec, [[int(number), 0, 0, 3] for number in numbers])
+        yield _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
 
 
-def _to_batch(pixels: Pixels, labels: npt.NDArray[np.int64] | None, device: torch.device | str) -> Batch:
+def _given(pixels: Pixels, spec: DataSpec, seeds: Sequence[Sequence[int]]) -> Images | None:
+    """Degraded, float32 (B, H, W, C), each image with a seed of its own; None where they are given as they are."""
+    if spec.degrade is None:
+        return None
+    pairs = zip(pixels, seeds, strict=True)
+    return np.stack([degraded(image, spec.degrade, np.random.default_rng(seed)) for image, seed in pairs])
+
+
+def _to_batch(
+    pixels: Pixels, given: Images | None, labels: npt.NDArray[np.int64] | None, device: torch.device | str
+) -> Batch:
     """uint8 (B, H, W, C) to the device as bytes, a quarter of what floats would take, and there to floats."""
-    scaled = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).to(torch.float32) / 255
-    images = scaled.contiguous()  # a user's own model may call view() on it
-    return Batch(images, images, None if labels is None else torch.from_numpy(labels).to(device))
+    images = _channels_first(pixels, device) / 255
+    inputs = images if given is None else _channels_first(given, device)
+    return Batch(images, inputs, None if labels is None else torch.from_numpy(labels).to(device))
+
+
+def _channels_first(array: Pixels | Images, device: torch.device | str) -> torch.Tensor:
+    """To float32, and contiguous: a user's own model may call view() on it."""
+    return torch.from_numpy(array).to(device).permute(0, 3, 1, 2).to(torch.float32).contiguous()

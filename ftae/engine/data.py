@@ -5,11 +5,12 @@ validation images are a fair sample, and the split is the same for every trial.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ftae.engine.image_cache import (
     FORMAT,
@@ -41,11 +42,19 @@ class ImageSet:
 
     ``images``: uint8 (N, side, side, channels), memory-mapped, read-only; side is
     ``DataSpec.decoded_side``. ``labels``: int64 (N,), indices into ``Dataset.class_names``.
+    ``labels`` are -1 for an image without one. ``numbers``: where in the whole set each image is, for some
+    that were taken from it; None for a whole set.
     Pickling copies the pixels: load the dataset where it is used instead.
     """
 
     images: Pixels
     labels: Labels | None
+    numbers: npt.NDArray[np.int64] | None = None
+
+    def taken(self, rows: slice | npt.NDArray[np.int64]) -> "ImageSet":
+        """Some of the images, each still known by its number."""
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        return ImageSet(self.images[rows], None if self.labels is None else self.labels[rows], numbers[rows])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,8 +97,14 @@ def load_dataset(spec: AnyData) -> Dataset:
             classes that ``train`` lacks, or the cache cannot be written.
         ImagesChanged: they are not those of ``spec.fingerprint``.
     """
-    if not isinstance(spec, ImageFolder):
-        return _as_pinned(spec, _builtin(spec))
+    dataset = _as_pinned(spec, _from_folders(spec) if isinstance(spec, ImageFolder) else _builtin(spec))
+    if spec.labelled_fraction < 1.0:
+        train = replace(dataset.train, labels=_partly_labelled(dataset, spec.labelled_fraction))
+        dataset = replace(dataset, train=train)
+    return dataset
+
+
+def _from_folders(spec: ImageFolder) -> Dataset:
     known: Sequence[str | None] = (spec.fingerprint and recalled_keys(spec.fingerprint)) or [None]
     train, key = _folder(spec.train, spec, known[0])
     if isinstance(spec.val, float):
@@ -99,7 +114,23 @@ def load_dataset(spec: AnyData) -> Dataset:
         val, val_key = _folder(spec.val, spec, known[-1])
         dataset, keys = _joined(spec, train, val, digest([key, val_key])), [key, val_key]
     remember_keys(dataset.fingerprint, keys)
-    return _as_pinned(spec, dataset)
+    return dataset
+
+
+def _partly_labelled(dataset: Dataset, share: float) -> Labels:
+    """The training labels, of each class only the first ``share`` left: the order is that of a hash of the names."""
+    labels = dataset.train.labels
+    if labels is None:
+        raise FtaeError(
+            f"data.labelled_fraction ({share:g}) needs labels: put the images of each class into a sub-folder of "
+            "data.train"
+        )
+    kept = np.full_like(labels, -1)
+    for label in np.unique(labels):
+        its = np.flatnonzero(labels == label)
+        kept[its[: max(1, round(share * len(its)))]] = label
+    kept.setflags(write=False)
+    return kept
 
 
 def _as_pinned(spec: AnyData, dataset: Dataset) -> Dataset:

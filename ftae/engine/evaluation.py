@@ -36,15 +36,18 @@ def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, flo
 def save_grid(
     autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec, path: Path, *, device: torch.device
 ) -> None:
-    """Write a PNG of fixed validation images, each as input | reconstruction | absolute difference."""
+    """Write a PNG of fixed validation images, each as input | reconstruction | absolute difference.
+
+    Where the input is degraded, the third is the clean image.
+    """
     autoencoder.eval()
     num_columns = 2 if len(images) >= GRID_IMAGES else 1
     chosen = np.linspace(0, len(images) - 1, min(GRID_IMAGES, len(images))).astype(int)
-    few = ImageSet(images.images[chosen], None if images.labels is None else images.labels[chosen])
-    batch = next(val_batches(few, spec.data, batch_size=len(chosen), device=device))
+    batch = next(val_batches(images.taken(chosen), spec.data, batch_size=len(chosen), device=device))
     inputs = _run(autoencoder, batch, with_head=False)
-    difference = (inputs.target - inputs.reconstruction).abs()
-    cells = torch.cat([inputs.target, inputs.reconstruction, difference], dim=3).cpu()  # (N, C, H, 3W)
+    wanted, made = inputs.target, inputs.reconstruction
+    third = (wanted - made).abs() if spec.data.degrade is None else wanted
+    cells = torch.cat([inputs.given, made, third], dim=3).cpu()  # (N, C, H, 3W)
     rows = cells.reshape(-1, num_columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, 3W, C)
     picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
     scale = max(1, -(-GRID_MIN_SIDE // spec.data.resolution))

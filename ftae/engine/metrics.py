@@ -5,6 +5,7 @@ the validation images:
 
     mse, l1       mean over pixels and channels
     psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; the mean of images, not of pixels
+    input_psnr    psnr of the degraded image that the model is given: what giving it back unchanged scores
     ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, borders reflected
     kl            sum over latent elements of the KL from the standard normal, in nats an image
     accuracy      1 where the head's largest logit is the label, else 0
@@ -62,6 +63,10 @@ def _mse(x: EvalInputs) -> Tensor:
     return (x.reconstruction - x.target).square().flatten(1).mean(1)
 
 
+def _psnr(mse: Tensor) -> Tensor:
+    return -10.0 * mse.clamp_min(MSE_FLOOR).log10()
+
+
 def _ssim(x: EvalInputs) -> Tensor:
     values = structural_similarity_index_measure(x.reconstruction, x.target, data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)
@@ -77,7 +82,8 @@ def _accuracy(x: EvalInputs) -> Tensor:
 PER_IMAGE: dict[str, Callable[[EvalInputs], Tensor]] = {
     "mse": _mse,
     "l1": lambda x: (x.reconstruction - x.target).abs().flatten(1).mean(1),
-    "psnr": lambda x: -10.0 * _mse(x).clamp_min(MSE_FLOOR).log10(),
+    "psnr": lambda x: _psnr(_mse(x)),
+    "input_psnr": lambda x: _psnr((x.given - x.target).square().flatten(1).mean(1)),
     "ssim": _ssim,
     "kl": lambda x: _posterior(x).kl().flatten(1).sum(1),
     "accuracy": _accuracy,

@@ -13,7 +13,6 @@ from statistics import median
 
 import torch
 
-from ftae.engine.data import ImageSet
 from ftae.engine.evaluation import evaluate
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.training import Training, out_of_memory_fails
@@ -82,7 +81,7 @@ def _step_seconds(training: Training) -> float:
 def _eval_seconds(training: Training) -> float:
     spec, val = training.spec, training.data.val
     count = min(spec.batch_size, len(val))
-    batch = ImageSet(val.images[:count], None if val.labels is None else val.labels[:count])
+    batch = val.taken(slice(count))
 
     def evaluate_batch() -> None:
         evaluate(training.subject, batch)

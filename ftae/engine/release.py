@@ -59,7 +59,7 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
 @torch.no_grad()
 def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
     batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=device_of(spec)))
-    return torch.equal(_mode(a, batch.images), _mode(b, batch.images))
+    return torch.equal(_mode(a, batch.inputs), _mode(b, batch.inputs))
 
 
 @torch.no_grad()
@@ -68,9 +68,9 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
     if config is None or "scaling_factor" not in config:
         return None
     total, squares, count = 0.0, 0.0, 0
-    few = ImageSet(images.images[:: max(1, len(images.images) // SCALING_IMAGES)], None)
+    few = images.taken(slice(None, None, max(1, len(images) // SCALING_IMAGES)))
     for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=device_of(spec)):
-        encoding = autoencoder.encode(autoencoder.to_range(batch.images))
+        encoding = autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels)
         mean, posterior = encoding.mode, encoding.posterior
         variance = torch.zeros_like(mean) if posterior is None else posterior.logvar.exp()
         total += float(mean.double().sum())

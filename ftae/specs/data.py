@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.base import Positive, Spec
+from ftae.specs.degradation import Degradation
+from ftae.specs.problems import Problem, refusal
 
 
 class DataSpec(Spec):
@@ -14,6 +16,9 @@ class DataSpec(Spec):
     (validation takes the centre). ``flip``: mirror training images left-right at random.
     ``fingerprint``: the images must be those it was taken of (a search sets it for its trials); where
     this machine has them in its cache, what became of their files does not matter.
+    ``degrade``: the model is given degraded images, of which it is to make the clean ones.
+    ``labelled_fraction``: of the training images of each class only this share keeps its label (at least one;
+    always the same ones, and those of a smaller share among those of a larger).
     """
 
     resolution: Annotated[int, Field(ge=8, le=4096)]
@@ -23,6 +28,8 @@ class DataSpec(Spec):
     random_crop_from: Positive | None = None
     flip: bool = False
     fingerprint: str | None = None
+    degrade: Degradation | None = None
+    labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @field_validator("random_crop_from")
     @classmethod
@@ -31,6 +38,22 @@ class DataSpec(Spec):
         if side is not None and resolution is not None and side <= resolution:
             raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
         return side
+
+    @field_validator("degrade")
+    @classmethod
+    def _degradation_fits(cls, degrade: Degradation | None, info: ValidationInfo) -> Degradation | None:
+        resolution = info.data.get("resolution")
+        found: list[Problem] = []
+        if degrade is None or resolution is None:
+            return degrade
+        if degrade.blur_radius() >= resolution:
+            found.append((("blur",), f"3 sigma must be less than resolution ({resolution}), got {degrade.blur:g}"))
+        if degrade.blocks is not None and degrade.blocks.size >= resolution:
+            rule = f"must be less than resolution ({resolution}), got {degrade.blocks.size}"
+            found.append((("blocks", "size"), rule))
+        if found:
+            raise refusal(found)
+        return degrade
 
     @property
     def decoded_side(self) -> int:
@@ -75,6 +98,13 @@ class Photos(DataSpec):
     source: Literal["photos"]
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     num_patches: Annotated[int, Field(ge=10)] = 1000
+
+    @field_validator("labelled_fraction")
+    @classmethod
+    def _has_labels(cls, share: float) -> float:
+        if share < 1.0:
+            raise ValueError(f"has no effect, photos has no labels, got {share:g}")
+        return share
 
 
 AnyData = Annotated[ImageFolder | Digits | Photos, Field(discriminator="source")]

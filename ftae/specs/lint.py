@@ -12,7 +12,7 @@ from ftae.specs.search import Asha, ProductionSpec, SearchSpec
 _SHAPES = {"huber_delta": "huber", "kl_warmup_fraction": "kl", "kl_capacity": "kl"}
 
 # Of the leaves of data, these leave the validation images as they are.
-_TRAINING_ONLY = frozenset({"data.flip"})
+_TRAINING_ONLY = frozenset({"data.flip", "data.labelled_fraction"})
 
 _SIDE = {"minimize": "lower", "maximize": "higher"}
 
@@ -37,6 +37,8 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
     may_be_off = space["losses.ce"].contains(0.0) if "losses.ce" in space else run.losses.ce == 0.0
     if not may_be_off and "accuracy" not in run.metrics:
         yield "losses.ce trains a classification head that no metric measures: add accuracy to finetune.metrics"
+    if run.losses.ce == 0.0 and run.data.labelled_fraction < 1.0 and "losses.ce" not in space:
+        yield "data.labelled_fraction has no effect: no loss uses labels (losses.ce is 0)"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
         yield "frozen stages keep random weights: model.pretrained is null"
 
@@ -46,6 +48,8 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
     for path in spec.search_space:
         if path.startswith("data.") and path not in _TRAINING_ONLY:
             yield f"{path} is searched, so that trials are not measured on the same images"
+    if spec.objective.metric == "val/input_psnr":
+        yield "objective.metric val/input_psnr is of the images alone: it is the same in every trial"
     direction, better = spec.objective.direction, facts_of(spec.objective.metric).better
     if better not in (None, direction):
         yield f"objective.direction is {direction}, but {spec.objective.metric} is better where it is {_SIDE[better]}"

@@ -6,7 +6,7 @@ from typing import Literal
 from ftae.specs import needs
 from ftae.specs.needs import Need
 
-MetricName = Literal["mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy", "latent_drift"]
+MetricName = Literal["mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy", "latent_drift", "input_psnr"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ METRICS: dict[str, MetricFacts] = {
     "active_units": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
     "accuracy": MetricFacts(0.0, 1.0, "maximize", (needs.head,)),
     "latent_drift": MetricFacts(0.0, 1.0e9, "minimize", (needs.reference,)),
+    "input_psnr": MetricFacts(0.0, 100.0, None, (needs.degradation,)),
 }
 
 

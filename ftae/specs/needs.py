@@ -58,6 +58,13 @@ def reference(parts: Parts) -> str | None:
     return "compares with the pretrained model, model.pretrained is null"
 
 
+def degradation(parts: Parts) -> str | None:
+    """The model is given degraded images."""
+    if parts.data is None or parts.data.degrade is not None:
+        return None
+    return "is of the degraded images that data.degrade makes"
+
+
 def resolution(least: int) -> Need:
     """Images of at least ``least`` pixels a side."""
 

@@ -52,7 +52,8 @@ CUSTOM = {
 PHOTOS = {
     **RUN,
     "model": {"family": "autoencoder_tiny", "pretrained": "org/täsd: #1"},
-    "data": {"source": "photos", "resolution": 32, "random_crop_from": 48, "flip": True, "num_patches": 100},
+    "data": {"source": "photos", "resolution": 32, "random_crop_from": 48, "flip": True, "num_patches": 100}
+    | {"degrade": {"noise": 0.1, "blocks": {"share": 0.25, "size": 4}}},
     "losses": {"mse": 1},
     "schedule": {"name": "cyclical", "num_cycles": 2},
 }
@@ -135,10 +136,13 @@ def test_the_digest_is_the_same_in_another_process(path: Path) -> None:
         assert result.stdout.strip() == spec.digest()
 
 
+SECTIONS = ("data.degrade", "data.degrade.blocks")
+
+
 def leaves(data: Any, prefix: str = "") -> list[str]:
-    """The paths of all leaves of a dumped run."""
+    """The paths of all leaves of a dumped run; a section that is not there has none."""
     if not isinstance(data, dict) or not data:
-        return [prefix] if not isinstance(data, dict) else []
+        return [prefix] if not isinstance(data, dict) and (data is not None or prefix not in SECTIONS) else []
     return [path for key, value in data.items() for path in leaves(value, f"{prefix}.{key}" if prefix else key)]
 
 
