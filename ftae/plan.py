@@ -1,5 +1,6 @@
 """The plan of a search or a training run: what ``ftae validate`` prints before anything is spent."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
         lines.append(f"degraded     the model is given images with {data.degrade}, and judged against the clean ones")
     if data.labelled_fraction < 1.0:
         lines.append(f"labels       {data.labelled_fraction:g} of the training images of each class, all of validation")
+    if data.anomaly_classes:
+        lines.append(f"anomalies    {', '.join(data.anomaly_classes)}: never trained on, told from the rest by auroc")
     return lines
 
 
@@ -112,11 +115,12 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
 def _num_classes(run: FinetuneSpec) -> int | None:
     from ftae.engine.sources import list_images
 
+    names: Iterable[str] = ()
     if run.data.source == "digits":
-        return len(run.data.classes)
-    if isinstance(run.data, ImageFolder):
-        return len(list_images(Path(run.data.train).expanduser()).class_names or ()) or None
-    return None
+        names = map(str, set(run.data.classes))
+    elif isinstance(run.data, ImageFolder):
+        names = list_images(Path(run.data.train).expanduser()).class_names or ()
+    return sum(name not in run.data.anomaly_classes for name in names) or None
 
 
 def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:

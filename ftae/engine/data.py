@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ftae.engine.anomalies import normal_first, parted
 from ftae.engine.image_cache import (
     FORMAT,
     StoredImages,
@@ -24,6 +25,7 @@ from ftae.engine.image_cache import (
 from ftae.engine.sources import (
     Labels,
     Pixels,
+    Source,
     builtin_content,
     digits_source,
     folder_source,
@@ -33,7 +35,7 @@ from ftae.engine.sources import (
     photos_source,
 )
 from ftae.errors import FtaeError
-from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder
+from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder, normal_classes
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ class ImageSet:
 class Dataset:
     """Training and validation images.
 
+    ``anomalies``: validation images of ``data.anomaly_classes``, without labels; None where it names none.
     ``fingerprint`` changes with any pixel, label, or the split, and with nothing else.
     ``skipped``: the files that could not be decoded, each as "path: reason".
     """
 
     train: ImageSet
     val: ImageSet
+    anomalies: ImageSet | None
     class_names: tuple[str, ...] | None
     fingerprint: str
     skipped: tuple[str, ...]
@@ -94,7 +98,7 @@ def load_dataset(spec: AnyData) -> Dataset:
 
     Raises:
         FtaeError: the images are missing, all damaged, too few or too small for the split, ``val`` has
-            classes that ``train`` lacks, or the cache cannot be written.
+            classes that ``train`` lacks, there are no anomalies of a name, or the cache cannot be written.
         ImagesChanged: they are not those of ``spec.fingerprint``.
     """
     dataset = _as_pinned(spec, _from_folders(spec) if isinstance(spec, ImageFolder) else _builtin(spec))
@@ -108,7 +112,7 @@ def _from_folders(spec: ImageFolder) -> Dataset:
     known: Sequence[str | None] = (spec.fingerprint and recalled_keys(spec.fingerprint)) or [None]
     train, key = _folder(spec.train, spec, known[0])
     if isinstance(spec.val, float):
-        dataset, keys = _split(train, spec.val, key), [key]
+        dataset, keys = _split(train, spec, key), [key]
     else:
         _check_apart(spec.train, spec.val)
         val, val_key = _folder(spec.val, spec, known[-1])
@@ -143,17 +147,15 @@ def _as_pinned(spec: AnyData, dataset: Dataset) -> Dataset:
     )
 
 
-def _joined(spec: ImageFolder, train: StoredImages, val: StoredImages, fingerprint: str) -> Dataset:
-    val_set = ImageSet(val.images, _labels_as_in_train(spec, train, val))
-    train_set = ImageSet(train.images, train.labels)
-    return Dataset(train_set, val_set, train.class_names, fingerprint, train.skipped + val.skipped)
-
-
 def _builtin(spec: AnyData) -> Dataset:
     assert not isinstance(spec, ImageFolder)
     key = _key(builtin_content(spec), spec)
-    stored = stored_images(key, lambda: digits_source(spec) if isinstance(spec, Digits) else photos_source(spec))
-    return _split(stored, spec.val, key)
+
+    def source() -> Source:
+        found = digits_source(spec) if isinstance(spec, Digits) else photos_source(spec)
+        return normal_first(found, spec.anomaly_classes)
+
+    return _split(stored_images(key, source), spec, key)
 
 
 def _folder(path: str, spec: DataSpec, known_key: str | None) -> tuple[StoredImages, str]:
@@ -166,26 +168,59 @@ def _folder(path: str, spec: DataSpec, known_key: str | None) -> tuple[StoredIma
         files = list_images(Path(path).expanduser())
         key = _key(content_fingerprint(files), spec)
     assert key is not None
-    stored = stored_images(key, lambda: folder_source(files, spec))
-    skipped = tuple(str(Path(path) / entry) for entry in stored.skipped)
-    return StoredImages(stored.images, stored.labels, stored.class_names, skipped), key
+    stored = stored_images(key, lambda: normal_first(folder_source(files, spec), spec.anomaly_classes))
+    return replace(stored, skipped=tuple(str(Path(path) / entry) for entry in stored.skipped)), key
 
 
 def _key(content: object, spec: DataSpec) -> str:
-    return digest([FORMAT, content, *image_shape(spec)])
+    behind = [sorted(spec.anomaly_classes)] if spec.anomaly_classes else []
+    return digest([FORMAT, content, *image_shape(spec), *behind])
 
 
-def _split(stored: StoredImages, share: float, key: str) -> Dataset:
-    """The last ``share`` of the images for validation."""
-    if len(stored.images) < 2:
+def _split(stored: StoredImages, spec: AnyData, key: str) -> Dataset:
+    """The last share of the normal images for validation, and all others."""
+    assert isinstance(spec.val, float)
+    _check_anomalies(spec, stored.class_names or ())
+    normal, others = parted(stored, spec.anomaly_classes)
+    count, labels = len(normal.images), normal.labels
+    if count < 2:
         raise FtaeError(
-            "data.val as a share needs at least 2 readable images, found 1; add images or name a val folder"
+            f"data.val as a share needs at least 2 readable images, found {count}; add images or name a val folder"
         )
-    num_train = len(stored.images) - num_held_out(len(stored.images), share)
-    labels = stored.labels
-    train = ImageSet(stored.images[:num_train], None if labels is None else labels[:num_train])
-    val = ImageSet(stored.images[num_train:], None if labels is None else labels[num_train:])
-    return Dataset(train, val, stored.class_names, digest([key, num_train]), stored.skipped)
+    num_train = count - num_held_out(count, spec.val)
+    train = ImageSet(normal.images[:num_train], None if labels is None else labels[:num_train])
+    val = ImageSet(normal.images[num_train:], None if labels is None else labels[num_train:])
+    anomalies = _anomalies(spec, others)
+    return Dataset(train, val, anomalies, normal.class_names, digest([key, num_train]), stored.skipped)
+
+
+def _joined(spec: ImageFolder, train: StoredImages, val: StoredImages, fingerprint: str) -> Dataset:
+    """Two folders; the anomalies of the validation folder alone are looked at."""
+    _check_anomalies(spec, sorted({*(train.class_names or ()), *(val.class_names or ())}))
+    skipped = train.skipped + val.skipped
+    train, _ = parted(train, spec.anomaly_classes)
+    val, others = parted(val, spec.anomaly_classes)
+    for name, path, found in (("train", spec.train, train), ("val", spec.val, val)):
+        if not len(found.images):
+            raise FtaeError(f"data.{name} ({path}) has no readable image that is not of data.anomaly_classes")
+    train_set = ImageSet(train.images, train.labels)
+    val_set = ImageSet(val.images, _labels_as_in_train(spec, train, val))
+    return Dataset(train_set, val_set, _anomalies(spec, others), train.class_names, fingerprint, skipped)
+
+
+def _check_anomalies(spec: DataSpec, class_names: Sequence[str]) -> None:
+    if spec.anomaly_classes and not class_names:
+        raise FtaeError("data.anomaly_classes needs classes: put the images of each into a sub-folder of data.train")
+    try:
+        normal_classes(class_names, spec.anomaly_classes)
+    except ValueError as error:
+        raise FtaeError(str(error)) from error
+
+
+def _anomalies(spec: DataSpec, images: Pixels) -> ImageSet | None:
+    if spec.anomaly_classes and not len(images):
+        raise FtaeError(f"data.anomaly_classes: no validation image is of {', '.join(spec.anomaly_classes)}")
+    return ImageSet(images, None) if spec.anomaly_classes else None
 
 
 def _check_apart(train: str, val: str) -> None:

@@ -29,6 +29,9 @@ def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, flo
         inputs = _run(subject.autoencoder, batch)
         evaluation.update(inputs)
         vitals.update(inputs)
+    if subject.anomalies is not None:
+        for batch in val_batches(subject.anomalies, spec.data, batch_size=spec.batch_size, device=subject.device):
+            evaluation.update_anomalies(_run(subject.autoencoder, batch))
     return evaluation.compute(), vitals.compute()
 
 

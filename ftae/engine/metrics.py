@@ -14,16 +14,19 @@ Over the whole validation set:
 
     active_units  latent units (channels, for spatial latents) whose posterior mean varies over the
                   images by more than 0.01 (Burda et al. 2015)
+    auroc         area under the ROC curve of the mse of each image as a sign that it is an anomaly: the share of
+                  pairs of an anomaly and a normal image in which the anomaly has the larger error
     latent_drift  mean squared distance of the latents from those of the model as it was given, over
                   the variance of the latter: 0 where nothing moved, 1 as if they were all the mean
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior
@@ -50,13 +53,14 @@ class EvalInputs:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, and what some metrics hold it against."""
+    """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones."""
 
     autoencoder: Autoencoder
     spec: FinetuneSpec
     companions: Companions
     train: ImageSet
     device: torch.device
+    anomalies: ImageSet | None = None
 
 
 def _mse(x: EvalInputs) -> Tensor:
@@ -98,6 +102,13 @@ class OverSet(Protocol):
     def compute(self) -> float: ...
 
 
+@runtime_checkable
+class OfAnomalies(OverSet, Protocol):
+    """One that is also shown the anomalies, which are no part of any other metric."""
+
+    def update_anomalies(self, x: EvalInputs) -> None: ...
+
+
 class ActiveUnits:
     """Counts latent units that carry information."""
 
@@ -133,9 +144,31 @@ class LatentDrift:
         return self._squares / self._count / variance
 
 
+class Auroc:
+    """How well the reconstruction error tells anomalies from normal images."""
+
+    def __init__(self) -> None:
+        self._errors: list[Tensor] = []
+        self._is_anomaly: list[Tensor] = []
+
+    def update(self, x: EvalInputs) -> None:
+        self._add(_mse(x), 0)
+
+    def update_anomalies(self, x: EvalInputs) -> None:
+        self._add(_mse(x), 1)
+
+    def _add(self, errors: Tensor, is_anomaly: int) -> None:
+        self._errors.append(errors.double().cpu())
+        self._is_anomaly.append(torch.full((len(errors),), is_anomaly))
+
+    def compute(self) -> float:
+        return float(binary_auroc(torch.cat(self._errors), torch.cat(self._is_anomaly)))
+
+
 OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
     "active_units": lambda subject: ActiveUnits(),
     "latent_drift": LatentDrift,
+    "auroc": lambda subject: Auroc(),
 }
 
 
@@ -154,6 +187,11 @@ class Evaluation:
         for metric in self._over_set.values():
             metric.update(inputs)
         self._num_images += len(inputs.target)
+
+    def update_anomalies(self, inputs: EvalInputs) -> None:
+        for metric in self._over_set.values():
+            if isinstance(metric, OfAnomalies):
+                metric.update_anomalies(inputs)
 
     def compute(self) -> dict[str, float]:
         means = {name: total / self._num_images for name, total in self._per_image.items()}

@@ -49,7 +49,9 @@ class Training:
         half_life = None if group.rank else spec.ema_half_life_fraction
         self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
         self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
-        self.subject = Subject(self.autoencoder, spec, self.companions, self.data.train, self.device)
+        self.subject = Subject(
+            self.autoencoder, spec, self.companions, self.data.train, self.device, self.data.anomalies
+        )
         self.step = 0
         self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group)
         self._joined = False

@@ -1,12 +1,32 @@
 """The data of a run: one spec a source of images."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.base import Positive, Spec
 from ftae.specs.degradation import Degradation
-from ftae.specs.problems import Problem, refusal
+from ftae.specs.problems import Problem, one_of, refusal, shown
+
+
+def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str, ...]:
+    """The names that are not of ``anomalies``, in their order.
+
+    Raises:
+        ValueError: an anomaly is not among the names, or nothing else is.
+    """
+    names = tuple(names)
+    for name in anomalies:
+        if name not in names:
+            raise ValueError(f"data.anomaly_classes {one_of(sorted(names), name)}")
+    normal = tuple(name for name in names if name not in anomalies)
+    if names and not normal:
+        raise ValueError("data.anomaly_classes names all classes, no image is left to train on")
+    return normal
+
+
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class DataSpec(Spec):
@@ -19,6 +39,7 @@ class DataSpec(Spec):
     ``degrade``: the model is given degraded images, of which it is to make the clean ones.
     ``labelled_fraction``: of the training images of each class only this share keeps its label (at least one;
     always the same ones, and those of a smaller share among those of a larger).
+    ``anomaly_classes``: images of these classes are never trained on; validation has them apart.
     """
 
     resolution: Annotated[int, Field(ge=8, le=4096)]
@@ -30,6 +51,7 @@ class DataSpec(Spec):
     fingerprint: str | None = None
     degrade: Degradation | None = None
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    anomaly_classes: tuple[ClassName, ...] = ()
 
     @field_validator("random_crop_from")
     @classmethod
@@ -78,7 +100,8 @@ class ImageFolder(DataSpec):
 class Digits(DataSpec):
     """scikit-learn's 1,797 handwritten digits (8x8, enlarged), labelled 0-9.
 
-    ``classes`` keeps some of them; ``shift`` makes another domain of the same digits.
+    ``classes`` keeps some of them; ``shift`` makes another domain of the same digits. ``anomaly_classes``
+    are among ``classes``.
     """
 
     source: Literal["digits"]
@@ -86,6 +109,12 @@ class Digits(DataSpec):
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     classes: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
     shift: Literal["none", "invert", "rotate", "noise"] = "none"
+
+    @field_validator("classes")
+    @classmethod
+    def _holds_the_anomalies(cls, classes: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        normal_classes([str(digit) for digit in classes], info.data.get("anomaly_classes", ()))
+        return classes
 
 
 class Photos(DataSpec):
@@ -99,12 +128,12 @@ class Photos(DataSpec):
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     num_patches: Annotated[int, Field(ge=10)] = 1000
 
-    @field_validator("labelled_fraction")
+    @field_validator("labelled_fraction", "anomaly_classes")
     @classmethod
-    def _has_labels(cls, share: float) -> float:
-        if share < 1.0:
-            raise ValueError(f"has no effect, photos has no labels, got {share:g}")
-        return share
+    def _has_labels(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"has no effect, photos has no labels, got {shown(value)}")
+        return value
 
 
 AnyData = Annotated[ImageFolder | Digits | Photos, Field(discriminator="source")]

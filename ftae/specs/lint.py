@@ -39,6 +39,8 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "losses.ce trains a classification head that no metric measures: add accuracy to finetune.metrics"
     if run.losses.ce == 0.0 and run.data.labelled_fraction < 1.0 and "losses.ce" not in space:
         yield "data.labelled_fraction has no effect: no loss uses labels (losses.ce is 0)"
+    if run.data.anomaly_classes and "auroc" not in run.metrics:
+        yield "no metric is of the images of data.anomaly_classes: add auroc to finetune.metrics"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
         yield "frozen stages keep random weights: model.pretrained is null"
 

@@ -6,7 +6,9 @@ from typing import Literal
 from ftae.specs import needs
 from ftae.specs.needs import Need
 
-MetricName = Literal["mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy", "latent_drift", "input_psnr"]
+MetricName = Literal[
+    "mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy", "latent_drift", "input_psnr", "auroc"
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ METRICS: dict[str, MetricFacts] = {
     "accuracy": MetricFacts(0.0, 1.0, "maximize", (needs.head,)),
     "latent_drift": MetricFacts(0.0, 1.0e9, "minimize", (needs.reference,)),
     "input_psnr": MetricFacts(0.0, 100.0, None, (needs.degradation,)),
+    "auroc": MetricFacts(0.0, 1.0, "maximize", (needs.anomalies,)),
 }
 
 

@@ -65,6 +65,13 @@ def degradation(parts: Parts) -> str | None:
     return "is of the degraded images that data.degrade makes"
 
 
+def anomalies(parts: Parts) -> str | None:
+    """Some classes are kept out of training as anomalies."""
+    if parts.data is None or parts.data.anomaly_classes:
+        return None
+    return "needs anomalies to tell from the rest: name classes in data.anomaly_classes"
+
+
 def resolution(least: int) -> Need:
     """Images of at least ``least`` pixels a side."""
 

@@ -132,7 +132,7 @@ def test_results_do_not_depend_on_the_batch_size() -> None:
     target, reconstruction = torch.rand(12, 3, 16, 16), torch.rand(12, 3, 16, 16)
     posterior = Posterior(torch.randn(12, 3, 16, 16), torch.randn(12, 3, 16, 16))
     logits, labels = torch.randn(12, 3), torch.arange(12) % 3
-    names = (*PER_IMAGE, *OVER_SET)
+    names = (*PER_IMAGE, *(name for name in OVER_SET if name != "auroc"))  # which needs anomalies
 
     def batches(size: int) -> list[EvalInputs]:
         cuts = [slice(start, start + size) for start in range(0, 12, size)]

@@ -1,0 +1,185 @@
+"""Anomaly detection: what is kept out of training stays out, and what is told from the rest by auroc."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from ftae.engine.batches import train_batch
+from ftae.engine.data import Dataset, load_dataset
+from ftae.engine.evaluation import evaluate
+from ftae.engine.loop import finetune
+from ftae.engine.metrics import Auroc
+from ftae.engine.training import Training
+from ftae.errors import FtaeError
+from ftae.specs.data import Digits, ImageFolder
+from ftae.specs.finetune import FinetuneSpec
+
+SHADES = {"bad": 0, "good": 100, "odd": 200, "plain": 50}
+
+
+def folder(root: Path, *classes: str, count: int = 8) -> str:
+    """Class folders of flat images; the shade tells the class, and its last digit the number."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), SHADES[name] + i).save(root / name / f"{i}.png")
+    return str(root)
+
+
+def load(train: str, *anomalies: Any, **fields: Any) -> Dataset:
+    fields = {"source": "image_folder", "resolution": 8, "color": "grey", "val": 0.25, **fields}
+    return load_dataset(ImageFolder.model_validate({"train": train, "anomaly_classes": anomalies, **fields}))
+
+
+def shades(images: Any) -> list[int]:
+    return sorted(images.images[:, 0, 0, 0].tolist())
+
+
+def test_anomalies_are_validation_images_alone(tmp_path: Path) -> None:
+    data = load(folder(tmp_path / "d", "bad", "good", "odd", "plain"), "odd", "bad")
+    assert data.anomalies is not None
+    assert shades(data.anomalies) == [*range(8), *range(200, 208)]
+    assert sorted(shades(data.train) + shades(data.val)) == [*range(50, 58), *range(100, 108)]
+    assert (len(data.train), len(data.val)) == (12, 4)  # the share is of the normal images
+
+
+def test_normal_classes_are_numbered_without_the_others(tmp_path: Path) -> None:
+    data = load(folder(tmp_path / "d", "bad", "good", "odd", "plain"), "odd", "bad")
+    assert data.class_names == ("good", "plain")
+    for images in (data.train, data.val):
+        assert images.labels is not None
+        expected = [int(shade < 100) for shade in images.images[:, 0, 0, 0]]
+        assert images.labels.tolist() == expected
+    assert data.anomalies is not None
+    assert data.anomalies.labels is None
+
+
+def test_no_anomaly_is_in_any_training_batch() -> None:
+    spec = Digits.model_validate({"source": "digits", "resolution": 8, "anomaly_classes": [8]})
+    plain = Digits.model_validate({"source": "digits", "resolution": 8})
+    everything, data = load_dataset(plain), load_dataset(spec)
+    eights = {
+        image.tobytes()
+        for part in (everything.train, everything.val)
+        for image, label in zip(part.images, part.labels, strict=True)  # type: ignore[arg-type]
+        if label == 8
+    }
+    assert data.anomalies is not None
+    assert {image.tobytes() for image in data.anomalies.images} == eights
+    assert len(data.anomalies) == 174  # scikit-learn's
+    for number in range(20):
+        batch = train_batch(data.train, spec, batch_size=100, batch=number, seed=0, device="cpu")
+        pixels = (batch.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert not eights & {image.tobytes() for image in pixels}
+    assert data.num_classes == 9
+    assert data.fingerprint != everything.fingerprint
+
+
+def test_the_split_of_the_normal_images_stays(tmp_path: Path) -> None:
+    train = folder(tmp_path / "d", "bad", "good")
+    with_bad, alone = load(train, "bad"), load(folder(tmp_path / "e", "good"))
+    assert (with_bad.train.images == alone.train.images).all()
+    assert (with_bad.val.images == alone.val.images).all()
+
+
+def test_a_validation_folder_may_have_anomalies_that_training_lacks(tmp_path: Path) -> None:
+    train, val = folder(tmp_path / "t", "good", "plain", "odd"), folder(tmp_path / "v", "bad", "good", "odd", count=3)
+    data = load(train, "bad", "odd", val=val)
+    assert shades(data.train) == [*range(50, 58), *range(100, 108)]
+    assert shades(data.val) == [100, 101, 102]
+    assert data.val.labels is not None
+    assert data.val.labels.tolist() == [0, 0, 0]
+    assert data.anomalies is not None
+    assert shades(data.anomalies) == [0, 1, 2, 200, 201, 202]
+    with pytest.raises(FtaeError, match=r"data.val .* has the class folders bad, but data.train has only good, plain"):
+        load(train, "odd", val=val)
+
+
+def test_a_pinned_dataset_is_recalled_with_its_anomalies(tmp_path: Path) -> None:
+    train = folder(tmp_path / "t", "bad", "good")
+    before = load(train, "bad")
+    (tmp_path / "t" / "good" / "0.png").unlink()
+    load_dataset.cache_clear()
+    again = load(train, "bad", fingerprint=before.fingerprint)
+    assert again.anomalies is not None
+    assert shades(again.anomalies) == list(range(8))
+    assert shades(again.train) == shades(before.train)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "anomalies", "words"),
+    [
+        (["good", "bad"], None, ["bda"], r"must be one of bad, good, got 'bda', did you mean 'bad'\?"),
+        (["good", "bad"], None, ["bad", "good"], "names all classes"),
+        (["good", "bad"], ["good"], ["bad"], "no validation image is of bad"),
+        (["bad"], ["good", "bad"], ["bad"], r"data.train \(.*\) has no readable image that is not of"),
+    ],
+)
+def test_what_cannot_be(
+    train: list[str], val: list[str] | None, anomalies: list[str], words: str, tmp_path: Path
+) -> None:
+    place = {} if val is None else {"val": folder(tmp_path / "v", *val)}
+    with pytest.raises(FtaeError, match=words):
+        load(folder(tmp_path / "t", *train), *anomalies, **place)
+
+
+def test_images_without_classes_have_no_anomalies(tmp_path: Path) -> None:
+    folder(tmp_path, "good")
+    with pytest.raises(FtaeError, match=r"data\.anomaly_classes needs classes"):
+        load(str(tmp_path / "good"), "bad")
+    with pytest.raises(ValidationError, match="photos has no labels"):
+        spec_of(data={"source": "photos", "resolution": 16, "anomaly_classes": ["a"]})
+    with pytest.raises(ValidationError, match=r"data\.anomaly_classes must be one of 0, 1, got '7'"):
+        spec_of(data={"source": "digits", "resolution": 16, "classes": [0, 1], "anomaly_classes": [7]})
+
+
+# ------------------------------------------------------------------------------------------- being judged
+
+
+def spec_of(**changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 16, "classes": [0, 1], "anomaly_classes": ["1"]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-2},
+        "max_steps": 80,
+        "num_evals": 1,
+        "batch_size": 16,
+        "metrics": ["auroc", "mse", "psnr", "active_units"],
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    metric = Auroc()
+    metric._add(torch.tensor([0.1, 0.2, 0.3]), 0)
+    metric._add(torch.tensor([0.25, 0.3]), 1)
+    assert metric.compute() == pytest.approx((2 + 2.5) / 6)  # a tie is half
+
+
+def test_all_other_metrics_are_of_the_normal_images(tmp_path: Path) -> None:
+    training = Training(spec_of())
+    found, vitals = evaluate(training.subject, training.data.val)
+    without = Training(spec_of(metrics=["mse", "psnr", "active_units"])).subject
+    assert evaluate(without, training.data.val) == ({n: v for n, v in found.items() if n != "auroc"}, vitals)
+
+
+def test_auroc_does_not_depend_on_the_batch_size() -> None:
+    subjects = [Training(spec_of(batch_size=size)) for size in (3, 16, 500)]
+    found = [evaluate(t.subject, t.data.val)[0]["auroc"] for t in subjects]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-3)
+
+
+def test_a_model_of_zeros_does_not_know_ones(tmp_path: Path) -> None:
+    first, last = finetune(spec_of(), tmp_path)
+    assert last.metrics["val/auroc"] > max(0.95, first.metrics["val/auroc"])
+
+
+def test_auroc_needs_anomalies() -> None:
+    with pytest.raises(ValidationError, match="auroc needs anomalies"):
+        spec_of(data={"source": "digits", "resolution": 16})
