@@ -22,6 +22,13 @@ app.add_typer(cli_run.app)
 app.add_typer(cli_cluster.app)
 
 RESULTS = "Results"
+Trial = Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METRIC=WEIGHT,...", help="What counts how much, of several metrics.", show_default="the first alone"
+    ),
+]
 File = Annotated[Path, typer.Argument(help="A search file, or a production file.", show_default=False)]
 
 
@@ -42,12 +49,16 @@ def validate(file: File, overrides: Sets = None, allow_code: AllowCode = False) 
 
 
 @app.command(rich_help_panel=RESULTS)
-def best(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) -> None:
+def best(
+    name: SearchName, trial: Trial = None, weights: Weights = None, storage: Storage = STORAGE, as_json: Json = False
+) -> None:
     """Print the best trial of a search against the baseline."""
     from ftae.report import best as best_of
     from ftae.report import find_search
 
-    result = best_of(find_search(name, storage))
+    result = best_of(find_search(name, storage), trial, _weights(weights, trial))
+    if result["verdict"].startswith("WARNING"):
+        typer.echo(result["verdict"], err=True)
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -58,6 +69,17 @@ def best(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
                 typer.echo(f"  {inner}: {number}")
         else:
             typer.echo(f"{key}: {value}")
+
+
+def _weights(text: str | None, trial: int | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    if trial is not None:
+        raise typer.BadParameter("give --trial or --weights, not both")
+    try:
+        return {metric.strip(): float(weight) for metric, weight in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise typer.BadParameter("must be like val/psnr=1,val/ssim=0.5", param_hint="--weights") from None
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -78,7 +100,8 @@ def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
 def export(
     name: SearchName,
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="exports/SEARCH")] = None,
-    trial: Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best")] = None,
+    trial: Trial = None,
+    weights: Weights = None,
     storage: Storage = STORAGE,
     allow_code: AllowCode = False,
 ) -> None:
@@ -90,7 +113,7 @@ def export(
     from ftae.export import export as export_to
 
     target = out or Path("exports") / store.name
-    winner, released = export_to(store, target, trial)
+    winner, released = export_to(store, target, trial, _weights(weights, trial))
     typer.echo(f"trial {winner.number} of {store.name} is in {target}. {journal.replay(store.folder).verdict(winner)}")
     if not released.latents_compatible:
         typer.echo("see README.md there: its latents are not those of the model it started from")

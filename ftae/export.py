@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from ftae.specs.yamlfile import dump
 from ftae.storage import Store
 
 
-def export(store: Store, out: Path, trial_number: int | None = None) -> tuple[TrialRecord, Release]:
-    """Write the best trial (or the given one) of a search to ``out``.
+def export(
+    store: Store, out: Path, trial_number: int | None = None, weights: Mapping[str, float] | None = None
+) -> tuple[TrialRecord, Release]:
+    """Write the best trial of a search to ``out``, or the given one, or the best by ``weights``.
+
+    See ``SearchRecord.chosen`` for what is best.
 
     ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
     ``README.md`` and ``reconstructions.png``; it appears whole or not at all.
@@ -26,7 +31,7 @@ def export(store: Store, out: Path, trial_number: int | None = None) -> tuple[Tr
             kept, or ``out`` exists.
     """
     record = journal.replay(store.folder)
-    trial = _chosen(record, store, trial_number)
+    trial = _chosen(record, store, trial_number, weights)
     if out.exists():
         raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     search = SearchSpec.model_validate(record.search)
@@ -55,20 +60,18 @@ def export(store: Store, out: Path, trial_number: int | None = None) -> tuple[Tr
     return trial, released
 
 
-def _chosen(record: SearchRecord, store: Store, number: int | None) -> TrialRecord:
+def _chosen(record: SearchRecord, store: Store, number: int | None, weights: Mapping[str, float] | None) -> TrialRecord:
     ranked = record.ranked()
     if not ranked:
         raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet, so there is nothing to export")
-    if number is None:
-        return ranked[0]
-    kept = [t for t in ranked if t.checkpoint and store.names(t.checkpoint)]
-    for trial in kept:
-        if trial.number == number:
-            return trial
-    raise FtaeError(
-        f"{store.name}: trial {number} has no checkpoint; choose one of {', '.join(str(t.number) for t in kept)} "
-        "(search.keep_checkpoints says how many are kept)"
-    )
+    kept = [t.number for t in ranked if t.checkpoint and store.names(t.checkpoint)]
+    chosen = record.chosen(None, weights).number if number is None else number
+    if chosen not in kept:
+        raise FtaeError(
+            f"{store.name}: trial {chosen} has no checkpoint; choose one of {', '.join(map(str, kept))} "
+            "(search.keep_checkpoints says how many are kept)"
+        )
+    return record.trials[chosen]
 
 
 def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> dict[str, Any]:
@@ -92,7 +95,6 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, re
 
 def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> str:
     baseline = record.baseline
-    metric = search.objective.metric
     names = [name for name in trial.metrics if name.startswith("val/")]
     rows = "\n".join(
         f"| {name} | {'' if baseline is None else f'{baseline.metrics[name]:.6g}'} | {trial.metrics[name]:.6g} |"
@@ -109,7 +111,7 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, releas
 |---|---|---|
 {rows}
 
-The objective was to {search.objective.direction} `{metric}`, held out, over {len(record.trials) - 1} tuned trials.
+The objective was to {search.objective}, held out, over {len(record.trials) - 1} tuned trials.
 
 Params:
 

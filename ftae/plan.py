@@ -43,9 +43,11 @@ def _search_lines(spec: SearchSpec) -> list[str]:
     settings, budget = spec.search, spec.finetune.max_steps
     rungs = spec.rung_steps()
     kept = f"best 1/{settings.scheduler.reduction_factor:g} go on" if settings.scheduler.name == "asha" else ""
+    if len(spec.objective.shown_metrics) > 1:  # the other metrics count only at the end
+        kept += f", by {spec.objective.first.metric} alone"
     hours = f", at most {settings.max_hours:g} h" if settings.max_hours else ""
     lines = [
-        f"objective    {spec.objective.direction} {spec.objective.metric}",
+        f"objective    {spec.objective}",
         f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
         f"each {_resources(settings.resources)}",
         f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({kept})"

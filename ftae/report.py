@@ -1,5 +1,6 @@
 """What a search has found: the best trial, and the leaderboard."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +26,38 @@ def find_search(name: str, storage: str) -> Store:
     raise FtaeError(f"there is no search {name!r} in {storage}; {choices}")
 
 
-def best(store: Store) -> dict[str, Any]:
-    """The best trial that ran to its full budget, as one plain object.
+def best(store: Store, number: int | None = None, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The best trial that ran to its full budget (see ``SearchRecord.best``), or the given one, as one plain object.
 
-    ``value`` and ``baseline`` are the objective; ``checkpoint`` is a folder, ``beats_baseline`` says
-    whether tuning helped at all.
+    ``value`` and ``baseline`` are the objective (of several metrics, the first); ``checkpoint`` is a folder, None if it
+    was not kept; ``verdict`` and ``beats_baseline`` say whether tuning helped at all. Where there are constraints,
+    ``feasible`` and ``baseline_feasible`` say who keeps them; where there are several metrics, ``front`` lists the
+    trials that no other dominates.
 
     Raises:
-        FtaeError: no tuned trial ran to its full budget yet.
+        FtaeError: no tuned trial ran to its full budget yet, or not the given one; the weights cannot choose.
     """
     record = journal.replay(store.folder)
-    ranked, baseline = record.ranked(), record.baseline
-    if not ranked:
-        raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet")
-    trial = ranked[0]
-    assert trial.value is not None
+    trial, baseline = record.chosen(number, weights), record.baseline
     assert trial.checkpoint is not None
-    return {
+    result = {
         "search": record.search["name"],
         "trial": trial.number,
-        "metric": record.search["objective"]["metric"],
+        "metric": record.objective.first.metric,
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
         "beats_baseline": record.beats_baseline(trial),
+        "verdict": record.verdict(trial),
         "params": trial.params,
         "metrics": trial.metrics,
-        "checkpoint": str(store.fetch(trial.checkpoint)),
+        "checkpoint": str(store.fetch(trial.checkpoint)) if store.names(trial.checkpoint) else None,
     }
+    if record.objective.constraints:
+        kept = None if baseline is None else record.is_feasible(baseline)
+        result |= {"feasible": record.is_feasible(trial), "baseline_feasible": kept}
+    if len(record.objective.goals) > 1:
+        result["front"] = [other.number for other in record.front()]
+    return result
 
 
 def state_of(record: SearchRecord) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from ftae import journal
 from ftae.cluster.jobs import Attempt, at
 from ftae.errors import FtaeError
-from ftae.journal import SearchRecord
+from ftae.journal import SearchRecord, TrialRecord
 from ftae.storage import open_store
 
 
@@ -79,8 +79,8 @@ def progress(record: SearchRecord) -> dict[str, Any]:
         "num_trials": record.search["search"]["num_trials"],
         "done": len(tuned) - counts["running"],
         **{status: counts[status] for status in ("running", "finished", "pruned", "diverged", "failed")},
-        "metric": record.search["objective"]["metric"],
-        "best": {"trial": ranked[0].number, "value": ranked[0].value} if ranked else None,
+        "metric": record.objective.first.metric,
+        "best": _told(record, ranked[0]) if ranked else None,
         "baseline": None if baseline is None else baseline.value,
         "began": min(times, default=None),
         "newest_event": max(times, default=None),
@@ -131,11 +131,19 @@ def _trials(status: dict[str, Any]) -> str:
 def _best(found: dict[str, Any]) -> str:
     best, baseline = found["best"], found["baseline"]
     text = "no full trial yet" if best is None else f"trial {best['trial']}, {found['metric']} {best['value']:.4f}"
+    if best is not None and best.get("feasible") is False:
+        text += ", which misses constraints"
     if baseline is None:
         return text
     gain = "" if best is None else f" ({best['value'] - baseline:+.4f})"
     return f"{text}; baseline {baseline:.4f}{gain}"
 
 
-def _reported(trial: journal.TrialRecord) -> list[float]:
+def _told(record: SearchRecord, best: TrialRecord) -> dict[str, Any]:
+    """A trial; ``feasible`` only where there are constraints."""
+    kept = {"feasible": record.is_feasible(best)} if record.objective.constraints else {}
+    return {"trial": best.number, "value": best.value, **kept}
+
+
+def _reported(trial: TrialRecord) -> list[float]:
     return [report["time"] for report in trial.reports]

@@ -12,7 +12,7 @@ LAYERS = [
     {"errors"},
     {"lookup", "units"},
     {"specs"},
-    {"storage"},
+    {"storage", "ranking"},
     {"engine", "journal", "tracking", "cluster"},
     {"search", "export", "production", "report", "plan", "status"},
     {"cli_options"},

@@ -234,6 +234,7 @@ def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None
         "value": 23.5,
         "baseline": 20.0,
         "beats_baseline": True,
+        "verdict": "val/psnr 20.0000 -> 23.5000 (+3.5000)",
         "params": record.trials[2].params,
         "metrics": {"val/psnr": 23.5},
         "checkpoint": str(tmp_path / "searches/small/trials/0002/checkpoints/step-00000012"),
@@ -248,6 +249,27 @@ def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None
         "beats_baseline: True",
     ]
     assert f"  optimizer.lr: {record.trials[2].params['optimizer.lr']}" in lines
+
+
+def test_best_says_loudly_that_the_untuned_model_won(ftae: Ftae, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 19.0)
+    result = ftae("best", "small", "--json")
+    assert (result.status, json.loads(result.out)["beats_baseline"]) == (0, False)
+    assert result.err.startswith("WARNING: the untuned model was not beaten. val/psnr 20.0000 -> 19.0000")
+
+
+def test_a_trade_off_is_stated_by_weights_or_by_a_trial(ftae: Ftae, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0, 23.5)
+    assert json.loads(ftae("best", "small", "--trial", "1", "--json").out)["trial"] == 1
+    for command in ("best", "export"):
+        result = ftae(command, "small", "--weights", "val/psnr=1")
+        assert (result.status, result.err) == (
+            1,
+            "error: weights choose among several metrics, this search optimises val/psnr alone\n",
+        )
+        for text in ("val/psnr", "val/psnr=x", ""):
+            assert ftae(command, "small", "--weights", text).status == 2
+        assert ftae(command, "small", "--weights", "val/psnr=1", "--trial", "1").status == 2
 
 
 def test_best_of_a_search_without_a_full_trial_is_1(ftae: Ftae, tmp_path: Path) -> None:

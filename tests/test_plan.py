@@ -130,6 +130,18 @@ def test_what_the_preflight_of_a_begun_search_measured_is_told(tmp_path: Path) -
     assert last in plan_of(search__storage=str(tmp_path))
 
 
+def test_what_is_optimised_is_told() -> None:
+    constrained = {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/kl <= 400"]}
+    two = [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/kl", "direction": "minimize"}]
+    for objective, said in (
+        (constrained, "maximize val/psnr, where val/kl <= 400"),
+        ({"metrics": two}, "maximize val/psnr, minimize val/kl"),
+    ):
+        lines = plan_of(objective=objective, finetune__metrics=["psnr", "kl"])
+        assert f"objective    {said}" in lines
+        assert "rungs        steps 4 of 12 (best 1/3 go on, by val/psnr alone)" in lines
+
+
 def test_another_tracking_server_is_named() -> None:
     lines = plan_of(tracking={"uri": "http://there:5000", "experiment": "ours"})
     assert "tracking     http://there:5000, experiment ours" in lines

@@ -28,7 +28,7 @@ def spec(direction: str) -> SearchSpec:
             },
             "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0}, "max_grad_norm": {"choices": [1.0, None]}},
             "objective": {"metric": "val/psnr" if direction == "maximize" else "val/mse", "direction": direction},
-            "search": {"num_trials": 3, "scheduler": {"name": "fifo"}},
+            "search": {"num_trials": 4, "scheduler": {"name": "fifo"}},
         }
     )
 
@@ -43,6 +43,8 @@ def make_search(folder: Path, values: dict[int, float | None], direction: str = 
             state.end(number, "diverged", "non-finite loss at step 3")
             continue
         for step in (0,) if number == 0 else (0, 12):
+            if step:
+                Store(folder).write(f"trials/{number:04d}/checkpoints/step-00000012/model.safetensors", b"x")
             metrics = {"val/psnr": value, "val/mse": value} | ({"train/lr": 1e-3} if step else {})
             report: dict[str, Any] = {"step": step, "metrics": metrics, "timing": {}, "images": f"images/{step}.png"}
             state.report(number, report | {"checkpoint": f"checkpoints/step-{step:08d}" if step else None})
@@ -53,15 +55,16 @@ def make_search(folder: Path, values: dict[int, float | None], direction: str = 
 def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> None:
     folder = tmp_path / "made-up"
     make_search(folder, {0: 20.0, 1: 21.0, 2: 19.0, 3: None}, direction).close("complete")
-    number, value = (1, 21.0) if direction == "maximize" else (2, 19.0)
+    number, value, metric = (1, 21.0, "val/psnr") if direction == "maximize" else (2, 19.0, "val/mse")
     params = journal.replay(folder).trials[number].params
     assert best(Store(folder)) == {
         "search": "made-up",
         "trial": number,
-        "metric": "val/psnr" if direction == "maximize" else "val/mse",
+        "metric": metric,
         "value": value,
         "baseline": 20.0,
         "beats_baseline": True,
+        "verdict": f"{metric} 20.0000 -> {value:.4f} ({value - 20.0:+.4f})",
         "params": params,
         "metrics": {"val/psnr": value, "val/mse": value, "train/lr": 1e-3},
         "checkpoint": str(folder / f"trials/000{number}/checkpoints/step-00000012"),
@@ -118,3 +121,120 @@ def test_the_state_of_a_search(tmp_path: Path) -> None:
     assert state_of(journal.replay(tmp_path / "made-up")) == "running or killed"
     state.close("interrupted", "stopped by the user")
     assert state_of(journal.replay(tmp_path / "made-up")) == "interrupted"
+
+
+# ----------------------------------------------------------------------- constraints, several metrics
+
+CONSTRAINED = {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/mse <= 0.5"]}
+TWO = {"metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/mse", "direction": "minimize"}]}
+
+
+def make(folder: Path, objective: Any, values: dict[int, tuple[float, float] | None]) -> SearchState:
+    """Trials with these last values of psnr and mse; None is a trial that diverged."""
+    folder.mkdir(parents=True)
+    search = SearchSpec.model_validate(spec("maximize").model_dump() | {"objective": objective})
+    state = SearchState(search, Store(folder))
+    for number, pair in values.items():
+        state.next_trial()
+        if pair is None:
+            state.end(number, "diverged", "non-finite loss at step 3")
+            continue
+        metrics = {"val/psnr": pair[0], "val/mse": pair[1]}
+        report: dict[str, Any] = {"metrics": metrics, "timing": {}, "images": "images/0.png"}
+        state.report(number, report | {"step": 12 if number else 0, "checkpoint": "checkpoints/step-00000012"})
+    return state
+
+
+def test_a_trial_that_keeps_the_constraints_comes_before_any_that_does_not(tmp_path: Path) -> None:
+    values = {0: (20.0, 0.6), 1: (25.0, 0.9), 2: (21.0, 0.4), 3: (30.0, 0.7)}
+    record = make(tmp_path / "made-up", CONSTRAINED, values).record
+    assert [trial.number for trial in record.ranked()] == [2, 3, 1]
+    rows = record.leaderboard()
+    assert [(row["trial"], row["feasible"], row["val/psnr"], row["val/mse"]) for row in rows] == [
+        (2, True, 21.0, 0.4),
+        (3, False, 30.0, 0.7),
+        (1, False, 25.0, 0.9),
+        (0, False, 20.0, 0.6),
+    ]
+    assert "front" not in rows[0]
+    result = best(Store(tmp_path / "made-up"))
+    assert (result["trial"], result["feasible"], result["baseline_feasible"]) == (2, True, False)
+    assert result["beats_baseline"] is True
+    assert result["verdict"] == (
+        "val/psnr 20.0000 -> 21.0000 (+1.0000). The untuned model misses val/mse <= 0.5 (it is 0.6)"
+    )
+
+
+def test_where_no_trial_keeps_the_constraints_the_nearest_is_best_and_that_is_said(tmp_path: Path) -> None:
+    record = make(tmp_path / "made-up", CONSTRAINED, {0: (20.0, 0.1), 1: (25.0, 0.9), 2: (21.0, 0.6), 3: None}).record
+    result = best(Store(tmp_path / "made-up"))
+    assert (result["trial"], result["feasible"], result["beats_baseline"]) == (2, False, False)
+    assert result["verdict"].startswith(
+        "WARNING: no trial keeps the constraints. This one misses val/mse <= 0.5 (it is 0.6)"
+    )
+    assert [(row["trial"], row["feasible"]) for row in record.leaderboard()] == [
+        (2, False),
+        (1, False),
+        (0, True),
+        (3, False),
+    ]
+    assert record.verdict(record.trials[1]).startswith("WARNING: no trial keeps")
+
+
+@pytest.mark.parametrize(
+    ("untuned", "tuned", "beats"),
+    [
+        ((20.0, 0.1), (21.0, 0.4), True),
+        ((20.0, 0.1), (19.0, 0.1), False),
+        ((20.0, 0.1), (21.0, 0.6), False),  # better, but out of bounds
+        ((20.0, 0.9), (19.0, 0.4), True),  # worse, but within them
+        ((20.0, 0.9), (21.0, 0.6), False),
+    ],
+)
+def test_only_a_trial_within_bounds_beats_the_baseline(
+    tmp_path: Path, untuned: tuple[float, float], tuned: tuple[float, float], beats: bool
+) -> None:
+    record = make(tmp_path / "made-up", CONSTRAINED, {0: untuned, 1: tuned}).record
+    assert record.beats_baseline(record.trials[1]) is beats
+    assert record.verdict(record.trials[1]).startswith("WARNING") is not beats
+
+
+def test_of_two_metrics_the_front_is_marked_and_weights_choose_from_it(tmp_path: Path) -> None:
+    values = {0: (20.0, 0.2), 1: (24.0, 0.3), 2: (30.0, 0.9), 3: (23.0, 0.4), 4: None}
+    state = make(tmp_path / "made-up", TWO, values)
+    assert [(row["trial"], row["front"]) for row in state.record.leaderboard()] == [
+        (2, True),
+        (1, True),
+        (3, False),
+        (0, False),
+        (4, False),
+    ]
+    store = Store(tmp_path / "made-up")
+    result = best(store)
+    assert (result["trial"], result["front"], result["checkpoint"]) == (2, [2, 1], None)
+    assert result["verdict"] == "val/psnr 20.0000 -> 30.0000 (+10.0000); val/mse 0.2000 -> 0.9000 (+0.7000)"
+    assert best(store, weights={"val/psnr": 1.0, "val/mse": 0.9})["trial"] == 2
+    assert best(store, weights={"val/psnr": 1.0, "val/mse": 1.1})["trial"] == 1
+    assert best(store, number=3)["trial"] == 3
+    with pytest.raises(FtaeError, match="made-up: trial 4 did not run to its full budget; choose one of 2, 1, 3"):
+        best(store, number=4)
+    assert state.record.beats_baseline(state.record.trials[2]) is True
+
+
+@pytest.mark.parametrize(("tuned", "beats"), [((20.0, 0.2), False), ((19.0, 0.3), False), ((19.0, 0.1), True)])
+def test_of_two_metrics_to_beat_the_baseline_is_to_be_better_in_one(
+    tmp_path: Path, tuned: tuple[float, float], beats: bool
+) -> None:
+    record = make(tmp_path / "made-up", TWO, {0: (20.0, 0.2), 1: tuned}).record
+    assert record.beats_baseline(record.trials[1]) is beats
+
+
+def test_two_metrics_and_a_constraint(tmp_path: Path) -> None:
+    both = TWO | {"constraints": ["val/mse <= 0.5"]}
+    record = make(tmp_path / "made-up", both, {0: (20.0, 0.2), 1: (24.0, 0.3), 2: (30.0, 0.9), 3: (23.0, 0.4)}).record
+    assert [(row["trial"], row["front"], row["feasible"]) for row in record.leaderboard()] == [
+        (1, True, True),
+        (3, False, True),
+        (2, False, False),
+        (0, False, True),
+    ]

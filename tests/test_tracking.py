@@ -168,6 +168,26 @@ def picture(client: MlflowClient, experiment: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- one search
 
 
+def test_who_keeps_the_constraints_is_a_tag(storage: Path, client: MlflowClient) -> None:
+    search = Search(storage, "constrained")
+    constrained = {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/psnr >= 20"]}
+    search.spec = SearchSpec.model_validate(search.spec.model_dump() | {"objective": constrained})
+    search.open()
+    for trial, psnr in ((0, 19.0), (1, 21.0), (2, 30.0)):
+        search.suggest(trial, "baseline" if trial == 0 else "sampled")
+        search.report(trial, 0, psnr)
+    search.end(2, "diverged", "non-finite loss")
+    search.tracker().ship(search.events)
+    tags = {name: run.data.tags for name, run in runs_of(client, "constrained").items()}
+    assert tags["baseline"]["ftae.missed"] == "val/psnr >= 20 (it is 19)"
+    assert [tags[name].get("ftae.feasible") for name in ("baseline", "trial-0001", "trial-0002", "constrained")] == [
+        "false",
+        "true",
+        "false",
+        None,
+    ]
+
+
 def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: MlflowClient) -> None:
     search = Search(storage, "photos")
     search.tracker().ship(search.whole())

@@ -61,9 +61,15 @@ class Progress:
 
     def _line(self, trial: TrialRecord) -> str:
         name = "baseline" if trial.kind == "baseline" else f"trial {trial.number}"
-        value = "" if trial.value is None else f" {self._spec.objective.metric} {trial.value:.4f}"
+        values = "".join(f" {metric} {value}" for metric, value in self._values(trial).items() if value)
+        missed = " (misses constraints)" if trial.reports and self._record.is_feasible(trial) is False else ""
         reason = f" ({trial.reason})" if trial.reason else ""
-        return f"{name} {trial.status}{value} at step {trial.step}{reason}"
+        return f"{name} {trial.status}{values} at step {trial.step}{missed}{reason}"
+
+    def _values(self, trial: TrialRecord) -> dict[str, str]:
+        """The metrics that the objective speaks of; empty before they are measured."""
+        metrics = self._spec.objective.shown_metrics
+        return {name: f"{trial.metrics[name]:.4f}" if trial.reports else "" for name in metrics}
 
     def _summary(self) -> str:
         ended, running = self._record.ended, self._tuned_running()
@@ -74,6 +80,8 @@ class Progress:
     def _best(self) -> str:
         ranked, baseline = self._record.ranked(), self._record.baseline
         parts = [f"best {ranked[0].value:.4f}" if ranked else "no full trial yet"]
+        if ranked and not self._record.is_feasible(ranked[0]):
+            parts = [f"no trial keeps the constraints, nearest {ranked[0].value:.4f}"]
         if baseline is not None:
             assert baseline.value is not None
             parts.append(f"baseline {baseline.value:.4f}")
@@ -101,12 +109,15 @@ class Progress:
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("trial", "status", "step", self._spec.objective.metric, "params"):
+        objective = self._spec.objective
+        kept = ["feasible"] if objective.constraints else []
+        for column in ("trial", "status", "step", *objective.shown_metrics, *kept, "params"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
         for trial in self._shown():
-            value = "" if trial.value is None else f"{trial.value:.4f}"
+            cells = [str(trial.step), *self._values(trial).values()]
+            cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if kept else []
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
-            table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), str(trial.step), value, params)
+            table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), *cells, params)
         return Group(table, Text(f"{self._spec.name}: {self._summary()}", "bold"))
 
     def _shown(self) -> list[TrialRecord]:

@@ -6,11 +6,15 @@ from ftae.search.state import SearchState
 
 
 class Retention:
-    """Deletes what is not needed any more as trials end. Of a trial that ended only its last checkpoint is."""
+    """Deletes what is not needed any more as trials end. Of a trial that ended only its last checkpoint is.
+
+    The best are chosen among those that still have theirs: by several metrics, a trial may rise again.
+    """
 
     def __init__(self, state: SearchState) -> None:
         self._state = state
-        self._kept = {n for n, trial in state.record.trials.items() if trial.status != "running"}
+        ended = (n for n, trial in state.record.trials.items() if trial.status != "running")
+        self._kept = {number for number in ended if state.store.names(_checkpoints(number))}
         self._sort_out()
         for trial in state.record.trials.values():
             if trial.status == "running":
@@ -24,7 +28,8 @@ class Retention:
             self._keep_last(self._state.record.trials[number])
 
     def _sort_out(self) -> None:
-        best = {t.number for t in self._state.record.ranked()[: self._state.spec.search.keep_checkpoints]}
+        ranked = [t.number for t in self._state.record.ranked() if t.number in self._kept]
+        best = set(ranked[: self._state.spec.search.keep_checkpoints])
         for number in self._kept - best:
             if self._state.store.names(_checkpoints(number)):
                 self._state.store.remove(_checkpoints(number))

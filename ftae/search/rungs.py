@@ -34,10 +34,10 @@ class _Rung:
 
 
 class Rungs:
-    """Decides after every report whether a trial goes on; FIFO never stops one."""
+    """Decides after every report whether a trial goes on, by the first goal alone; FIFO never stops one."""
 
     def __init__(self, spec: SearchSpec) -> None:
-        self._sign = 1.0 if spec.objective.direction == "maximize" else -1.0
+        self._sign = spec.objective.first.sign
         scheduler = spec.search.scheduler
         self._stopped = 1.0 - 1.0 / scheduler.reduction_factor if isinstance(scheduler, Asha) else 0.0
         self._rungs = [_Rung(step) for step in spec.rung_steps()]

@@ -120,6 +120,10 @@ def publish(store: Store, tracker: SearchTracker) -> None:
         # A folder of its own, or a later winner's files would mix with those of an earlier one.
         files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
         tags["ftae.best_trial"] = str(best.number)
+        if record.objective.constraints:
+            tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
+        if len(record.objective.goals) > 1:
+            tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.front())
         metrics |= {f"best/{name}": value for name, value in best.metrics.items() if name.startswith("val/")}
     tracker.publish(leaderboard=record.leaderboard(), best_config=best_config, files=files, tags=tags, metrics=metrics)
 

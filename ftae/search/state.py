@@ -100,7 +100,7 @@ class SearchState:
             return False
         if trial.reports and report["step"] <= trial.step:
             return True
-        value = report["metrics"][self.spec.objective.metric]
+        value = report["metrics"][self.spec.objective.first.metric]
         below = trial_folder(number) + "/"
         paths = {key: report[key] and below + report[key] for key in ("checkpoint", "images")}
         self._append(
@@ -137,7 +137,7 @@ class SearchState:
         """A trial is over. Ending it twice changes nothing."""
         trial = self.record.trials[number]
         if trial.status == "running":
-            value = self.spec.objective.worst() if status == "diverged" else trial.value
+            value = self.spec.objective.first.worst() if status == "diverged" else trial.value
             self._append("end", trial=number, status=status, reason=reason, value=value, step=trial.step)
 
     def close(self, status: str, reason: str | None = None) -> None:
@@ -186,7 +186,7 @@ class SearchState:
         elif kind == "report":
             self.study.report(number, event["step"], event["value"])
         elif kind == "end":
-            self.study.tell(number, event["status"], event["value"])
+            self.study.tell(number, event["status"], trial.metrics)
 
     def _decide(self, trial: TrialRecord) -> None:
         assert trial.value is not None

@@ -10,7 +10,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ftae import ranking
 from ftae.specs.distributions import Choices, Distribution
+from ftae.specs.objective import Metrics
 from ftae.specs.search import SearchSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -31,7 +33,7 @@ class Study:
     def __init__(self, spec: SearchSpec) -> None:
         self._spec = spec
         self._distributions = {path: _to_optuna(d) for path, d in spec.search_space.items()}
-        self._study = optuna.create_study(direction=spec.objective.direction)
+        self._study = self._empty()
         self._running: dict[int, int] = {}  # the search's trial number -> Optuna's
 
     def propose(self, number: int) -> dict[str, Any]:
@@ -55,23 +57,42 @@ class Study:
         )
 
     def report(self, number: int, step: int, value: float) -> None:
-        """An intermediate value; the sampler ranks pruned trials by it."""
+        """An intermediate value of the first goal; the sampler ranks pruned trials by it."""
         trial = self._seen()[self._running[number]]
         self._study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
 
-    def tell(self, number: int, status: str, value: float | None) -> None:
-        """The end of a trial.
+    def tell(self, number: int, status: str, metrics: Metrics) -> None:
+        """The end of a trial, with the metrics of its last report.
 
-        A diverged trial completes with the worst value: told to have failed, the sampler would leave
-        it out of its model and propose the same region again.
+        A diverged trial completes with the worst values and no constraint kept: told to have failed, the sampler
+        would leave it out of its model and propose the same region again. Of several goals Optuna takes no
+        pruned trial (its TPE fails on the next proposal). So such a trial completes, too, with a constraint of its
+        own that it misses by the share of the budget it did not get: it ranks behind all that ran to their
+        end, the farther it came the better, as a pruned trial of one goal does.
         """
-        state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        index = self._running.pop(number)
-        if status == "diverged":
-            self._study.tell(index, self._spec.objective.worst())
+        index, goals = self._running.pop(number), self._spec.objective.goals
+        if status == "failed":
+            self._study.tell(index, state=TrialState.FAIL)
+            return
+        self._constrain(index, status, metrics)
+        if status == "pruned" and len(goals) == 1:
+            self._study.tell(index, state=TrialState.PRUNED)
+        elif status == "diverged":
+            self._study.tell(index, [goal.worst() for goal in goals])
         else:
-            final = value if status == "finished" else None
-            self._study.tell(index, final, state=state[status])
+            self._study.tell(index, [metrics[goal.metric] for goal in goals])
+
+    def _constrain(self, index: int, status: str, metrics: Metrics) -> None:
+        """Note how far each constraint is missed; Optuna allows what is not above 0."""
+        trial = self._seen()[index]
+        missed = {
+            str(constraint): math.inf if status == "diverged" else constraint.violation(metrics[constraint.metric])
+            for constraint in self._spec.objective.constraints
+        }
+        if status == "pruned" and len(self._spec.objective.goals) > 1:
+            missed["budget"] = 1.0 - max(trial.intermediate_values) / self._spec.finetune.max_steps
+        for name, violation in missed.items():  # as Trial.set_constraint does, which is not for trials of add_trial
+            self._study._storage.set_trial_system_attr(trial._trial_id, f"constraints:{name}", violation)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -87,22 +108,36 @@ class Study:
         if len(trials) - len(self._running) < MOST_TRIALS:
             return
         modelled = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        best = {t.number for t in sorted(modelled, key=self._rank)[:BEST_TRIALS]}
+        best = set(self._ranked(modelled)[:BEST_TRIALS])
         newest = {t.number for t in [t for t in modelled if t.number not in best][-NEWEST_TRIALS:]}
         kept = [t for t in trials if t.number in best | newest or t.state == TrialState.RUNNING]
-        self._study = optuna.create_study(direction=self._spec.objective.direction)
+        self._study = self._empty()
         self._study.add_trials(kept)
         place = {trial.number: index for index, trial in enumerate(kept)}
         self._running = {number: place[index] for number, index in self._running.items()}
 
-    def _rank(self, trial: FrozenTrial) -> tuple[float, float]:
-        """TPE's order of trials: those that ran to the end by value, then those that came far."""
-        sign = -1.0 if self._spec.objective.direction == "maximize" else 1.0
-        if trial.state == TrialState.COMPLETE:
-            assert trial.value is not None
-            return -math.inf, sign * trial.value
-        step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
-        return -step, sign * value
+    def _empty(self) -> optuna.Study:
+        return optuna.create_study(directions=[goal.direction for goal in self._spec.objective.goals])
+
+    def _ranked(self, trials: list[FrozenTrial]) -> list[int]:
+        """TPE's order of trials: those that ran to the end, those that came far, those that miss constraints."""
+        signs = [goal.sign for goal in self._spec.objective.goals]
+        points: dict[int, list[float]] = {}
+        cut_short: dict[int, tuple[int, float]] = {}
+        missed: dict[int, float] = {}
+        for trial in trials:
+            if violation := sum(v for v in trial.constraints.values() if v > 0.0):
+                missed[trial.number] = violation
+            elif trial.state == TrialState.COMPLETE:
+                points[trial.number] = [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+            else:
+                step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
+                cut_short[trial.number] = -step, -signs[0] * value
+        return [
+            *ranking.ordered(points),
+            *sorted(cut_short, key=cut_short.__getitem__),
+            *sorted(missed, key=missed.__getitem__),
+        ]
 
     def _sampler(self, number: int) -> BaseSampler:
         # A sampler of its own for every proposal: an interrupted search proposes what it would have.

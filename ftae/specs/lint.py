@@ -50,11 +50,12 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
     for path in spec.search_space:
         if path.startswith("data.") and path not in _TRAINING_ONLY:
             yield f"{path} is searched, so that trials are not measured on the same images"
-    if spec.objective.metric == "val/input_psnr":
-        yield "objective.metric val/input_psnr is of the images alone: it is the same in every trial"
-    direction, better = spec.objective.direction, facts_of(spec.objective.metric).better
-    if better not in (None, direction):
-        yield f"objective.direction is {direction}, but {spec.objective.metric} is better where it is {_SIDE[better]}"
+    for goal in spec.objective.goals:
+        if goal.metric == "val/input_psnr":
+            yield "objective.metric val/input_psnr is of the images alone: it is the same in every trial"
+        better = facts_of(goal.metric).better
+        if better not in (None, goal.direction):
+            yield f"objective.direction is {goal.direction}, but {goal.metric} is better where it is {_SIDE[better]}"
     if settings.max_concurrent is not None and settings.max_concurrent > settings.num_trials:
         yield (
             f"search.max_concurrent ({settings.max_concurrent}) is never reached: "

@@ -21,9 +21,10 @@ from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
 from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.metrics import METRICS, facts_of
+from ftae.specs.metrics import METRICS
+from ftae.specs.objective import AnyObjective, check_measured
 from ftae.specs.overrides import apply_overrides, leaf_in, value_at
-from ftae.specs.problems import Problem, matching, one_of, problems, refusal, shown
+from ftae.specs.problems import Problem, matching, problems, refusal, shown
 from ftae.specs.resources import Resources
 
 Name = Annotated[
@@ -31,18 +32,6 @@ Name = Annotated[
     Field(max_length=80),
     matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"),
 ]
-
-
-class Objective(Spec):
-    """The one number a search optimises: a held-out, unweighted metric and its direction."""
-
-    metric: str
-    direction: Literal["minimize", "maximize"]
-
-    def worst(self) -> float:
-        """The worst value the metric can take: what a diverged trial scores."""
-        facts = facts_of(self.metric)
-        return facts.low if self.direction == "maximize" else facts.high
 
 
 class Fifo(Spec):
@@ -54,7 +43,8 @@ class Fifo(Spec):
 class Asha(Spec):
     """Asynchronous successive halving (Li et al., MLSys 2020), the stopping variant.
 
-    At each rung only the best ``1/reduction_factor`` of the trials so far go on. The first rung is
+    At each rung only the best ``1/reduction_factor`` of the trials so far go on, by the objective alone (of several
+    metrics, the first): constraints are held against trials that ran to their end. The first rung is
     at ``grace_fraction`` of the budget: fine-tuning curves cross, so it defaults to a third.
     """
 
@@ -160,7 +150,7 @@ class SearchSpec(Spec):
     name: Name
     finetune: FinetuneSpec
     search_space: Annotated[dict[str, FileDistribution], Field(min_length=1)]
-    objective: Objective
+    objective: AnyObjective
     search: SearchSettings = SearchSettings()
     tracking: Annotated[Tracking, Field(validate_default=True)] = Tracking()
 
@@ -173,13 +163,9 @@ class SearchSpec(Spec):
 
     @field_validator("objective")
     @classmethod
-    def _is_measured(cls, objective: Objective, info: ValidationInfo) -> Objective:
+    def _is_measured(cls, objective: AnyObjective, info: ValidationInfo) -> AnyObjective:
         run, written = info.data.get("finetune"), (info.context or {}).get("finetune")
-        metric, choices = objective.metric, [f"val/{name}" for name in _metrics(run, written)]
-        if metric not in choices:
-            is_loss = metric.startswith("train/") or metric in ("loss", "val/loss")
-            reason = "a weighted loss cannot be compared between trials" if is_loss else "finetune.metrics lacks it"
-            raise refusal([(("metric",), f"{reason}, {one_of(choices, metric)}")])
+        check_measured(objective, [f"val/{name}" for name in _metrics(run, written)])
         return objective
 
     @field_validator("search")

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow.entities import Metric, Run
 
+from ftae.specs.objective import read_objective
 from ftae.tracking.server import Server, TrackingUnavailable
 from ftae.tracking.values import MAX_TAG, clip, flatten, milliseconds, now, points, table_json
 
@@ -34,6 +35,7 @@ class SearchTracker:
     def __init__(self, uri: str | None, *, storage: Path, search_folder: Path, search: dict[str, Any]) -> None:
         self._server = Server(uri, storage)
         self._folder, self._search = search_folder, search
+        self._objective = read_objective(search["objective"])
         self._experiment = ""
         self._runs: dict[int | None, _Run] | None = None  # by trial, the parent at None; None: not looked up yet
 
@@ -124,10 +126,16 @@ class SearchTracker:
             run = self._trial_run(runs, event)
             run.go_on()
             run.metrics += points({**event["metrics"], **event["timing"]}, at, event["step"])
+            if self._objective.constraints:
+                missed = self._objective.missed(event["metrics"])
+                run.set_tags({"ftae.feasible": json.dumps(not missed), "ftae.missed": clip(", ".join(missed), MAX_TAG)})
             if event["images"]:
                 run.images[event["step"]] = self._folder / event["images"]
         elif kind == "end":
-            self._trial_run(runs, event).end(event["status"], at, event["reason"])
+            run = self._trial_run(runs, event)
+            run.end(event["status"], at, event["reason"])
+            if event["status"] == "diverged" and self._objective.constraints:
+                run.set_tags({"ftae.feasible": "false"})
         elif kind == "close":
             for run in runs.values():
                 if run is not parent and run.status == "RUNNING":

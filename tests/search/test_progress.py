@@ -36,22 +36,40 @@ SPEC = SearchSpec.model_validate(
 )
 
 
+CONSTRAINED = SearchSpec.model_validate(
+    SPEC.model_dump()
+    | {
+        "finetune": SPEC.finetune.model_dump() | {"metrics": ["psnr", "mse"]},
+        "objective": {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/mse <= 0.5"]},
+    }
+)
+
+
 class Search:
     """A record that grows, and what is shown of it on a console that writes into a string."""
 
-    def __init__(self, terminal: bool) -> None:
-        self.record = SearchRecord(search=SPEC.model_dump(mode="json"))
-        self.progress = Progress(SPEC)
+    def __init__(self, terminal: bool, spec: SearchSpec = SPEC) -> None:
+        self.record = SearchRecord(search=spec.model_dump(mode="json"))
+        self.progress = Progress(spec)
         self.output = io.StringIO()
         self.progress._console = Console(file=self.output, force_terminal=terminal, width=120, color_system=None)
         self.progress.follow(self.record)
 
-    def trial(self, number: int, steps: int = 0, psnr: float = 20.0, end: str | None = None, reason: str = "") -> None:
+    def trial(
+        self,
+        number: int,
+        steps: int = 0,
+        psnr: float = 20.0,
+        end: str | None = None,
+        reason: str = "",
+        **more: float,
+    ) -> None:
         kind = {0: "baseline", 1: "file"}.get(number, "sampled")
         params = {"optimizer.lr": 1e-3 * number} if number else {}
         self._apply(number, event="suggest", params=params, kind=kind)
         if steps or not number:
-            self._apply(number, event="report", step=steps, value=psnr, metrics={"val/psnr": psnr}, checkpoint=None)
+            metrics = {"val/psnr": psnr} | {f"val/{name}": value for name, value in more.items()}
+            self._apply(number, event="report", step=steps, value=psnr, metrics=metrics, checkpoint=None)
         if end is not None:
             self._apply(number, event="end", status=end, reason=reason or None)
 
@@ -122,6 +140,30 @@ def test_a_terminal_gets_a_table(clock: list[float]) -> None:
     assert "made-up: 3/8 trials done, 1 running, 1 pruned, 1 diverged" in shown
     assert "best 21.5000, baseline 18.0000, +3.5000" in shown
     assert "trial 3 pruned" not in shown, "no lines beside the table"
+
+
+def test_what_keeps_the_constraints_is_shown(clock: list[float]) -> None:
+    search = Search(terminal=False, spec=CONSTRAINED)
+    with search.progress:
+        search.trial(0, 0, 18.0, "finished", mse=0.1)
+        search.trial(2, 12, 21.5, "finished", mse=0.9)
+        search.trial(3, 12, 20.0, "finished", mse=0.5)
+    assert search.lines[1].startswith(
+        "trial 2 finished val/psnr 21.5000 val/mse 0.9000 at step 12 (misses constraints) | "
+        "1/8 trials done, 0 running | no trial keeps the constraints, nearest 21.5000, baseline 18.0000"
+    )
+    assert "trial 3 finished val/psnr 20.0000 val/mse 0.5000 at step 12 | " in search.lines[2]
+    assert "| best 20.0000, baseline 18.0000, +2.0000 |" in search.lines[2]
+    search.trial(4)
+    with search.progress._console.capture() as capture:
+        search.progress._console.print(search.progress._render())
+    header, *rows = [line.split() for line in capture.get().splitlines()]
+    assert header == ["trial", "status", "step", "val/psnr", "val/mse", "feasible", "params"]
+    assert [row[:6] for row in rows[1:4]] == [
+        ["3", "finished", "12", "20.0000", "0.5000", "yes"],
+        ["2", "finished", "12", "21.5000", "0.9000", "no"],
+        ["0", "finished", "0", "18.0000", "0.1000", "yes"],
+    ]
 
 
 def test_the_table_shows_running_trials_and_the_newest() -> None:

@@ -8,7 +8,7 @@ import pytest
 from ftae.search.retention import Retention
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import open_store
+from ftae.storage import Store, open_store
 
 SPEC = SearchSpec.model_validate(
     {
@@ -84,6 +84,32 @@ def test_the_best_of_the_whole_search_keep_their_last(state: SearchState) -> Non
         retention.ended(number)
     assert kept(state) == {3: [12], 5: [12]}
     assert [trial.number for trial in state.record.ranked()] == [5, 3, 2, 4]
+
+
+TWO = {"metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/mse", "direction": "minimize"}]}
+
+
+def test_of_several_metrics_the_ends_of_the_front_are_kept(tmp_path: Path) -> None:
+    changes = {"objective": TWO, "finetune": SPEC.finetune.model_dump() | {"metrics": ["psnr", "mse"]}}
+    state = SearchState(SearchSpec.model_validate(SPEC.model_dump() | changes), Store(tmp_path))
+    retention = Retention(state)
+
+    def end(psnr: float, mse: float) -> list[int]:
+        trial = state.next_trial()
+        assert trial is not None
+        state.store.write(f"trials/{trial.number:04d}/checkpoints/step-00000012/model.safetensors", b"x")
+        report: dict[str, Any] = {"step": 12, "timing": {}, "images": "none.png"}
+        report |= {"metrics": {"val/psnr": psnr, "val/mse": mse}, "checkpoint": "checkpoints/step-00000012"}
+        state.report(trial.number, report)
+        retention.ended(trial.number)
+        return list(kept(state))
+
+    assert end(99.0, 0.0) == []  # the baseline
+    assert end(20.0, 0.5) == [1]
+    assert end(30.0, 0.9) == [1, 2]
+    assert end(25.0, 0.7) == [1, 2]  # between the two
+    assert end(10.0, 0.1) == [2, 4]
+    assert end(31.0, 0.05) == [2, 5]  # beats them all, and two checkpoints stay
 
 
 def test_what_a_killed_driver_left_is_sorted_out(state: SearchState) -> None:

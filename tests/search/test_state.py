@@ -18,7 +18,21 @@ from ftae.storage import Store
 STEPS = (0, 4, 8, 12)
 
 
-def spec(direction: str = "maximize", **settings: Any) -> SearchSpec:
+OBJECTIVES: dict[str, Any] = {
+    "maximize": {"metric": "val/psnr", "direction": "maximize"},
+    "minimize": {"metric": "val/mse", "direction": "minimize"},
+    "constrained": {
+        "metric": "val/psnr",
+        "direction": "maximize",
+        "constraints": ["val/mse >= 0.04", "val/psnr <= 90"],
+    },
+    "several": {
+        "metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/ssim", "direction": "minimize"}]
+    },
+}
+
+
+def spec(objective: str = "maximize", **settings: Any) -> SearchSpec:
     return SearchSpec.model_validate(
         {
             "name": "made-up",
@@ -29,7 +43,7 @@ def spec(direction: str = "maximize", **settings: Any) -> SearchSpec:
                 "optimizer": {"lr": 1e-3, "betas": [0.9, 0.999]},
                 "max_steps": 12,
                 "num_evals": 3,
-                "metrics": ["psnr", "mse"],
+                "metrics": ["psnr", "mse", "ssim"],
             },
             "search_space": {
                 "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
@@ -37,7 +51,7 @@ def spec(direction: str = "maximize", **settings: Any) -> SearchSpec:
                 "batch_size": {"low": 4, "high": 16, "step": 4},
                 "max_grad_norm": {"choices": [0.1, 1.0, None]},
             },
-            "objective": {"metric": "val/psnr" if direction == "maximize" else "val/mse", "direction": direction},
+            "objective": OBJECTIVES[objective],
             "search": {
                 "num_trials": 8,
                 "scheduler": {"name": "asha", "reduction_factor": 2.0, "grace_fraction": 0.33},
@@ -52,7 +66,7 @@ def spec(direction: str = "maximize", **settings: Any) -> SearchSpec:
 def report(step: int, psnr: float) -> dict[str, Any]:
     return {
         "step": step,
-        "metrics": {"val/psnr": psnr, "val/mse": 1.0 / psnr},
+        "metrics": {"val/psnr": psnr, "val/mse": 1.0 / psnr, "val/ssim": (psnr % 3.0) / 3.0},
         "timing": {"time/eval_seconds": 0.1},
         "checkpoint": f"checkpoints/step-{step:08d}" if step else None,
         "images": f"images/step-{step:08d}.png",
@@ -208,7 +222,7 @@ def test_a_report_is_in_the_journal_with_paths_below_the_search_folder(state: Se
         "trial": number,
         "step": 4,
         "value": 21.0,
-        "metrics": {"val/psnr": 21.0, "val/mse": 1.0 / 21.0},
+        "metrics": {"val/psnr": 21.0, "val/mse": 1.0 / 21.0, "val/ssim": 0.0},
         "timing": {"time/eval_seconds": 0.1},
     }
 
@@ -306,7 +320,7 @@ Snapshot = tuple[list[Any], dict[int, dict[int, float]]]
 
 def snapshot(state: SearchState) -> Snapshot:
     """What the sampler and the rungs know."""
-    study = [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in state.study.trials]
+    study = [(t.number, t.state, t.params, t.values, t.intermediate_values, t.constraints) for t in state.study.trials]
     return study, state.rungs.recorded()
 
 
@@ -347,13 +361,13 @@ class Recorded:
         return SearchState(self.spec, Store(folder))
 
 
-@pytest.fixture(scope="module", params=["tpe", "random", "minimize", "three at a time"])
+@pytest.fixture(scope="module", params=["tpe", "random", "minimize", "constrained", "several", "three at a time"])
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded") / "whole"
     if request.param == "three at a time":
         return Recorded(spec(num_trials=10), folder, workers=3)
-    if request.param == "minimize":
-        return Recorded(spec("minimize"), folder)
+    if request.param in OBJECTIVES:
+        return Recorded(spec(request.param, num_trials=12), folder)
     return Recorded(spec(sampler=request.param), folder)
 
 
@@ -397,11 +411,15 @@ def test_a_line_cut_in_half_counts_as_not_written(
             kill(state)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize(
+    "search",
+    [spec(), spec(sampler="random"), spec("constrained"), spec("several")],
+    ids=["tpe", "random", "constrained", "several"],
+)
 def test_an_interrupted_search_ends_like_one_that_never_stopped(
-    sampler: str, tmp_path: Path, subtests: pytest.Subtests
+    search: SearchSpec, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    recorded = Recorded(spec(sampler=sampler), tmp_path / "whole")
+    recorded = Recorded(search, tmp_path / "whole")
     for num_lines in range(len(recorded.lines) + 1):
         with subtests.test(num_lines=num_lines):
             state = run(recorded.cut(tmp_path / str(num_lines), num_lines))
