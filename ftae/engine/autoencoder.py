@@ -43,6 +43,13 @@ class Posterior:
         squares = (mean - centre).square() + logvar.exp()
         return 0.5 * (squares * torch.exp(-spread) - 1.0 - logvar + spread)
 
+    def shift(self) -> Tensor:
+        """How far the mean is from the prior's, in standard deviations of the prior, in fp32."""
+        if self.prior is None:
+            return self.mean.float()
+        centre, spread = (tensor.float() for tensor in self.prior)
+        return (self.mean.float() - centre) * torch.exp(-0.5 * spread)
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -84,11 +91,17 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Stage:
-    """A named piece of the data flow. Every parameter belongs to exactly one stage."""
+    """A named piece of the data flow. Every parameter belongs to exactly one stage.
+
+    ``new``: a pretrained model has no weights for it. ``idle``: it takes no part in encoding and decoding,
+    so that nothing trains it.
+    """
 
     name: str
     group: Group
     modules: tuple[nn.Module, ...]
+    new: bool = False
+    idle: bool = False
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for module in self.modules:
@@ -163,12 +176,12 @@ class Autoencoder(nn.Module):
         """Attach a classification head beside the line, as the last stage."""
         assert self.head is None
         self.head = head
-        self.stages = [*self.stages, Stage("head", "head", (head,))]
+        self.stages = [*self.stages, Stage("head", "head", (head,), new=True)]
 
     # ------------------------------------------------------------------------------ freezing
 
     def freeze(self, depth: int, patterns: tuple[str, ...]) -> None:
-        """Freeze the first ``depth`` stages and those that match a pattern.
+        """Freeze the first ``depth`` stages, those that match a pattern, and the idle ones.
 
         Frozen means: no gradient, not in the optimizer (``trainable_stages``), and eval mode that
         survives ``train()``, so that dropout is off and running statistics do not move.
@@ -182,7 +195,7 @@ class Autoencoder(nn.Module):
         for pattern in patterns:
             if not any(stage.matches(pattern) for stage in self.stages):
                 raise FtaeError(f"freeze: {pattern!r} matches no stage. Stages: {self._stage_names()}")
-        frozen = [s for s in self.stages if s in line[:depth] or any(s.matches(p) for p in patterns)]
+        frozen = [s for s in self.stages if s.idle or s in line[:depth] or any(s.matches(p) for p in patterns)]
         if not any(p.requires_grad for s in self.stages if s not in frozen for p in s.parameters()):
             raise FtaeError(
                 f"freeze_depth {depth} and freeze {list(patterns)} leave nothing to train. "

@@ -42,17 +42,37 @@ def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
 def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model, "AutoencoderKL")
-    factor = 2 ** (len(net.config.block_out_channels) - 1)
+    _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
+    return _with_posterior(net, _kl_stages(net))
+
+
+def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AsymmetricAutoencoderKL (Zhu et al. 2023). Raises as ``build_autoencoder``.
+
+    Its decoder can be given the known part of an image with a mask of the rest, which
+    ``decoder.condition_encoder`` encodes. Here it is given neither, so that this stage is idle.
+    """
+    net = _load_diffusers(model, "AsymmetricAutoencoderKL")
+    _check_multiple(data, 2 ** (len(net.config.down_block_out_channels) - 1), model)
+    stages = _kl_stages(net)
+    before = next(i for i, stage in enumerate(stages) if stage.name == "decoder.up_blocks.0")
+    stages.insert(before, Stage("decoder.condition_encoder", "decoder", (net.decoder.condition_encoder,), idle=True))
+    return _with_posterior(net, stages)
+
+
+def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
     if data.resolution % factor:
         raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {data.resolution}")
 
+
+def _with_posterior(net: Any, stages: list[Stage]) -> Autoencoder:
     def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         distribution = net.encode(images).latent_dist
         return Encoding.of(Posterior(distribution.mean, distribution.logvar), draw)
 
     return Autoencoder(
         net,
-        _kl_stages(net),
+        stages,
         image_range=(-1.0, 1.0),
         channels=net.config.in_channels,
         encode=encode,
@@ -85,9 +105,7 @@ def _kl_stages(net: Any) -> list[Stage]:
 def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderTiny, the distilled TAESD. Raises as ``build_autoencoder``."""
     net = _load_diffusers(model, "AutoencoderTiny")
-    factor = 2 ** (len(net.config.encoder_block_out_channels) - 1)
-    if data.resolution % factor:
-        raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {data.resolution}")
+    _check_multiple(data, 2 ** (len(net.config.encoder_block_out_channels) - 1), model)
     # forward() rounds the latents to 8 bit, which gives the encoder no gradient: encode and decode do not.
     return Autoencoder(
         net,
@@ -115,3 +133,36 @@ def _tiny_stages(layers: nn.Sequential, group: Group) -> list[Stage]:
             groups.append([])
         groups[-1].append(layer)
     return [Stage(f"{group}.{i}", group, tuple(modules)) for i, modules in enumerate(groups)]
+
+
+def autoencoder_dc(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AutoencoderDC, the deep compression autoencoder (Chen et al. 2024). Raises as ``build_autoencoder``."""
+    net = _load_diffusers(model, "AutoencoderDC")
+    _check_multiple(data, net.spatial_compression_ratio, model)
+    return Autoencoder(
+        net,
+        _dc_stages(net),
+        image_range=(-1.0, 1.0),
+        channels=net.config.in_channels,
+        encode=lambda images, labels, draw: Encoding(net.encode(images).latent),
+        decode=lambda latents, labels: net.decode(latents).sample,
+        save=lambda folder: net.save_pretrained(folder),
+    )
+
+
+def _dc_stages(net: Any) -> list[Stage]:
+    """AutoencoderDC in data-flow order: the decoder's blocks run from the last to the first.
+
+    The outermost block is empty where the first layer of the model is a strided one.
+    """
+    encoder, decoder = net.encoder, net.decoder
+    down = [(i, block) for i, block in enumerate(encoder.down_blocks) if len(block)]
+    up = [(i, block) for i, block in enumerate(decoder.up_blocks) if len(block)]
+    return [
+        Stage("encoder.conv_in", "encoder", (encoder.conv_in,)),
+        *(Stage(f"encoder.down_blocks.{i}", "encoder", (block,)) for i, block in down),
+        Stage("encoder.conv_out", "encoder", (encoder.conv_out,)),
+        Stage("decoder.conv_in", "decoder", (decoder.conv_in,)),
+        *(Stage(f"decoder.up_blocks.{i}", "decoder", (block,)) for i, block in reversed(up)),
+        Stage("decoder.conv_out", "decoder", (decoder.norm_out, decoder.conv_out)),
+    ]

@@ -4,8 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.conditional import ConvCvaeNet, MlpCvaeNet
 from ftae.engine.custom_family import custom_family
-from ftae.engine.diffusers_families import autoencoder_kl, autoencoder_tiny
+from ftae.engine.diffusers_families import (
+    asymmetric_autoencoder_kl,
+    autoencoder_dc,
+    autoencoder_kl,
+    autoencoder_tiny,
+)
+from ftae.engine.hierarchical import HierarchicalVaeNet
 from ftae.engine.networks import ConvAeNet, ConvVaeNet, MlpVaeNet
 from ftae.engine.own_families import own_family
 from ftae.errors import FtaeError
@@ -37,6 +44,11 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "mlp_vae": own_family(MlpVaeNet),
     "conv_ae": own_family(ConvAeNet),
     "conv_vae": own_family(ConvVaeNet),
+    "mlp_cvae": own_family(MlpCvaeNet),
+    "conv_cvae": own_family(ConvCvaeNet),
+    "hierarchical_vae": own_family(HierarchicalVaeNet),
     "autoencoder_kl": autoencoder_kl,
+    "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,
+    "autoencoder_dc": autoencoder_dc,
 }

@@ -7,13 +7,13 @@ the validation images:
     psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; the mean of images, not of pixels
     input_psnr    psnr of the degraded image that the model is given: what giving it back unchanged scores
     ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, borders reflected
-    kl            sum over latent elements of the KL from the standard normal, in nats an image
+    kl            sum over latent elements of the KL from the prior, in nats an image
     accuracy      1 where the head's largest logit is the label, else 0
 
 Over the whole validation set:
 
     active_units  latent units (channels, for spatial latents) whose posterior mean varies over the
-                  images by more than 0.01 (Burda et al. 2015)
+                  images by more than 0.01 (Burda et al. 2015); relative to a prior that is learned
     auroc         area under the ROC curve of the mse of each image as a sign that it is an anomaly: the share of
                   pairs of an anomaly and a normal image in which the anomaly has the larger error
     latent_drift  mean squared distance of the latents from those of the model as it was given, over
@@ -116,7 +116,7 @@ class ActiveUnits:
         self._means: list[Tensor] = []
 
     def update(self, x: EvalInputs) -> None:
-        self._means.append(_posterior(x).mean.float().cpu())
+        self._means.append(_posterior(x).shift().cpu())
 
     def compute(self) -> float:
         variance = torch.cat(self._means).var(dim=0, correction=0)

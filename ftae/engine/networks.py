@@ -49,14 +49,14 @@ class ConvNet(nn.Module):
         super().__init__()
         if resolution % 2**depth:
             raise FtaeError(f"resolution must be a multiple of {2**depth} (2**depth), got {resolution}")
-        widths = [channels * min(2**level, 4) for level in range(depth)]
+        self.widths = widths = [channels * min(2**level, 4) for level in range(depth)]
         self.inner = (widths[-1], resolution // 2**depth, resolution // 2**depth)
         self.down = nn.ModuleList(
-            _block(nn.Conv2d(before, width, 4, stride=2, padding=1), width)
+            conv_block(nn.Conv2d(before, width, 4, stride=2, padding=1), width)
             for before, width in zip([channels_in, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
-            nn.Sequential(nn.Upsample(scale_factor=2), _block(nn.Conv2d(width, after, 3, padding=1), after))
+            nn.Sequential(nn.Upsample(scale_factor=2), conv_block(nn.Conv2d(width, after, 3, padding=1), after))
             for width, after in zip(reversed(widths), [*reversed(widths[:-1]), channels], strict=True)
         )
         self.out = nn.Conv2d(channels, channels_in, 3, padding=1)
@@ -89,7 +89,7 @@ class ConvAeNet(ConvNet):
     ) -> None:
         super().__init__(channels_in=channels_in, resolution=resolution, channels=channels, depth=depth)
         self.to_latents = nn.Conv2d(self.inner[0], latent_channels, 1)
-        self.from_latents = _block(nn.Conv2d(latent_channels, self.inner[0], 3, padding=1), self.inner[0])
+        self.from_latents = conv_block(nn.Conv2d(latent_channels, self.inner[0], 3, padding=1), self.inner[0])
 
     def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
         return Encoding(self.to_latents(self._down(images)))
@@ -123,5 +123,6 @@ class ConvVaeNet(ConvNet):
         return self._stages((self.mean, self.logvar), self.from_latents)
 
 
-def _block(conv: nn.Conv2d, width: int) -> nn.Sequential:
+def conv_block(conv: nn.Conv2d, width: int) -> nn.Sequential:
+    """A convolution to ``width`` channels, normalised in groups of them, activated."""
     return nn.Sequential(conv, nn.GroupNorm(math.gcd(8, width), width), nn.SiLU())

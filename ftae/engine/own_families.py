@@ -9,57 +9,117 @@ from typing import Any
 from torch import nn
 
 from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.networks import ConvAeNet, ConvVaeNet, MlpVaeNet
+from ftae.engine.outer_stages import OuterStages
 from ftae.engine.pretrained import CONFIG, WEIGHTS, load_state, pretrained_folder, save_state
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec
 
+OUTER = "outer_stages"  # an option of the families that are built for one resolution
 
-def own_family(
-    net_type: type[MlpVaeNet] | type[ConvAeNet] | type[ConvVaeNet],
-) -> Callable[[Any, DataSpec, int | None], Autoencoder]:
-    """What builds an ``Autoencoder`` of one of ftae's networks; it raises as ``build_autoencoder``."""
+
+def own_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None], Autoencoder]:
+    """What builds an ``Autoencoder`` of one of ftae's networks; it raises as ``build_autoencoder``.
+
+    The network's keyword arguments with a default are the options of its spec; the others are facts of the
+    data: ``channels_in``, ``resolution``, and ``num_classes`` where it is conditioned on labels.
+    """
 
     def build(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
-        given = model.model_dump(exclude={"family", "pretrained"}, exclude_none=True)
-        options = {name: given.get(name, default) for name, default in _defaults(net_type).items()}
-        facts = {"channels_in": data.channels, "resolution": data.resolution}
-        weights: Path | None = None
+        if model.needs_labels and num_classes is None:
+            raise FtaeError(
+                f"{model.family} needs labels: put the images of each class into a sub-folder of data.train"
+            )
+        config, weights = _config(net_type, model, data, num_classes), None
         if model.pretrained is not None:
-            config, weights = _own_files(model.family, model.pretrained)
-            _same(config, given, model.pretrained)
-            # A fully convolutional model takes any resolution; the others are built for one.
-            if net_type is not ConvAeNet and config["resolution"] != data.resolution:
-                raise FtaeError(
-                    f"{model.pretrained} takes images of {config['resolution']} pixels a side, "
-                    f"got data.resolution {data.resolution}"
-                )
-            options, facts["channels_in"] = config["options"], config["channels_in"]
-        net = net_type(**facts, **options)
+            config, weights = _pretrained_config(config, model, data)
+        net: Any = net_type(**config["options"], **{fact: config[fact] for fact in _facts(net_type)})
+        prior, kept, wanted = getattr(net, "prior", None), config.get(OUTER, 0), getattr(model, OUTER, None)
+        for _ in range(kept):
+            net = OuterStages(net, config["channels_in"], new=False)
         if weights is not None:
             load_state(net, weights)
+        for _ in range(kept, wanted or 0):
+            net = OuterStages(net, config["channels_in"], new=True)
 
         def save(folder: Path) -> None:
-            config = {"family": model.family, "options": options, **facts}
             save_state(net, folder)
-            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            saved = config | {OUTER: max(kept, wanted or 0)}
+            (folder / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
 
         return Autoencoder(
             net,
             net.stages(),
             image_range=(0.0, 1.0),
-            channels=facts["channels_in"],
+            channels=config["channels_in"],
             encode=net.encode,
             decode=net.decode,
             save=save,
+            prior=prior,
         )
 
     return build
 
 
-def _defaults(net_type: type[nn.Module]) -> dict[str, int]:
-    parameters = inspect.signature(net_type).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+def _config(net_type: type[nn.Module], model: Any, data: DataSpec, num_classes: int | None) -> dict[str, Any]:
+    """A new model as its spec and the data have it. Its resolution is that between the outer stages."""
+    given = _given(model)
+    options = {p.name: given.get(p.name, p.default) for p in _parameters(net_type) if p.default is not p.empty}
+    outer = getattr(model, OUTER, None) or 0
+    if data.resolution % 2**outer:
+        raise FtaeError(f"data.resolution must be a multiple of {2**outer} (2**outer_stages), got {data.resolution}")
+    known = {"channels_in": data.channels, "resolution": data.resolution // 2**outer, "num_classes": num_classes}
+    return {"family": model.family, "options": options, OUTER: outer} | {f: known[f] for f in _facts(net_type)}
+
+
+def _pretrained_config(asked: dict[str, Any], model: Any, data: DataSpec) -> tuple[dict[str, Any], Path]:
+    """What the pretrained model was saved with, and its weights.
+
+    Raises:
+        FtaeError: it is not there, or is another than what is asked for.
+    """
+    saved, weights = _own_files(model.family, model.pretrained)
+    for name, value in _given(model).items():
+        if saved["options"][name] != value:
+            raise FtaeError(
+                f"model.{name} is {value}, but {model.pretrained} was built with {saved['options'][name]}; leave it out"
+            )
+    if saved.get("num_classes") != asked.get("num_classes"):
+        raise FtaeError(
+            f"{model.pretrained} is conditioned on {saved['num_classes']} classes, "
+            f"the data has {asked['num_classes']}; name data with the same classes"
+        )
+    if OUTER in type(model).model_fields:
+        _check_resolution(saved, model, data)
+        return saved, weights
+    return saved | {"resolution": data.resolution}, weights  # fully convolutional
+
+
+def _check_resolution(saved: dict[str, Any], model: Any, data: DataSpec) -> None:
+    """The pretrained model's resolution is doubled by each outer stage, of which it may have some."""
+    kept, inner = saved.get(OUTER, 0), saved["resolution"]
+    outer = kept if model.outer_stages is None else model.outer_stages
+    if outer < kept:
+        raise FtaeError(f"model.outer_stages is {outer}, but {model.pretrained} has {kept}; leave it out to keep them")
+    if inner * 2**outer != data.resolution:
+        fitting = [number for number in range(kept, 9) if inner * 2**number == data.resolution]
+        raise FtaeError(
+            f"{model.pretrained} with {outer} outer stages takes images of {inner * 2**outer} pixels a side, "
+            f"got data.resolution {data.resolution}; each of model.outer_stages doubles what it takes"
+            + (f", and {fitting[0]} of them fit" if fitting else "")
+        )
+
+
+def _given(model: Any) -> dict[str, Any]:
+    given: dict[str, Any] = model.model_dump(exclude={"family", "pretrained", OUTER}, exclude_none=True)
+    return given
+
+
+def _parameters(net_type: type[nn.Module]) -> list[inspect.Parameter]:
+    return list(inspect.signature(net_type).parameters.values())
+
+
+def _facts(net_type: type[nn.Module]) -> list[str]:
+    return [p.name for p in _parameters(net_type) if p.default is p.empty]
 
 
 def _own_files(family: str, pretrained: str) -> tuple[dict[str, Any], Path]:
@@ -69,15 +129,7 @@ def _own_files(family: str, pretrained: str) -> tuple[dict[str, Any], Path]:
             f"model.pretrained: {pretrained!r} is not a folder with a {family} (no {CONFIG}); "
             "name a folder that ftae train or ftae export wrote"
         )
-    config = json.loads((folder / CONFIG).read_text())
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     if config["family"] != family:
         raise FtaeError(f"model.pretrained: {pretrained!r} holds a {config['family']}, not a {family}")
     return config, folder / WEIGHTS
-
-
-def _same(config: dict[str, Any], given: dict[str, Any], pretrained: str) -> None:
-    for name, value in given.items():
-        if config["options"][name] != value:
-            raise FtaeError(
-                f"model.{name} is {value}, but {pretrained} was built with {config['options'][name]}; leave it out"
-            )

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.batches import val_batches
+from ftae.engine.batches import Batch, val_batches
 from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights
 from ftae.engine.data import Dataset, ImageSet, load_dataset
@@ -59,7 +59,7 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
 @torch.no_grad()
 def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
     batch = next(val_batches(data.val, spec.data, batch_size=spec.batch_size, device=device_of(spec)))
-    return torch.equal(_mode(a, batch.inputs), _mode(b, batch.inputs))
+    return torch.equal(_mode(a, batch), _mode(b, batch))
 
 
 @torch.no_grad()
@@ -84,5 +84,5 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
     return scaling_factor
 
 
-def _mode(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    return autoencoder.encode(autoencoder.to_range(images)).mode
+def _mode(autoencoder: Autoencoder, batch: Batch) -> Tensor:
+    return autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels).mode

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ftae.specs import needs
 from ftae.specs.base import Fraction, Positive, Spec, Weight
 from ftae.specs.data import AnyData, ImageFolder
 from ftae.specs.losses import Losses
@@ -94,6 +95,17 @@ class FinetuneSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     # Each field is checked against the ones before it as far as those are valid, so that all faults show at once.
+
+    @field_validator("data")
+    @classmethod
+    def _labels_are_there(cls, data: AnyData, info: ValidationInfo) -> AnyData:
+        model = info.data.get("model")
+        reason = needs.labels(Parts(model, data, None))
+        if model is not None and model.needs_labels and reason:
+            raise ValueError(
+                f"{model.family} {reason}; use digits, or an image_folder with a sub-folder for each class"
+            )
+        return data
 
     @field_validator("losses")
     @classmethod

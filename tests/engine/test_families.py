@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AsymmetricAutoencoderKL, AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from ftae.engine.autoencoder import Autoencoder
@@ -92,13 +92,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp_vae": {"family": "mlp_vae", "hidden": 16, "latent_dim": 4},
     "conv_ae": {"family": "conv_ae", "channels": 8, "latent_channels": 2},
     "conv_vae": {"family": "conv_vae", "channels": 8, "latent_dim": 4},
+    "conv_vae_outer": {"family": "conv_vae", "channels": 8, "latent_dim": 4, "depth": 1, "outer_stages": 1},
+    "mlp_cvae": {"family": "mlp_cvae", "hidden": 16, "latent_dim": 4},
+    "conv_cvae": {"family": "conv_cvae", "channels": 8, "latent_dim": 4},
+    "hierarchical_vae": {"family": "hierarchical_vae", "channels": 8, "latent_channels": 2},
     "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
+    "asymmetric_autoencoder_kl": {"family": "asymmetric_autoencoder_kl", "pretrained": "asymmetric"},
     "autoencoder_tiny": {"family": "autoencoder_tiny", "pretrained": "tiny"},
+    "autoencoder_dc": {"family": "autoencoder_dc", "pretrained": "dc"},
     "custom_in_order_safetensors": {**CUSTOM, "pretrained": "vae.safetensors"},
     "custom_named_pt": {**CUSTOM, "pretrained": "vae.pt", "stages": NAMED_STAGES},
     "custom_forward_alone": {"family": "family_contract:Plain", "image_range": "0..1"},
 }
-BOUNDED = ("mlp_vae", "conv_ae", "conv_vae")
+BOUNDED = ("mlp_vae", "conv_ae", "conv_vae", "conv_vae_outer", "mlp_cvae", "conv_cvae", "hierarchical_vae")
+UNBOUNDED = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc")
+WITHOUT_POSTERIOR = ("conv_ae", "autoencoder_tiny", "autoencoder_dc", "family_contract:Plain")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         num_decoder_blocks=(1, 1),
         latent_channels=2,
     ).save_pretrained(folder / "tiny")
+    AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        down_block_out_channels=(8, 16),
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        up_block_out_channels=(8, 16),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    ).save_pretrained(folder / "asymmetric")
+    AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(0, 1, 1),
+        decoder_layers_per_block=(0, 1, 1),
+        encoder_qkv_multiscales=((), (), (5,)),
+        decoder_qkv_multiscales=((), (), (5,)),
+    ).save_pretrained(folder / "dc")
     import family_contract
 
     weights = family_contract.Vae(4).state_dict()
@@ -166,7 +195,7 @@ def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
 
 def trained_spec(model: dict[str, Any]) -> FinetuneSpec:
     """All that carries state between two steps."""
-    has_posterior = model["family"] not in ("conv_ae", "autoencoder_tiny", "family_contract:Plain")
+    has_posterior = model["family"] not in WITHOUT_POSTERIOR
     return spec_of(
         model,
         losses={"mse": 1.0, "ce": 0.1} | ({"kl": 1e-3} if has_posterior else {}),
@@ -186,9 +215,10 @@ def built(model: dict[str, Any], seed: int = 0) -> Autoencoder:
 @torch.no_grad()
 def outputs(autoencoder: Autoencoder, images: torch.Tensor) -> list[torch.Tensor]:
     """Latents, what the posterior adds to them, and reconstruction."""
-    encoding = autoencoder.encode(images)
+    labels = torch.arange(len(images)) % 2
+    encoding = autoencoder.encode(images, labels)
     spread = [] if encoding.posterior is None else [encoding.posterior.logvar]
-    return [encoding.latents, *spread, autoencoder.decode(encoding.latents)]
+    return [encoding.latents, *spread, autoencoder.decode(encoding.latents, labels)]
 
 
 def images_for(autoencoder: Autoencoder, num_images: int = 3) -> torch.Tensor:
@@ -255,8 +285,8 @@ class TestContract:
                 if list(leaf.parameters()):
                     leaf.register_forward_hook(lambda *_, i=i: passed.append(i))
         outputs(autoencoder, images_for(autoencoder))
-        assert passed == sorted(passed)
-        assert set(passed) == set(range(len(autoencoder.stages)))
+        first_passed = list(dict.fromkeys(passed))  # where the prior is learned, encoding goes through the decoder too
+        assert first_passed == [i for i, stage in enumerate(autoencoder.stages) if not stage.idle]
         order = ["encoder", "bottleneck", "decoder"]
         groups = [order.index(stage.group) for stage in autoencoder.stages]
         assert groups == sorted(groups)
@@ -284,16 +314,16 @@ class TestContract:
     def test_freeze(self, model: dict[str, Any], tmp_path: Path) -> None:
         depth = 2
         spec = spec_of(model, freeze_depth=depth, optimizer={"lr": 1e-2, "weight_decay": 0.1}, max_steps=3)
-        before = build_model(spec, None)
+        before = build_model(spec, 2)
         list(finetune(spec, tmp_path))
-        after = build_model(spec, None)
+        after = build_model(spec, 2)
         checkpoint = latest_checkpoint(tmp_path)
         assert checkpoint is not None
         after.load_state_dict(load_file(checkpoint / "model.safetensors"))
         for i, (old, new) in enumerate(zip(before.stages, after.stages, strict=True)):
             states = [[t for m in stage.modules for t in m.state_dict().values()] for stage in (old, new)]
             same = [torch.equal(a, b) for a, b in zip(*states, strict=True)]
-            assert all(same) if i < depth else not all(same), old.name
+            assert all(same) if i < depth or old.idle else not all(same), old.name
 
     def test_save_and_load(self, model: dict[str, Any], tmp_path: Path) -> None:
         saved = built(model, seed=1)
@@ -360,14 +390,15 @@ def test_bounded_families_stay_in_range(family: str) -> None:
     assert 0.99 < extreme.max() <= 1.0
 
 
-@pytest.mark.parametrize("name", ["autoencoder_kl", "autoencoder_tiny"])
+@pytest.mark.parametrize("name", UNBOUNDED)
 def test_unbounded_families_say_so(name: str, home: Path) -> None:
     assert not spec_of(located(MODELS[name], home)).model.bounded_output
 
 
 def test_posteriors_are_as_the_spec_says(model: dict[str, Any]) -> None:
     autoencoder = built(model)
-    has_posterior = autoencoder.encode(images_for(autoencoder)).posterior is not None
+    images = images_for(autoencoder)
+    has_posterior = autoencoder.encode(images, torch.zeros(len(images), dtype=torch.int64)).posterior is not None
     assert spec_of(model).model.has_posterior in (None, has_posterior)
 
 
@@ -390,6 +421,13 @@ def test_stages_of_diffusers_models(home: Path) -> None:
     ]
     tiny = [stage.name for stage in built(located(MODELS["autoencoder_tiny"], home)).stages]
     assert tiny == [*(f"encoder.{i}" for i in range(3)), *(f"decoder.{i}" for i in range(4))]
+    asymmetric = [stage.name for stage in built(located(MODELS["asymmetric_autoencoder_kl"], home)).stages]
+    assert asymmetric == [*kl[:9], "decoder.condition_encoder", *kl[9:]]
+    dc = [stage.name for stage in built(located(MODELS["autoencoder_dc"], home)).stages]
+    assert dc == [
+        *("encoder.conv_in", "encoder.down_blocks.1", "encoder.down_blocks.2", "encoder.conv_out"),
+        *("decoder.conv_in", "decoder.up_blocks.2", "decoder.up_blocks.1", "decoder.conv_out"),
+    ]
 
 
 def test_stages_in_order_take_modules_without_parameters_along(home: Path) -> None:
@@ -425,7 +463,9 @@ def grey(resolution: int = 16) -> dict[str, Any]:
 def test_another_resolution_or_colour_is_refused(home: Path, tmp_path: Path) -> None:
     built(MODELS["conv_vae"]).save_pretrained(tmp_path)
     own = {"family": "conv_vae", "pretrained": str(tmp_path)}
-    assert "takes images of 16 pixels a side, got data.resolution 32" in refused(own, data=grey(32) | {"color": "rgb"})
+    assert "takes images of 16 pixels a side, got data.resolution 32; each of model.outer_stages" in refused(
+        own, data=grey(32) | {"color": "rgb"}
+    )
     assert "takes 3 image channels" in refused(own, data=grey())
     assert "set data.color to rgb" in refused(located(MODELS["autoencoder_kl"], home), data=grey())
     assert "multiple of 2" in refused(located(MODELS["autoencoder_kl"], home), data=grey(17) | {"color": "rgb"})
@@ -549,3 +589,109 @@ def test_a_users_mistake_is_one_message(
         build_model(FinetuneSpec.model_validate(spec | change), None)
     sys.modules.pop("broken_modules", None)
     sys.path.remove(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------- labels, priors, outer stages
+
+
+@pytest.mark.parametrize("name", ["mlp_cvae", "conv_cvae"])
+def test_a_conditional_model_encodes_and_decodes_by_the_label(name: str) -> None:
+    autoencoder = built(MODELS[name])
+    images = images_for(autoencoder, 1).repeat(3, 1, 1, 1)
+    labels = torch.tensor([0, 1, -1])  # -1: an image without a label
+    latents = autoencoder.encode(images, labels).mode
+    decoded = autoencoder.decode(latents[:1].repeat(3, 1), labels)
+    for found in (latents, decoded):
+        assert len({tuple(row.flatten().tolist()) for row in found}) == 3
+    with pytest.raises(FtaeError, match="conditioned on labels and these images have none"):
+        autoencoder.encode(images)
+
+
+def test_a_conditional_model_needs_labels_and_its_own_number_of_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mlp_cvae needs labels, photos has none; use digits, or an image_folder"):
+        spec_of(MODELS["mlp_cvae"], data={"source": "photos", "resolution": 16})
+    assert "conv_cvae needs labels: put the images of each class into a sub-folder" in refused(MODELS["conv_cvae"])
+    built(MODELS["conv_cvae"]).save_pretrained(tmp_path)
+    spec = spec_of(MODELS["conv_cvae"] | {"pretrained": str(tmp_path)})
+    assert build_model(spec, 2).channels == 3
+    with pytest.raises(FtaeError, match="is conditioned on 2 classes, the data has 3"):
+        build_model(spec, 3)
+
+
+def test_a_hierarchical_model_draws_from_its_learned_prior() -> None:
+    autoencoder = built(MODELS["hierarchical_vae"])
+    encoding = autoencoder.encode(images_for(autoencoder))
+    assert encoding.posterior is not None
+    assert encoding.posterior.prior is not None
+    assert autoencoder.prior is not None
+    modes = autoencoder.prior(5, None, torch.zeros_like)
+    assert modes.shape == (5, encoding.latents.shape[1])
+    top = 2 * 4 * 4  # the coarsest group's prior depends on nothing, the others' on the latents before them
+    centre = encoding.posterior.prior[0]
+    assert torch.equal(centre[0, :top], modes[0, :top])
+    assert not torch.equal(centre[0, top:], modes[0, top:])
+    assert not torch.equal(*autoencoder.prior(2, None, torch.randn_like))
+
+
+def test_the_kl_of_a_hierarchical_model_is_that_from_its_prior() -> None:
+    autoencoder = built(MODELS["hierarchical_vae"])
+    posterior = autoencoder.encode(images_for(autoencoder)).posterior
+    assert posterior is not None
+    assert posterior.prior is not None
+    normal = [
+        torch.distributions.Normal(m, torch.exp(0.5 * v))
+        for m, v in ((posterior.mean, posterior.logvar), posterior.prior)
+    ]
+    assert torch.allclose(posterior.kl(), torch.distributions.kl_divergence(*normal), atol=1e-5)
+
+
+def outer(model: dict[str, Any], folder: Path, number: int, resolution: int = 16) -> Autoencoder:
+    data = {"source": "digits", "resolution": resolution, "color": "rgb", "classes": [0, 1]}
+    return build_model(spec_of(model | {"pretrained": str(folder), "outer_stages": number}, data=data), 2)
+
+
+@pytest.mark.parametrize("name", ["mlp_vae", "conv_vae", "mlp_cvae", "conv_cvae", "hierarchical_vae"])
+def test_untrained_outer_stages_only_resize(name: str, tmp_path: Path) -> None:
+    small = built(MODELS[name])
+    small.save_pretrained(tmp_path)
+    large = outer(MODELS[name], tmp_path, 2, 64)
+    images, labels = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
+    shrunk = torch.nn.functional.avg_pool2d(images, 4)
+    with torch.no_grad():
+        latents = large.encode(images, labels).mode
+        assert torch.allclose(latents, small.encode(shrunk, labels).mode, atol=1e-6)
+        image = small.decode(latents, labels)
+        for _ in range(2):
+            image = torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear")
+        assert torch.allclose(large.decode(latents, labels), image, atol=2e-6)
+    assert (large.prior is None) == (small.prior is None)
+
+
+def test_outer_stages_are_saved_and_more_can_be_added(tmp_path: Path) -> None:
+    built(MODELS["mlp_vae"]).save_pretrained(tmp_path / "small")
+    once = outer(MODELS["mlp_vae"], tmp_path / "small", 1, 32)
+    assert [s.name for s in once.stages if s.new] == ["encoder.outer.0", "decoder.outer.0"]
+    with torch.no_grad():
+        for parameter in once.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    once.save_pretrained(tmp_path / "once")
+    images = torch.rand(2, 3, 32, 32)
+    kept = outer(MODELS["mlp_vae"], tmp_path / "once", 1, 32)
+    assert_same(outputs(kept, images), outputs(once, images))
+    assert not any(stage.new for stage in kept.stages)
+    twice = outer(MODELS["mlp_vae"], tmp_path / "once", 2, 64)
+    names = [stage.name for stage in twice.stages]
+    assert names[:2] + names[-2:] == ["encoder.outer.1", "encoder.outer.0", "decoder.outer.0", "decoder.outer.1"]
+    assert [s.name for s in twice.stages if s.new] == ["encoder.outer.1", "decoder.outer.1"]
+    enlarged = torch.nn.functional.interpolate(images, scale_factor=2)  # pooling gives the original back
+    assert torch.allclose(twice.encode(enlarged).mode, once.encode(images).mode, atol=1e-5)
+
+
+def test_outer_stages_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    built(MODELS["mlp_vae"] | {"outer_stages": 1}).save_pretrained(tmp_path)
+    own = {"family": "mlp_vae", "pretrained": str(tmp_path)}
+    large = grey(64) | {"color": "rgb"}
+    assert "with 1 outer stages takes images of 16 pixels a side, got data.resolution 64" in refused(own, data=large)
+    assert "each of model.outer_stages doubles what it takes, and 3 of them fit" in refused(own, data=large)
+    assert "model.outer_stages is 0, but" in refused(own | {"outer_stages": 0})
+    assert "multiple of 4 (2**outer_stages), got 18" in refused({"family": "mlp_vae", "outer_stages": 2}, data=grey(18))
