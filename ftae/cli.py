@@ -153,7 +153,9 @@ def train(
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} was stopped; the same command with --resume goes on from its checkpoint", err=True)
         raise typer.Exit(130) from None
-    values = ", ".join(f"{n} {v:.4f}" for n, v in report.metrics.items() if n.startswith("val/"))
+    from ftae.specs.metrics import is_held_out
+
+    values = ", ".join(f"{n} {v:.4f}" for n, v in report.metrics.items() if is_held_out(n))
     typer.echo(f"{spec.name}: {values} at step {report.step}; the model is in {target / 'model'}")
     if spec.finetune.model.pretrained is not None and not released.latents_compatible:
         typer.echo("its latents are no longer compatible with the pretrained model's")

@@ -11,6 +11,7 @@ from ftae import journal
 from ftae.engine.release import Release, release
 from ftae.errors import FtaeError
 from ftae.journal import SearchRecord, TrialRecord
+from ftae.specs.metrics import is_held_out
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.specs.yamlfile import dump
 from ftae.storage import Store
@@ -95,7 +96,7 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, re
 
 def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> str:
     baseline = record.baseline
-    names = [name for name in trial.metrics if name.startswith("val/")]
+    names = [name for name in trial.metrics if is_held_out(name)]
     rows = "\n".join(
         f"| {name} | {'' if baseline is None else f'{baseline.metrics[name]:.6g}'} | {trial.metrics[name]:.6g} |"
         for name in names

@@ -90,6 +90,10 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
         lines.append(f"labels       {data.labelled_fraction:g} of the training images of each class, all of validation")
     if data.anomaly_classes:
         lines.append(f"anomalies    {', '.join(data.anomaly_classes)}: never trained on, told from the rest by auroc")
+    if data.replay is not None:
+        rows = data.replay.rows(run.batch_size)
+        measured = ", ".join(f"val_source/{name}" for name in run.source_metrics())
+        lines.append(f"replay       {rows} of {run.batch_size} images a batch from {data.replay.source}; {measured}")
     return lines
 
 
@@ -166,9 +170,11 @@ def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
 
 
 def _check_paths(run: FinetuneSpec) -> None:
-    if not isinstance(run.data, ImageFolder):
-        return
-    folders = {"data.train": run.data.train} | ({"data.val": run.data.val} if isinstance(run.data.val, str) else {})
+    folders: dict[str, str] = {}
+    for section, data in (("data", run.data), ("data.replay", run.data.replay)):
+        if isinstance(data, ImageFolder):
+            folders[f"{section}.train"] = data.train
+            folders |= {f"{section}.val": data.val} if isinstance(data.val, str) else {}
     missing = [
         f"finetune.{leaf}: {path} is not a folder"
         for leaf, path in folders.items()

@@ -245,6 +245,17 @@ def test_without_torch_all_but_the_model_is_checked(tmp_path: Path) -> None:
 
 def test_the_plan_says_what_the_data_ask() -> None:
     data = {"source": "digits", "resolution": 16, "degrade": {"noise": 0.1, "blur": 1.5}, "labelled_fraction": 0.05}
+    data |= {"anomaly_classes": [7, 8], "replay": {"source": "digits", "share": 0.25}}
     lines = plan_of(finetune__data=data, finetune__losses={"mse": 1.0, "ce": 0.1})
     assert "degraded     the model is given images with blur 1.5, noise 0.1, and judged against the clean ones" in lines
+    assert "replay       2 of 8 images a batch from digits; val_source/psnr" in lines
+    assert "anomalies    7, 8: never trained on, told from the rest by auroc" in lines
     assert "labels       0.05 of the training images of each class, all of validation" in lines
+
+
+def test_a_missing_folder_of_replayed_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    replay = {"source": "image_folder", "share": 0.1, "train": str(tmp_path / "t"), "val": str(tmp_path / "v")}
+    with pytest.raises(SpecError, match=r"finetune\.data\.replay\.train: .* is not a folder") as error:
+        plan_of(finetune__data={"source": "digits", "resolution": 16, "replay": replay})
+    assert "replay.val" not in str(error.value)

@@ -100,8 +100,10 @@ def _given(pixels: Pixels, spec: DataSpec, seeds: Sequence[Sequence[int]]) -> Im
     """Degraded, float32 (B, H, W, C), each image with a seed of its own; None where they are given as they are."""
     if spec.degrade is None:
         return None
-    pairs = zip(pixels, seeds, strict=True)
-    return np.stack([degraded(image, spec.degrade, np.random.default_rng(seed)) for image, seed in pairs])
+    given = np.empty(pixels.shape, dtype=np.float32)
+    for row, (image, seed) in enumerate(zip(pixels, seeds, strict=True)):
+        given[row] = degraded(image, spec.degrade, np.random.default_rng(seed))
+    return given
 
 
 def _to_batch(

@@ -67,7 +67,9 @@ class Dataset:
     """Training and validation images.
 
     ``anomalies``: validation images of ``data.anomaly_classes``, without labels; None where it names none.
-    ``fingerprint`` changes with any pixel, label, or the split, and with nothing else.
+    ``replay``: those of ``data.replay``; its training images are mixed into the batches.
+    ``fingerprint`` changes with any pixel, label, or the split, and with nothing else; behind a ``+``, that of
+    the replayed images.
     ``skipped``: the files that could not be decoded, each as "path: reason".
     """
 
@@ -77,6 +79,7 @@ class Dataset:
     class_names: tuple[str, ...] | None
     fingerprint: str
     skipped: tuple[str, ...]
+    replay: "Dataset | None" = None
 
     @property
     def num_classes(self) -> int | None:
@@ -92,7 +95,7 @@ class ImagesChanged(FtaeError):
     """The images are not those of ``data.fingerprint``."""
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def load_dataset(spec: AnyData) -> Dataset:
     """The images that ``spec`` describes; loaded once per process, decoded once per machine.
 
@@ -101,6 +104,18 @@ def load_dataset(spec: AnyData) -> Dataset:
             classes that ``train`` lacks, there are no anomalies of a name, or the cache cannot be written.
         ImagesChanged: they are not those of ``spec.fingerprint``.
     """
+    own, _, of_replay = (spec.fingerprint or "").partition("+")
+    dataset = _own_images(spec.model_copy(update={"fingerprint": own or None}))
+    if spec.replay is None:
+        return dataset
+    _check_not_trained_on(spec)
+    pinned = {"fingerprint": of_replay} if of_replay else {}
+    replay = load_dataset(spec.replay.model_copy(update=pinned))
+    fingerprint, skipped = f"{dataset.fingerprint}+{replay.fingerprint}", dataset.skipped + replay.skipped
+    return replace(dataset, fingerprint=fingerprint, skipped=skipped, replay=replay)
+
+
+def _own_images(spec: AnyData) -> Dataset:
     dataset = _as_pinned(spec, _from_folders(spec) if isinstance(spec, ImageFolder) else _builtin(spec))
     if spec.labelled_fraction < 1.0:
         train = replace(dataset.train, labels=_partly_labelled(dataset, spec.labelled_fraction))
@@ -114,7 +129,7 @@ def _from_folders(spec: ImageFolder) -> Dataset:
     if isinstance(spec.val, float):
         dataset, keys = _split(train, spec, key), [key]
     else:
-        _check_apart(spec.train, spec.val)
+        _check_apart(("data.train", spec.train), ("data.val", spec.val))
         val, val_key = _folder(spec.val, spec, known[-1])
         dataset, keys = _joined(spec, train, val, digest([key, val_key])), [key, val_key]
     remember_keys(dataset.fingerprint, keys)
@@ -223,11 +238,22 @@ def _anomalies(spec: DataSpec, images: Pixels) -> ImageSet | None:
     return ImageSet(images, None) if spec.anomaly_classes else None
 
 
-def _check_apart(train: str, val: str) -> None:
-    train_path, val_path = Path(train).expanduser().resolve(), Path(val).expanduser().resolve()
+def _check_not_trained_on(spec: AnyData) -> None:
+    """The validation folders must not be training folders of the other domain."""
+    replay = spec.replay
+    if isinstance(spec, ImageFolder) and isinstance(replay, ImageFolder):
+        if isinstance(spec.val, str):
+            _check_apart(("data.replay.train", replay.train), ("data.val", spec.val))
+        if isinstance(replay.val, str):
+            _check_apart(("data.train", spec.train), ("data.replay.val", replay.val))
+
+
+def _check_apart(train: tuple[str, str], val: tuple[str, str]) -> None:
+    """Of two folders, each with the name of its leaf."""
+    train_path, val_path = (Path(path).expanduser().resolve() for _, path in (train, val))
     if train_path.is_relative_to(val_path) or val_path.is_relative_to(train_path):
         raise FtaeError(
-            f"data.train ({train}) and data.val ({val}) must be separate folders, neither inside the other: "
+            f"{train[0]} ({train[1]}) and {val[0]} ({val[1]}) must be separate folders, neither inside the other: "
             "validation images must not be trained on. A val between 0 and 1 holds out a share of train"
         )
 

@@ -1,5 +1,7 @@
 """Judging a model on the validation images: metrics, and a picture of some of them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,32 @@ from ftae.specs.finetune import FinetuneSpec
 GRID_IMAGES = 12  # in two columns of three cells each: a square, which MLflow shows best
 GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged so that the picture can be looked at
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Validation images by the name under which reports have their metrics, and what is judged on them."""
+
+    name: str
+    subject: Subject
+    images: ImageSet
+
+    def few(self, count: int) -> "Judged":
+        """The same on the first images, ``count`` of each kind."""
+        anomalies = self.subject.anomalies
+        few = None if anomalies is None else anomalies.taken(slice(count))
+        return Judged(self.name, replace(self.subject, anomalies=few), self.images.taken(slice(count)))
+
+    def __len__(self) -> int:
+        anomalies = self.subject.anomalies
+        return len(self.images) + (0 if anomalies is None else len(anomalies))
+
+
+def evaluate_all(judged: Sequence[Judged]) -> tuple[Metrics, dict[str, float]]:
+    """Every metric as reports name it (``val/psnr``), and the vital signs on the first of ``judged``."""
+    results = [(part.name, *evaluate(part.subject, part.images)) for part in judged]
+    metrics = {f"{name}/{metric}": value for name, values, _ in results for metric, value in values.items()}
+    return metrics, results[0][2]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from ftae.engine.checkpoint import (
     remove_older_checkpoints,
     save_checkpoint,
 )
-from ftae.engine.evaluation import evaluate, save_grid
+from ftae.engine.evaluation import evaluate_all, save_grid
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.training import Training, out_of_memory_fails
@@ -76,7 +76,7 @@ class FinetuneRun(Training):
         name = f"step-{self.step:08d}"
         picture = Path("images") / f"{name}.png"
         with self.average.applied() if self.average is not None else nullcontext():
-            metrics, vitals = evaluate(self.subject, self.data.val)
+            metrics, vitals = evaluate_all(self.judged)
             save_grid(self.autoencoder, self.data.val, self.spec, self.workdir / picture, device=self.device)
         # A model from scratch may not show them yet: only losing one is a collapse.
         for reason, sign in vitals.items():
@@ -86,7 +86,7 @@ class FinetuneRun(Training):
         checkpoint = Path(CHECKPOINTS) / name if self.step > 0 else None
         report = EvalReport(
             step=self.step,
-            metrics={f"val/{n}": v for n, v in metrics.items()} | (self.measured() if self.window_steps else {}),
+            metrics=metrics | (self.measured() if self.window_steps else {}),
             timing=self._timing(train_seconds),
             checkpoint=None if checkpoint is None else str(checkpoint),
             images=str(picture),

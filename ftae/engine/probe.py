@@ -6,15 +6,14 @@ import resource
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from ftae.engine.data import ImageSet
-from ftae.engine.evaluation import evaluate
+from ftae.engine.evaluation import evaluate_all
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.training import Training, out_of_memory_fails
 from ftae.specs.finetune import FinetuneSpec
@@ -80,22 +79,15 @@ def _step_seconds(training: Training) -> float:
 
 
 def _eval_seconds(training: Training) -> float:
-    val, anomalies = training.data.val, training.data.anomalies
-    few = slice(training.spec.batch_size)
-    batch, strange = val.taken(few), None if anomalies is None else anomalies.taken(few)
-    subject = replace(training.subject, anomalies=strange)
-    share = _num(batch, strange) / _num(val, anomalies)
+    few = [part.few(training.spec.batch_size) for part in training.judged]
+    share = sum(map(len, few)) / sum(map(len, training.judged))
 
     def evaluate_batch() -> None:
-        evaluate(subject, batch)
+        evaluate_all(few)
 
     with training.average.applied() if training.average is not None else nullcontext():
         times = [_timed(evaluate_batch, training.device) for _ in range(2)]
     return min(times) / share
-
-
-def _num(val: ImageSet, anomalies: ImageSet | None) -> int:
-    return len(val) + (0 if anomalies is None else len(anomalies))
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:

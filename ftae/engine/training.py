@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.batches import Batch, train_batch
+from ftae.engine.batches import Batch
 from ftae.engine.build import build_model, device_of
 from ftae.engine.companions import Companions, build_companions
-from ftae.engine.data import load_dataset
+from ftae.engine.data import Dataset, load_dataset
+from ftae.engine.evaluation import Judged
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.metrics import Subject
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.random_state import rng_state, set_rng_state
+from ftae.engine.replay import source_spec, training_batch
 from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
@@ -49,13 +51,17 @@ class Training:
         half_life = None if group.rank else spec.ema_half_life_fraction
         self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
         self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
-        self.subject = Subject(
-            self.autoencoder, spec, self.companions, self.data.train, self.device, self.data.anomalies
-        )
+        self.judged = [Judged("val", self._subject(spec, self.data), self.data.val)]
+        if self.data.replay is not None and spec.source_metrics():
+            subject = self._subject(source_spec(spec), self.data.replay)
+            self.judged.append(Judged("val_source", subject, self.data.replay.val))
         self.step = 0
         self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group)
         self._joined = False
         self.start_window()
+
+    def _subject(self, spec: FinetuneSpec, data: Dataset) -> Subject:
+        return Subject(self.autoencoder, spec, self.companions, data.train, self.device, data.anomalies)
 
     def start_window(self) -> None:
         """Measure from here on."""
@@ -129,8 +135,8 @@ class Training:
     def _backward(self, number: int, weights: dict[str, float]) -> None:
         """Add the gradient of training batch ``number``."""
         spec = self.spec
-        batch = train_batch(
-            self.data.train,
+        batch = training_batch(
+            self.data,
             spec.data,
             batch_size=spec.batch_size,
             batch=number,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ftae import journal
 from ftae.errors import FtaeError
+from ftae.specs.metrics import is_held_out
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
 from ftae.tracking import SearchTracker, TrackingUnavailable
@@ -124,7 +125,7 @@ def publish(store: Store, tracker: SearchTracker) -> None:
             tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
         if len(record.objective.goals) > 1:
             tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.front())
-        metrics |= {f"best/{name}": value for name, value in best.metrics.items() if name.startswith("val/")}
+        metrics |= {f"best/{name}": value for name, value in best.metrics.items() if is_held_out(name)}
     tracker.publish(leaderboard=record.leaderboard(), best_config=best_config, files=files, tags=tags, metrics=metrics)
 
 

@@ -1,11 +1,11 @@
 """The data of a run: one spec a source of images."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ftae.specs.base import Positive, Spec
+from ftae.specs.base import Positive, Spec, absolute
 from ftae.specs.degradation import Degradation
 from ftae.specs.problems import Problem, one_of, refusal, shown
 
@@ -39,6 +39,7 @@ class DataSpec(Spec):
     ``degrade``: the model is given degraded images, of which it is to make the clean ones.
     ``labelled_fraction``: of the training images of each class only this share keeps its label (at least one;
     always the same ones, and those of a smaller share among those of a larger).
+    ``replay``: images of the domain that the model comes from, among those of every training batch.
     ``anomaly_classes``: images of these classes are never trained on; validation has them apart.
     """
 
@@ -52,6 +53,7 @@ class DataSpec(Spec):
     degrade: Degradation | None = None
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     anomaly_classes: tuple[ClassName, ...] = ()
+    replay: Annotated["ReplayedFolder | ReplayedDigits | ReplayedPhotos | None", Field(discriminator="source")] = None
 
     @field_validator("random_crop_from")
     @classmethod
@@ -77,6 +79,29 @@ class DataSpec(Spec):
             raise refusal(found)
         return degrade
 
+    @field_validator("replay", mode="before")
+    @classmethod
+    def _replayed_alike(cls, replay: Any, info: ValidationInfo) -> Any:
+        """Resolution and colour need not be said twice."""
+        given = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        return {**given, **replay} if isinstance(replay, dict) else replay
+
+    @field_validator("replay")
+    @classmethod
+    def _can_be_mixed(cls, replay: "Replayed | None", info: ValidationInfo) -> "Replayed | None":
+        own = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        differing = [name for name, value in own.items() if replay is not None and getattr(replay, name) != value]
+        if differing:
+            raise refusal(
+                ((name,), f"must be that of data ({own[name]}), got {shown(getattr(replay, name))}")
+                for name in differing
+            )
+        return replay
+
+    def located(self) -> Self:
+        """The same images with absolute paths."""
+        return self if self.replay is None else self.model_copy(update={"replay": self.replay.located()})
+
     @property
     def decoded_side(self) -> int:
         """Pixels a side of the decoded arrays."""
@@ -95,6 +120,10 @@ class ImageFolder(DataSpec):
 
     source: Literal["image_folder"]
     train: str
+
+    def located(self) -> Self:
+        val = absolute(self.val) if isinstance(self.val, str) else self.val
+        return super().located().model_copy(update={"train": absolute(self.train), "val": val})
 
 
 class Digits(DataSpec):
@@ -135,5 +164,40 @@ class Photos(DataSpec):
             raise ValueError(f"has no effect, photos has no labels, got {shown(value)}")
         return value
 
+
+class Replayed(DataSpec):
+    """Images of another domain, mixed into the training batches of the data they belong to.
+
+    ``share`` of the images of every batch; 0 only measures what the model still knows of that domain.
+    """
+
+    share: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @field_validator("labelled_fraction", "anomaly_classes", "replay")
+    @classmethod
+    def _is_of_the_data(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError("has no effect on replayed images: they are trained on, without labels")
+        return value
+
+    def rows(self, batch_size: int) -> int:
+        """How many of the images of a batch are replayed; at least one is not."""
+        return min(round(self.share * batch_size), batch_size - 1)
+
+
+class ReplayedFolder(ImageFolder, Replayed):
+    """As ``ImageFolder``."""
+
+
+class ReplayedDigits(Digits, Replayed):
+    """As ``Digits``."""
+
+
+class ReplayedPhotos(Photos, Replayed):
+    """As ``Photos``."""
+
+
+for _spec in (DataSpec, ImageFolder, Digits, Photos, Replayed, ReplayedFolder, ReplayedDigits, ReplayedPhotos):
+    _spec.model_rebuild()
 
 AnyData = Annotated[ImageFolder | Digits | Photos, Field(discriminator="source")]

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs import needs
-from ftae.specs.base import Fraction, Positive, Spec, Weight
-from ftae.specs.data import AnyData, ImageFolder
+from ftae.specs.base import Fraction, Positive, Spec, Weight, absolute
+from ftae.specs.data import AnyData
 from ftae.specs.losses import Losses
 from ftae.specs.metrics import METRICS, MetricName
 from ftae.specs.models import AnyModel
@@ -100,11 +100,9 @@ class FinetuneSpec(Spec):
     @classmethod
     def _labels_are_there(cls, data: AnyData, info: ValidationInfo) -> AnyData:
         model = info.data.get("model")
-        reason = needs.labels(Parts(model, data, None))
+        reason = needs.every_label(Parts(model, data, None))
         if model is not None and model.needs_labels and reason:
-            raise ValueError(
-                f"{model.family} {reason}; use digits, or an image_folder with a sub-folder for each class"
-            )
+            raise ValueError(f"{model.family} {reason}")
         return data
 
     @field_validator("losses")
@@ -153,20 +151,31 @@ class FinetuneSpec(Spec):
         """The steps after which the model is evaluated; the last is ``max_steps``."""
         return [round(i * self.max_steps / self.num_evals) for i in range(1, self.num_evals + 1)]
 
+    def source_metrics(self) -> tuple[MetricName, ...]:
+        """Those of ``metrics`` that are also measured on the images of ``data.replay``.
+
+        Left out are those that these images cannot have, and those of the head, whose classes are the data's own.
+        """
+        if self.data.replay is None:
+            return ()
+        parts = Parts(self.model, self.data.replay, self.losses)
+        return tuple(
+            name
+            for name in self.metrics
+            if needs.head not in METRICS[name].needs and not any(need(parts) for need in METRICS[name].needs)
+        )
+
+    def measured(self) -> tuple[str, ...]:
+        """The metrics as reports name them: ``val/psnr``, ``val_source/psnr``."""
+        return (*(f"val/{name}" for name in self.metrics), *(f"val_source/{name}" for name in self.source_metrics()))
+
     def located(self) -> "FinetuneSpec":
         """The same run with absolute paths, so that it can be run from any folder."""
-        model, data = self.model, self.data
+        model = self.model
         if model.pretrained is not None and Path(model.pretrained).expanduser().exists():
-            model = model.model_copy(update={"pretrained": _absolute(model.pretrained)})
-        if isinstance(data, ImageFolder):
-            val = _absolute(data.val) if isinstance(data.val, str) else data.val
-            data = data.model_copy(update={"train": _absolute(data.train), "val": val})
-        return self.model_copy(update={"model": model, "data": data})
+            model = model.model_copy(update={"pretrained": absolute(model.pretrained)})
+        return self.model_copy(update={"model": model, "data": self.data.located()})
 
 
 def _parts(info: ValidationInfo, losses: Losses | None) -> Parts:
     return Parts(info.data.get("model"), info.data.get("data"), losses)
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())

@@ -12,7 +12,7 @@ from ftae.specs.search import Asha, ProductionSpec, SearchSpec
 _SHAPES = {"huber_delta": "huber", "kl_warmup_fraction": "kl", "kl_capacity": "kl"}
 
 # Of the leaves of data, these leave the validation images as they are.
-_TRAINING_ONLY = frozenset({"data.flip", "data.labelled_fraction"})
+_TRAINING_ONLY = frozenset({"data.flip", "data.labelled_fraction", "data.replay.share", "data.replay.flip"})
 
 _SIDE = {"minimize": "lower", "maximize": "higher"}
 
@@ -39,6 +39,11 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "losses.ce trains a classification head that no metric measures: add accuracy to finetune.metrics"
     if run.losses.ce == 0.0 and run.data.labelled_fraction < 1.0 and "losses.ce" not in space:
         yield "data.labelled_fraction has no effect: no loss uses labels (losses.ce is 0)"
+    replay = run.data.replay
+    if replay is not None and replay.share > 0.0 and replay.rows(run.batch_size) == 0:
+        yield f"data.replay.share has no effect: {replay.share:g} of a batch of {run.batch_size} is no image"
+    if replay is not None and not run.source_metrics():
+        yield "what the model still knows of data.replay is not measured: no metric of finetune.metrics can be"
     if run.data.anomaly_classes and "auroc" not in run.metrics:
         yield "no metric is of the images of data.anomaly_classes: add auroc to finetune.metrics"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):

@@ -38,6 +38,11 @@ METRICS: dict[str, MetricFacts] = {
 }
 
 
+def is_held_out(name: str) -> bool:
+    """Whether a metric, as reports name it, is of validation images: those of the data, or of what is replayed."""
+    return name.startswith(("val/", "val_source/"))
+
+
 def facts_of(metric: str) -> MetricFacts:
-    """Of a metric as reports name it: ``val/psnr``."""
+    """Of a metric as reports name it: ``val/psnr``, ``val_source/psnr``."""
     return METRICS[metric.partition("/")[2]]

@@ -44,6 +44,21 @@ def labels(parts: Parts) -> str | None:
     return "needs labels, photos has none"
 
 
+def every_label(parts: Parts) -> str | None:
+    """Every image has a label, one of the same classes."""
+    if reason := labels(parts):
+        return f"{reason}; use digits, or an image_folder with a sub-folder for each class"
+    if parts.data is None:
+        return None
+    without = {
+        "data.labelled_fraction": parts.data.labelled_fraction < 1.0,
+        "data.anomaly_classes": bool(parts.data.anomaly_classes),
+        "data.replay": parts.data.replay is not None,
+    }
+    missing = [leaf for leaf, is_without in without.items() if is_without]
+    return f"needs the label of every image, {missing[0]} brings images without one" if missing else None
+
+
 def head(parts: Parts) -> str | None:
     """The model has a classification head."""
     if parts.losses is None or parts.losses.ce > 0.0:

@@ -165,7 +165,7 @@ class SearchSpec(Spec):
     @classmethod
     def _is_measured(cls, objective: AnyObjective, info: ValidationInfo) -> AnyObjective:
         run, written = info.data.get("finetune"), (info.context or {}).get("finetune")
-        check_measured(objective, [f"val/{name}" for name in _metrics(run, written)])
+        check_measured(objective, _measured(run, written))
         return objective
 
     @field_validator("search")
@@ -280,10 +280,16 @@ def _joint_problems(run: FinetuneSpec, space: dict[str, Distribution]) -> list[P
     return found + [((), f"with every number at its lowest: {reason}") for reason in reasons]
 
 
-def _metrics(run: FinetuneSpec | None, written: Any) -> Iterable[str]:
-    """What the run measures; where neither it nor what the file says of it tells, every metric there is."""
+def _measured(run: FinetuneSpec | None, written: Any) -> list[str]:
+    """What the run reports; where neither it nor what the file says of it tells, all that may be."""
     if run is not None:
-        return run.metrics
+        return list(run.measured())
+    data = written.get("data") if isinstance(written, dict) else None
+    sets = ("val", "val_source") if isinstance(data, dict) and data.get("replay") else ("val",)
+    return [f"{images}/{name}" for images in sets for name in _metrics(written)]
+
+
+def _metrics(written: Any) -> Iterable[str]:
     default = FinetuneSpec.model_fields["metrics"].default
     names: Any = written.get("metrics", default) if isinstance(written, dict) else None
     if names and isinstance(names, (list, tuple)) and all(name in list(METRICS) for name in names):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ftae.engine.batches import train_batch
 from ftae.engine.data import Dataset, load_dataset
-from ftae.engine.evaluation import evaluate
+from ftae.engine.evaluation import evaluate_all
 from ftae.engine.loop import finetune
 from ftae.engine.metrics import Auroc
 from ftae.engine.training import Training
@@ -163,15 +163,13 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
 
 
 def test_all_other_metrics_are_of_the_normal_images(tmp_path: Path) -> None:
-    training = Training(spec_of())
-    found, vitals = evaluate(training.subject, training.data.val)
-    without = Training(spec_of(metrics=["mse", "psnr", "active_units"])).subject
-    assert evaluate(without, training.data.val) == ({n: v for n, v in found.items() if n != "auroc"}, vitals)
+    found, vitals = evaluate_all(Training(spec_of()).judged)
+    without = evaluate_all(Training(spec_of(metrics=["mse", "psnr", "active_units"])).judged)
+    assert without == ({n: v for n, v in found.items() if n != "val/auroc"}, vitals)
 
 
 def test_auroc_does_not_depend_on_the_batch_size() -> None:
-    subjects = [Training(spec_of(batch_size=size)) for size in (3, 16, 500)]
-    found = [evaluate(t.subject, t.data.val)[0]["auroc"] for t in subjects]
+    found = [evaluate_all(Training(spec_of(batch_size=size)).judged)[0]["val/auroc"] for size in (3, 16, 500)]
     assert found == pytest.approx([found[0]] * 3, abs=1e-3)
 
 

@@ -57,7 +57,11 @@ PHOTOS = {
     "losses": {"mse": 1},
     "schedule": {"name": "cyclical", "num_cycles": 2},
 }
-FOLDER = {**PHOTOS, "data": {"source": "image_folder", "train": "2024-01-01", "val": "null", "resolution": 32}}
+REPLAY = {"source": "digits", "share": 0.25, "classes": [1]}
+FOLDER = {
+    **PHOTOS,
+    "data": {"source": "image_folder", "train": "2024-01-01", "val": "null", "resolution": 32, "replay": REPLAY},
+}
 
 
 def specs() -> dict[str, SearchSpec | ProductionSpec]:
@@ -136,7 +140,7 @@ def test_the_digest_is_the_same_in_another_process(path: Path) -> None:
         assert result.stdout.strip() == spec.digest()
 
 
-SECTIONS = ("data.degrade", "data.degrade.blocks")
+SECTIONS = ("data.degrade", "data.degrade.blocks", "data.replay", "data.replay.degrade", "data.replay.replay")
 
 
 def leaves(data: Any, prefix: str = "") -> list[str]:
