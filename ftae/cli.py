@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ftae import cli_cluster, cli_run
+from ftae import cli_cluster, cli_model, cli_run
 from ftae.cli_options import STORAGE, AllowCode, Json, SearchName, Sets, Storage, print_table
 from ftae.errors import FtaeError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_run.app)
 app.add_typer(cli_cluster.app)
+app.add_typer(cli_model.app)
 
 RESULTS = "Results"
 Trial = Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best")]

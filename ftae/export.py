@@ -32,7 +32,7 @@ def export(
             kept, or ``out`` exists.
     """
     record = journal.replay(store.folder)
-    trial = _chosen(record, store, trial_number, weights)
+    trial = chosen_trial(record, store, trial_number, weights)
     if out.exists():
         raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     search = SearchSpec.model_validate(record.search)
@@ -61,10 +61,17 @@ def export(
     return trial, released
 
 
-def _chosen(record: SearchRecord, store: Store, number: int | None, weights: Mapping[str, float] | None) -> TrialRecord:
+def chosen_trial(
+    record: SearchRecord, store: Store, number: int | None = None, weights: Mapping[str, float] | None = None
+) -> TrialRecord:
+    """The trial to hand out: the best (by ``weights``, of several metrics), or the one of this number.
+
+    Raises:
+        FtaeError: no trial ran to its full budget, or the chosen one has no checkpoint.
+    """
     ranked = record.ranked()
     if not ranked:
-        raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet, so there is nothing to export")
+        raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet, so there is no tuned model")
     kept = [t.number for t in ranked if t.checkpoint and store.names(t.checkpoint)]
     chosen = record.chosen(None, weights).number if number is None else number
     if chosen not in kept:

@@ -227,7 +227,7 @@ def test_a_search_without_a_full_trial_has_nothing_to_export(number: int | None,
     state.next_trial()
     state.next_trial()
     state.end(1, "diverged")
-    with pytest.raises(FtaeError, match="no tuned trial ran to its full budget yet, so there is nothing to export"):
+    with pytest.raises(FtaeError, match="no tuned trial ran to its full budget yet, so there is no tuned model"):
         export(Store(tmp_path), tmp_path / "out", number)
 
 

@@ -109,6 +109,20 @@ def load_checkpoint(
     return EvalReport(**content["report"]), content["vitals"]
 
 
+def read_spec(folder: Path) -> FinetuneSpec | None:
+    """The run that made the checkpoint ``folder``; None if it is no checkpoint.
+
+    Raises:
+        FtaeError: it is one of another version of ftae, or damaged.
+    """
+    if not (folder / REPORT).is_file():
+        return None
+    try:
+        return FinetuneSpec.model_validate(json.loads((folder / REPORT).read_text())["spec"])
+    except (ValueError, KeyError) as error:
+        raise FtaeError(f"the checkpoint {folder} is damaged: {REPORT} describes no run") from error
+
+
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
     """The weights the checkpoint's metrics were measured with: averaged where there is an average.
 

@@ -164,7 +164,7 @@ def _as_pinned(spec: AnyData, dataset: Dataset) -> Dataset:
 
 def _builtin(spec: AnyData) -> Dataset:
     assert not isinstance(spec, ImageFolder)
-    key = _key(builtin_content(spec), spec)
+    key = image_key(builtin_content(spec), spec)
 
     def source() -> Source:
         found = digits_source(spec) if isinstance(spec, Digits) else photos_source(spec)
@@ -181,13 +181,14 @@ def _folder(path: str, spec: DataSpec, known_key: str | None) -> tuple[StoredIma
     key = known_key
     if known_key is None:
         files = list_images(Path(path).expanduser())
-        key = _key(content_fingerprint(files), spec)
+        key = image_key(content_fingerprint(files), spec)
     assert key is not None
     stored = stored_images(key, lambda: normal_first(folder_source(files, spec), spec.anomaly_classes))
     return replace(stored, skipped=tuple(str(Path(path) / entry) for entry in stored.skipped)), key
 
 
-def _key(content: object, spec: DataSpec) -> str:
+def image_key(content: object, spec: DataSpec) -> str:
+    """What images of this content are cached under, in the size, colour and order of ``spec``."""
     behind = [sorted(spec.anomaly_classes)] if spec.anomaly_classes else []
     return digest([FORMAT, content, *image_shape(spec), *behind])
 

@@ -54,12 +54,12 @@ def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, flo
     subject.autoencoder.eval()
     spec, evaluation, vitals = subject.spec, Evaluation(subject), Vitals()
     for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
-        inputs = _run(subject.autoencoder, batch)
+        inputs = run_batch(subject.autoencoder, batch)
         evaluation.update(inputs)
         vitals.update(inputs)
     if subject.anomalies is not None:
         for batch in val_batches(subject.anomalies, spec.data, batch_size=spec.batch_size, device=subject.device):
-            evaluation.update_anomalies(_run(subject.autoencoder, batch))
+            evaluation.update_anomalies(run_batch(subject.autoencoder, batch))
     return evaluation.compute(), vitals.compute()
 
 
@@ -75,7 +75,7 @@ def save_grid(
     num_columns = 2 if len(images) >= GRID_IMAGES else 1
     chosen = np.linspace(0, len(images) - 1, min(GRID_IMAGES, len(images))).astype(int)
     batch = next(val_batches(images.taken(chosen), spec.data, batch_size=len(chosen), device=device))
-    inputs = _run(autoencoder, batch, with_head=False)
+    inputs = run_batch(autoencoder, batch, with_head=False)
     wanted, made = inputs.target, inputs.reconstruction
     third = (wanted - made).abs() if spec.data.degrade is None else wanted
     cells = torch.cat([inputs.given, made, third], dim=3).cpu()  # (N, C, H, 3W)
@@ -87,7 +87,8 @@ def save_grid(
     Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
 
 
-def _run(autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True) -> EvalInputs:
+def run_batch(autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True) -> EvalInputs:
+    """What the model makes of a batch, on the mode of its posterior."""
     encoding = autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels)
     reconstruction = autoencoder.to_unit(autoencoder.decode(encoding.latents, batch.labels)).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None

@@ -14,10 +14,13 @@ from ftae.engine.batches import Batch, val_batches
 from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights
 from ftae.engine.data import Dataset, ImageSet, load_dataset
+from ftae.engine.pretrained import load_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.models import DiffusersModel
 
 SCALING_IMAGES = 1024
+HEAD, CLASSES = "head.safetensors", "classes.json"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,23 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Release:
     try:
         tuned.save_pretrained(folder)
         if tuned.head is not None:
-            save_file(tuned.head.state_dict(), folder / "head.safetensors")
+            save_file(tuned.head.state_dict(), folder / HEAD)
     except SafetensorError as error:
         raise FtaeError(f"the model cannot be written to {folder}: {error}") from error
-    if tuned.head is not None:
-        (folder / "classes.json").write_text(json.dumps(data.class_names))
+    if data.class_names is not None:
+        (folder / CLASSES).write_text(json.dumps(data.class_names))
     return Release(compatible, scaling_factor)
+
+
+def load_released(spec: FinetuneSpec, folder: Path, num_classes: int | None) -> Autoencoder:
+    """The model that ``release`` wrote to ``folder``, with its head. Raises as ``build_model``."""
+    there = spec.model.model_copy(update={"pretrained": str(folder.absolute())})
+    if isinstance(there, DiffusersModel):
+        there = there.model_copy(update={"subfolder": None})  # that of the pipeline it was taken from
+    autoencoder = build_model(spec.model_copy(update={"model": there}), num_classes)
+    if autoencoder.head is not None:
+        load_state(autoencoder.head, folder / HEAD)
+    return autoencoder
 
 
 @torch.no_grad()

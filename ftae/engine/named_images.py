@@ -1,0 +1,104 @@
+"""The names of stored images: those that scores and reconstructions are told by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftae.engine.anomalies import normal_first, parted
+from ftae.engine.data import ImageSet, image_key, load_dataset
+from ftae.engine.image_cache import content_fingerprint, stored_images
+from ftae.engine.sources import (
+    Source,
+    builtin_content,
+    digits_source,
+    folder_source,
+    list_images,
+    num_held_out,
+    photos_source,
+)
+from ftae.errors import FtaeError
+from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder
+
+
+@dataclass(frozen=True)
+class Names:
+    """Of images in order: of a folder the paths below it. ``classes``: those of each, None where there are none."""
+
+    images: tuple[str, ...]
+    classes: tuple[str, ...] | None
+
+    def from_number(self, first: int) -> "Names":
+        return Names(self.images[first:], self.classes and self.classes[first:])
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Images and their names, those of ``anomalies`` (of ``data.anomaly_classes``; None where there are none) last.
+
+    The labels of ``images`` index ``class_names``. ``skipped``: the files that could not be decoded, each as
+    "name: reason".
+    """
+
+    images: ImageSet
+    anomalies: ImageSet | None
+    names: Names
+    class_names: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+
+
+def named_folder(path: str, spec: DataSpec) -> NamedImages:
+    """All images of a folder, in the size and colour that ``spec`` gives them.
+
+    Raises:
+        FtaeError: it holds none that can be read, or the cache cannot be written.
+    """
+    files = list_images(Path(path).expanduser())
+    return _named(folder_source(files, spec), content_fingerprint(files), spec)
+
+
+def validation_names(spec: AnyData) -> Names | None:
+    """The names of the validation images of ``load_dataset(spec)``, in order, the anomalies behind the others.
+
+    None where the cache holds images whose files are no longer there, or no longer the same. Of the
+    built-in sources a name is the number of the image there.
+    """
+    if not isinstance(spec, ImageFolder):
+        found = digits_source(spec) if isinstance(spec, Digits) else photos_source(spec)
+        return _held_out(_named(found, builtin_content(spec), spec), spec.val)
+    now = spec.model_copy(update={"fingerprint": None})
+    try:
+        if spec.fingerprint not in (None, load_dataset(now).fingerprint):
+            return None
+    except FtaeError:
+        return None
+    return (
+        named_folder(spec.val, spec).names
+        if isinstance(spec.val, str)
+        else _held_out(named_folder(spec.train, spec), spec.val)
+    )
+
+
+def _held_out(named: NamedImages, share: float) -> Names:
+    return named.names.from_number(len(named.images) - num_held_out(len(named.images), share))
+
+
+def _named(source: Source, content: object, spec: DataSpec) -> NamedImages:
+    source = normal_first(source, spec.anomaly_classes)
+    stored = stored_images(image_key(content, spec), lambda: source)
+    normal, others = parted(stored, spec.anomaly_classes)
+    classes = None
+    if stored.labels is not None and stored.class_names is not None:
+        classes = tuple(stored.class_names[label] for label in stored.labels)
+    names = Names(_without(source.names, stored.skipped), classes)
+    assert len(names.images) == len(stored.images)
+    anomalies = ImageSet(others, None) if len(others) else None
+    return NamedImages(ImageSet(normal.images, normal.labels), anomalies, names, normal.class_names, stored.skipped)
+
+
+def _without(names: Sequence[str], skipped: Sequence[str]) -> tuple[str, ...]:
+    """``names`` but for those with an entry "name: reason"; a name may itself hold a colon."""
+    known = set(names)
+    for entry in skipped:
+        ends = [i for i in range(len(entry)) if entry.startswith(": ", i)]
+        known.discard(next(entry[:end] for end in reversed(ends) if entry[:end] in known))
+    return tuple(name for name in names if name in known)

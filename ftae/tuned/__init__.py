@@ -1,0 +1,1 @@
+"""What a tuned model is used for: scores, reconstructions, interpolations, samples."""

@@ -1,0 +1,101 @@
+"""A model, loaded for use: images in [0, 1] in and out, in eval mode, without gradients."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ftae.engine.autoencoder import Autoencoder, Encoding
+from ftae.engine.build import build_model, device_of
+from ftae.engine.checkpoint import evaluated_weights, read_spec
+from ftae.engine.data import load_dataset
+from ftae.engine.random_state import keep_random_state
+from ftae.engine.release import CLASSES, load_released
+from ftae.engine.sources import list_images
+from ftae.errors import FtaeError
+from ftae.specs.data import ImageFolder
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.models import CustomModel
+from ftae.tuned.source import ModelSource
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """``class_names``: the labels it was trained with, by index; None where there were none."""
+
+    autoencoder: Autoencoder
+    spec: FinetuneSpec
+    device: torch.device
+    class_names: tuple[str, ...] | None
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> Encoding:
+        """Of images (B, C, H, W) in [0, 1]; its ``mode`` is what metrics are measured on."""
+        return self.autoencoder.encode(self.autoencoder.to_range(images.to(self.device)), labels)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [0, 1], clamped, on the CPU."""
+        images = self.autoencoder.to_unit(self.autoencoder.decode(latents.to(self.device), labels))
+        return images.float().clamp(0.0, 1.0).cpu()
+
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [0, 1], there and back."""
+        return self.decode(self.encode(images, labels).mode, labels)
+
+
+def load_model(source: ModelSource) -> TunedModel:
+    """The model of ``source`` where it is to run: a GPU that the run asked for need not be here.
+
+    Neither the training images nor, for a released model, the pretrained one are needed. Draws nothing
+    from the random generators.
+
+    Raises:
+        FtaeError: its weights are missing, damaged or do not fit.
+    """
+    spec, weights = source.spec, source.weights
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        spec = spec.model_copy(update={"device": "auto"})
+    if spec.num_threads is not None:
+        torch.set_num_threads(spec.num_threads)
+    class_names = _class_names(spec, weights)
+    num_classes = None if class_names is None else len(class_names)
+    with keep_random_state():
+        if weights is None:
+            autoencoder = build_model(spec, num_classes)
+        elif read_spec(weights) is None:
+            autoencoder = load_released(spec, weights, num_classes)
+        else:
+            autoencoder = build_model(spec, num_classes)
+            _restore(autoencoder, weights)
+    device = device_of(spec)
+    autoencoder.to(device).eval()
+    if not isinstance(spec.model, CustomModel):  # as in training: other kernels round differently
+        autoencoder.to(memory_format=torch.channels_last)
+    return TunedModel(autoencoder, spec, device, class_names)
+
+
+def _restore(autoencoder: Autoencoder, checkpoint: Path) -> None:
+    weights = evaluated_weights(checkpoint)
+    try:
+        autoencoder.load_state_dict(autoencoder.state_dict() | weights)
+    except RuntimeError as error:
+        misfit = str(error).splitlines()[1].strip()
+        raise FtaeError(
+            f"the weights of {checkpoint} are not of this model: {misfit} It takes images of the resolution and colour "
+            "that it was trained with; the classes of its images must be what they were"
+        ) from error
+
+
+def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | None:
+    """As the model was released with, or those of the training images, if they are here."""
+    if weights is not None and (weights / CLASSES).is_file():
+        return tuple(json.loads((weights / CLASSES).read_text()))
+    if not isinstance(spec.data, ImageFolder):
+        return load_dataset(spec.data.model_copy(update={"fingerprint": None})).class_names
+    try:
+        return list_images(Path(spec.data.train).expanduser()).class_names
+    except FtaeError:  # they are elsewhere; a model that depends on them says so itself
+        return None

@@ -1,0 +1,49 @@
+"""Models that were really trained, if only for a moment: a search of them, its export, a production run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_search import SEARCH
+
+from ftae.engine.data import load_dataset
+from ftae.engine.loop import finetune
+from ftae.export import export
+from ftae.production import train
+from ftae.search.provenance import facts
+from ftae.search.state import SearchState
+from ftae.specs import ProductionSpec
+from ftae.storage import Store
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``searches/small``, its ``exports/small``, and ``runs/digits``."""
+    home = tmp_path_factory.mktemp("tuned")
+    folder = home / "searches" / "small"
+    folder.mkdir(parents=True)
+    state = SearchState(SEARCH, Store(folder), facts(SEARCH, load_dataset(SEARCH.finetune.data)))
+    while (trial := state.next_trial()) is not None:
+        for report in finetune(SEARCH.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
+            if not state.report(trial.number, vars(report)):
+                break
+    state.close("complete")
+    export(Store(folder), home / "exports" / "small")
+    production = ProductionSpec(name="digits", finetune=SEARCH.finetune)
+    train(production, home / "runs" / "digits", storage=home / "searches", say=lambda line: None)
+    return home
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve RGB pictures of 20x24 pixels in two class folders, one file that is none, names out of the way."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = folder / ("3" if i % 2 else "7") / f"picture {i:02d}: as taken.png"
+        path.parent.mkdir(exist_ok=True)
+        smooth = np.kron(rng.integers(0, 256, (5, 6, 3)), np.ones((4, 4, 1)))
+        Image.fromarray(smooth.astype(np.uint8)).save(path)
+    (folder / "3" / "picture 99: broken.png").write_bytes(b"not an image")
+    return folder

@@ -1,0 +1,206 @@
+"""Metrics as the run reported them, the error of each image, and the maps of the worst."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_search import SEARCH
+
+from ftae import journal
+from ftae.engine.named_images import named_folder, validation_names
+from ftae.errors import FtaeError
+from ftae.tuned import scores
+from ftae.tuned.model import TunedModel, load_model
+from ftae.tuned.pictures import INFERNO, heat
+from ftae.tuned.source import find_model, with_settings
+
+
+@pytest.fixture(scope="session")
+def model(home: Path) -> TunedModel:
+    return load_model(find_model(str(home / "exports/small"), "searches", say=lambda line: None))
+
+
+def test_the_figures_are_those_of_the_run(home: Path) -> None:
+    """To the last digit: of the best trial, its export, a training run, and the baseline."""
+    record = journal.replay(home / "searches/small")
+    last = json.loads((home / "runs/digits/reports.jsonl").read_text().splitlines()[-1])["metrics"]
+    assert record.baseline is not None
+    best, untuned = record.ranked()[0].metrics, record.baseline.metrics
+    storage = str(home / "searches")
+    expected = [("small", {}, best), (str(home / "exports/small"), {}, best), (str(home / "runs/digits"), {}, last)]
+    for name, chosen, metrics in [*expected, ("small", {"baseline": True}, untuned)]:
+        model = load_model(find_model(name, storage, say=lambda line: None, **chosen))
+        judged = scores.images_to_judge(model, None)
+        names = scores.metrics_for(model, judged, None)
+        measured = scores.measure(model, judged, names)
+        assert {f"val/{name}": value for name, value in measured.items()} == {
+            name: value for name, value in metrics.items() if name.startswith("val/")
+        }
+
+
+def test_every_image_has_a_line(model: TunedModel, tmp_path: Path) -> None:
+    judged = scores.images_to_judge(model, None)
+    found = scores.score(model, judged)
+    scores.write_scores(judged, found, tmp_path / "below" / "scores.csv")
+    with (tmp_path / "below" / "scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["image"] for line in lines] == list(judged.names or ())
+    assert {line["label"] for line in lines} == {"3", "7"}
+    assert np.mean([float(line["psnr"]) for line in lines]) == pytest.approx(
+        scores.measure(model, judged, ("psnr",))["psnr"], abs=1e-9
+    )
+    assert [float(line["mse"]) for line in lines] == found.mse.tolist()
+
+
+def test_names_are_those_of_the_images(pictures: Path) -> None:
+    """Each stored image is the decoded file of its name; the broken one is left out of both."""
+    spec = SEARCH.finetune.data
+    found = named_folder(str(pictures), spec)
+    assert len(found.names.images) == 12
+    assert [entry.partition(".png: ")[0] for entry in found.skipped] == ["3/picture 99: broken"]
+    assert found.images.labels is not None
+    for name, pixels, label in zip(found.names.images, found.images.images, found.images.labels, strict=True):
+        grey = Image.open(pictures / name).convert("L").resize((16, 16), Image.Resampling.LANCZOS, box=(2, 0, 22, 20))
+        assert np.abs(np.asarray(grey).astype(int) - pixels[:, :, 0]).max() <= 1
+        assert name.split("/")[0] == (found.class_names or ())[label]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_validation_images_have_names_as_long_as_their_files_are_there(apart: bool, pictures: Path) -> None:
+    from ftae.engine.data import load_dataset
+    from ftae.specs.data import ImageFolder
+
+    val = str(pictures / "7") if apart else 0.25
+    train = str(pictures / "3") if apart else str(pictures)
+    spec = ImageFolder(source="image_folder", train=train, val=val, resolution=16)
+    names, images = validation_names(spec), load_dataset(spec).val.images
+    assert names is not None
+    assert len(names.images) == len(images) == (6 if apart else 3)
+    whole = named_folder(str(pictures / "7") if apart else str(pictures), spec)
+    for name, image in zip(names.images, images, strict=True):
+        assert np.array_equal(whole.images.images[whole.names.images.index(name)], image)
+
+
+def test_names_of_files_that_changed_are_not_told(pictures: Path, tmp_path: Path) -> None:
+    from ftae.engine.data import load_dataset
+    from ftae.specs.data import ImageFolder
+
+    shutil.copytree(pictures, tmp_path / "copy")
+    spec = ImageFolder(source="image_folder", train=str(tmp_path / "copy"), val=0.25, resolution=16)
+    pinned = spec.model_copy(update={"fingerprint": load_dataset(spec).fingerprint})
+    assert validation_names(pinned) == validation_names(spec)
+    next((tmp_path / "copy" / "3").iterdir()).unlink()
+    load_dataset.cache_clear()
+    assert len(load_dataset(pinned).val) == 3
+    assert validation_names(pinned) is None
+    shutil.rmtree(tmp_path / "copy")
+    load_dataset.cache_clear()
+    assert validation_names(pinned) is None
+
+
+def test_other_images(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    judged = scores.images_to_judge(model, str(pictures))
+    assert len(judged.images) == 12
+    assert "1 images cannot be read" in judged.notes[0]
+    assert judged.classes == tuple(name.split("/")[0] for name in judged.names or ())
+    assert "accuracy" in scores.metrics_for(model, judged, None)
+    shutil.copytree(pictures / "3", tmp_path / "plain")
+    plain = scores.images_to_judge(model, str(tmp_path / "plain"))
+    assert (plain.classes, scores.metrics_for(model, plain, None)) == (None, ("psnr", "ssim"))
+    with pytest.raises(FtaeError, match="accuracy needs the classes the model was trained with"):
+        scores.metrics_for(model, plain, ["accuracy"])
+
+
+def test_classes_that_the_model_does_not_know_are_told_but_not_used(
+    model: TunedModel, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures / "3", tmp_path / "all" / "4")
+    judged = scores.images_to_judge(model, str(tmp_path / "all"))
+    assert (set(judged.classes or ()), judged.images.labels) == ({"4"}, None)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["psnrr"], r"a metric must be one of mse, .* did you mean 'psnr'\?"),
+        (["latent_drift"], r"metrics\.0: latent_drift compares with the pretrained model"),
+        (["psnr", "psnr"], r"metrics\.1: psnr is given twice"),
+    ],
+)
+def test_metrics_that_cannot_be_measured(model: TunedModel, metrics: list[str], message: str) -> None:
+    with pytest.raises(FtaeError, match=message):
+        scores.metrics_for(model, scores.images_to_judge(model, None), metrics)
+
+
+def test_changed_images_are_judged_as_they_are_and_it_is_said(home: Path) -> None:
+    source = find_model("small", str(home / "searches"), say=lambda line: None)
+    data = source.spec.data.model_copy(update={"fingerprint": "0" * 32})
+    model = load_model(type(source)(source.spec.model_copy(update={"data": data}), source.weights, ""))
+    judged = scores.images_to_judge(model, None)
+    assert "These are the figures of the images as they are now" in judged.notes[0]
+
+
+def test_heat_maps_show_the_worst_first(model: TunedModel, tmp_path: Path) -> None:
+    judged = scores.images_to_judge(model, None)
+    found = scores.score(model, judged)
+    worst = found.worst(3)
+    assert found.mse[worst[0]] == found.mse.max()
+    assert sorted(found.mse)[::-1][:3] == found.mse[worst].tolist()
+    largest = scores.write_heat_maps(model, judged, worst, tmp_path / "maps.png")
+    picture = np.asarray(Image.open(tmp_path / "maps.png"))
+    side = 6 * 16  # small images are enlarged to 96 pixels
+    assert picture.shape == (3 * (side + 2) - 2, 3 * side, 3)
+    inputs = picture[::6, :side:6][:16, :, 0]
+    assert np.array_equal(inputs, judged.images.images[worst[0], :, :, 0])
+    assert (picture[:, 2 * side :].reshape(-1, 3) == INFERNO[-1]).all(1).any()  # the largest error of all
+    assert 0 < largest <= 1
+
+
+def test_colours_of_heat_grow_lighter() -> None:
+    colours = heat(np.linspace(0, 1, 200)).astype(float)
+    luminance = colours @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance) > -1).all()
+    assert luminance[0] < 1
+    assert luminance[-1] > 240
+
+
+def test_other_settings(home: Path) -> None:
+    source = find_model("small", str(home / "searches"), say=lambda line: None)
+    values = []
+    for sets in ([], ["data.shift=invert"]):
+        model = load_model(with_settings(source, sets))
+        values.append(scores.measure(model, scores.images_to_judge(model, None), ("psnr",))["psnr"])
+    assert values[1] < values[0]
+
+
+def test_anomalies_have_lines_and_a_metric_of_their_own(home: Path, pictures: Path, tmp_path: Path) -> None:
+    source = find_model("small", str(home / "searches"), say=lambda line: None)
+    spec = source.spec.model_copy(update={"losses": source.spec.losses.model_copy(update={"ce": 0.0})})
+    spec = spec.model_copy(update={"metrics": ("psnr",)})
+    source = with_settings(type(source)(spec, None, ""), ["data.anomaly_classes=['7']"])
+    model = load_model(source)
+    judged = scores.images_to_judge(model, None)
+    assert judged.anomalies is not None
+    scores.write_scores(judged, scores.score(model, judged), tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["label"], line["anomaly"]) for line in lines} == {("3", "0"), ("7", "1")}
+    errors = {kind: [float(line["mse"]) for line in lines if line["anomaly"] == kind] for kind in "01"}
+    assert len(errors["1"]) == len(judged.anomalies)
+    pairs = np.subtract.outer(errors["1"], errors["0"])
+    auroc = scores.measure(model, judged, scores.metrics_for(model, judged, ["auroc"]))["auroc"]
+    assert auroc == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean(), abs=1e-6)
+    scores.write_heat_maps(model, judged, np.array([0, len(judged) - 1]), tmp_path / "maps.png")
+    last = np.asarray(Image.open(tmp_path / "maps.png"))[96 + 2 :: 6, :96:6][:, :, 0]
+    assert np.array_equal(last, judged.anomalies.images[-1, :, :, 0])
+
+    folder = scores.images_to_judge(model, str(pictures))
+    assert folder.anomalies is not None
+    assert (len(folder.images), len(folder.anomalies)) == (6, 6)
+    assert folder.classes == ("3",) * 6 + ("7",) * 6
+    with pytest.raises(FtaeError, match=r"auroc needs images of data\.anomaly_classes"):
+        scores.metrics_for(model, scores.images_to_judge(model, str(pictures / "3")), ["auroc"])
