@@ -18,6 +18,9 @@ Over the whole validation set:
                   pairs of an anomaly and a normal image in which the anomaly has the larger error
     latent_drift  mean squared distance of the latents from those of the model as it was given, over
                   the variance of the latter: 0 where nothing moved, 1 as if they were all the mean
+    codebook_usage  share of the codes that are chosen at all; of several codebooks the least
+    perplexity    exp of the entropy of how often each code is chosen (van den Oord et al. 2017): how many
+                  codes it would be, were they used alike; of several codebooks the least
 """
 
 from collections.abc import Callable
@@ -165,10 +168,48 @@ class Auroc:
         return float(binary_auroc(torch.cat(self._errors), torch.cat(self._is_anomaly)))
 
 
+class CodeCounts:
+    """How often each code of each codebook is chosen, over the whole set: a batch alone bounds its perplexity."""
+
+    def __init__(self) -> None:
+        self._counts: list[Tensor] = []
+
+    def update(self, x: EvalInputs) -> None:
+        counts = [torch.bincount(c.indices.flatten(), minlength=c.num_codes).cpu() for c in x.encoding.codes]
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)] if self._counts else counts
+
+    def least(self, of: Callable[[Tensor], Tensor]) -> float:
+        """The least of what ``of`` makes of the int64 (codes,) counts of each codebook."""
+        return min(float(of(counts)) for counts in self._counts)
+
+
+class CodebookUsage(CodeCounts):
+    """Share of the codes that are chosen at all."""
+
+    def compute(self) -> float:
+        return self.least(lambda counts: counts.gt(0).double().mean())
+
+
+class Perplexity(CodeCounts):
+    """exp of the entropy of the distribution over codes."""
+
+    def compute(self) -> float:
+        return self.least(lambda counts: torch.special.entr(counts.double() / counts.sum()).sum().exp())
+
+
+class SpareCodes(CodeCounts):
+    """Codes in use beyond the first, without which the latents say nothing."""
+
+    def compute(self) -> float:
+        return self.least(lambda counts: counts.gt(0).sum() - 1)
+
+
 OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
     "active_units": lambda subject: ActiveUnits(),
     "latent_drift": LatentDrift,
     "auroc": lambda subject: Auroc(),
+    "codebook_usage": lambda subject: CodebookUsage(),
+    "perplexity": lambda subject: Perplexity(),
 }
 
 
@@ -207,6 +248,8 @@ class Vitals:
     def update(self, x: EvalInputs) -> None:
         if x.encoding.posterior is not None:
             self._signs.setdefault("posterior collapse", ActiveUnits()).update(x)
+        if x.encoding.codes:
+            self._signs.setdefault("codebook collapse", SpareCodes()).update(x)
 
     def compute(self) -> dict[str, float]:
         return {reason: sign.compute() for reason, sign in self._signs.items()}
