@@ -39,6 +39,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
 ACTIVE_VARIANCE = 0.01
+ACTIVE_SHARE = 0.01
 MSE_FLOOR = 1e-10
 
 
@@ -197,11 +198,23 @@ class Perplexity(CodeCounts):
         return self.least(lambda counts: torch.special.entr(counts.double() / counts.sum()).sum().exp())
 
 
-class SpareCodes(CodeCounts):
-    """Codes in use beyond the first, without which the latents say nothing."""
+class ActivePositions:
+    """Counts positions where more than 1 % of the images have another code than the commonest there.
+
+    Of several codebooks the least. Where there is none, the latents tell hardly any image from another. One
+    code alone is rarely what is left by then: at the borders, where convolutions see padding, it is another.
+    """
+
+    def __init__(self) -> None:
+        self._indices: list[tuple[Tensor, ...]] = []
+
+    def update(self, x: EvalInputs) -> None:
+        self._indices.append(tuple(codes.indices.int().cpu() for codes in x.encoding.codes))
 
     def compute(self) -> float:
-        return self.least(lambda counts: counts.gt(0).sum() - 1)
+        levels = (torch.cat(level) for level in zip(*self._indices, strict=True))
+        others = [level.ne(level.mode(dim=0).values).double().mean(0) for level in levels]
+        return float(min(share.gt(ACTIVE_SHARE).sum() for share in others))
 
 
 OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
@@ -249,7 +262,7 @@ class Vitals:
         if x.encoding.posterior is not None:
             self._signs.setdefault("posterior collapse", ActiveUnits()).update(x)
         if x.encoding.codes:
-            self._signs.setdefault("codebook collapse", SpareCodes()).update(x)
+            self._signs.setdefault("codebook collapse", ActivePositions()).update(x)
 
     def compute(self) -> dict[str, float]:
         return {reason: sign.compute() for reason, sign in self._signs.items()}

@@ -439,7 +439,7 @@ def test_posteriors_are_as_the_spec_says(model: dict[str, Any]) -> None:
 
 def test_codes_are_as_the_spec_says(model: dict[str, Any]) -> None:
     autoencoder, spec = built(model), spec_of(model).model
-    codes = autoencoder.encode(images_for(autoencoder)).codes
+    codes = autoencoder.encode(images_for(autoencoder), torch.zeros(3, dtype=torch.int64)).codes
     assert bool(codes) == spec.has_codes
     assert spec.gradient_codebook in (None, any(c.codebook is not None for c in codes))
     assert all(c.indices.shape[0] == 3 and 0 <= c.indices.min() <= c.indices.max() < c.num_codes for c in codes)

@@ -149,12 +149,15 @@ def test_of_several_codebooks_the_least_counts() -> None:
     assert found == pytest.approx({names[0]: 2 / 8, names[1]: math.exp(entropy)})
 
 
-def test_the_sign_of_life_of_a_codebook_is_a_second_code() -> None:
+def test_the_sign_of_life_of_a_codebook_is_that_its_codes_tell_images_apart() -> None:
     vitals = Vitals()
-    vitals.update(coded([[0, 1]], [[3, 3]]))
+    vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))  # several codes, but an image alone
     assert vitals.compute() == {"codebook collapse": 0.0}
-    vitals.update(coded([[0, 1]], [[2, 3]]))
-    assert vitals.compute() == {"codebook collapse": 1.0}
+    vitals.update(coded([[1, 2, 2]], [[3, 4, 6]]))
+    assert vitals.compute() == {"codebook collapse": 1.0}  # the least: two positions differ, and one
+    for _ in range(120):
+        vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))
+    assert vitals.compute() == {"codebook collapse": 0.0}  # one image of more than 100
 
 
 def test_results_do_not_depend_on_the_batch_size() -> None:
