@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Encoding, Group
+from ftae.engine.discriminator import build_discriminator
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
 from ftae.errors import FtaeError
@@ -15,6 +16,7 @@ from ftae.specs import needs
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.losses import Losses
 from ftae.specs.metrics import METRICS
+from ftae.specs.overrides import apply_overrides
 from ftae.specs.search import SearchSpec
 
 
@@ -43,7 +45,7 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
     autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
-    latents = _check_shapes(autoencoder, spec, num_classes).latents
+    latents = _check_shapes(autoencoder, spec, num_classes)
     if spec.losses.ce > 0.0:
         if num_classes is None:
             raise FtaeError("losses.ce needs labels: put the images of each class into a sub-folder of data.train")
@@ -53,8 +55,8 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
 
 
 @torch.no_grad()
-def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Encoding:
-    """Run one grey image through; returns what the encoder says of it."""
+def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Tensor:
+    """Run one grey image through; returns its latents."""
     side = spec.data.resolution
     images = autoencoder.to_range(torch.full((1, spec.data.channels, side, side), 0.5))
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
@@ -69,13 +71,12 @@ def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int
                 f"the model's {name} must give a tensor (encode also mean, logvar), got {type(value).__name__}"
             )
     _check_posterior(encoding, spec)
-    _check_codebook(encoding, spec)
     if output.shape != images.shape:
         raise FtaeError(
             f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
             "choose a data.resolution that it gives back unchanged"
         )
-    return encoding
+    return encoding.latents
 
 
 def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
@@ -84,15 +85,6 @@ def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
     needing += [f"losses.{term}" for term in spec.losses.weights() if needs.posterior in Losses.TERMS[term]]
     if needing and encoding.posterior is None:
         raise FtaeError(f"{needing[0]} needs a posterior: {spec.model.family}'s encode must return (mean, logvar)")
-
-
-def _check_codebook(encoding: Encoding, spec: FinetuneSpec) -> None:
-    """What only the pretrained model can tell."""
-    if spec.losses.codebook > 0.0 and any(codes.codebook is None for codes in encoding.codes):
-        raise FtaeError(
-            f"losses.codebook needs a codebook that is trained by gradient, that of {spec.model.pretrained} is a "
-            "moving average"
-        )
 
 
 @dataclass(frozen=True)
@@ -108,15 +100,11 @@ class ModelSummary:
     """What a configuration trains. Bytes are of one full-state checkpoint on disk.
 
     ``kl_summed_weight``: ``losses.kl`` as latent-diffusion code writes it, for summed terms.
-    ``codebooks``: the number of codes of each; ``gradient_codebooks``: they are trained by gradient, not a
-    moving average.
     """
 
     stages: tuple[StageSummary, ...]
     checkpoint_bytes: int
     kl_summed_weight: float | None
-    codebooks: tuple[int, ...]
-    gradient_codebooks: bool
 
     @property
     def num_parameters(self) -> int:
@@ -139,25 +127,21 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
-    encoding = _check_shapes(autoencoder, spec, num_classes)
-    return ModelSummary(
-        stages,
-        checkpoint_bytes=state + 4 * moving * copies,
-        kl_summed_weight=_kl_summed_weight(encoding.latents, spec),
-        codebooks=tuple(codes.num_codes for codes in encoding.codes),
-        gradient_codebooks=any(codes.codebook is not None for codes in encoding.codes),
-    )
+    state += 0 if spec.losses.adversarial == 0.0 else _discriminator_bytes(spec)
+    return ModelSummary(stages, state + 4 * moving * copies, _kl_summed_weight(autoencoder, spec, num_classes))
 
 
 def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
     """Build the base configuration, and the ends of every range that shapes or freezes the model.
 
-    Returns the summary of the base configuration.
+    Returns the summary of the base configuration, with a discriminator if any trial may have one.
 
     Raises:
         FtaeError: one of them cannot be built; the message names the leaf and the value.
     """
-    summary = summarize(search.finetune, num_classes)
+    most = search.search_space.get("losses.adversarial")
+    with_all = {} if most is None else {"losses.adversarial": max(most.corners())}
+    summary = summarize(apply_overrides(search.finetune, with_all), num_classes)
     for path, distribution in search.search_space.items():
         if path.split(".")[0] not in ("model", "freeze", "freeze_depth"):
             continue
@@ -169,9 +153,16 @@ def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
     return summary
 
 
-def _kl_summed_weight(latents: Tensor, spec: FinetuneSpec) -> float | None:
+def _discriminator_bytes(spec: FinetuneSpec) -> int:
+    """Of its weights and its optimizer's two averages in a checkpoint."""
+    weights: list[Tensor] = list(build_discriminator(spec).state_dict().values())
+    return 3 * sum(t.numel() * t.element_size() for t in weights)
+
+
+def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> float | None:
     if spec.losses.kl == 0.0:
         return None
+    latents = _check_shapes(autoencoder, spec, num_classes)
     return spec.losses.kl * spec.data.channels * spec.data.resolution**2 / latents.numel()
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ftae.engine.adversary import Adversary
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.optim import WeightAverage
 from ftae.engine.random_state import rng_state, set_rng_state
@@ -24,6 +25,7 @@ from ftae.specs.finetune import FinetuneSpec
 
 CHECKPOINTS = "checkpoints"
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
+DISCRIMINATOR = "discriminator.safetensors"
 HASHES = "sha256.json"  # of each of the others
 KEPT = 2  # the newest, and the one before it in case that is damaged
 # A run may go on for longer than it was planned; all else must be as it was.
@@ -35,7 +37,8 @@ class EvalReport:
     """What an evaluation found; everything it names is on disk before it is handed out.
 
     ``metrics``: ``val/<metric>`` and, after step 0, ``train/<term>`` (unweighted, mean since the last
-    report), ``train/loss``, ``train/grad_norm`` (before clipping) and ``train/lr``.
+    report), ``train/loss``, ``train/grad_norm`` (before clipping) and ``train/lr``; of a discriminator
+    ``train/discriminator`` (its loss), its gradient's norm, its mean logits and ``train/adaptive_weight``.
     ``timing``: ``time/...`` in seconds and images a second; the only figures that differ between runs.
     ``checkpoint``: None at step 0. Paths are relative to the run's folder.
     """
@@ -55,6 +58,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     vitals: dict[str, float],
+    *,
+    adversary: Adversary | None = None,
 ) -> None:
     """Write everything that training needs to go on from here as if it had never stopped.
 
@@ -69,8 +74,12 @@ def save_checkpoint(
         (parts / MODEL).write_bytes(safetensors.torch.save(_cpu(autoencoder.state_dict())))
         if average is not None:
             (parts / AVERAGE).write_bytes(safetensors.torch.save(_cpu(average.weights)))
+        state = {"optimizer": optimizer.state_dict(), "rng": rng_state()}
+        if adversary is not None:
+            (parts / DISCRIMINATOR).write_bytes(safetensors.torch.save(_cpu(adversary.net.state_dict())))
+            state["adversary"] = adversary.state()
         training = io.BytesIO()
-        torch.save({"optimizer": optimizer.state_dict(), "rng": rng_state()}, training)
+        torch.save(state, training)
         (parts / TRAINING).write_bytes(training.getbuffer())
         content = {
             "report": asdict(report),
@@ -92,6 +101,8 @@ def load_checkpoint(
     autoencoder: Autoencoder,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
+    *,
+    adversary: Adversary | None = None,
 ) -> tuple[EvalReport, dict[str, float]]:
     """Restore the full state in place; returns the report and the vital signs that were saved with it.
 
@@ -105,6 +116,8 @@ def load_checkpoint(
         average.load(load_file(folder / AVERAGE))
     training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(training["optimizer"])
+    if adversary is not None:
+        adversary.load(load_file(folder / DISCRIMINATOR), training["adversary"])
     set_rng_state(training["rng"])
     return EvalReport(**content["report"]), content["vitals"]
 

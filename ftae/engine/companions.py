@@ -1,8 +1,10 @@
 """What some loss terms and metrics compare a model with: networks beside it that are never saved with it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.families import build_autoencoder
@@ -17,10 +19,12 @@ from ftae.specs.metrics import METRICS
 class Companions:
     """Frozen networks, in eval mode; None where nothing in the run asks for one.
 
-    ``reference``: the model as it was given.
+    ``reference``: the model as it was given. ``adversary``: not frozen, but trained by another loss: what the
+    model loses, a scalar, by its reconstructions (B, C, H, W) not being taken for real images.
     """
 
     reference: Autoencoder | None = None
+    adversary: Callable[[Tensor], Tensor] | None = None
 
 
 def build_companions(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Companions:

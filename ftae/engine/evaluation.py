@@ -52,7 +52,7 @@ def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, flo
     Draws nothing from the random generators.
     """
     subject.autoencoder.eval()
-    spec, evaluation, vitals = subject.spec, Evaluation(subject), Vitals()
+    spec, evaluation, vitals = subject.spec, Evaluation(subject), Vitals(subject.spec)
     for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
         inputs = run_batch(subject.autoencoder, batch)
         evaluation.update(inputs)

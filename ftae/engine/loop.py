@@ -35,8 +35,7 @@ def finetune(
 
     Raises:
         FtaeError: the spec cannot be run (see ``build_model`` and ``load_dataset``).
-        TrainingFailed: non-finite loss or gradient, out of memory, posterior or codebook
-            collapse.
+        TrainingFailed: non-finite loss or gradient, out of memory, posterior collapse, or adversarial blow-up.
     """
     with out_of_memory_fails(step=lambda: 0):
         run = FinetuneRun(spec, workdir, group)
@@ -71,7 +70,7 @@ class FinetuneRun(Training):
         """Evaluate the (averaged) weights, write picture and checkpoint, start a new window.
 
         Raises:
-            TrainingFailed: a metric is not finite, or a sign of life is lost (``metrics.Vitals``).
+            TrainingFailed: a metric is not finite, or a vital sign is lost.
         """
         train_seconds = time.monotonic() - self.window_start
         name = f"step-{self.step:08d}"
@@ -106,12 +105,23 @@ class FinetuneRun(Training):
         return timing
 
     def _save(self, report: EvalReport, folder: Path) -> None:
-        save_checkpoint(folder, report, self.spec, self.autoencoder, self.optimizer, self.average, self._vitals)
+        save_checkpoint(
+            folder,
+            report,
+            self.spec,
+            self.autoencoder,
+            self.optimizer,
+            self.average,
+            self._vitals,
+            adversary=self.adversary,
+        )
         remove_older_checkpoints(folder)
 
     def resume(self, checkpoint: Path) -> EvalReport:
         """Take up the state of a checkpoint; returns the report made with it."""
-        report, self._vitals = load_checkpoint(checkpoint, self.spec, self.autoencoder, self.optimizer, self.average)
+        report, self._vitals = load_checkpoint(
+            checkpoint, self.spec, self.autoencoder, self.optimizer, self.average, adversary=self.adversary
+        )
         self.step = report.step
         self.start_window()
         return report

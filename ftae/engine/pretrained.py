@@ -36,8 +36,10 @@ def weights_digest(pretrained: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def load_state(net: nn.Module, path: Path) -> None:
+def load_state(net: nn.Module, path: Path, setting: str = "model.pretrained") -> None:
     """Load a state dict: ``.safetensors``, ``.pt`` (tensors only), or a folder that ``save_state`` wrote.
+
+    ``setting``: what names it in the file, for messages.
 
     Raises:
         FtaeError: there is none, it is damaged, or it is of another model.
@@ -45,12 +47,12 @@ def load_state(net: nn.Module, path: Path) -> None:
     if path.is_dir():
         path = (pretrained_folder(str(path)) or path) / WEIGHTS
     if not path.is_file():
-        raise FtaeError(f"model.pretrained: {path} does not exist; name a .safetensors or .pt state dict")
+        raise FtaeError(f"{setting}: {path} does not exist; name a .safetensors or .pt state dict")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
         net.load_state_dict(state)
     except Exception as error:  # whatever a broken or foreign file makes the readers raise
-        raise FtaeError(f"model.pretrained: {path} does not hold a state dict of the model: {error}") from error
+        raise FtaeError(f"{setting}: {path} does not hold a state dict of the model: {error}") from error
 
 
 def save_state(net: nn.Module, folder: Path) -> None:

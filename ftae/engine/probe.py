@@ -54,6 +54,7 @@ def probe(spec: FinetuneSpec, group: Group = ALONE) -> Probe:
         TrainingFailed: non-finite loss or gradient, or out of memory.
     """
     _forget_peak()
+    spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
     with out_of_memory_fails(step=lambda: 0):
         training = Training(spec, group)
     with out_of_memory_fails(step=lambda: training.step):

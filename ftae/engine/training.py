@@ -5,11 +5,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from ftae.engine.adversary import TERM, Adversary
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch
 from ftae.engine.build import build_model, device_of
@@ -43,6 +45,11 @@ class Training:
         self.data = load_dataset(spec.data)
         self.autoencoder = build_model(spec, self.data.num_classes).to(self.device)
         self.companions = build_companions(spec, self.data.num_classes, self.device)
+        self.adversary: Adversary | None = None
+        if spec.losses.adversarial > 0.0:
+            assert group.size == 1, "the specs refuse it"
+            self.adversary = Adversary(spec, self.autoencoder, self.device)
+            self.companions = replace(self.companions, adversary=self.adversary.loss)
         if not isinstance(spec.model, CustomModel):  # a user's own may call view() on its activations
             self.autoencoder.to(memory_format=torch.channels_last)
         if group.size > 1:
@@ -65,12 +72,12 @@ class Training:
 
     def start_window(self) -> None:
         """Measure from here on."""
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, float]] = {}  # and over how many steps
         self.window_start, self.window_steps = time.monotonic(), 0
 
     def measured(self) -> dict[str, float]:
-        """The mean of every ``train/*`` metric over the steps of the window."""
-        return {f"train/{name}": total / self.window_steps for name, total in self._sums.items()}
+        """The mean of every ``train/*`` metric over those steps of the window in which it was there."""
+        return {f"train/{name}": total / steps for name, (total, steps) in self._sums.items()}
 
     def train_to(self, step: int) -> None:
         """Take steps until ``step``, on rank 0; the others take them too.
@@ -78,7 +85,7 @@ class Training:
         Raises:
             FtaeError: no loss term depends on anything that is trained, or the model cannot be trained by
                 several processes.
-            TrainingFailed: the loss or the gradient is not finite.
+            TrainingFailed: the loss or the gradient is not finite, or that of the discriminator.
         """
         if not self._joined:
             self._join()
@@ -114,6 +121,8 @@ class Training:
         spec = self.spec
         self.autoencoder.train()
         weights = weights_at(spec.losses, self.step / spec.max_steps)
+        if self.adversary is not None:
+            weights = self.adversary.ramped(weights, self.step / spec.max_steps)
         lr = set_lr(self.optimizer, spec, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(spec.grad_accumulation):
@@ -128,6 +137,8 @@ class Training:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
+        if self.adversary is not None:
+            self._measure(self.adversary.step(self.step))
         self._measure({"grad_norm": norm, "lr": lr})
         self.step += 1
         self.window_steps += 1
@@ -144,20 +155,32 @@ class Training:
             device=self.device,
             rows=self.group.rows(spec.batch_size),
         )
-        terms = self._terms(batch, list(weights), self.step / spec.max_steps)
-        loss = weighted_sum(terms, weights) / spec.grad_accumulation
-        parts = [loss.item(), *(term.item() / spec.grad_accumulation for term in terms.values())]
+        terms, reconstruction = self._terms(batch, list(weights), self.step / spec.max_steps)
+        if self.adversary is not None:
+            self.adversary.show(self.autoencoder.to_range(batch.images), reconstruction)
+            weights = self._balanced(self.adversary, terms, weights)
+        loss = weighted_sum(terms, weights)
+        parts = [loss.item(), *(term.item() for term in terms.values())]
         measured = dict(zip(["loss", *terms], self.group.mean(parts), strict=True))
         if not math.isfinite(measured["loss"]):
             raise TrainingFailed("non-finite loss", self.step)
         if not loss.requires_grad:
             raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._measure(measured)
+        (loss / spec.grad_accumulation).backward()  # type: ignore[no-untyped-call]
+        self._measure(measured, share=1.0 / spec.grad_accumulation)
 
-    def _measure(self, values: dict[str, float]) -> None:
+    def _balanced(self, adversary: Adversary, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
+        if TERM not in terms:
+            return weights
+        factor = adversary.balance(terms, weights)
+        self._measure({"adaptive_weight": factor}, share=1.0 / self.spec.grad_accumulation)
+        return {**weights, TERM: weights[TERM] * factor}
+
+    def _measure(self, values: dict[str, float], share: float = 1.0) -> None:
+        """Take note of what was measured in ``share`` of a step."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            total, steps = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = total + share * value, steps + share
 
 
 class _Terms(nn.Module):
@@ -168,7 +191,8 @@ class _Terms(nn.Module):
         self.autoencoder, self.spec, self.group = autoencoder, spec, group
         self._companions = companions  # a plain object: their parameters are not this module's
 
-    def forward(self, batch: Batch, names: list[str], progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, names: list[str], progress: float) -> tuple[dict[str, Tensor], Tensor]:
+        """The named terms, and the reconstructions without their gradient, fp32 in the model's range."""
         ae, spec = self.autoencoder, self.spec
         bf16 = torch.autocast(batch.images.device.type, torch.bfloat16) if spec.precision == "bf16" else nullcontext()
         with bf16:
@@ -190,7 +214,7 @@ class _Terms(nn.Module):
             settings=spec.losses,
             progress=progress,
         )
-        return loss_terms(inputs, names)
+        return loss_terms(inputs, names), reconstruction.detach()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ftae.engine.build import device_of
 from ftae.engine.loop import follow
 from ftae.engine.parallel import ALONE, Follower, Group, leading
 from ftae.errors import FtaeError
+from ftae.specs.discriminator import not_shared
 from ftae.specs.finetune import FinetuneSpec
 
 HOST = "127.0.0.1"
@@ -25,11 +26,13 @@ def local_workers(spec: FinetuneSpec, size: int) -> Iterator[Group]:
     """This process and ``size - 1`` new ones, each with its own GPU, or its share of the CPU's cores.
 
     Raises:
-        FtaeError: they cannot share a batch evenly, or there are not as many GPUs.
+        FtaeError: they cannot share a batch evenly, or not the adversarial term, or there are not as many GPUs.
     """
     if size == 1:
         yield ALONE
         return
+    if spec.losses.adversarial > 0.0:
+        raise FtaeError(not_shared(size))
     if spec.batch_size % size:
         raise FtaeError(f"{size} workers cannot share batch_size {spec.batch_size} evenly; use a multiple of {size}")
     if device_of(spec).type == "cuda" and torch.cuda.device_count() < size:

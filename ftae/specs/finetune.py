@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from ftae.specs import needs
 from ftae.specs.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.data import AnyData
+from ftae.specs.discriminator import DiscriminatorSpec
 from ftae.specs.losses import Losses
 from ftae.specs.metrics import METRICS, MetricName
 from ftae.specs.models import AnyModel
@@ -79,6 +80,7 @@ class FinetuneSpec(Spec):
     freeze_depth: Annotated[int, Field(ge=0)] = 0
     freeze: tuple[str, ...] = ()
     losses: Losses
+    discriminator: DiscriminatorSpec = DiscriminatorSpec()
     optimizer: Optimizer
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     schedule: Schedule = Schedule()
@@ -117,6 +119,18 @@ class FinetuneSpec(Spec):
         if found:
             raise refusal(found)
         return losses
+
+    @field_validator("discriminator")
+    @classmethod
+    def _sees_patches(cls, discriminator: DiscriminatorSpec, info: ValidationInfo) -> DiscriminatorSpec:
+        data, losses = info.data.get("data"), info.data.get("losses")
+        if data is None or losses is None or losses.adversarial == 0.0:
+            return discriminator
+        if data.resolution < discriminator.least_resolution:
+            least = f"{discriminator.least_resolution} (3 * 2**depth)"
+            rule = f"{discriminator.depth} needs a resolution of at least {least}, got {data.resolution}"
+            raise refusal([(("depth",), rule)])
+        return discriminator
 
     @field_validator("num_evals")
     @classmethod
@@ -171,10 +185,10 @@ class FinetuneSpec(Spec):
 
     def located(self) -> "FinetuneSpec":
         """The same run with absolute paths, so that it can be run from any folder."""
-        model = self.model
+        model, discriminator = self.model, self.discriminator.located()
         if model.pretrained is not None and Path(model.pretrained).expanduser().exists():
             model = model.model_copy(update={"pretrained": absolute(model.pretrained)})
-        return self.model_copy(update={"model": model, "data": self.data.located()})
+        return self.model_copy(update={"model": model, "data": self.data.located(), "discriminator": discriminator})
 
 
 def _parts(info: ValidationInfo, losses: Losses | None) -> Parts:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from ftae.specs.discriminator import DiscriminatorSpec
 from ftae.specs.distributions import Distribution
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.losses import Losses
@@ -33,6 +34,7 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
             yield f"{path} is searched without effect: losses.{weight} is 0 in every trial"
         elif getattr(run.losses, setting) != default:
             yield f"{path} has no effect: losses.{weight} is 0"
+    yield from _about_the_discriminator(run, space)
     # Where the weight may be 0, accuracy cannot be measured in every trial.
     may_be_off = space["losses.ce"].contains(0.0) if "losses.ce" in space else run.losses.ce == 0.0
     if not may_be_off and "accuracy" not in run.metrics:
@@ -46,10 +48,18 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "what the model still knows of data.replay is not measured: no metric of finetune.metrics can be"
     if run.data.anomaly_classes and "auroc" not in run.metrics:
         yield "no metric is of the images of data.anomaly_classes: add auroc to finetune.metrics"
-    if run.model.gradient_codebook and run.losses.codebook == 0.0 and "losses.codebook" not in space:
-        yield "the codes stay as they are: they are trained by gradient, and losses.codebook is 0"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
         yield "frozen stages keep random weights: model.pretrained is null"
+
+
+def _about_the_discriminator(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iterator[str]:
+    if run.losses.adversarial > 0.0 or "losses.adversarial" in space:
+        return
+    for path in space:
+        if path.startswith("discriminator."):
+            yield f"{path} is searched without effect: losses.adversarial is 0 in every trial"
+    if given := [name for name, value in run.discriminator if value != getattr(DiscriminatorSpec(), name)]:
+        yield f"discriminator ({', '.join(given)}) has no effect: losses.adversarial is 0"
 
 
 def _about_the_search(spec: SearchSpec) -> Iterator[str]:

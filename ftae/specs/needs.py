@@ -30,20 +30,6 @@ def posterior(parts: Parts) -> str | None:
     return f"needs a posterior, {parts.model.family} has none"
 
 
-def codes(parts: Parts) -> str | None:
-    """The encoder chooses from a codebook."""
-    if parts.model is None or parts.model.has_codes:
-        return None
-    return f"needs a codebook, {parts.model.family} has none"
-
-
-def gradient_codebook(parts: Parts) -> str | None:
-    """The codes are trained by gradient."""
-    if parts.model is None or parts.model.gradient_codebook is not False or not parts.model.has_codes:
-        return None
-    return "needs a codebook that is trained by gradient, this one is a moving average (codebook: ema)"
-
-
 def bounded_output(parts: Parts) -> str | None:
     """Reconstructions always lie inside the image range."""
     if parts.model is None or parts.model.bounded_output:
@@ -99,6 +85,13 @@ def anomalies(parts: Parts) -> str | None:
     if parts.data is None or parts.data.anomaly_classes:
         return None
     return "needs anomalies to tell from the rest: name classes in data.anomaly_classes"
+
+
+def another_term(parts: Parts) -> str | None:
+    """There is a term beside it that says which image to give."""
+    if parts.losses is None or len(parts.losses.weights()) > 1:
+        return None
+    return "needs another term beside it: alone it asks for any image that looks real"
 
 
 def resolution(least: int) -> Need:

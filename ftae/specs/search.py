@@ -19,6 +19,7 @@ from pydantic import (
 
 from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
+from ftae.specs.discriminator import not_shared
 from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import METRICS
@@ -172,7 +173,13 @@ class SearchSpec(Spec):
     @classmethod
     def _batches_can_be_shared(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
         run, space = info.data.get("finetune"), info.data.get("search_space") or {}
-        reasons = [] if run is None else settings.resources.unshareable(run.batch_size, space.get("batch_size"))
+        if run is None:
+            return settings
+        reasons = settings.resources.unshareable(run.batch_size, space.get("batch_size"))
+        adversarial = space.get("losses.adversarial")
+        weights = (run.losses.adversarial,) if adversarial is None else adversarial.corners()
+        if settings.resources.workers > 1 and max(weights) > 0.0:
+            reasons.append(not_shared(settings.resources.workers))
         if reasons:
             raise refusal((("resources", "workers"), reason) for reason in reasons)
         return settings

@@ -29,7 +29,6 @@ def search(space: dict[str, Any] | None = None, objective: Any = None, settings:
 
 
 UNTRAINED = {"family": "conv_vae"}
-GRADIENT = {"family": "vq_vae", "codebook": "gradient"}
 WEIGHT = {"low": 0, "high": 1}
 
 DOUBTS = [
@@ -39,6 +38,10 @@ DOUBTS = [
     (search(losses={"mse": 1, "ce": 0.1}), "losses.ce trains a classification head that no metric measures"),
     (search({"losses.ce": {"low": 0.1, "high": 1}}, losses={"mse": 1, "ce": 0.1}),
      "losses.ce trains a classification head"),
+    (search(discriminator={"depth": 1, "r1": 1}),
+     "discriminator (depth, r1) has no effect: losses.adversarial is 0"),
+    (search({"discriminator.lr": {"low": 1e-5, "high": 1e-3}}),
+     "discriminator.lr is searched without effect: losses.adversarial is 0 in every trial"),
     (search(model=UNTRAINED, freeze_depth=1), "frozen stages keep random weights"),
     (search({"freeze_depth": {"low": 0, "high": 2}}, model=UNTRAINED), "frozen stages keep random weights"),
     (search({"data.val": {"choices": [0.1, 0.2]}}),
@@ -56,20 +59,17 @@ DOUBTS = [
      "no trial can be stopped early: no evaluation "
      "lies between search.scheduler.grace_fraction (0.9)"),
     (search(num_evals=1), "no trial can be stopped early"),
-    (search(model=GRADIENT, losses={"mse": 1, "commitment": 0.25}),
-     "the codes stay as they are: they are trained by gradient"),
 ]  # fmt: skip
 
 QUIET = [
     search(),
-    search(model=GRADIENT, losses={"mse": 1, "commitment": 0.25, "codebook": 1}),
-    search({"losses.codebook": WEIGHT}, model=GRADIENT),
-    search(model={"family": "vq_vae"}, losses={"mse": 1, "commitment": 0.25}),
     search(losses={"mse": 1, "kl": 1e-4, "kl_warmup_fraction": 0.1}),
     search({"losses.kl": WEIGHT}, losses={"mse": 1, "kl_warmup_fraction": 0.1}),
     search({"losses.huber": WEIGHT, "losses.huber_delta": {"low": 0.01, "high": 1}}),
     search(losses={"mse": 1, "ce": 0.1}, metrics=["psnr", "accuracy"]),
     search({"losses.ce": WEIGHT}),  # accuracy could not be measured in every trial
+    search({"losses.adversarial": WEIGHT, "discriminator.lr": {"low": 1e-5, "high": 1e-3}}, discriminator={"r1": 1}),
+    search(losses={"mse": 1, "adversarial": 0.1}, discriminator={"r1": 1}),
     search({"data.flip": {"choices": [False, True]}}),
     search({"freeze_depth": {"low": 0, "high": 2}}),
     search(objective={"metric": "val/kl", "direction": "minimize"}, metrics=["kl"]),

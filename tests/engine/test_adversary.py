@@ -1,0 +1,415 @@
+"""The adversarial term: who gets which gradient, when each side is trained, and what is kept of it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ftae.engine.adversary import BLOW_UP, Adversary, squared_slope
+from ftae.engine.build import build_model, summarize
+from ftae.engine.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.discriminator import PatchGan, build_discriminator
+from ftae.engine.loop import finetune
+from ftae.engine.probe import probe
+from ftae.engine.release import release
+from ftae.engine.training import Training
+from ftae.engine.workers import local_workers
+from ftae.errors import FtaeError, TrainingFailed
+from ftae.specs.discriminator import DiscriminatorSpec
+from ftae.specs.finetune import FinetuneSpec
+
+AT_ONCE = {"start_fraction": 0.0, "ramp_fraction": 0.0, "warmup_fraction": 0.0}
+CPU = torch.device("cpu")
+
+
+def spec_of(discriminator: dict[str, Any] | None = None, **changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": {"family": "conv_ae", "channels": 4, "latent_channels": 2},
+        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
+        "losses": {"mse": 1.0, "adversarial": 0.5},
+        "discriminator": {"channels": 4, "lr": 1e-3, **(discriminator or {})},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 10,
+        "num_evals": 5,
+        "metrics": ["mse"],
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def adversary_of(**discriminator: Any) -> Adversary:
+    spec = spec_of({**AT_ONCE, **discriminator})
+    return Adversary(spec, build_model(spec, None), CPU)
+
+
+def trained(spec: FinetuneSpec, steps: int) -> Training:
+    training = Training(spec)
+    training.train_to(steps)
+    return training
+
+
+def its(training: Training) -> Adversary:
+    assert training.adversary is not None
+    return training.adversary
+
+
+def numbers(state: dict[str, Tensor]) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in state.items()}
+
+
+def images(seed: int, count: int = 4) -> Tensor:
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+# --------------------------------------------------------------------------------------- the network
+
+
+@pytest.mark.parametrize("norm", ["spectral", "group"])
+@pytest.mark.parametrize(("resolution", "depth", "side"), [(8, 1, 2), (16, 2, 2), (12, 2, 1), (32, 3, 2), (64, 3, 6)])
+def test_it_takes_small_images(norm: Any, resolution: int, depth: int, side: int) -> None:
+    net = PatchGan(3, DiscriminatorSpec(norm=norm, channels=4, depth=depth))
+    assert net(torch.rand(2, 3, resolution, resolution)).shape == (2, 1, side, side)
+    assert resolution >= DiscriminatorSpec(depth=depth).least_resolution
+
+
+@pytest.mark.parametrize("norm", ["spectral", "group"])
+def test_an_image_is_judged_without_the_others(norm: Any) -> None:
+    net = PatchGan(1, DiscriminatorSpec(norm=norm, channels=4)).eval()
+    whole = net(images(0))
+    assert torch.allclose(net(images(0)[:1]), whole[:1], atol=1e-6)
+    assert whole.std() > 0
+
+
+def test_spectral_normalisation_bounds_every_convolution() -> None:
+    torch.manual_seed(0)
+    net = PatchGan(1, DiscriminatorSpec(channels=8)).train()
+    for _ in range(30):
+        net(images(0))
+    convs = [module for module in net if isinstance(module, nn.Conv2d)]
+    assert [torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() for conv in convs] == pytest.approx(
+        [1.0] * 4, rel=0.05
+    )
+
+
+def test_it_is_drawn_from_the_seed_and_leaves_the_generators_alone() -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, again, other = (numbers(build_discriminator(spec_of(seed=seed)).state_dict()) for seed in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pretrained_weights_are_loaded_or_the_file_is_named(tmp_path: Path) -> None:
+    there = build_discriminator(spec_of(seed=7))
+    torch.save(there.state_dict(), tmp_path / "d.pt")
+    loaded = build_discriminator(spec_of({"pretrained": str(tmp_path / "d.pt")}))
+    assert numbers(loaded.state_dict()) == numbers(there.state_dict())
+    with pytest.raises(FtaeError, match=r"discriminator\.pretrained: .*none\.pt does not exist"):
+        build_discriminator(spec_of({"pretrained": str(tmp_path / "none.pt")}))
+    with pytest.raises(FtaeError, match=r"discriminator\.pretrained: .*d\.pt does not hold a state dict of the model"):
+        build_discriminator(spec_of({"pretrained": str(tmp_path / "d.pt"), "channels": 8}))
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("loss", ["hinge", "non_saturating"])
+def test_both_losses_by_hand(loss: Any) -> None:
+    adversary = adversary_of(loss=loss, lr=1e-9, norm="group")
+    real, fake = images(0), images(1)
+    of_real, of_fake = (adversary.net(x).detach().double() for x in (real, fake))
+    adversary.show(real, fake)
+    measured = adversary.step(0)
+    if loss == "hinge":
+        own, model = (1 - of_real).clamp_min(0).mean() + (1 + of_fake).clamp_min(0).mean(), -of_fake.mean()
+    else:
+        own = -(of_real.sigmoid().log().mean() + (1 - of_fake.sigmoid()).log().mean())
+        model = -of_fake.sigmoid().log().mean()
+    assert measured["discriminator"] == pytest.approx(own.item(), rel=1e-5)
+    assert measured["logits_real"] == pytest.approx(of_real.mean().item(), rel=1e-5)
+    assert measured["logits_fake"] == pytest.approx(of_fake.mean().item(), rel=1e-5)
+    assert adversary.loss(fake).item() == pytest.approx(model.item(), rel=1e-5)
+
+
+def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
+    slope = torch.linspace(-1.0, 1.0, 16)
+    net = nn.Conv2d(1, 1, 4, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(slope.reshape(1, 1, 4, 4))
+    assert squared_slope(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
+    # 8x8 gives 25 logits an image, of which the mean counts
+    logit = F.conv_transpose2d(torch.full((1, 1, 5, 5), 1 / 25), net.weight)
+    assert squared_slope(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
+
+
+def test_the_weights_of_r1_and_lecam_scale_their_parts() -> None:
+    def loss(**weights: float) -> float:
+        adversary = adversary_of(norm="group", **weights)
+        adversary.show(images(0), images(1))
+        return adversary.step(0)["discriminator"]
+
+    plain = loss()
+    for name in ("r1", "lecam"):
+        once, tenfold = loss(**{name: 1.0}) - plain, loss(**{name: 10.0}) - plain
+        assert once > 0
+        assert tenfold == pytest.approx(10 * once, rel=1e-2)
+
+
+def test_lecam_holds_the_logits_of_one_side_to_the_average_of_the_other() -> None:
+    adversary = adversary_of(norm="group", lecam=1.0, loss="hinge")
+    plain = adversary_of(norm="group")
+    for each in (adversary, plain):
+        each.show(images(0), images(1))
+    first, without = adversary.step(0), plain.step(0)
+    of_real, of_fake = (plain_net(x) for plain_net in [adversary_of(norm="group").net] for x in (images(0), images(1)))
+    assert first["discriminator"] - without["discriminator"] == pytest.approx(
+        (of_real.square().mean() + of_fake.square().mean()).item(),
+        rel=1e-3,  # the averages begin at 0
+    )
+    averages = adversary.state()["averages"].tolist()
+    assert averages == pytest.approx([0.01 * first["logits_real"], 0.01 * first["logits_fake"]], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- gradients
+
+
+def test_neither_loss_leaves_a_gradient_on_the_other_side() -> None:
+    adversary = adversary_of()
+    reconstruction = images(1).requires_grad_(True)
+    adversary.loss(reconstruction).backward()  # type: ignore[no-untyped-call]
+    assert reconstruction.grad is not None
+    assert reconstruction.grad.abs().sum() > 0
+    assert all(p.grad is None for p in adversary.net.parameters())
+    reconstruction.grad = None
+    adversary.show(images(0), reconstruction)
+    adversary.step(0)
+    assert reconstruction.grad is None
+    assert all(p.grad is not None for p in adversary.net.parameters())
+
+
+def test_the_models_loss_moves_nothing_of_the_discriminator() -> None:
+    adversary = adversary_of()
+    before = numbers(adversary.net.state_dict())  # spectral normalisation has vectors that move in training
+    for _ in range(3):
+        adversary.loss(images(1))
+    assert numbers(adversary.net.state_dict()) == before
+    adversary.show(images(0), images(1))
+    adversary.step(0)
+    after = numbers(adversary.net.state_dict())
+    assert all(after[name] != value for name, value in before.items() if name.endswith("original"))
+    assert any(after[name] != value for name, value in before.items() if name.endswith("_v"))
+
+
+def test_its_gradient_is_clipped_by_its_own_norm() -> None:
+    for limit in (None, 1e-3):
+        adversary = adversary_of(max_grad_norm=limit)
+        adversary.show(images(0), images(1))
+        before_clipping = adversary.step(0)["discriminator_grad_norm"]
+        left = torch.nn.utils.get_total_norm([p.grad for p in adversary.net.parameters() if p.grad is not None]).item()
+        assert left == pytest.approx(before_clipping if limit is None else limit, rel=1e-3)
+        assert before_clipping > 0.01
+
+
+def test_the_weight_scales_the_terms_part_of_the_total() -> None:
+    def first_step(weight: float) -> dict[str, float]:
+        losses = {"mse": 1.0, "adversarial": weight}
+        return trained(spec_of({**AT_ONCE, "adaptive": False}, losses=losses), 1).measured()
+
+    once, tenfold = first_step(0.1), first_step(1.0)
+    assert tenfold["train/adversarial"] == once["train/adversarial"] != 0.0
+    parts = [found["train/loss"] - found["train/mse"] for found in (once, tenfold)]
+    assert parts == pytest.approx([0.1 * once["train/adversarial"], once["train/adversarial"]], rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------- adaptive weight
+
+
+def balanced_norms(training: Training) -> tuple[float, float, float]:
+    """The adaptive weight of a batch, and the two gradients' norms at the decoder's last weight."""
+    adversary, autoencoder = its(training), training.autoencoder
+    last = autoencoder.stages[-1].modules[0].weight
+    assert isinstance(last, nn.Parameter)
+    batch = images(0)
+    made = autoencoder.decode(autoencoder.encode(batch).latents)
+    terms = {"mse": F.mse_loss(made, batch), "adversarial": adversary.loss(made)}
+    factor = adversary.balance(terms, {"mse": 3.0, "adversarial": 0.5})
+    norms = [torch.autograd.grad(term, [last], retain_graph=True)[0].norm().item() for term in terms.values()]
+    return factor, 3.0 * norms[0], norms[1]
+
+
+def test_it_makes_both_gradients_alike_at_the_last_decoder_weight() -> None:
+    factor, others, own = balanced_norms(Training(spec_of(AT_ONCE)))
+    assert factor == pytest.approx(others / (own + 1e-4), rel=1e-4)
+    assert balanced_norms(Training(spec_of({**AT_ONCE, "max_adaptive_weight": factor / 2})))[0] == factor / 2
+    assert balanced_norms(Training(spec_of({**AT_ONCE, "adaptive": False})))[0] == 1.0
+
+
+def test_without_a_decoder_to_train_it_is_1_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    training = trained(spec_of(AT_ONCE, freeze=["decoder"]), 2)
+    assert training.measured()["train/adaptive_weight"] == 1.0
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["discriminator.adaptive has no effect: no weight of the decoder is trained"]
+
+
+def test_it_is_1_where_no_other_term_depends_on_the_decoder() -> None:
+    losses = {"kl": 1e-3, "adversarial": 0.5}
+    training = trained(spec_of(AT_ONCE, losses=losses, model={"family": "conv_vae", "channels": 4}), 1)
+    assert training.measured()["train/adaptive_weight"] == 1.0
+
+
+# ------------------------------------------------------------------------------------- in the loop
+
+
+def test_each_side_begins_when_it_is_told_to(tmp_path: Path) -> None:
+    gates = {"start_fraction": 0.4, "warmup_fraction": 0.2, "ramp_fraction": 0.4, "adaptive": False}
+    (*_,) = reports = list(finetune(spec_of(gates, num_evals=10), tmp_path))
+    seen = {report.step - 1: report.metrics for report in reports[1:]}  # of one step each
+    assert [step for step in seen if "train/discriminator" in seen[step]] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [step for step in seen if "train/adversarial" in seen[step]] == [5, 6, 7, 8, 9]  # at 4 its weight is 0
+    weights = [
+        (seen[step]["train/loss"] - seen[step]["train/mse"]) / seen[step]["train/adversarial"] for step in range(5, 10)
+    ]
+    assert weights == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5], rel=1e-3)
+
+
+def test_until_it_begins_the_run_is_as_without_it(tmp_path: Path) -> None:
+    late = {"start_fraction": 0.6, "warmup_fraction": 0.4, "ramp_fraction": 0.0}
+    runs = {"with": spec_of(late), "without": spec_of(late, losses={"mse": 1.0})}
+    found = {name: list(finetune(spec, tmp_path / name)) for name, spec in runs.items()}
+    errors = {name: [report.metrics["val/mse"] for report in reports] for name, reports in found.items()}
+    assert errors["with"][:4] == errors["without"][:4]
+    assert errors["with"][4:] != errors["without"][4:]
+
+
+def test_it_learns_from_every_micro_batch_of_a_step() -> None:
+    settings = {**AT_ONCE, "norm": "group"}
+    large = trained(spec_of(settings, batch_size=8), 1)
+    split = trained(spec_of(settings, batch_size=2, grad_accumulation=4), 1)
+    for name in ("discriminator", "discriminator_grad_norm", "logits_real", "logits_fake"):
+        assert split.measured()[f"train/{name}"] == pytest.approx(large.measured()[f"train/{name}"], rel=1e-3)
+
+
+def test_it_learns_to_tell_blurred_digits_from_real_ones() -> None:
+    adversary = adversary_of(channels=16, loss="non_saturating")
+    digits = torch.from_numpy(Training(spec_of()).data.train.images[:32].copy()).permute(0, 3, 1, 2) / 255
+    blurred = F.avg_pool2d(digits, 5, stride=1, padding=2, count_include_pad=False)
+    found = []
+    for step in range(10):
+        for _ in range(6):
+            adversary.show(digits, blurred)
+        found.append(adversary.step(step))
+    assert found[-1]["discriminator"] < found[0]["discriminator"] - 0.02
+    assert found[-1]["logits_real"] > found[-1]["logits_fake"]
+
+
+def test_bf16_trains_both_sides_in_fp32_weights(tmp_path: Path) -> None:
+    settings = {**AT_ONCE, "r1": 1.0}
+    precise, short = (trained(spec_of(settings, precision=p), 2) for p in ("fp32", "bf16"))
+    for name, value in precise.measured().items():
+        assert math.isfinite(short.measured()[name])
+        assert short.measured()[name] == pytest.approx(value, rel=0.2, abs=0.05)
+    assert short.measured() != precise.measured()
+    assert {p.dtype for p in its(short).net.parameters()} == {torch.float32}
+
+
+def metrics_of(reports: list[EvalReport]) -> list[tuple[int, dict[str, float]]]:
+    return [(report.step, report.metrics) for report in reports]
+
+
+# Before its warm-up, in it, and on the ramp.
+@pytest.mark.parametrize(("stop", "norm"), [(2, "spectral"), (4, "spectral"), (8, "spectral"), (8, "group")])
+def test_a_resumed_run_is_the_same_to_the_bit(stop: int, norm: str, tmp_path: Path) -> None:
+    spec = spec_of(
+        {"norm": norm, "start_fraction": 0.5, "warmup_fraction": 0.2, "ramp_fraction": 0.4, "lecam": 0.1, "r1": 0.1},
+        ema_half_life_fraction=0.3,
+    )
+    whole = list(finetune(spec, tmp_path / "whole"))
+    for report in finetune(spec, tmp_path / "cut"):
+        if report.step == stop:
+            break
+    newest = latest_checkpoint(tmp_path / "cut")
+    resumed = list(finetune(spec, tmp_path / "cut", resume_from=newest))
+    assert metrics_of(resumed) == metrics_of(whole)[stop // 2 :]
+    ends = [latest_checkpoint(tmp_path / name) for name in ("whole", "cut")]
+    for file in ("model.safetensors", "discriminator.safetensors"):
+        states = [numbers(load_file(end / file)) for end in ends if end is not None]
+        assert states[0] == states[1]
+
+
+def test_a_checkpoint_gives_the_next_run_its_discriminator_and_the_released_model_has_none(tmp_path: Path) -> None:
+    spec = spec_of(AT_ONCE, max_steps=2, num_evals=1)
+    list(finetune(spec, tmp_path))
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    saved = load_file(newest / "discriminator.safetensors")
+    again = build_discriminator(spec_of({"pretrained": str(newest / "discriminator.safetensors")}))
+    assert numbers(again.state_dict()) == numbers(saved)
+    assert numbers(saved) != numbers(build_discriminator(spec).state_dict())
+    release(spec, newest, tmp_path / "model")
+    assert load_file(tmp_path / "model" / "model.safetensors").keys() == build_model(spec, None).net.state_dict().keys()
+
+
+def test_what_it_takes_is_planned_for(tmp_path: Path) -> None:
+    late, without = spec_of({"start_fraction": 0.9}), spec_of(losses={"mse": 1.0})
+    added = summarize(late, None).checkpoint_bytes - summarize(without, None).checkpoint_bytes
+    list(finetune(late, tmp_path))
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    weights = (newest / "discriminator.safetensors").stat().st_size
+    assert 3 * weights * 0.7 < added <= 3 * weights
+    seen: list[int] = []
+    original = Adversary.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adversary, "step", lambda self, step: seen.append(len(original(self, step))) or {})
+        probe(late)
+    assert seen
+    assert all(seen)  # it is trained from the first step on
+
+
+# ----------------------------------------------------------------------------------------- failures
+
+
+def failure_of(spec: FinetuneSpec, folder: Path) -> TrainingFailed:
+    with pytest.raises(TrainingFailed) as caught:
+        list(finetune(spec, folder))
+    return caught.value
+
+
+def test_images_worse_than_flat_ones_are_a_blow_up(tmp_path: Path) -> None:
+    """A model that reconstructs, then a weight that drowns every other term."""
+    model = {"family": "conv_ae", "channels": 8, "latent_channels": 8, "depth": 1}
+    begin = spec_of(model=model, losses={"mse": 1.0}, optimizer={"lr": 1e-2}, max_steps=40, num_evals=1, batch_size=32)
+    *_, last = finetune(begin, tmp_path / "begin")
+    assert last.checkpoint is not None
+    release(begin, tmp_path / "begin" / last.checkpoint, tmp_path / "model")
+    wild = {**AT_ONCE, "adaptive": False, "lr": 1e-2, "max_grad_norm": None}
+    spec = spec_of(
+        wild,
+        model={"family": "conv_ae", "pretrained": str(tmp_path / "model")},
+        losses={"mse": 1.0, "adversarial": 1e4},
+        optimizer={"lr": 3e-2},
+        max_steps=60,
+        num_evals=12,
+    )
+    failure = failure_of(spec, tmp_path / "wild")
+    assert failure.reason == BLOW_UP
+    assert failure.step <= 60
+    tame = spec.model_copy(update={"losses": begin.losses})
+    assert [report.step for report in finetune(tame, tmp_path / "tame")][-1] == 60  # the term was at fault
+
+
+def test_a_discriminator_that_is_not_finite_is_a_blow_up(tmp_path: Path) -> None:
+    settings = {**AT_ONCE, "warmup_fraction": 0.5, "start_fraction": 0.5, "norm": "group", "lr": 1e38}
+    failure = failure_of(spec_of({**settings, "max_grad_norm": None}), tmp_path)
+    assert failure.reason == BLOW_UP
+    assert 1 <= failure.step < 5  # the model does not even see it yet
+
+
+def test_several_workers_are_refused() -> None:
+    with pytest.raises(FtaeError, match=r"2 workers cannot share losses\.adversarial"), local_workers(spec_of(), 2):
+        pass
