@@ -26,7 +26,8 @@ class SpecError(FtaeError):
 class TrainingFailed(FtaeError):
     """Training stopped because of the configuration itself (not because of the machine).
 
-    ``reason`` is one of: non-finite loss, non-finite gradient, out of memory, posterior collapse.
+    ``reason`` is one of: non-finite loss, non-finite gradient, out of memory, posterior collapse,
+    codebook collapse.
     ``step`` is the optimizer step at which it was seen.
     """
 

@@ -115,6 +115,10 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         lines.append(
             f"kl           {run.losses.kl:g} per element, {summary.kl_summed_weight:g} in summed terms (as LDM has it)"
         )
+    if summary.codebooks:
+        codes = " + ".join(map(str, summary.codebooks))
+        moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
+        lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
     return lines, summary.checkpoint_bytes
 
 

@@ -45,7 +45,7 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
     autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
-    latents = _check_shapes(autoencoder, spec, num_classes)
+    latents = _check_shapes(autoencoder, spec, num_classes).latents
     if spec.losses.ce > 0.0:
         if num_classes is None:
             raise FtaeError("losses.ce needs labels: put the images of each class into a sub-folder of data.train")
@@ -55,8 +55,8 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
 
 
 @torch.no_grad()
-def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Tensor:
-    """Run one grey image through; returns its latents."""
+def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Encoding:
+    """Run one grey image through; returns what the encoder says of it."""
     side = spec.data.resolution
     images = autoencoder.to_range(torch.full((1, spec.data.channels, side, side), 0.5))
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
@@ -71,12 +71,13 @@ def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int
                 f"the model's {name} must give a tensor (encode also mean, logvar), got {type(value).__name__}"
             )
     _check_posterior(encoding, spec)
+    _check_codebook(encoding, spec)
     if output.shape != images.shape:
         raise FtaeError(
             f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
             "choose a data.resolution that it gives back unchanged"
         )
-    return encoding.latents
+    return encoding
 
 
 def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
@@ -85,6 +86,15 @@ def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
     needing += [f"losses.{term}" for term in spec.losses.weights() if needs.posterior in Losses.TERMS[term]]
     if needing and encoding.posterior is None:
         raise FtaeError(f"{needing[0]} needs a posterior: {spec.model.family}'s encode must return (mean, logvar)")
+
+
+def _check_codebook(encoding: Encoding, spec: FinetuneSpec) -> None:
+    """What only the pretrained model can tell."""
+    if spec.losses.codebook > 0.0 and any(codes.codebook is None for codes in encoding.codes):
+        raise FtaeError(
+            f"losses.codebook needs a codebook that is trained by gradient, that of {spec.model.pretrained} is a "
+            "moving average"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,15 @@ class ModelSummary:
     """What a configuration trains. Bytes are of one full-state checkpoint on disk.
 
     ``kl_summed_weight``: ``losses.kl`` as latent-diffusion code writes it, for summed terms.
+    ``codebooks``: the number of codes of each; ``gradient_codebooks``: they are trained by gradient, not a
+    moving average.
     """
 
     stages: tuple[StageSummary, ...]
     checkpoint_bytes: int
     kl_summed_weight: float | None
+    codebooks: tuple[int, ...]
+    gradient_codebooks: bool
 
     @property
     def num_parameters(self) -> int:
@@ -128,7 +142,14 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
     state += 0 if spec.losses.adversarial == 0.0 else _discriminator_bytes(spec)
-    return ModelSummary(stages, state + 4 * moving * copies, _kl_summed_weight(autoencoder, spec, num_classes))
+    encoding = _check_shapes(autoencoder, spec, num_classes)
+    return ModelSummary(
+        stages,
+        checkpoint_bytes=state + 4 * moving * copies,
+        kl_summed_weight=_kl_summed_weight(encoding.latents, spec),
+        codebooks=tuple(codes.num_codes for codes in encoding.codes),
+        gradient_codebooks=any(codes.codebook is not None for codes in encoding.codes),
+    )
 
 
 def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
@@ -159,10 +180,9 @@ def _discriminator_bytes(spec: FinetuneSpec) -> int:
     return 3 * sum(t.numel() * t.element_size() for t in weights)
 
 
-def _kl_summed_weight(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> float | None:
+def _kl_summed_weight(latents: Tensor, spec: FinetuneSpec) -> float | None:
     if spec.losses.kl == 0.0:
         return None
-    latents = _check_shapes(autoencoder, spec, num_classes)
     return spec.losses.kl * spec.data.channels * spec.data.resolution**2 / latents.numel()
 
 

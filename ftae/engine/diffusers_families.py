@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Group, Posterior, Stage
 from ftae.engine.pretrained import pretrained_folder
+from ftae.engine.quantizer import chosen
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec
 from ftae.specs.models import DiffusersModel
@@ -82,7 +83,7 @@ def _with_posterior(net: Any, stages: list[Stage]) -> Autoencoder:
 
 
 def _kl_stages(net: Any) -> list[Stage]:
-    """AutoencoderKL in data-flow order: 16 stages for Stable Diffusion's configuration."""
+    """AutoencoderKL and VQModel in data-flow order: 16 and 17 stages for Stable Diffusion's configuration."""
     encoder, decoder = net.encoder, net.decoder
     stages = [
         Stage("encoder.conv_in", "encoder", (encoder.conv_in,)),
@@ -90,8 +91,8 @@ def _kl_stages(net: Any) -> list[Stage]:
         Stage("encoder.mid_block", "encoder", (encoder.mid_block,)),
         Stage("encoder.conv_out", "encoder", (encoder.conv_norm_out, encoder.conv_out)),
     ]
-    for name in ("quant_conv", "post_quant_conv"):
-        if getattr(net, name) is not None:
+    for name in ("quant_conv", "quantize", "post_quant_conv"):
+        if getattr(net, name, None) is not None:
             stages.append(Stage(name, "bottleneck", (getattr(net, name),)))
     return [
         *stages,
@@ -100,6 +101,42 @@ def _kl_stages(net: Any) -> list[Stage]:
         *(Stage(f"decoder.up_blocks.{i}", "decoder", (block,)) for i, block in enumerate(decoder.up_blocks)),
         Stage("decoder.conv_out", "decoder", (decoder.conv_norm_out, decoder.conv_out)),
     ]
+
+
+def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """VQModel, the VQGAN of Esser et al. (2021). Latents are the chosen codes. Raises as ``build_autoencoder``."""
+    net = _load_diffusers(model, "VQModel")
+    _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
+    # Its own loss, which is not used here, would else weigh the commitment with 1 and the codebook with beta.
+    net.quantize.legacy = False
+
+    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        encoded = net.encode(images).latents
+        with torch.autocast(encoded.device.type, enabled=False):
+            encoded = encoded.float()
+            vectors = encoded.movedim(1, 3)
+            indices = torch.cdist(vectors.detach().flatten(0, 2), net.quantize.embedding.weight.detach()).argmin(1)
+            codes = net.quantize.embedding(indices).reshape(vectors.shape).movedim(3, 1)
+            latents, choice = chosen(
+                encoded, codes, indices.reshape(len(images), -1), net.quantize.n_e, by_gradient=True
+            )
+        return Encoding(latents, codes=(choice,))
+
+    def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
+        # As net.decode, which would quantise again.
+        spatial = latents if net.config.norm_type == "spatial" else None
+        reconstruction: Tensor = net.decoder(net.post_quant_conv(latents), spatial)
+        return reconstruction
+
+    return Autoencoder(
+        net,
+        _kl_stages(net),
+        image_range=(-1.0, 1.0),
+        channels=net.config.in_channels,
+        encode=encode,
+        decode=decode,
+        save=lambda folder: net.save_pretrained(folder),
+    )
 
 
 def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:

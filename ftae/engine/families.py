@@ -11,10 +11,12 @@ from ftae.engine.diffusers_families import (
     autoencoder_dc,
     autoencoder_kl,
     autoencoder_tiny,
+    vq_model,
 )
 from ftae.engine.hierarchical import HierarchicalVaeNet
 from ftae.engine.networks import ConvAeNet, ConvVaeNet, MlpVaeNet
 from ftae.engine.own_families import own_family
+from ftae.engine.quantized_networks import VqVae2Net, VqVaeNet
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec
 from ftae.specs.models import AnyModel, CustomModel
@@ -47,8 +49,11 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "mlp_cvae": own_family(MlpCvaeNet),
     "conv_cvae": own_family(ConvCvaeNet),
     "hierarchical_vae": own_family(HierarchicalVaeNet),
+    "vq_vae": own_family(VqVaeNet),
+    "vq_vae_2": own_family(VqVae2Net),
     "autoencoder_kl": autoencoder_kl,
     "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,
     "autoencoder_dc": autoencoder_dc,
+    "vq_model": vq_model,
 }

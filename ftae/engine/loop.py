@@ -35,7 +35,8 @@ def finetune(
 
     Raises:
         FtaeError: the spec cannot be run (see ``build_model`` and ``load_dataset``).
-        TrainingFailed: non-finite loss or gradient, out of memory, posterior collapse, or adversarial blow-up.
+        TrainingFailed: non-finite loss or gradient, out of memory, posterior or codebook
+            collapse, or adversarial blow-up.
     """
     with out_of_memory_fails(step=lambda: 0):
         run = FinetuneRun(spec, workdir, group)
@@ -70,7 +71,7 @@ class FinetuneRun(Training):
         """Evaluate the (averaged) weights, write picture and checkpoint, start a new window.
 
         Raises:
-            TrainingFailed: a metric is not finite, or a vital sign is lost.
+            TrainingFailed: a metric is not finite, or a sign of life is lost (``metrics.Vitals``).
         """
         train_seconds = time.monotonic() - self.window_start
         name = f"step-{self.step:08d}"

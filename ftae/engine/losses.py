@@ -97,6 +97,16 @@ def _l2_sp(x: LossInputs) -> Tensor:
     return squares.sum() / sum(p.numel() for p, _ in pairs)
 
 
+def _commitment(x: LossInputs) -> Tensor:
+    """Mean over the codebooks; 1 here, the user's weight is the beta of van den Oord et al. (2017)."""
+    return torch.stack([codes.commitment for codes in x.encoding.codes]).mean()
+
+
+def _codebook(x: LossInputs) -> Tensor:
+    """Mean over the codebooks."""
+    return torch.stack([codes.codebook for codes in x.encoding.codes if codes.codebook is not None]).mean()
+
+
 def _adversarial(x: LossInputs) -> Tensor:
     """That the discriminator tells reconstructions from real images; may be negative."""
     assert x.companions.adversary is not None
@@ -115,6 +125,8 @@ LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "ce": _ce,
     "latent_anchor": _latent_anchor,
     "l2_sp": _l2_sp,
+    "commitment": _commitment,
+    "codebook": _codebook,
     "adversarial": _adversarial,
 }
 

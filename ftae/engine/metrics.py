@@ -18,6 +18,9 @@ Over the whole validation set:
                   pairs of an anomaly and a normal image in which the anomaly has the larger error
     latent_drift  mean squared distance of the latents from those of the model as it was given, over
                   the variance of the latter: 0 where nothing moved, 1 as if they were all the mean
+    codebook_usage  share of the codes that are chosen at all; of several codebooks the least
+    perplexity    exp of the entropy of how often each code is chosen (van den Oord et al. 2017): how many
+                  codes it would be, were they used alike; of several codebooks the least
 """
 
 from collections.abc import Callable
@@ -37,6 +40,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
 ACTIVE_VARIANCE = 0.01
+ACTIVE_SHARE = 0.01
 MSE_FLOOR = 1e-10
 
 
@@ -166,10 +170,60 @@ class Auroc:
         return float(binary_auroc(torch.cat(self._errors), torch.cat(self._is_anomaly)))
 
 
+class CodeCounts:
+    """How often each code of each codebook is chosen, over the whole set: a batch alone bounds its perplexity."""
+
+    def __init__(self) -> None:
+        self._counts: list[Tensor] = []
+
+    def update(self, x: EvalInputs) -> None:
+        counts = [torch.bincount(c.indices.flatten(), minlength=c.num_codes).cpu() for c in x.encoding.codes]
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)] if self._counts else counts
+
+    def least(self, of: Callable[[Tensor], Tensor]) -> float:
+        """The least of what ``of`` makes of the int64 (codes,) counts of each codebook."""
+        return min(float(of(counts)) for counts in self._counts)
+
+
+class CodebookUsage(CodeCounts):
+    """Share of the codes that are chosen at all."""
+
+    def compute(self) -> float:
+        return self.least(lambda counts: counts.gt(0).double().mean())
+
+
+class Perplexity(CodeCounts):
+    """exp of the entropy of the distribution over codes."""
+
+    def compute(self) -> float:
+        return self.least(lambda counts: torch.special.entr(counts.double() / counts.sum()).sum().exp())
+
+
+class ActivePositions:
+    """Counts positions where more than 1 % of the images have another code than the commonest there.
+
+    Of several codebooks the least. Where there is none, the latents tell hardly any image from another. One
+    code alone is rarely what is left by then: at the borders, where convolutions see padding, it is another.
+    """
+
+    def __init__(self) -> None:
+        self._indices: list[tuple[Tensor, ...]] = []
+
+    def update(self, x: EvalInputs) -> None:
+        self._indices.append(tuple(codes.indices.int().cpu() for codes in x.encoding.codes))
+
+    def compute(self) -> float:
+        levels = (torch.cat(level) for level in zip(*self._indices, strict=True))
+        others = [level.ne(level.mode(dim=0).values).double().mean(0) for level in levels]
+        return float(min(share.gt(ACTIVE_SHARE).sum() for share in others))
+
+
 OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
     "active_units": lambda subject: ActiveUnits(),
     "latent_drift": LatentDrift,
     "auroc": lambda subject: Auroc(),
+    "codebook_usage": lambda subject: CodebookUsage(),
+    "perplexity": lambda subject: Perplexity(),
 }
 
 
@@ -228,6 +282,8 @@ class Vitals:
     def update(self, x: EvalInputs) -> None:
         if x.encoding.posterior is not None:
             self._signs.setdefault("posterior collapse", ActiveUnits())
+        if x.encoding.codes:
+            self._signs.setdefault("codebook collapse", ActivePositions())
         for sign in self._signs.values():
             sign.update(x)
 

@@ -78,7 +78,9 @@ def _pretrained_config(asked: dict[str, Any], model: Any, data: DataSpec) -> tup
         FtaeError: it is not there, or is another than what is asked for.
     """
     saved, weights = _own_files(model.family, model.pretrained)
-    for name, value in _given(model).items():
+    given = _given(model)
+    saved["options"] |= {name: value for name, value in given.items() if name in model.revisable}
+    for name, value in given.items():
         if saved["options"][name] != value:
             raise FtaeError(
                 f"model.{name} is {value}, but {model.pretrained} was built with {saved['options'][name]}; leave it out"

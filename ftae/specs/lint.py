@@ -48,6 +48,8 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "what the model still knows of data.replay is not measured: no metric of finetune.metrics can be"
     if run.data.anomaly_classes and "auroc" not in run.metrics:
         yield "no metric is of the images of data.anomaly_classes: add auroc to finetune.metrics"
+    if run.model.gradient_codebook and run.losses.codebook == 0.0 and "losses.codebook" not in space:
+        yield "the codes stay as they are: they are trained by gradient, and losses.codebook is 0"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
         yield "frozen stages keep random weights: model.pretrained is null"
 

@@ -15,7 +15,8 @@ class Losses(Spec):
     latent element (times image elements over latent elements it is the summed weight of Stable
     Diffusion's training); with ``kl_capacity``, a number of nats an image that the warm-up raises from 0,
     it is the distance from that. ``ce`` adds a classification head on the pooled latents. ``latent_anchor``
-    and ``l2_sp`` hold latents and weights near those of the pretrained model. ``adversarial`` brings a
+    and ``l2_sp`` hold latents and weights near those of the pretrained model. ``commitment`` (the beta of
+    VQ-VAE) draws the encoder to the codes, ``codebook`` the codes to the encoder. ``adversarial`` brings a
     discriminator (``finetune.discriminator``).
     """
 
@@ -30,6 +31,8 @@ class Losses(Spec):
     ce: Weight = 0.0
     latent_anchor: Weight = 0.0
     l2_sp: Weight = 0.0
+    commitment: Weight = 0.0
+    codebook: Weight = 0.0
     adversarial: Weight = 0.0
     huber_delta: Annotated[float, Field(gt=0.0)] = 0.1
     kl_warmup_fraction: Fraction = 0.0
@@ -47,6 +50,8 @@ class Losses(Spec):
         "ce": (needs.labels,),
         "latent_anchor": (needs.reference,),
         "l2_sp": (needs.reference,),
+        "commitment": (needs.codes,),
+        "codebook": (needs.codes, needs.gradient_codebook),
         "adversarial": (needs.another_term,),
     }
 

@@ -7,7 +7,18 @@ from ftae.specs import needs
 from ftae.specs.needs import Need
 
 MetricName = Literal[
-    "mse", "l1", "psnr", "ssim", "kl", "active_units", "accuracy", "latent_drift", "input_psnr", "auroc"
+    "mse",
+    "l1",
+    "psnr",
+    "ssim",
+    "kl",
+    "active_units",
+    "accuracy",
+    "latent_drift",
+    "input_psnr",
+    "auroc",
+    "codebook_usage",
+    "perplexity",
 ]
 
 
@@ -33,6 +44,8 @@ METRICS: dict[str, MetricFacts] = {
     "active_units": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
     "accuracy": MetricFacts(0.0, 1.0, "maximize", (needs.head,)),
     "latent_drift": MetricFacts(0.0, 1.0e9, "minimize", (needs.reference,)),
+    "codebook_usage": MetricFacts(0.0, 1.0, "maximize", (needs.codes,)),
+    "perplexity": MetricFacts(1.0, 1.0e9, "maximize", (needs.codes,)),
     "input_psnr": MetricFacts(0.0, 100.0, None, (needs.degradation,)),
     "auroc": MetricFacts(0.0, 1.0, "maximize", (needs.anomalies,)),
 }

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag
+from pydantic import Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
-from ftae.specs.base import Positive, Spec
+from ftae.specs.base import Positive, Spec, Weight
 from ftae.specs.problems import matching
 
 
@@ -22,6 +22,14 @@ class ModelSpec(Spec):
     has_posterior: ClassVar[bool | None] = False
     bounded_output: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    # Whether it quantises, and which options a pretrained model may have had otherwise.
+    has_codes: ClassVar[bool] = False
+    revisable: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def gradient_codebook(self) -> bool | None:
+        """Whether its codes are trained by gradient; None where only the pretrained model can tell."""
+        return False
 
 
 class FixedResolution(ModelSpec):
@@ -103,6 +111,53 @@ class HierarchicalVae(FixedResolution):
     bounded_output: ClassVar[bool] = True
 
 
+class Quantized(ModelSpec):
+    """What the families with codebooks of their own share: strided convolutions around vector quantisers.
+
+    ``codebook``: ``ema`` moves each code to the mean of the vectors that chose it, ``gradient`` trains it by
+    ``losses.codebook``. ``ema_decay``, a batch; ``dead_code_threshold``: a code that fewer vectors of a batch
+    choose (a moving average) becomes one of them; 0 is never. ``None`` takes the pretrained model's value, or
+    the default: channels 32, depth 2, codebook_size 128, code_dim 16, ema, ema_decay 0.99,
+    dead_code_threshold 0.
+    """
+
+    channels: Positive | None = None
+    depth: Annotated[int, Field(ge=1, le=6)] | None = None
+    codebook_size: Annotated[int, Field(ge=2)] | None = None
+    code_dim: Positive | None = None
+    codebook: Literal["ema", "gradient"] | None = None
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    dead_code_threshold: Weight | None = None
+    bounded_output: ClassVar[bool] = True
+    has_codes: ClassVar[bool] = True
+    revisable: ClassVar[frozenset[str]] = frozenset({"ema_decay", "dead_code_threshold"})
+
+    @field_validator("ema_decay", "dead_code_threshold")
+    @classmethod
+    def _setting_has_effect(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("codebook") == "gradient":
+            raise ValueError("has no effect on a gradient codebook, it needs codebook: ema")
+        return value
+
+    @property
+    def gradient_codebook(self) -> bool | None:
+        if self.codebook is None and self.pretrained is not None:
+            return None
+        return self.codebook == "gradient"
+
+
+class VqVae(Quantized):
+    """VQ-VAE (van den Oord et al. 2017), fully convolutional: takes any multiple of 2**depth."""
+
+    family: Literal["vq_vae"]
+
+
+class VqVae2(Quantized):
+    """VQ-VAE-2 of two levels (Razavi et al. 2019), fully convolutional: takes any multiple of 2**(depth + 1)."""
+
+    family: Literal["vq_vae_2"]
+
+
 class DiffusersModel(ModelSpec):
     """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline."""
 
@@ -134,6 +189,17 @@ class AutoencoderTiny(DiffusersModel):
     """diffusers' AutoencoderTiny (TAESD); images in [-1, 1]."""
 
     family: Literal["autoencoder_tiny"]
+
+
+class VqModel(DiffusersModel):
+    """diffusers' VQModel, the VQGAN of latent diffusion; images in [-1, 1]. Its codes are trained by gradient."""
+
+    family: Literal["vq_model"]
+    has_codes: ClassVar[bool] = True
+
+    @property
+    def gradient_codebook(self) -> bool | None:
+        return True
 
 
 class CustomStages(Spec):
@@ -172,10 +238,13 @@ AnyModel = Annotated[
     | Annotated[MlpCvae, Tag("mlp_cvae")]
     | Annotated[ConvCvae, Tag("conv_cvae")]
     | Annotated[HierarchicalVae, Tag("hierarchical_vae")]
+    | Annotated[VqVae, Tag("vq_vae")]
+    | Annotated[VqVae2, Tag("vq_vae_2")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
     | Annotated[AsymmetricAutoencoderKl, Tag("asymmetric_autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]
     | Annotated[AutoencoderDc, Tag("autoencoder_dc")]
+    | Annotated[VqModel, Tag("vq_model")]
     | Annotated[CustomModel, Tag("package.module:attr")],
     Discriminator(_family),
 ]

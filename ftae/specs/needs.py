@@ -30,6 +30,20 @@ def posterior(parts: Parts) -> str | None:
     return f"needs a posterior, {parts.model.family} has none"
 
 
+def codes(parts: Parts) -> str | None:
+    """The encoder chooses from a codebook."""
+    if parts.model is None or parts.model.has_codes:
+        return None
+    return f"needs a codebook, {parts.model.family} has none"
+
+
+def gradient_codebook(parts: Parts) -> str | None:
+    """The codes are trained by gradient."""
+    if parts.model is None or parts.model.gradient_codebook is not False or not parts.model.has_codes:
+        return None
+    return "needs a codebook that is trained by gradient, this one is a moving average (codebook: ema)"
+
+
 def bounded_output(parts: Parts) -> str | None:
     """Reconstructions always lie inside the image range."""
     if parts.model is None or parts.model.bounded_output:

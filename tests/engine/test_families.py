@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AsymmetricAutoencoderKL, AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AsymmetricAutoencoderKL, AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from safetensors.torch import load_file, save_file
 
 from ftae.engine.autoencoder import Autoencoder
@@ -88,6 +88,7 @@ NAMED_STAGES = {
     "decoder": ["decoder.0", "decoder.1", "decoder.3"],
 }
 CUSTOM = {"family": "family_contract:Vae", "image_range": "-1..1", "kwargs": {"width": 4}}
+SMALL_CODES = {"channels": 8, "codebook_size": 24, "code_dim": 4}
 MODELS: dict[str, dict[str, Any]] = {
     "mlp_vae": {"family": "mlp_vae", "hidden": 16, "latent_dim": 4},
     "conv_ae": {"family": "conv_ae", "channels": 8, "latent_channels": 2},
@@ -96,6 +97,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp_cvae": {"family": "mlp_cvae", "hidden": 16, "latent_dim": 4},
     "conv_cvae": {"family": "conv_cvae", "channels": 8, "latent_dim": 4},
     "hierarchical_vae": {"family": "hierarchical_vae", "channels": 8, "latent_channels": 2},
+    "vq_vae": {"family": "vq_vae", **SMALL_CODES, "dead_code_threshold": 4.0},  # some are revived at every step
+    "vq_vae_gradient": {"family": "vq_vae", **SMALL_CODES, "codebook": "gradient"},
+    "vq_vae_2": {"family": "vq_vae_2", **SMALL_CODES, "dead_code_threshold": 4.0},
+    "vq_model": {"family": "vq_model", "pretrained": "vq"},
     "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
     "asymmetric_autoencoder_kl": {"family": "asymmetric_autoencoder_kl", "pretrained": "asymmetric"},
     "autoencoder_tiny": {"family": "autoencoder_tiny", "pretrained": "tiny"},
@@ -104,8 +109,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "custom_named_pt": {**CUSTOM, "pretrained": "vae.pt", "stages": NAMED_STAGES},
     "custom_forward_alone": {"family": "family_contract:Plain", "image_range": "0..1"},
 }
-BOUNDED = ("mlp_vae", "conv_ae", "conv_vae", "conv_vae_outer", "mlp_cvae", "conv_cvae", "hierarchical_vae")
-UNBOUNDED = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc")
+BOUNDED = (
+    "mlp_vae",
+    "conv_ae",
+    "conv_vae",
+    "conv_vae_outer",
+    "mlp_cvae",
+    "conv_cvae",
+    "hierarchical_vae",
+    "vq_vae",
+    "vq_vae_2",
+)
+UNBOUNDED = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc", "vq_model")
 WITHOUT_POSTERIOR = ("conv_ae", "autoencoder_tiny", "autoencoder_dc", "family_contract:Plain")
 
 
@@ -153,6 +168,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         encoder_qkv_multiscales=((), (), (5,)),
         decoder_qkv_multiscales=((), (), (5,)),
     ).save_pretrained(folder / "dc")
+    VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+        num_vq_embeddings=24,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "vq")
     import family_contract
 
     weights = family_contract.Vae(4).state_dict()
@@ -178,11 +201,21 @@ def located(model: dict[str, Any], home: Path) -> dict[str, Any]:
     return model | ({"pretrained": str(home / model["pretrained"])} if "pretrained" in model else {})
 
 
+def has_codes(model: dict[str, Any]) -> bool:
+    return model["family"] in ("vq_vae", "vq_vae_2", "vq_model")
+
+
+def code_losses(model: dict[str, Any]) -> dict[str, float]:
+    """Those that move whatever there is of codebooks."""
+    by_gradient = model["family"] == "vq_model" or model.get("codebook") == "gradient"
+    return ({"commitment": 0.25} if has_codes(model) else {}) | ({"codebook": 1.0} if by_gradient else {})
+
+
 def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
         "model": model,
         "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1]},
-        "losses": {"mse": 1.0},
+        "losses": {"mse": 1.0, **code_losses(model)},
         "optimizer": {"lr": 1e-3},
         "batch_size": 8,
         "max_steps": 6,
@@ -195,11 +228,13 @@ def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
 
 def trained_spec(model: dict[str, Any]) -> FinetuneSpec:
     """All that carries state between two steps."""
-    has_posterior = model["family"] not in WITHOUT_POSTERIOR
+    has_posterior = model["family"] not in WITHOUT_POSTERIOR and not has_codes(model)
+    posterior_metrics = ["kl", "active_units"] if has_posterior else []
+    code_metrics = ["codebook_usage", "perplexity"] if has_codes(model) else []
     return spec_of(
         model,
-        losses={"mse": 1.0, "ce": 0.1} | ({"kl": 1e-3} if has_posterior else {}),
-        metrics=["psnr", "ssim", "accuracy"] + (["kl", "active_units"] if has_posterior else []),
+        losses={"mse": 1.0, "ce": 0.1, **code_losses(model)} | ({"kl": 1e-3} if has_posterior else {}),
+        metrics=["psnr", "ssim", "accuracy", *posterior_metrics, *code_metrics],
         schedule={"name": "cosine", "warmup_fraction": 0.3},
         ema_half_life_fraction=0.3,
         grad_accumulation=2,
@@ -274,7 +309,7 @@ class TestContract:
         staged = [id(p) for stage in autoencoder.stages for p in stage.parameters()]
         assert len(staged) == len(set(staged))
         assert set(staged) == {id(p) for p in autoencoder.parameters()}
-        assert all(any(True for _ in stage.parameters()) for stage in autoencoder.stages)
+        assert all(any(m.state_dict() for m in stage.modules) for stage in autoencoder.stages)  # a codebook: buffers
         assert len({stage.name for stage in autoencoder.stages}) == len(autoencoder.stages)
 
     def test_stages_are_in_data_flow_order(self, model: dict[str, Any]) -> None:
@@ -282,7 +317,7 @@ class TestContract:
         passed: list[int] = []
         for i, stage in enumerate(autoencoder.stages):
             for leaf in {m for module in stage.modules for m in module.modules() if not list(m.children())}:
-                if list(leaf.parameters()):
+                if leaf.state_dict():
                     leaf.register_forward_hook(lambda *_, i=i: passed.append(i))
         outputs(autoencoder, images_for(autoencoder))
         first_passed = list(dict.fromkeys(passed))  # where the prior is learned, encoding goes through the decoder too
@@ -400,6 +435,14 @@ def test_posteriors_are_as_the_spec_says(model: dict[str, Any]) -> None:
     images = images_for(autoencoder)
     has_posterior = autoencoder.encode(images, torch.zeros(len(images), dtype=torch.int64)).posterior is not None
     assert spec_of(model).model.has_posterior in (None, has_posterior)
+
+
+def test_codes_are_as_the_spec_says(model: dict[str, Any]) -> None:
+    autoencoder, spec = built(model), spec_of(model).model
+    codes = autoencoder.encode(images_for(autoencoder), torch.zeros(3, dtype=torch.int64)).codes
+    assert bool(codes) == spec.has_codes
+    assert spec.gradient_codebook in (None, any(c.codebook is not None for c in codes))
+    assert all(c.indices.shape[0] == 3 and 0 <= c.indices.min() <= c.indices.max() < c.num_codes for c in codes)
 
 
 def test_every_encoder_parameter_of_the_tiny_one_gets_a_gradient(home: Path) -> None:

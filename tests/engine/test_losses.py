@@ -18,6 +18,7 @@ from ftae.engine.companions import Companions
 from ftae.engine.loop import finetune
 from ftae.engine.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
 from ftae.engine.optim import build_optimizer
+from ftae.engine.quantizer import chosen
 from ftae.engine.training import Training
 from ftae.errors import FtaeError
 from ftae.specs import needs
@@ -61,7 +62,12 @@ def posterior_of(x: LossInputs) -> Posterior:
 
 
 def with_posterior(x: LossInputs, posterior: Posterior) -> LossInputs:
-    return replace(x, encoding=Encoding(posterior.mean, posterior))
+    """Its mean is also quantised, by two codebooks of a single code each, at 0 and at 1."""
+    mean = posterior.mean
+    flat = mean.flatten(1)
+    levels = [(torch.full_like(flat, code), torch.zeros_like(flat, dtype=torch.int64)) for code in (0.0, 1.0)]
+    codes = tuple(chosen(flat, code, indices, 1, by_gradient=True)[1] for code, indices in levels)
+    return replace(x, encoding=Encoding(mean, posterior, codes))
 
 
 def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
@@ -72,12 +78,12 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         return torch.rand(*shape, generator=generator)
 
     target, reconstruction = unit(batch, 2, side, side), unit(batch, 2, side, side)
-    return LossInputs(
+    x = LossInputs(
         target=target * 2 - 1,
         reconstruction=reconstruction * 2 - 1,
         target_unit=target,
         reconstruction_unit=reconstruction,
-        encoding=Encoding.of(Posterior(unit(batch, 3, 4, 4) * 4 - 2, unit(batch, 3, 4, 4) * 4 - 2), None),
+        encoding=Encoding(torch.zeros(batch, 1)),
         logits=unit(batch, 5) * 6 - 3,
         labels=torch.arange(batch) % 5,
         autoencoder=Line(3.0).autoencoder(),
@@ -85,6 +91,7 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         settings=Losses(huber_delta=0.5),
         progress=0.5,
     )
+    return with_posterior(x, Posterior(unit(batch, 3, 4, 4) * 4 - 2, unit(batch, 3, 4, 4) * 4 - 2))
 
 
 def numbers(tensor: Tensor | None) -> Array:
@@ -142,6 +149,8 @@ def reference(term: str, x: LossInputs) -> float:
     if term == "ce":
         return cross_entropy(numbers(x.logits), numbers(x.labels))
     posterior, pooled = posterior_of(x), b[:, [0, 1, 1]].reshape(-1, 3, 4, 4, 4, 4).mean((3, 5))
+    mean = numbers(posterior.mean)
+    commitment = float((mean**2).mean() + ((mean - 1) ** 2).mean()) / 2
     return {
         "mse": float(((a - b) ** 2).mean()),
         "l1": float(np.abs(a - b).mean()),
@@ -152,6 +161,8 @@ def reference(term: str, x: LossInputs) -> float:
         "edge": float(sum(np.abs(np.diff(a, axis=i) - np.diff(b, axis=i)).mean() for i in (2, 3))),
         "latent_anchor": float(((numbers(posterior.mean) - pooled) ** 2).mean()),
         "l2_sp": (3.0 - 1.0) ** 2,
+        "commitment": commitment,
+        "codebook": commitment,
         "adversarial": float((a**2).mean()),
         "ssim": 1 - ssim(unit_a, unit_b),
     }[term]
@@ -282,8 +293,10 @@ def spec_of(losses: dict[str, float], **changes: Any) -> FinetuneSpec:
 
 def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:
     """The train metrics of step 0 of a model that has moved a little from the pretrained one."""
-    build_model(spec_of({"mse": 1.0}), 2).save_pretrained(folder)
-    training = Training(spec_of(losses, model={"family": "conv_vae", "pretrained": str(folder)}))
+    family = {"family": "vq_vae_2" if losses.keys() & {"commitment", "codebook"} else "conv_vae"}
+    options = {"codebook": "gradient"} if family["family"] == "vq_vae_2" else {"latent_dim": 4}
+    build_model(spec_of({"mse": 1.0}, model=family | {"channels": 4} | options), 2).save_pretrained(folder)
+    training = Training(spec_of(losses, model=family | {"pretrained": str(folder)}))
     with torch.no_grad():
         for parameter in training.autoencoder.parameters():
             parameter.mul_(1.1)

@@ -1,7 +1,7 @@
 """Metrics by hand, and that they depend on the images alone: not on the batch size, not on clamping elsewhere."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Posterior, Stage
+from ftae.engine.autoencoder import Autoencoder, Codes, Draw, Encoding, Posterior, Stage
 from ftae.engine.companions import Companions
 from ftae.engine.data import ImageSet
 from ftae.engine.evaluation import evaluate
-from ftae.engine.metrics import OVER_SET, PER_IMAGE, ActiveUnits, EvalInputs, Evaluation, Subject
+from ftae.engine.metrics import OVER_SET, PER_IMAGE, ActiveUnits, EvalInputs, Evaluation, Subject, Vitals
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import METRICS, MetricName
@@ -127,18 +127,57 @@ def test_active_units_are_counted_over_the_whole_set() -> None:
     assert counted.compute() == 1.0
 
 
+def coded(*levels: list[list[int]], num_codes: int = 8) -> EvalInputs:
+    """One image for each row of indices; one codebook for each level."""
+    images, nothing = torch.zeros(len(levels[0]), 1, 16, 16), torch.zeros(())
+    codes = tuple(Codes(torch.tensor(rows), num_codes, nothing, None) for rows in levels)
+    return replace(inputs(images, images), encoding=Encoding(images, codes=codes))
+
+
+def test_codes_are_counted_over_the_whole_set() -> None:
+    names = ("codebook_usage", "perplexity")
+    assert measured(names, coded([[0, 1]]), coded([[2, 3]])) == pytest.approx({names[0]: 0.5, names[1]: 4.0})
+    uneven = measured(names, coded([[5, 5], [5, 6]]))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert uneven == pytest.approx({names[0]: 2 / 8, names[1]: math.exp(entropy)})
+
+
+def test_of_several_codebooks_the_least_counts() -> None:
+    names = ("codebook_usage", "perplexity")
+    found = measured(names, coded([[0, 1, 2, 3]], [[7, 7, 7, 6]]), coded([[4, 5, 6, 7]], [[7, 7, 7, 6]]))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert found == pytest.approx({names[0]: 2 / 8, names[1]: math.exp(entropy)})
+
+
+def test_the_sign_of_life_of_a_codebook_is_that_its_codes_tell_images_apart() -> None:
+    vitals = Vitals()
+    vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))  # several codes, but an image alone
+    assert vitals.compute() == {"codebook collapse": 0.0}
+    vitals.update(coded([[1, 2, 2]], [[3, 4, 6]]))
+    assert vitals.compute() == {"codebook collapse": 1.0}  # the least: two positions differ, and one
+    for _ in range(120):
+        vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))
+    assert vitals.compute() == {"codebook collapse": 0.0}  # one image of more than 100
+
+
 def test_results_do_not_depend_on_the_batch_size() -> None:
     torch.manual_seed(0)
     target, reconstruction = torch.rand(12, 3, 16, 16), torch.rand(12, 3, 16, 16)
     posterior = Posterior(torch.randn(12, 3, 16, 16), torch.randn(12, 3, 16, 16))
     logits, labels = torch.randn(12, 3), torch.arange(12) % 3
+    codes = torch.randint(0, 8, (12, 9))
     names = (*PER_IMAGE, *(name for name in OVER_SET if name != "auroc"))  # which needs anomalies
 
     def batches(size: int) -> list[EvalInputs]:
         cuts = [slice(start, start + size) for start in range(0, 12, size)]
         return [
-            inputs(
-                target[c], reconstruction[c], Posterior(posterior.mean[c], posterior.logvar[c]), logits[c], labels[c]
+            replace(
+                inputs(target[c], reconstruction[c], None, logits[c], labels[c]),
+                encoding=Encoding(
+                    posterior.mean[c],
+                    Posterior(posterior.mean[c], posterior.logvar[c]),
+                    (Codes(codes[c], 8, torch.zeros(()), None),),
+                ),
             )
             for c in cuts
         ]

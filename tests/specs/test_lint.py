@@ -29,6 +29,7 @@ def search(space: dict[str, Any] | None = None, objective: Any = None, settings:
 
 
 UNTRAINED = {"family": "conv_vae"}
+GRADIENT = {"family": "vq_vae", "codebook": "gradient"}
 WEIGHT = {"low": 0, "high": 1}
 
 DOUBTS = [
@@ -59,10 +60,15 @@ DOUBTS = [
      "no trial can be stopped early: no evaluation "
      "lies between search.scheduler.grace_fraction (0.9)"),
     (search(num_evals=1), "no trial can be stopped early"),
+    (search(model=GRADIENT, losses={"mse": 1, "commitment": 0.25}),
+     "the codes stay as they are: they are trained by gradient"),
 ]  # fmt: skip
 
 QUIET = [
     search(),
+    search(model=GRADIENT, losses={"mse": 1, "commitment": 0.25, "codebook": 1}),
+    search({"losses.codebook": WEIGHT}, model=GRADIENT),
+    search(model={"family": "vq_vae"}, losses={"mse": 1, "commitment": 0.25}),
     search(losses={"mse": 1, "kl": 1e-4, "kl_warmup_fraction": 0.1}),
     search({"losses.kl": WEIGHT}, losses={"mse": 1, "kl_warmup_fraction": 0.1}),
     search({"losses.huber": WEIGHT, "losses.huber_delta": {"low": 0.01, "high": 1}}),

@@ -1,0 +1,122 @@
+"""ftae's own networks around vector quantisers. Images lie in [0, 1]; every decoder ends in a sigmoid."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ftae.engine.autoencoder import Draw, Encoding, Stage
+from ftae.engine.networks import ConvNet, conv_block
+from ftae.engine.quantizer import Quantizer
+from ftae.errors import FtaeError
+
+
+class QuantizedNet(ConvNet):
+    """Fully convolutional, with quantisers between encoder and decoder; their options are ``Quantizer``'s."""
+
+    def __init__(
+        self,
+        *,
+        channels_in: int,
+        resolution: int,
+        channels: int = 32,
+        depth: int = 2,
+        codebook_size: int = 128,
+        code_dim: int = 16,
+        codebook: str = "ema",
+        ema_decay: float | None = None,
+        dead_code_threshold: float | None = None,
+    ) -> None:
+        super().__init__(channels_in=channels_in, resolution=resolution, channels=channels, depth=depth)
+        self.code_dim = code_dim
+        quantizer = partial(
+            Quantizer,
+            codebook_size=codebook_size,
+            code_dim=code_dim,
+            codebook=codebook,
+            ema_decay=ema_decay,
+            dead_code_threshold=dead_code_threshold,
+        )
+        self._add_levels(self.inner[0], quantizer)
+
+    def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
+        """Everything between ``_down`` and ``_up``, which both have ``width`` channels."""
+        raise NotImplementedError
+
+
+class VqVaeNet(QuantizedNet):
+    """VQ-VAE (van den Oord et al. 2017); latents (B, code_dim, H / 2**depth, W / 2**depth)."""
+
+    def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
+        self.to_latents = nn.Conv2d(width, self.code_dim, 1)
+        self.quantizer = quantizer()
+        self.from_latents = conv_block(nn.Conv2d(self.code_dim, width, 3, padding=1), width)
+
+    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        latents, codes = self.quantizer(self.to_latents(self._down(images)))
+        return Encoding(latents, codes=(codes,))
+
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        return self._up(self.from_latents(latents))
+
+    def stages(self) -> list[Stage]:
+        return [
+            *(Stage(f"encoder.down.{i}", "encoder", (block,)) for i, block in enumerate(self.down)),
+            Stage("bottleneck", "bottleneck", (self.to_latents,)),
+            Stage("codebook", "bottleneck", (self.quantizer,)),
+            Stage("decoder.in", "decoder", (self.from_latents,)),
+            *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
+            Stage("decoder.out", "decoder", (self.out,)),
+        ]
+
+
+class VqVae2Net(QuantizedNet):
+    """VQ-VAE-2 of two levels (Razavi et al. 2019): what the top chose is known where the bottom chooses.
+
+    The bottom has the images' side / 2**depth, the top half of that. Latents (B, D): the codes of the top,
+    then those of the bottom, each (code_dim, side, side), flattened. Images must be square.
+    """
+
+    def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
+        factor, side = 2 ** len(self.down), self.inner[1]
+        if side % 2:
+            raise FtaeError(f"resolution must be a multiple of {2 * factor} (2**(depth + 1)), got {side * factor}")
+        self.down_top = conv_block(nn.Conv2d(width, width, 4, stride=2, padding=1), width)
+        self.to_top = nn.Conv2d(width, self.code_dim, 1)
+        self.top = quantizer()
+        self.condition = nn.Sequential(
+            nn.Upsample(scale_factor=2), conv_block(nn.Conv2d(self.code_dim, width, 3, padding=1), width)
+        )
+        self.to_bottom = nn.Conv2d(2 * width, self.code_dim, 1)
+        self.bottom = quantizer()
+        self.up_top = nn.Upsample(scale_factor=2)
+        self.from_latents = conv_block(nn.Conv2d(2 * self.code_dim, width, 3, padding=1), width)
+
+    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        features = self._down(images)
+        top, top_codes = self.top(self.to_top(self.down_top(features)))
+        bottom, bottom_codes = self.bottom(self.to_bottom(torch.cat([features, self.condition(top)], dim=1)))
+        return Encoding(torch.cat([top.flatten(1), bottom.flatten(1)], dim=1), codes=(top_codes, bottom_codes))
+
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        positions = latents.shape[1] // (5 * self.code_dim)  # of the top; the bottom has four times as many
+        side = math.isqrt(positions)
+        top, bottom = torch.split(latents, [positions * self.code_dim, 4 * positions * self.code_dim], dim=1)
+        top = torch.unflatten(top, 1, (self.code_dim, side, side))
+        bottom = torch.unflatten(bottom, 1, (self.code_dim, 2 * side, 2 * side))
+        return self._up(self.from_latents(torch.cat([self.up_top(top), bottom], dim=1)))
+
+    def stages(self) -> list[Stage]:
+        return [
+            *(Stage(f"encoder.down.{i}", "encoder", (block,)) for i, block in enumerate(self.down)),
+            Stage("encoder.top", "encoder", (self.down_top,)),
+            Stage("bottleneck.top", "bottleneck", (self.to_top,)),
+            Stage("codebook.top", "bottleneck", (self.top,)),
+            Stage("bottleneck.bottom", "bottleneck", (self.condition, self.to_bottom)),
+            Stage("codebook.bottom", "bottleneck", (self.bottom,)),
+            Stage("decoder.in", "decoder", (self.from_latents,)),
+            *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
+            Stage("decoder.out", "decoder", (self.out,)),
+        ]
