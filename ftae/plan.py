@@ -109,17 +109,45 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         f"trainable ({share:.0%}) in {sum(s.trainable for s in summary.stages)} of {len(summary.stages)} stages"
     ]
     for i, stage in enumerate(summary.stages):
-        state = "trained" if stage.trainable else "frozen"
-        lines.append(f"  {i:2d} {stage.name:<24} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
-    if summary.kl_summed_weight is not None:
-        lines.append(
-            f"kl           {run.losses.kl:g} per element, {summary.kl_summed_weight:g} in summed terms (as LDM has it)"
-        )
+        state = "trained" if stage.trainable else "idle" if stage.idle else "frozen"
+        state += ", new" if stage.new else ""
+        lines.append(f"  {i:2d} {stage.name:<25} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
+    if summary.new_stages:
+        lines.append(f"new          {', '.join(summary.new_stages)}; the others are kept from {run.model.pretrained}")
+    lines += _kl_lines(spec, summary.num_latents)
     if summary.codebooks:
         codes = " + ".join(map(str, summary.codebooks))
         moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
         lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
     return lines, summary.checkpoint_bytes
+
+
+# What an image's pixels are taken for where one of these terms is the reconstruction, and the factor that makes
+# the summed term the negative log-likelihood.
+_LIKELIHOODS = {
+    "mse": ("Gaussian of unit variance", 0.5),
+    "l1": ("Laplacian of unit scale", 1.0),
+    "bce": ("Bernoulli", 1.0),
+}
+
+
+def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
+    """The weight of the KL, and beta: that weight where pixels and latents are summed (Higgins et al. 2017)."""
+    run = spec.finetune
+    losses, elements = run.losses, run.data.channels * run.data.resolution**2
+    searched = spec.search_space.get("losses.kl") if isinstance(spec, SearchSpec) else None
+    if losses.kl == 0.0 and searched is None:
+        return []
+    summed = elements / num_latents
+    lines = [f"kl           {losses.kl:g} per element, {losses.kl * summed:g} in summed terms (as LDM has it)"]
+    pixel_terms = [term for term in _LIKELIHOODS if getattr(losses, term) > 0.0]
+    if len(pixel_terms) == 1:
+        kind, factor = _LIKELIHOODS[pixel_terms[0]]
+        scale = factor * summed / getattr(losses, pixel_terms[0])
+        ends = sorted(searched.corners()) if searched is not None else []
+        reach = f", searched from {ends[0] * scale:g} to {ends[-1] * scale:g}" if ends else ""
+        lines.append(f"beta         {losses.kl * scale:g}{reach}; 1 is the VAE whose pixels are {kind}")
+    return lines
 
 
 def _num_classes(run: FinetuneSpec) -> int | None:

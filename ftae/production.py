@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from ftae.engine.build import summarize
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpoint
 from ftae.engine.data import load_dataset
 from ftae.engine.loop import finetune
@@ -48,6 +49,10 @@ def train(
     data = load_dataset(spec.finetune.data)
     if data.skipped:
         say(data.skipped_message())
+    if spec.finetune.model.pretrained is not None:
+        new = summarize(spec.finetune, data.num_classes).new_stages
+        kept = f"kept from {spec.finetune.model.pretrained}"
+        say(f"new stages: {', '.join(new)}; the others are {kept}" if new else f"all stages are {kept}")
     with local_workers(spec.finetune, workers) as group:
         run = finetune(spec.finetune, out, resume_from=checkpoint, group=group)
         first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is

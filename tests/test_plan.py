@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ftae.engine.build import build_model
 from ftae.engine.checkpoint import EvalReport
 from ftae.engine.loop import finetune
 from ftae.engine.probe import Probe
@@ -17,6 +18,7 @@ from ftae.errors import FtaeError, SpecError
 from ftae.journal import Journal
 from ftae.plan import plan
 from ftae.specs import ProductionSpec, SearchSpec
+from ftae.specs.finetune import FinetuneSpec
 
 
 def search(**changes: Any) -> dict[str, Any]:
@@ -259,3 +261,28 @@ def test_a_missing_folder_of_replayed_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"finetune\.data\.replay\.train: .* is not a folder") as error:
         plan_of(finetune__data={"source": "digits", "resolution": 16, "replay": replay})
     assert "replay.val" not in str(error.value)
+
+
+def test_the_plan_says_beta_and_how_far_it_is_searched() -> None:
+    kl = {"low": 1e-4, "high": 1e-2, "log": True}
+    lines = plan_of(search_space={"losses.kl": kl})
+    # 256 pixels over 4 latents, halved by the Gaussian's log-likelihood
+    assert "beta         0.032, searched from 0.0032 to 0.32; 1 is the VAE whose pixels are Gaussian of unit variance" in lines
+    bernoulli = plan_of(finetune__losses={"bce": 2.0, "kl": 1e-3})
+    assert "beta         0.032; 1 is the VAE whose pixels are Bernoulli" in bernoulli
+    two = plan_of(finetune__losses={"bce": 1.0, "mse": 1.0, "kl": 1e-3})
+    assert not any(line.startswith("beta") for line in two)
+    assert not any(line.startswith(("beta", "kl")) for line in plan_of(finetune__losses={"mse": 1.0}))
+
+
+def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
+    model = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
+    small = FinetuneSpec.model_validate(search(finetune__model=model)["finetune"])
+    build_model(small, 10).save_pretrained(tmp_path)
+    data = {"source": "digits", "resolution": 32}
+    given = {"family": "conv_vae", "pretrained": str(tmp_path), "outer_stages": 1}
+    lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)
+    assert f"new          encoder.outer.0, decoder.outer.0; the others are kept from {tmp_path}" in lines
+    states = [line.split()[4:] for line in lines if line.split()[1:2] and ".outer." in line.split()[1]]
+    assert states == [["trained,", "new"]] * 2
+    assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"outer_stages": 1}))

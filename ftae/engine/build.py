@@ -99,24 +99,28 @@ def _check_codebook(encoding: Encoding, spec: FinetuneSpec) -> None:
 
 @dataclass(frozen=True)
 class StageSummary:
+    """``new`` and ``idle`` as a ``Stage`` has them; without a pretrained model none is called new."""
+
     name: str
     group: Group
     num_parameters: int
     trainable: bool
+    new: bool
+    idle: bool
 
 
 @dataclass(frozen=True)
 class ModelSummary:
     """What a configuration trains. Bytes are of one full-state checkpoint on disk.
 
-    ``kl_summed_weight``: ``losses.kl`` as latent-diffusion code writes it, for summed terms.
+    ``num_latents``: numbers an image is encoded into.
     ``codebooks``: the number of codes of each; ``gradient_codebooks``: they are trained by gradient, not a
     moving average.
     """
 
     stages: tuple[StageSummary, ...]
     checkpoint_bytes: int
-    kl_summed_weight: float | None
+    num_latents: int
     codebooks: tuple[int, ...]
     gradient_codebooks: bool
 
@@ -128,14 +132,20 @@ class ModelSummary:
     def num_trainable(self) -> int:
         return sum(stage.num_parameters for stage in self.stages if stage.trainable)
 
+    @property
+    def new_stages(self) -> list[str]:
+        return [stage.name for stage in self.stages if stage.new]
+
 
 def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     """Build the model of ``spec`` and say what of it would be trained. Raises as ``build_model``."""
     autoencoder = build_model(spec, num_classes)
     build_optimizer(autoencoder, spec.optimizer)  # a multiplier that matches nothing is an error here
     trainable = autoencoder.trainable_stages()
+    tuned = spec.model.pretrained is not None
     stages = tuple(
-        StageSummary(stage.name, stage.group, _count(stage.modules), stage in trainable) for stage in autoencoder.stages
+        StageSummary(s.name, s.group, _count(s.modules), s in trainable, s.new and tuned, s.idle)
+        for s in autoencoder.stages
     )
     moving = sum(stage.num_parameters for stage in stages if stage.trainable)
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
@@ -146,7 +156,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     return ModelSummary(
         stages,
         checkpoint_bytes=state + 4 * moving * copies,
-        kl_summed_weight=_kl_summed_weight(encoding.latents, spec),
+        num_latents=encoding.latents.numel(),
         codebooks=tuple(codes.num_codes for codes in encoding.codes),
         gradient_codebooks=any(codes.codebook is not None for codes in encoding.codes),
     )
@@ -178,12 +188,6 @@ def _discriminator_bytes(spec: FinetuneSpec) -> int:
     """Of its weights and its optimizer's two averages in a checkpoint."""
     weights: list[Tensor] = list(build_discriminator(spec).state_dict().values())
     return 3 * sum(t.numel() * t.element_size() for t in weights)
-
-
-def _kl_summed_weight(latents: Tensor, spec: FinetuneSpec) -> float | None:
-    if spec.losses.kl == 0.0:
-        return None
-    return spec.losses.kl * spec.data.channels * spec.data.resolution**2 / latents.numel()
 
 
 def _count(modules: tuple[nn.Module, ...]) -> int:

@@ -89,10 +89,13 @@ def _latent_anchor(x: LossInputs) -> Tensor:
 
 
 def _l2_sp(x: LossInputs) -> Tensor:
-    """Mean squared distance of the trainable weights from their start (Li et al. 2018)."""
+    """Mean squared distance of the trainable weights from their pretrained values (Li et al. 2018)."""
     assert x.companions.reference is not None
-    start = dict(x.companions.reference.named_parameters())
+    kept = {id(p) for stage in x.companions.reference.stages if not stage.new for p in stage.parameters()}
+    start = {name: p for name, p in x.companions.reference.named_parameters() if id(p) in kept}
     pairs = [(p, start[name]) for name, p in x.autoencoder.named_parameters() if p.requires_grad and name in start]
+    if not pairs:
+        raise FtaeError("losses.l2_sp has no effect: no stage that keeps pretrained weights is trained")
     squares = torch.stack([(p - its).square().sum() for p, its in pairs])
     return squares.sum() / sum(p.numel() for p, _ in pairs)
 
