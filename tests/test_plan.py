@@ -83,14 +83,15 @@ def test_the_plan_of_a_search() -> None:
     assert sum(int(s[3].replace(",", "")) for s in stages) == 3605
     assert lines[15:] == [
         "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
-        lines[16],
+        "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of it, by the Gaussian
+        lines[17],
         "storage      /no/such/place/small",
-        lines[18],
+        lines[19],
         "tracking     sqlite:////no/such/place/mlflow.db, experiment small",
         "warning: frozen stages keep random weights: model.pretrained is null",
     ]
-    assert lines[16].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
-    assert lines[18].startswith("space        about ")
+    assert lines[17].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
+    assert lines[19].startswith("space        about ")
 
 
 def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:
@@ -267,7 +268,10 @@ def test_the_plan_says_beta_and_how_far_it_is_searched() -> None:
     kl = {"low": 1e-4, "high": 1e-2, "log": True}
     lines = plan_of(search_space={"losses.kl": kl})
     # 256 pixels over 4 latents, halved by the Gaussian's log-likelihood
-    assert "beta         0.032, searched from 0.0032 to 0.32; 1 is the VAE whose pixels are Gaussian of unit variance" in lines
+    assert (
+        "beta         0.032, searched from 0.0032 to 0.32; 1 is the VAE whose pixels are Gaussian of unit variance"
+        in lines
+    )
     bernoulli = plan_of(finetune__losses={"bce": 2.0, "kl": 1e-3})
     assert "beta         0.032; 1 is the VAE whose pixels are Bernoulli" in bernoulli
     two = plan_of(finetune__losses={"bce": 1.0, "mse": 1.0, "kl": 1e-3})
@@ -283,6 +287,6 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     given = {"family": "conv_vae", "pretrained": str(tmp_path), "outer_stages": 1}
     lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)
     assert f"new          encoder.outer.0, decoder.outer.0; the others are kept from {tmp_path}" in lines
-    states = [line.split()[4:] for line in lines if line.split()[1:2] and ".outer." in line.split()[1]]
+    states = [line.split()[4:] for line in lines if line.startswith("  ") and ".outer." in line]
     assert states == [["trained,", "new"]] * 2
     assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"outer_stages": 1}))

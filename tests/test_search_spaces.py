@@ -23,9 +23,17 @@ def header(path: Path) -> list[str]:
     return lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
 
 
-def test_there_are_three_searches_and_a_training_run() -> None:
-    kinds = [type(load_any(path)) for path in FILES]
-    assert (kinds.count(SearchSpec), kinds.count(ProductionSpec), len(kinds)) == (3, 1, 4)
+def test_the_model_that_a_file_starts_from_is_made_by_another() -> None:
+    made = {
+        out for path in FILES for out in re.findall(r"^#   ftae train \S+ --out (\S+)", path.read_text(), re.MULTILINE)
+    }
+    assert any(isinstance(load_any(path), ProductionSpec) for path in FILES)
+    for path in FILES:
+        spec = load_any(path)
+        model = spec.finetune.model.pretrained
+        if isinstance(spec, SearchSpec) and model is not None and model.startswith("models/"):
+            assert f"--out {model}" in "\n".join(header(path))
+            assert model in made
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -68,7 +76,7 @@ def test_the_quickstart_continues_the_training_run() -> None:
     assert re.findall(r"freeze_depth: 0 +# of (\d+) stages", text) == [str(len(stages))]
 
 
-@pytest.mark.parametrize("name", ["latent_classifier", "pretrain_digits"])
+@pytest.mark.parametrize("name", ["latent_classifier", "pretrain_digits", "pretrain_cvae", "hierarchical_vae"])
 def test_what_needs_nothing_else_has_a_plan(name: str) -> None:
     assert any(line.startswith("model ") for line in plan(load_any(ROOT / "search_spaces" / f"{name}.yaml")))
 

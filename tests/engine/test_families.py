@@ -738,3 +738,18 @@ def test_outer_stages_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert "each of model.outer_stages doubles what it takes, and 3 of them fit" in refused(own, data=large)
     assert "model.outer_stages is 0, but" in refused(own | {"outer_stages": 0})
     assert "multiple of 4 (2**outer_stages), got 18" in refused({"family": "mlp_vae", "outer_stages": 2}, data=grey(18))
+
+
+def test_l2_sp_holds_the_kept_stages_alone(tmp_path: Path) -> None:
+    built(MODELS["mlp_vae"]).save_pretrained(tmp_path)
+    own = {"family": "mlp_vae", "pretrained": str(tmp_path), "outer_stages": 1}
+    changes: dict[str, Any] = {
+        "data": grey(32) | {"color": "rgb"},
+        "losses": {"mse": 1.0, "l2_sp": 1.0},
+        "max_steps": 3,
+    }
+    last = list(finetune(spec_of(own, **changes), tmp_path / "all"))[-1]
+    assert 0.0 < last.metrics["train/l2_sp"] < 1e-4  # new weights, drawn anew for the reference, would be far off
+    kept = ("encoder.hidden", "bottleneck", "decoder.hidden", "decoder.out")
+    with pytest.raises(FtaeError, match="no stage that keeps pretrained weights is trained"):
+        list(finetune(spec_of(own, **changes, freeze=kept), tmp_path / "new"))
