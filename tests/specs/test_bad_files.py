@@ -61,8 +61,9 @@ ONE_FAULT = [
     ("tracking: {uri: null, experiment: photos-kl}", "tracking: 3", "33: tracking: must be a mapping, got 3"),
     # unions: the choices are the models' own
     ("autoencoder_kl,", "autoencoder_k,", "3: finetune.model.family: must be one of mlp_vae, conv_ae, conv_vae, "
-     "mlp_cvae, conv_cvae, hierarchical_vae, autoencoder_kl, asymmetric_autoencoder_kl, autoencoder_tiny, "
-     "autoencoder_dc, package.module:attr, got 'autoencoder_k', did you mean 'autoencoder_kl'?"),
+     "mlp_cvae, conv_cvae, hierarchical_vae, vq_vae, vq_vae_2, autoencoder_kl, asymmetric_autoencoder_kl, "
+     "autoencoder_tiny, autoencoder_dc, vq_model, package.module:attr, got 'autoencoder_k', "
+     "did you mean 'autoencoder_kl'?"),
     ("family: autoencoder_kl, ", "", "3: finetune.model.family: required, must be one of mlp_vae,"),
     (MODEL, "org/vae", "3: finetune.model: must be a mapping, got 'org/vae'"),
     (MODEL, "{family: autoencoder_kl}", "3: finetune.model.pretrained: required"),
