@@ -24,7 +24,7 @@ class Params:
     def __init__(self, spec: SearchSpec) -> None:
         self._run, self._space = spec.finetune, spec.search_space
         # What governs others is chosen before them.
-        self._order = sorted(self._space, key=lambda path: len(conditions_of(path)))
+        self._order = sorted(self._space, key=lambda path: sum(c.governor in self._space for c in conditions_of(path)))
         self._optuna = {path: _to_optuna(distribution) for path, distribution in self._space.items()}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:

@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Any] = {
 # What a trial has of these depends on the others.
 CONDITIONAL: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
+    "batch_size": {"low": 4, "high": 16, "step": 4},
     "losses.huber_delta": {"low": 0.01, "high": 1.0},
     "losses.huber": {"low": 0.1, "high": 1.0, "or_off": True},
     "max_grad_norm": {"low": 0.1, "high": 1.0, "or_off": True},

@@ -59,7 +59,8 @@ def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: py
         ({"losses.kl": 0.0, "losses.kl_capacity": 5.0},
          {"losses.kl": 0.0, "losses.kl_capacity": None, "losses.kl_warmup_fraction": 0.0}),
         ({"losses.kl_capacity": 5.0, "optimizer.lr": 0.1}, {"optimizer.lr": 0.1}),  # the file has no KL
-        ({"schedule.name": "cyclical", "schedule.num_cycles": 5}, {"schedule.name": "cyclical", "schedule.num_cycles": 5}),
+        ({"schedule.name": "cyclical", "schedule.num_cycles": 5},
+         {"schedule.name": "cyclical", "schedule.num_cycles": 5}),
         ({"schedule.name": "cosine", "schedule.num_cycles": 5}, {"schedule.name": "cosine", "schedule.num_cycles": 3}),
         ({"optimizer.name": "sgd", "optimizer.betas": (0.5, 0.9), "optimizer.momentum": 0.8},
          {"optimizer.name": "sgd", "optimizer.momentum": 0.8, "optimizer.betas": None}),
