@@ -1,12 +1,13 @@
 """What has an effect only where something else is on, and what trials get of it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftae.specs import FinetuneSpec, SearchSpec
 from ftae.specs.conditions import CONDITIONS, Condition, conditions_of, default_of, has_effect, settled
-from ftae.specs.overrides import value_at
+from ftae.specs.overrides import apply_overrides, value_at
 
 
 def run(**changes: Any) -> FinetuneSpec:
@@ -29,6 +30,27 @@ def test_every_condition_names_settings_and_values_that_there_are(condition: Con
         assert condition.governor in changed
         assert has_effect(spec, condition.setting, changed)
     assert any(not condition.holds(value) for value in (0.0, None, False, "constant", "sgd", "adamw"))
+
+
+def test_a_section_goes_back_to_its_defaults() -> None:
+    spec = run(losses={"mse": 1.0, "adversarial": 0.1}, discriminator={"r1": 1.0, "max_adaptive_weight": 9.0})
+    kept = apply_overrides(spec, settled(spec, {"losses.adversarial": 0.2, "discriminator.lr": 1e-3}))
+    assert (kept.discriminator.lr, kept.discriminator.r1) == (1e-3, 1.0)
+    off = apply_overrides(spec, settled(spec, {"losses.adversarial": 0.0, "discriminator.lr": 1e-3}))
+    assert off.discriminator == type(off.discriminator)()
+    fixed = apply_overrides(spec, settled(spec, {"discriminator.adaptive": False}))
+    assert (fixed.discriminator.max_adaptive_weight, fixed.discriminator.r1) == (100.0, 1.0)
+
+
+def test_places_among_choices_are_absolute_wherever_a_worker_reads_them() -> None:
+    spec = search(
+        {
+            "losses.adversarial": {"low": 0.1, "high": 1.0, "or_off": True},
+            "discriminator.pretrained": {"choices": [None, "models/d.pt"]},
+        }
+    )
+    [none, place] = spec.located().search_space["discriminator.pretrained"].corners()
+    assert (none, place) == (None, str(Path("models/d.pt").absolute()))
 
 
 def test_a_section_is_covered_with_all_below_it() -> None:
