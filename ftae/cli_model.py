@@ -31,6 +31,10 @@ ModelSets = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value of its data, batch_size or device."),
 ]
 
+Out = Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Label = Annotated[str | None, typer.Option(metavar="NAME", help="For a model conditioned on labels: the class.")]
+
 
 @app.command(rich_help_panel=PANEL)
 def evaluate(
@@ -68,6 +72,91 @@ def evaluate(
         typer.echo("\n".join(f"{metric}: {value:.6g}" for metric, value in values.items()))
     if out is not None:
         _write_scores(model, judged, out, heatmaps)
+
+
+@app.command(rich_help_panel=PANEL)
+def reconstruct(
+    name: Model,
+    images: Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="Images.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUTPUT_FOLDER", help="Folder to write to.", show_default=False)],
+    overwrite: Overwrite = False,
+    trial: Trial = None,
+    baseline: Baseline = False,
+    overrides: ModelSets = None,
+    storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write the reconstruction of every image of a folder, and a sheet of some beside their inputs."""
+    model, _ = _load(name, storage, trial, baseline, overrides)
+    from ftae.tuned.reconstruct import reconstruct_folder
+
+    count = reconstruct_folder(model, images, out, overwrite=overwrite, say=lambda line: typer.echo(line, err=True))
+    typer.echo(f"{count} reconstructions are in {out}; {out / 'sheet.png'} shows inputs and reconstructions")
+
+
+@app.command(rich_help_panel=PANEL)
+def interpolate(
+    name: Model,
+    first: Annotated[Path, typer.Argument(metavar="A", help="An image.", show_default=False)],
+    last: Annotated[Path, typer.Argument(metavar="B", help="Another.", show_default=False)],
+    out: Out,
+    frames: Annotated[int, typer.Option(min=2, help="How many images, with both ends.")] = 12,
+    spherical: Annotated[bool, typer.Option("--spherical", help="Along the sphere, not straight.")] = False,
+    label: Label = None,
+    overwrite: Overwrite = False,
+    trial: Trial = None,
+    baseline: Baseline = False,
+    overrides: ModelSets = None,
+    storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
+) -> None:
+    """Go from one image to another through their latents: sheet.png and frames.gif."""
+    model, _ = _load(name, storage, trial, baseline, overrides)
+    from ftae.tuned.files import prepare_folder, read_given
+    from ftae.tuned.interpolate import interpolate as between
+    from ftae.tuned.pictures import pixels_of, save_gif, save_sheet
+
+    ends = read_given(model, first), read_given(model, last)
+    index = None if label is None else model.label(label)
+    made, told = between(model, *ends, frames, spherical=spherical, label=index)
+    prepare_folder(out, overwrite=overwrite)
+    save_sheet(pixels_of(made), out / "sheet.png")
+    save_gif(pixels_of(made), out / "frames.gif")
+    typer.echo(f"{frames} images in {out / 'sheet.png'} and {out / 'frames.gif'}: {told}")
+
+
+@app.command(rich_help_panel=PANEL)
+def sample(
+    name: Model,
+    out: Out,
+    num: Annotated[int, typer.Option(min=1, help="How many images; of each class, where there are.")] = 36,
+    label: Label = None,
+    fitted: Annotated[
+        bool, typer.Option("--fitted", help="From a Gaussian fitted to the latents of the training images.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    overwrite: Overwrite = False,
+    trial: Trial = None,
+    baseline: Baseline = False,
+    overrides: ModelSets = None,
+    storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
+) -> None:
+    """Draw new images: one PNG each, and all of them in sheet.png."""
+    model, _ = _load(name, storage, trial, baseline, overrides)
+    from ftae.tuned.files import prepare_folder
+    from ftae.tuned.pictures import SHEET_COLUMNS, pixels_of, save_png, save_sheet
+    from ftae.tuned.sample import sample as draw
+
+    labels, names = model.labels_to_sample(num, label)
+    images, told = draw(model, labels, len(names), seed=seed, fitted=fitted)
+    prepare_folder(out, overwrite=overwrite)
+    pixels = pixels_of(images)
+    for image, file in zip(pixels, names, strict=True):
+        save_png(image, out / f"{file}.png")
+    save_sheet(pixels, out / "sheet.png", columns=SHEET_COLUMNS if labels is None or label is not None else num)
+    rows = "" if labels is None or label is not None else ", a row for each class"
+    typer.echo(f"{len(images)} images in {out}, all in {out / 'sheet.png'}{rows}; latents from {told}")
 
 
 def _write_scores(model: "TunedModel", judged: "Judged", out: Path, heatmaps: int) -> None:

@@ -23,7 +23,7 @@ from ftae.storage import Store, open_store
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}
-COMMANDS |= {"best", "show", "export", "train", "sync", "ui", "evaluate"}
+COMMANDS |= {"best", "show", "export", "train", "sync", "ui", "evaluate", "reconstruct", "interpolate", "sample"}
 SEARCH: dict[str, Any] = {
     "name": "small",
     "finetune": {

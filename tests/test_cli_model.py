@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from ftae import cli
 from ftae.production import train
@@ -74,9 +75,53 @@ def test_evaluate_writes_the_error_of_each_image(ftae: Ftae, tmp_path: Path) -> 
     assert "of the 4 worst, the worst on top" in result.err
 
 
+@pytest.fixture(scope="module")
+def pictures(home: Path) -> Path:
+    folder = home / "pictures"
+    folder.mkdir()
+    for i, value in enumerate((30, 120, 220)):
+        Image.new("RGB", (24, 20), (value, 255 - value, 40)).save(folder / f"{i}.jpg")
+    return folder
+
+
+def test_reconstruct(ftae: Ftae, pictures: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    result = ftae("reconstruct", "runs/digits", "pictures", out)
+    assert result.status == 0
+    assert result.out == f"3 reconstructions are in {out}; {out}/sheet.png shows inputs and reconstructions\n"
+    assert {path.name for path in Path(out).iterdir()} == {"0.png", "1.png", "2.png", "sheet.png"}
+    again = ftae("reconstruct", "runs/digits", "pictures", out)
+    assert (again.status, again.err.splitlines()[-1][: 9 + len(out)]) == (1, f"error: {out} i")
+    assert ftae("reconstruct", "runs/digits", "pictures", out, "--overwrite").status == 0
+
+
+def test_interpolate(ftae: Ftae, pictures: Path, tmp_path: Path) -> None:
+    ends = ["pictures/0.jpg", "pictures/2.jpg"]
+    result = ftae("interpolate", "runs/digits", *ends, "--out", str(tmp_path), "--frames", "4", "--spherical")
+    assert (result.status, {path.name for path in tmp_path.iterdir()}) == (0, {"sheet.png", "frames.gif"})
+    assert result.out.endswith("frames.gif: spherical interpolation of latents\n")
+    assert Image.open(tmp_path / "sheet.png").size == (4 * 98 - 2, 96)
+
+
+def test_sample(ftae: Ftae, tmp_path: Path) -> None:
+    result = ftae("sample", "runs/digits", "--num", "3", "--out", str(tmp_path / "a"), "--seed", "5")
+    assert result.status == 0
+    assert result.out.endswith("latents from the standard normal\n")
+    names = {"sample-0000.png", "sample-0001.png", "sample-0002.png", "sheet.png"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names
+    assert ftae("sample", "runs/digits", "--num", "3", "--out", str(tmp_path / "b"), "--seed", "5").status == 0
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["reconstruct", "runs/digits", "nowhere", "out"], "error: there is no image folder nowhere"),
+        (["reconstruct", "runs/digits", "pictures", "pictures/out"], "error: pictures/out must be apart from pictures"),
+        (["interpolate", "runs/digits", "a.png", "b.png", "--out", "o"], "error: there is no image a.png"),
+        (["sample", "runs/digits", "--out", "o", "--label", "3"], "error: --label has no effect: conv_vae is not"),
+        (["sample", "runs/digits", "--out", "runs"], "error: runs is not empty; choose another folder, or give"),
         (["evaluate", "none"], "error: 'none' names no model; name a folder that ftae export or ftae train wrote"),
         (["evaluate", "runs/digits", "--heatmaps", "3"], "error: --heatmaps needs --out"),
         (["evaluate", "runs/digits", "--metrics", "fun"], "error: a metric must be one of mse, "),
@@ -85,7 +130,9 @@ def test_evaluate_writes_the_error_of_each_image(ftae: Ftae, tmp_path: Path) -> 
         (["evaluate", "runs/digits", "--set", "data.resolution=32"], "error: the weights of runs/digits/checkpoints/s"),
     ],
 )
-def test_what_the_user_can_fix_is_1_with_one_message(ftae: Ftae, arguments: list[str], message: str) -> None:
+def test_what_the_user_can_fix_is_1_with_one_message(
+    ftae: Ftae, pictures: Path, arguments: list[str], message: str
+) -> None:
     result = ftae(*arguments)
     assert (result.status, result.out) == (1, "")
     said = [line for line in result.err.splitlines() if not line.startswith("model: ")]

@@ -18,6 +18,7 @@ from ftae.errors import FtaeError
 from ftae.specs.data import ImageFolder
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.models import CustomModel
+from ftae.specs.problems import one_of
 from ftae.tuned.source import ModelSource
 
 
@@ -29,6 +30,34 @@ class TunedModel:
     spec: FinetuneSpec
     device: torch.device
     class_names: tuple[str, ...] | None
+
+    def label(self, name: str) -> int:
+        """The index of a class.
+
+        Raises:
+            FtaeError: the model knows none of this name.
+        """
+        known = self.class_names or ()
+        if name not in known:
+            choices = one_of(known, name) if known else f"was trained without classes, got {name!r}"
+            raise FtaeError(f"the label of an image {choices}")
+        return known.index(name)
+
+    def labels_to_sample(self, num: int, name: str | None) -> tuple[Tensor | None, list[str]]:
+        """Labels of what to draw, and a name for each: ``num`` of the class ``name``, or of each class.
+
+        The labels are None for a model that is not conditioned on them.
+
+        Raises:
+            FtaeError: there is no such class, or the model asks for none.
+        """
+        if not self.spec.model.needs_labels:
+            if name is not None:
+                raise FtaeError(f"--label has no effect: {self.spec.model.family} is not conditioned on labels")
+            return None, [f"sample-{i:04d}" for i in range(num)]
+        chosen = [name] if name is not None else list(self.class_names or ())
+        labels = torch.tensor([self.label(each) for each in chosen], device=self.device).repeat_interleave(num)
+        return labels, [f"{each}-{i:04d}" for each in chosen for i in range(num)]
 
     @torch.no_grad()
     def encode(self, images: Tensor, labels: Tensor | None = None) -> Encoding:

@@ -1,0 +1,291 @@
+"""Reconstructions, interpolations and samples of models that were really trained."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ftae.engine.autoencoder import Codes, Encoding
+from ftae.engine.build import build_model, device_of
+from ftae.engine.data import load_dataset
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+from ftae.tuned.files import png_names, prepare_folder, read_given
+from ftae.tuned.interpolate import interpolate, lerp, slerp
+from ftae.tuned.model import TunedModel, load_model
+from ftae.tuned.pictures import pixels_of, save_gif, save_sheet
+from ftae.tuned.reconstruct import reconstruct_folder
+from ftae.tuned.sample import sample
+from ftae.tuned.source import find_model
+
+
+@pytest.fixture(scope="session")
+def model(home: Path) -> TunedModel:
+    return load_model(find_model(str(home / "runs/digits"), "searches", say=lambda line: None))
+
+
+def untrained(**model: Any) -> TunedModel:
+    """A model of some family, with the digits 3 and 7."""
+    fields = {
+        "model": model,
+        "data": {"source": "digits", "resolution": 16, "classes": [3, 7]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 6,
+        "metrics": ["psnr"],
+    }
+    spec = FinetuneSpec.model_validate(fields)
+    return TunedModel(build_model(spec, 2), spec, device_of(spec), ("3", "7"))
+
+
+# ----------------------------------------------------------------------------------------- reconstruct
+
+
+def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "below" / "out"
+    assert reconstruct_folder(model, pictures, out, overwrite=False, say=said.append) == 12
+    names = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    whole = {str(p.relative_to(pictures)) for p in pictures.rglob("*.png") if "broken" not in p.name}
+    assert names == whole | {"sheet.png"}
+    assert ["broken.png is skipped: not an image" in line for line in said] == [True]
+    for name in whole:
+        expected = pixels_of(model.reconstruct(read_given(model, pictures / name)))[0, :, :, 0].astype(int)
+        assert np.abs(np.asarray(Image.open(out / name)).astype(int) - expected).max() <= 1
+    assert Image.open(out / "sheet.png").size == (4 * (2 * 96 + 2) - 2, 3 * (96 + 2) - 2)
+
+
+def test_no_input_is_overwritten(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(pictures, source)
+    before = {path: path.read_bytes() for path in source.rglob("*.png")}
+    for out in (source, source / "3", source / "new", tmp_path, tmp_path / "in" / ".." / "in"):
+        with pytest.raises(FtaeError, match="must be apart from"):
+            reconstruct_folder(model, source, out, overwrite=True, say=lambda line: None)
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_is_not_empty_needs_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FtaeError, match=r"is not empty; choose another folder, or give --overwrite"):
+        prepare_folder(tmp_path, overwrite=False)
+    prepare_folder(tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    with pytest.raises(FtaeError, match="is a file; name a folder"):
+        prepare_folder(tmp_path / "mine.txt", overwrite=True)
+
+
+def test_no_two_images_get_one_name() -> None:
+    names = ["a/x.jpg", "a/x.png", "b.jpg", "sheet.webp"]
+    assert png_names(names, taken=["sheet.png"]) == {
+        "a/x.jpg": "a/x.jpg.png",
+        "a/x.png": "a/x.png.png",
+        "b.jpg": "b.png",
+        "sheet.webp": "sheet.webp.png",
+    }
+
+
+def test_a_folder_without_a_readable_image(model: TunedModel, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"not an image")
+    with pytest.raises(FtaeError, match=r"no image of .* can be read"):
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=lambda line: None)
+
+
+def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp_path: Path) -> None:
+    model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
+    reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, say=lambda line: None)
+    name = "7/picture 00: as taken.png"
+    image = read_given(model, pictures / name)
+    made = [pixels_of(model.reconstruct(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
+    written = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
+    assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
+    with pytest.raises(FtaeError, match="the model is conditioned on labels: put the images"):
+        reconstruct_folder(model, pictures / "3", tmp_path / "plain", overwrite=False, say=lambda line: None)
+    shutil.copytree(pictures / "3", tmp_path / "in" / "4")
+    with pytest.raises(FtaeError, match="the label of an image must be one of 3, 7, got '4'"):
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "other", overwrite=False, say=lambda line: None)
+
+
+# ----------------------------------------------------------------------------------------- interpolate
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_the_ends_are_the_two_reconstructions(model: TunedModel, pictures: Path, spherical: bool) -> None:
+    a, b = (read_given(model, path) for path in sorted(pictures.glob("7/*.png"))[:2])
+    made, told = interpolate(model, a, b, 5, spherical=spherical, label=None)
+    assert told.startswith("spherical" if spherical else "linear")
+    ends = model.reconstruct(torch.cat([a, b]))
+    assert torch.allclose(made[[0, -1]], ends, atol=1e-6)
+    steps = (made[1:] - made[:-1]).abs().flatten(1).mean(1)
+    assert (steps > 0).all()
+
+
+def test_slerp_turns_evenly_and_keeps_the_length() -> None:
+    a, b = torch.tensor([[2.0, 0.0], [0.0, 0.0]]).double(), torch.tensor([[0.0, 0.0], [0.0, 2.0]]).double()
+    for t in (0.0, 0.25, 0.5, 1.0):
+        made = slerp(a, b, t)
+        assert made.norm() == pytest.approx(2.0)
+        assert torch.arccos((made * a).sum() / 4.0) == pytest.approx(t * np.pi / 2)
+    assert torch.equal(slerp(a, b, 0.0), a)
+    assert torch.equal(slerp(a, b, 1.0), b)
+    assert lerp(a, b, 0.5).norm() < 1.5
+
+
+@pytest.mark.parametrize("b", [[3.0, 0.0], [-1.0, 0.0], [1.0, 1e-6], [0.0, 0.0]])
+def test_slerp_of_nearly_parallel_vectors_is_linear(b: list[float]) -> None:
+    a, end = torch.tensor([1.0, 0.0]).double(), torch.tensor(b).double()
+    assert torch.equal(slerp(a, end, 0.3), lerp(a, end, 0.3))
+
+
+def test_labels_and_images_of_an_interpolation(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    image = read_given(model, next(pictures.glob("7/*.png")))
+    with pytest.raises(FtaeError, match="conv_vae is not conditioned on labels: it takes no --label"):
+        interpolate(model, image, image, 3, spherical=False, label=0)
+    conditional = untrained(family="mlp_cvae", hidden=8, latent_dim=2)
+    with pytest.raises(FtaeError, match="mlp_cvae needs --label"):
+        interpolate(conditional, image, image, 3, spherical=False, label=None)
+    assert interpolate(conditional, image, image, 3, spherical=False, label=1)[0].shape == (3, 1, 16, 16)
+    with pytest.raises(FtaeError, match=r"there is no image .*none\.png"):
+        read_given(model, tmp_path / "none.png")
+    with pytest.raises(FtaeError, match=r"broken\.png: not an image"):
+        read_given(model, pictures / "3/picture 99: broken.png")
+
+
+def test_pictures_of_frames(tmp_path: Path) -> None:
+    frames = np.stack([np.full((16, 16, 1), value, np.uint8) for value in (0, 100, 200)])
+    save_gif(frames, tmp_path / "frames.gif")
+    with Image.open(tmp_path / "frames.gif") as animation:
+        assert (animation.size, getattr(animation, "n_frames", 1)) == ((96, 96), 4)  # there and back: 0 1 2 1
+    save_sheet(frames, tmp_path / "sheet.png", columns=2)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 96 + 2, 2 * 96 + 2)
+    assert [int(sheet[0, 0]), int(sheet[0, -1]), int(sheet[-1, 0]), int(sheet[-1, -1])] == [0, 100, 200, 255]
+
+
+# ---------------------------------------------------------------------------------------------- sample
+
+
+def test_a_seed_gives_the_same_images_and_moves_no_generator(model: TunedModel) -> None:
+    before = torch.get_rng_state()
+    for fitted in (False, True):
+        first, told = sample(model, None, 20, seed=3, fitted=fitted)
+        again, _ = sample(model, None, 20, seed=3, fitted=fitted)
+        other, _ = sample(model, None, 20, seed=4, fitted=fitted)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert first.shape == (20, 1, 16, 16)
+        assert told.startswith("a Gaussian fitted to the latents of 290 training" if fitted else "the standard normal")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_latents_of_the_prior_are_standard_normal(model: TunedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(TunedModel, "decode", lambda self, latents, labels=None: seen.append(latents) or latents)
+    sample(model, None, 4000, seed=0, fitted=False)
+    latents = torch.cat(seen)
+    assert latents.mean(0).abs().max() < 0.06
+    assert (latents.std(0) - 1).abs().max() < 0.06
+
+
+def test_the_fitted_gaussian_has_the_moments_of_the_training_latents(
+    model: TunedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = load_dataset(model.spec.data).train.images
+    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
+    posterior = model.encode(images).posterior
+    assert posterior is not None
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(TunedModel, "decode", lambda self, latents, labels=None: seen.append(latents) or latents)
+    sample(model, None, 4000, seed=0, fitted=True)
+    latents = torch.cat(seen)
+    std = (posterior.mean.var(0, correction=0) + posterior.logvar.exp().mean(0)).sqrt()
+    assert torch.allclose(latents.mean(0), posterior.mean.mean(0), atol=0.06)
+    assert torch.allclose(latents.std(0) / std, torch.ones_like(std), atol=0.06)
+
+
+def test_a_learned_prior_is_asked() -> None:
+    model = untrained(family="hierarchical_vae", channels=4, latent_channels=2)
+    images, told = sample(model, None, 3, seed=0, fitted=False)
+    assert told == "the prior that the model has learned"
+    assert images.shape == (3, 1, 16, 16)
+    assert not torch.equal(images, sample(model, None, 3, seed=1, fitted=False)[0])
+
+
+def test_a_plain_autoencoder_has_no_prior() -> None:
+    model = untrained(family="conv_ae", channels=4, latent_channels=2)
+    with pytest.raises(FtaeError, match="conv_ae has no prior to draw latents from: --fitted draws them"):
+        sample(model, None, 3, seed=0, fitted=False)
+    assert sample(model, None, 3, seed=0, fitted=True)[0].shape == (3, 1, 16, 16)
+
+
+def test_each_class_is_drawn_by_its_label() -> None:
+    model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
+    labels, names = model.labels_to_sample(2, None)
+    assert labels is not None
+    assert (labels.tolist(), names) == ([0, 0, 1, 1], ["3-0000", "3-0001", "7-0000", "7-0001"])
+    one, names = model.labels_to_sample(2, "7")
+    assert one is not None
+    assert (one.tolist(), names) == ([1, 1], ["7-0000", "7-0001"])
+    images = [sample(model, each, 2, seed=0, fitted=False)[0] for each in (one, one - 1)]
+    assert not torch.equal(*images)
+    with pytest.raises(FtaeError, match="the label of an image must be one of 3, 7, got '4'"):
+        model.labels_to_sample(2, "4")
+
+
+def test_a_label_has_no_effect_on_other_models(model: TunedModel) -> None:
+    with pytest.raises(FtaeError, match="--label has no effect: conv_vae is not conditioned"):
+        model.labels_to_sample(2, "3")
+
+
+def test_codes_are_drawn_as_often_as_they_were_seen_at_each_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that quantises the mean of each quarter of the image to one bit."""
+    model = untrained(family="conv_ae", channels=4, latent_channels=2)
+
+    def encode(images: torch.Tensor, labels: object = None, draw: object = None) -> Encoding:
+        quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2)
+        codes = (quarters > 0.3).float()
+        return Encoding(codes, codes=(Codes(codes.flatten(1).long(), 2, torch.zeros(()), None),))
+
+    monkeypatch.setattr(model.autoencoder, "_encode", encode)
+    monkeypatch.setattr(model.autoencoder, "_decode", lambda latents, labels: latents)
+    drawn, told = sample(model, None, 4000, seed=0, fitted=False)
+    assert told.startswith("the codes of 290 training images")
+    pixels = load_dataset(model.spec.data).train.images
+    seen = encode(torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255).latents
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert torch.allclose(drawn.mean(0), seen.mean(0), atol=0.04)
+    with pytest.raises(FtaeError, match="and these are codes; leave it out"):
+        sample(model, None, 3, seed=0, fitted=True)
+    image = torch.zeros(1, 1, 16, 16)
+    assert "between quantised latents" in interpolate(model, image, 1 - image, 3, spherical=False, label=None)[1]
+
+
+@pytest.mark.parametrize("family", ["vq_vae", "vq_vae_2"])
+def test_drawn_codes_are_codes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every level: each position of what is drawn holds what some training image has at that position."""
+    model = untrained(family=family, channels=4, depth=1, code_dim=3, codebook_size=8)
+    seen: list[torch.Tensor] = []
+    decode = TunedModel.decode
+    monkeypatch.setattr(
+        TunedModel, "decode", lambda self, latents, *rest: seen.append(latents) or decode(self, latents)
+    )
+    images, _ = sample(model, None, 5, seed=0, fitted=False)
+    assert images.shape == (5, 1, 16, 16)
+    pixels = load_dataset(model.spec.data).train.images
+    encoding = model.encode(torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255)
+    known, drawn = encoding.latents.flatten(1), torch.cat(seen).flatten(1)
+    start = 0
+    for codes in encoding.codes:
+        count = codes.indices.shape[1]
+        for position in range(count):
+            columns = start + position + count * torch.arange(3)
+            options = known[:, columns].unique(dim=0)
+            distances = torch.cdist(drawn[:, columns].double(), options.double()).min(1).values
+            assert distances.max() < 1e-5
+        start += 3 * count
+    assert start == known.shape[1]
