@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ftae import journal
 from ftae.errors import SpecError
+from ftae.specs.conditions import conditions_of
 from ftae.specs.data import ImageFolder
+from ftae.specs.distributions import Choices, Distribution
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.lint import warnings
+from ftae.specs.problems import shown
 from ftae.specs.resources import Resources
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.storage import JOURNAL
@@ -54,9 +56,13 @@ def _search_lines(spec: SearchSpec) -> list[str]:
         if rungs
         else f"rungs        none: every trial runs {budget} steps",
     ]
-    return lines + [
-        f"  {path}: {_describe(d.model_dump(exclude_defaults=True))}" for path, d in spec.search_space.items()
-    ]
+    return lines + [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
+
+
+def _where(path: str, spec: SearchSpec) -> str:
+    """On what other searched leaves it depends whether a trial has this one."""
+    conditions = [str(c) for c in conditions_of(path) if c.governor in spec.search_space]
+    return f", where {' and '.join(conditions)}" if conditions else ""
 
 
 def _resources(wanted: Resources) -> str:
@@ -64,12 +70,13 @@ def _resources(wanted: Resources) -> str:
     return one if wanted.workers == 1 else f"{wanted.workers} workers of {one}"
 
 
-def _describe(distribution: dict[str, Any]) -> str:
-    if "choices" in distribution:
-        return f"one of {', '.join(map(str, distribution['choices']))}"
-    kind = "log" if distribution.get("log") else "linear"
-    step = f", step {distribution['step']:g}" if distribution.get("step") else ""
-    return f"{distribution['low']:g} .. {distribution['high']:g}, {kind}{step}"
+def _describe(distribution: Distribution) -> str:
+    if isinstance(distribution, Choices):
+        return f"one of {', '.join(map(str, distribution.choices))}"
+    kind = "log" if distribution.log else "linear"
+    step = f", step {distribution.step:g}" if distribution.step else ""
+    off = f", or off ({shown(distribution.off).removesuffix('.0')})" if distribution.or_off else ""
+    return f"{distribution.low:g} .. {distribution.high:g}, {kind}{step}{off}"
 
 
 def _run_lines(run: FinetuneSpec) -> list[str]:

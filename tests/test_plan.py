@@ -145,6 +145,22 @@ def test_what_is_optimised_is_told() -> None:
         assert "rungs        steps 4 of 12 (best 1/3 go on, by val/psnr alone)" in lines
 
 
+def test_what_depends_on_what_is_told() -> None:
+    space = {
+        "losses.kl": {"low": 1e-5, "high": 1e-2, "log": True, "or_off": True},
+        "losses.kl_capacity": {"low": 1, "high": 25, "or_off": True},
+        "schedule.name": {"choices": ["constant", "cyclical"]},
+        "schedule.num_cycles": {"low": 2, "high": 5},
+    }
+    lines = [line for line in plan_of(search_space=space) if line.startswith("  ") and ": " in line]
+    assert lines == [
+        "  losses.kl: 1e-05 .. 0.01, log, or off (0)",
+        "  losses.kl_capacity: 1 .. 25, linear, or off (null), where losses.kl is on",
+        "  schedule.name: one of constant, cyclical",
+        "  schedule.num_cycles: 2 .. 5, linear, where schedule.name is cyclical",
+    ]
+
+
 def test_another_tracking_server_is_named() -> None:
     lines = plan_of(tracking={"uri": "http://there:5000", "experiment": "ours"})
     assert "tracking     http://there:5000, experiment ours" in lines

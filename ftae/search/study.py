@@ -1,17 +1,16 @@
 """The sampler's side of a search: an in-memory Optuna study, keyed by the search's own trial numbers."""
 
-import json
 import math
 import warnings
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ftae import ranking
-from ftae.specs.distributions import Choices, Distribution
+from ftae.search.params import Params
 from ftae.specs.objective import Metrics
 from ftae.specs.search import SearchSpec
 
@@ -32,7 +31,11 @@ class Study:
 
     def __init__(self, spec: SearchSpec) -> None:
         self._spec = spec
-        self._distributions = {path: _to_optuna(d) for path, d in spec.search_space.items()}
+        self._params = Params(spec)
+        groups = self._params.groups()
+        if len(spec.objective.goals) > 1:
+            groups = [{name: distribution} for group in groups for name, distribution in group.items()]
+        self._groups = groups
         self._study = self._empty()
         self._running: dict[int, int] = {}  # the search's trial number -> Optuna's
 
@@ -40,21 +43,16 @@ class Study:
         """New params for trial ``number``, which counts as running from now on."""
         self._forget()
         self._study.sampler = self._sampler(number)
-        trial = self._study.ask(self._distributions)
+        trial = self._study.ask()
         self._running[number] = trial.number
-        return {path: self._from_optuna(path, trial.params[path]) for path in self._distributions}
+        return self._params.suggest(trial)
 
     def adopt(self, number: int, params: dict[str, Any]) -> None:
         """Take up a running trial with given params: the file's own, or one of an earlier driver."""
         self._forget()
         self._running[number] = len(self._seen())
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params={path: self._to_optuna(path, params[path]) for path in self._distributions},
-                distributions=self._distributions,
-            )
-        )
+        values, distributions = self._params.of_optuna(params)
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
 
     def report(self, number: int, step: int, value: float) -> None:
         """An intermediate value of the first goal; the sampler ranks pruned trials by it."""
@@ -148,40 +146,26 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             startup = min(10, max(2, settings.num_trials // 4))
-            return _Tpe(self._distributions, seed=seed, n_startup_trials=startup)
-
-    def _to_optuna(self, path: str, value: Any) -> Any:
-        return _encoded(value) if _is_encoded(self._spec.search_space[path]) else value
-
-    def _from_optuna(self, path: str, value: Any) -> Any:
-        return json.loads(value) if _is_encoded(self._spec.search_space[path]) else value
+            return _Tpe(self._groups, seed=seed, n_startup_trials=startup)
 
 
 class _Tpe(TPESampler):
-    """TPE over a space that is known, which Optuna would look for in all trials."""
+    """TPE over a space that is known, which Optuna would look for in all trials.
 
-    def __init__(self, space: dict[str, BaseDistribution], **settings: Any) -> None:
+    ``groups`` are sampled one by one, each learning from the trials that have all of it: Optuna's own ``group=True``
+    with the decomposition given. By several goals each param is sampled alone, as is Optuna's default there.
+    """
+
+    def __init__(self, groups: list[dict[str, BaseDistribution]], **settings: Any) -> None:
         super().__init__(**settings)
-        self._known = {path: space[path] for path in sorted(space) if not space[path].single()}
+        self._groups = groups
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._known
+        return {name: distribution for group in self._groups for name, distribution in group.items()}
 
-
-def _to_optuna(distribution: Distribution) -> BaseDistribution:
-    if isinstance(distribution, Choices):
-        encode = _encoded if _is_encoded(distribution) else (lambda choice: choice)
-        return CategoricalDistribution([encode(choice) for choice in distribution.choices])
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=distribution.log, step=int(step or 1))
-    return FloatDistribution(float(low), float(high), log=distribution.log, step=step)
-
-
-def _is_encoded(distribution: Distribution) -> bool:
-    """Optuna's categories are scalars; lists travel as JSON."""
-    return isinstance(distribution, Choices) and any(isinstance(c, (list, tuple, dict)) for c in distribution.choices)
-
-
-def _encoded(choice: Any) -> str:
-    return json.dumps(choice)
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        # Not the parent's: for other processes it writes down all it sampled, also what the trial will not have.
+        sampled = [self._sample_relative(study, trial, group) for group in self._groups]
+        return {name: value for params in sampled for name, value in params.items()}

@@ -1,11 +1,12 @@
-"""What the sampler may choose for one leaf. In a file: ``{low, high, log, step}`` or ``{choices}``."""
+"""What the sampler may choose for one leaf. In a file: ``{low, high, log, step, or_off}`` or ``{choices}``."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from ftae.specs.base import Spec
+from ftae.specs.conditions import has_effect, settled
 from ftae.specs.overrides import Leaf, apply_overrides, leaf, value_at
 from ftae.specs.problems import dotted, problems, refusal, shown
 from ftae.specs.schema import Location
@@ -14,13 +15,16 @@ from ftae.specs.schema import Location
 class Range(Spec):
     """A numeric range, both ends included; a float or an int range by the leaf it is for.
 
-    ``log``: sample uniformly in the logarithm. ``step``: only ``low + k * step``.
+    ``log``: sample uniformly in the logarithm. ``step``: only ``low + k * step``. ``or_off``: the sampler first
+    chooses whether the leaf is on; off is 0, or null where the leaf takes no 0.
     """
 
     low: float | int
     high: float | int
     log: bool = False
     step: float | int | None = None
+    or_off: bool = False
+    _off: float | int | None = PrivateAttr(default=None)
 
     @field_validator("high")
     @classmethod
@@ -49,7 +53,9 @@ class Range(Spec):
         return step
 
     def contains(self, value: Any) -> bool:
-        """Whether ``value`` is a number this range can give."""
+        """Whether ``value`` is one this range can give."""
+        if self.is_off(value):
+            return True
         if value is None or isinstance(value, (bool, str)) or not self.low <= value <= self.high:
             return False
         if self.step is None:
@@ -59,7 +65,21 @@ class Range(Spec):
 
     def corners(self) -> tuple[Any, ...]:
         """The values to try where all cannot be tried."""
-        return self.low, self.high
+        return (self._off, self.low, self.high) if self.or_off else (self.low, self.high)
+
+    @property
+    def off(self) -> float | int | None:
+        """What the leaf is where it is off; known once the range was ``coerced`` to its leaf."""
+        return self._off
+
+    def is_off(self, value: Any) -> bool:
+        return self.or_off and value == self._off
+
+    def with_off(self, off: float | int | None) -> "Range":
+        """The same range with what off is for its leaf."""
+        result = self.model_copy()
+        result._off = off
+        return result
 
 
 class Choices(Spec):
@@ -104,7 +124,7 @@ def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
     for value in result.corners():
         found += [f"with {shown(value)}: {reason}" for reason in objections(spec, {path: value})]
     own = value_at(spec, path)
-    if not result.contains(own):
+    if has_effect(spec, path, {}) and not result.contains(own):
         found.append(f"must contain finetune's own value ({shown(own)}), the first configuration tried")
     if found:
         raise refusal(((), rule) for rule in found)
@@ -112,9 +132,12 @@ def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
 
 
 def objections(spec: Spec, values: Mapping[str, Any]) -> list[str]:
-    """Why ``spec`` would not be valid with these leaves replaced; nothing where it would."""
+    """Why ``spec`` would not be valid with these leaves replaced; nothing where it would.
+
+    As in a trial: values without an effect beside the others are left out.
+    """
     try:
-        apply_overrides(spec, values)
+        apply_overrides(spec, settled(spec, values))
     except ValidationError as error:
         return [f"{dotted(location)}: {rule}" for location, rule in problems(type(spec), error)]
     return []
@@ -131,7 +154,21 @@ def _coerced_range(target: Leaf, given: Range) -> Range:
         raise refusal([((), "low and high need a numeric leaf, list its values as {choices: [...]}")])
     low, high = _coerced_values(target, {("low",): given.low, ("high",): given.high})
     step = None if given.step is None else _coerced_values(Leaf(number), {("step",): given.step})[0]
-    return Range(low=low, high=high, log=given.log, step=step)
+    result = Range(low=low, high=high, log=given.log, step=step, or_off=given.or_off)
+    return result.with_off(_off(target, result)) if result.or_off else result
+
+
+def _off(target: Leaf, given: Range) -> Any:
+    """What off is for a leaf: 0, or None where it takes no 0."""
+    for off in (0, None):
+        try:
+            value = target.coerce(off)
+        except ValidationError:
+            continue
+        if off is not None and given.low <= off <= given.high:
+            raise refusal([(("low",), f"must be above 0, which is what or_off means by off, got {shown(given.low)}")])
+        return value
+    raise refusal([(("or_off",), "needs a leaf that may be 0 or null, and this one may be neither")])
 
 
 def _coerced_values(target: Leaf, values: Mapping[Location, Any]) -> list[Any]:

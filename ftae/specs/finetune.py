@@ -19,6 +19,10 @@ from ftae.specs.models import AnyModel
 from ftae.specs.needs import Parts
 from ftae.specs.problems import Problem, refusal
 
+# What only some optimizers and schedules take, and which.
+OPTIMIZERS_WITH = {"betas": ("adamw", "adam", "radam"), "momentum": ("sgd",)}
+SCHEDULES_WITH = {"num_cycles": ("cyclical",), "final_fraction": ("linear", "cosine", "cyclical")}
+
 
 class Optimizer(Spec):
     """Optimizer and learning rates.
@@ -39,8 +43,9 @@ class Optimizer(Spec):
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.data.get("name")
-        if value is not None and name is not None and (info.field_name == "momentum") != (name == "sgd"):
-            raise ValueError(f"has no effect on {name}, it takes {'betas' if name != 'sgd' else 'momentum'}")
+        if value is not None and name is not None and name not in OPTIMIZERS_WITH[str(info.field_name)]:
+            takes = [setting for setting, names in OPTIMIZERS_WITH.items() if name in names]
+            raise ValueError(f"has no effect on {name}, it takes {' and '.join(takes)}")
         return value
 
 
@@ -59,7 +64,7 @@ class Schedule(Spec):
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
         name, field = info.data.get("name"), str(info.field_name)
-        takes = ("cyclical",) if field == "num_cycles" else ("linear", "cosine", "cyclical")
+        takes = SCHEDULES_WITH[field]
         if name is not None and name not in takes and value != cls.model_fields[field].default:
             raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(takes)}")
         return value

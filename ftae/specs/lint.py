@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from ftae.specs.discriminator import DiscriminatorSpec
+from ftae.specs.conditions import CONDITIONS, default_of
 from ftae.specs.distributions import Distribution
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.losses import Losses
 from ftae.specs.metrics import facts_of
+from ftae.specs.overrides import value_at
+from ftae.specs.problems import shown
 from ftae.specs.search import Asha, ProductionSpec, SearchSpec
-
-# A setting of the losses, and the weight that brings it into play.
-_SHAPES = {"huber_delta": "huber", "kl_warmup_fraction": "kl", "kl_capacity": "kl"}
 
 # Of the leaves of data, these leave the validation images as they are.
 _TRAINING_ONLY = frozenset({"data.flip", "data.labelled_fraction", "data.replay.share", "data.replay.flip"})
@@ -26,15 +24,17 @@ def warnings(spec: SearchSpec | ProductionSpec) -> list[str]:
 
 
 def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iterator[str]:
-    for setting, weight in _SHAPES.items():
-        path, default = f"losses.{setting}", Losses.model_fields[setting].default
-        if f"losses.{weight}" in space or getattr(run.losses, weight) > 0.0:
+    for condition in CONDITIONS:
+        setting, governor = condition.setting, condition.governor
+        values = space[governor].corners() if governor in space else (value_at(run, governor),)
+        if any(condition.holds(value) for value in values):
             continue
-        if path in space:
-            yield f"{path} is searched without effect: losses.{weight} is 0 in every trial"
-        elif getattr(run.losses, setting) != default:
-            yield f"{path} has no effect: losses.{weight} is 0"
-    yield from _about_the_discriminator(run, space)
+        told = f"{governor} is {' or '.join(shown(value).removesuffix('.0') for value in values)}"
+        if searched := [path for path in space if condition.covers(path)]:
+            yield from (f"{path} is searched without effect: {told} in every trial" for path in searched)
+        elif (value := value_at(run, setting)) != (default := default_of(run, setting)):
+            given = isinstance(value, dict) and ", ".join(name for name in value if value[name] != default[name])
+            yield f"{setting}{f' ({given})' if given else ''} has no effect: {told}"
     # Where the weight may be 0, accuracy cannot be measured in every trial.
     may_be_off = space["losses.ce"].contains(0.0) if "losses.ce" in space else run.losses.ce == 0.0
     if not may_be_off and "accuracy" not in run.metrics:
@@ -53,16 +53,6 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "the codes stay as they are: they are trained by gradient, and losses.codebook is 0"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
         yield "frozen stages keep random weights: model.pretrained is null"
-
-
-def _about_the_discriminator(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iterator[str]:
-    if run.losses.adversarial > 0.0 or "losses.adversarial" in space:
-        return
-    for path in space:
-        if path.startswith("discriminator."):
-            yield f"{path} is searched without effect: losses.adversarial is 0 in every trial"
-    if given := [name for name, value in run.discriminator if value != getattr(DiscriminatorSpec(), name)]:
-        yield f"discriminator ({', '.join(given)}) has no effect: losses.adversarial is 0"
 
 
 def _about_the_search(spec: SearchSpec) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pydantic import (
 
 from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
+from ftae.specs.conditions import has_effect, settled
 from ftae.specs.discriminator import not_shared
 from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
 from ftae.specs.finetune import FinetuneSpec
@@ -200,10 +201,15 @@ class SearchSpec(Spec):
         space = dict(self.search_space)
         for path, distribution in self.search_space.items():
             if isinstance(distribution, Choices):
-                runs = [apply_overrides(self.finetune, {path: choice}).located() for choice in distribution.choices]
-                space[path] = Choices(choices=tuple(value_at(run, path) for run in runs))
+                space[path] = Choices(choices=tuple(self._located(path, choice) for choice in distribution.choices))
         located = {name: getattr(self, name).located() for name in ("finetune", "search", "tracking")}
         return self.model_copy(update={**located, "search_space": space})
+
+    def _located(self, path: str, choice: Any) -> Any:
+        if not isinstance(choice, str):
+            return choice
+        values = settled(self.finetune, {path: choice}) | {path: choice}  # also where it has no effect by itself
+        return value_at(apply_overrides(self.finetune, values).located(), path)
 
     def rung_steps(self) -> list[int]:
         """The steps at which trials are compared; none without ASHA, or where none lies before the end.
@@ -222,12 +228,16 @@ class SearchSpec(Spec):
         return rungs
 
     def file_params(self) -> dict[str, Any]:
-        """The file's own value of every searched leaf: the params of the first tuned trial."""
-        return {path: value_at(self.finetune, path) for path in self.search_space}
+        """The file's own value of every searched leaf that has an effect: the params of the first tuned trial."""
+        run = self.finetune
+        return {path: value_at(run, path) for path in self.search_space if has_effect(run, path, {})}
 
     def trial_spec(self, params: dict[str, Any]) -> FinetuneSpec:
         """The complete run of a trial with these params: what a worker trains and an export writes down."""
-        return apply_overrides(self.finetune, {**params, **self.machine()})
+        return self._with({**params, **self.machine()})
+
+    def _with(self, values: dict[str, Any]) -> FinetuneSpec:
+        return apply_overrides(self.finetune, settled(self.finetune, values))
 
     def machine(self) -> dict[str, Any]:
         """The leaves of finetune that the resources decide: the last digits of a result depend on them."""

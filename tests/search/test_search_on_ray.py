@@ -167,6 +167,47 @@ def test_a_configuration_that_cannot_be_trained_does_not_end_the_search(troubled
     )
 
 
+def test_a_search_with_constraints_two_metrics_and_conditional_params(storage: Path, client: MlflowClient) -> None:
+    search = spec(
+        storage,
+        name="asks-more",
+        finetune__metrics=["psnr", "kl"],
+        search_space={
+            "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True},
+            "losses.kl": {"low": 1e-4, "high": 1e-1, "log": True, "or_off": True},
+            "losses.kl_capacity": {"low": 1.0, "high": 9.0},
+        },
+        objective={
+            "metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/kl", "direction": "minimize"}],
+            "constraints": ["val/psnr >= 7"],
+        },
+    )
+    record = run_search(search)
+    assert record.close is not None
+    assert record.close["status"] == "complete"
+    tuned = [trial for trial in record.trials.values() if trial.number > 0]
+    assert {"losses.kl_capacity" in trial.params for trial in tuned} == {True, False}
+    assert all(("losses.kl_capacity" in trial.params) is (trial.params["losses.kl"] > 0) for trial in tuned)
+    front = {trial.number for trial in record.front()}
+    finished = [trial for trial in tuned if trial.status == "finished" and record.is_feasible(trial)]
+    for trial in finished:
+        beaten = any(
+            other.metrics["val/psnr"] >= trial.metrics["val/psnr"]
+            and other.metrics["val/kl"] <= trial.metrics["val/kl"]
+            and other.metrics != trial.metrics
+            for other in finished
+        )
+        assert (trial.number in front) is not beaten
+    tags = runs(client, "asks-more")["search"].data.tags
+    assert tags["ftae.front"] == ", ".join(str(trial.number) for trial in record.front())
+    assert tags["ftae.feasible"] == json.dumps(bool(finished))
+    resumed = run_search(
+        search.model_copy(update={"search": search.search.model_copy(update={"num_trials": 7})}), resume=True
+    )
+    assert {number: numbers(resumed)[number] for number in numbers(record)} == numbers(record)
+    assert len(resumed.trials) == 8
+
+
 # ----------------------------------------------------------------------------------------------- MLflow
 
 

@@ -32,6 +32,22 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
+# What a trial has of these depends on the others.
+CONDITIONAL: dict[str, Any] = {
+    "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
+    "batch_size": {"low": 4, "high": 16, "step": 4},
+    "losses.huber_delta": {"low": 0.01, "high": 1.0},
+    "losses.huber": {"low": 0.1, "high": 1.0, "or_off": True},
+    "max_grad_norm": {"low": 0.1, "high": 1.0, "or_off": True},
+    "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
+    "schedule.num_cycles": {"low": 2, "high": 5},
+}
+
+
+def conditional(**settings: Any) -> SearchSpec:
+    return SearchSpec.model_validate(spec(**settings).model_dump() | {"search_space": CONDITIONAL})
+
+
 def spec(objective: str = "maximize", **settings: Any) -> SearchSpec:
     return SearchSpec.model_validate(
         {
@@ -361,11 +377,15 @@ class Recorded:
         return SearchState(self.spec, Store(folder))
 
 
-@pytest.fixture(scope="module", params=["tpe", "random", "minimize", "constrained", "several", "three at a time"])
+@pytest.fixture(
+    scope="module", params=["tpe", "random", "minimize", "constrained", "several", "conditional", "three at a time"]
+)
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded") / "whole"
     if request.param == "three at a time":
         return Recorded(spec(num_trials=10), folder, workers=3)
+    if request.param == "conditional":
+        return Recorded(conditional(num_trials=14), folder, workers=2)
     if request.param in OBJECTIVES:
         return Recorded(spec(request.param, num_trials=12), folder)
     return Recorded(spec(sampler=request.param), folder)
@@ -413,8 +433,8 @@ def test_a_line_cut_in_half_counts_as_not_written(
 
 @pytest.mark.parametrize(
     "search",
-    [spec(), spec(sampler="random"), spec("constrained"), spec("several")],
-    ids=["tpe", "random", "constrained", "several"],
+    [spec(), spec(sampler="random"), spec("constrained"), spec("several"), conditional(num_trials=12)],
+    ids=["tpe", "random", "constrained", "several", "conditional"],
 )
 def test_an_interrupted_search_ends_like_one_that_never_stopped(
     search: SearchSpec, tmp_path: Path, subtests: pytest.Subtests

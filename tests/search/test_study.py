@@ -1,5 +1,6 @@
 """The sampler's side: what params look like, what the study learns, and that a seed decides all of it."""
 
+import json
 import math
 from typing import Any
 
@@ -345,3 +346,81 @@ def test_a_study_of_constraints_or_two_metrics_suggests_the_same_when_replayed(
     seen = [[(t.params, t.state, t.values, t.constraints) for t in study.trials] for study in (first, second)]
     assert seen[0] == seen[1]
     assert len(seen[0]) <= 41
+
+
+# ------------------------------------------------------------------------------- conditional params
+
+CONDITIONAL: dict[str, Any] = {
+    "losses.huber_delta": {"low": 0.01, "high": 1.0, "log": True},
+    "losses.huber": {"low": 0.01, "high": 1.0, "log": True, "or_off": True},
+    "losses.tv": {"low": 0.01, "high": 1.0, "log": True, "or_off": True},
+    "max_grad_norm": {"low": 0.1, "high": 2.0, "or_off": True},
+    "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
+    "schedule.num_cycles": {"low": 2, "high": 5},
+}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_trial_has_the_params_that_have_an_effect(sampler: str) -> None:
+    search = spec(space=CONDITIONAL, sampler=sampler, num_trials=40)
+    study, found = Study(search), []
+    for number in range(2, 42):
+        params = study.propose(number)
+        found.append(params)
+        study.tell(number, "finished", told(float(number % 7)))
+        assert list(params) == [path for path in CONDITIONAL if path in params]
+        assert ("losses.huber_delta" in params) is (params["losses.huber"] > 0.0)
+        assert ("schedule.num_cycles" in params) is (params["schedule.name"] == "cyclical")
+        trial = search.trial_spec(params)  # as a worker builds it
+        assert (trial.losses.tv, trial.max_grad_norm) == (params["losses.tv"], params["max_grad_norm"])
+        assert params["losses.tv"] == 0.0 or params["losses.tv"] >= 0.01
+    for path, off in (("losses.huber", 0.0), ("losses.tv", 0.0), ("max_grad_norm", None)):
+        assert 5 < sum(params[path] == off for params in found) < 35
+    optuna_params = [set(trial.params) for trial in study.trials]
+    assert all(("losses.huber" in names) == ("losses.huber_delta" in names) for names in optuna_params)
+
+
+@pytest.mark.parametrize("objective", [None, TWO], ids=["one metric", "two metrics"])
+def test_tpe_learns_what_to_turn_on_and_how_far(objective: Any) -> None:
+    """TV helps near 0.1 and harms far from it; Huber only harms."""
+    study, found = Study(spec(space=CONDITIONAL, objective=objective, num_trials=80)), []
+    for number in range(2, 82):
+        params = study.propose(number)
+        found.append(params)
+        value = 20.0 - 5.0 * (params["losses.huber"] > 0.0)
+        if params["losses.tv"]:
+            value += 3.0 - 6.0 * abs(math.log10(params["losses.tv"] / 0.1))
+        study.tell(number, "finished", {"val/psnr": value, "val/mse": 1.0 - value / 40.0})
+    late = found[40:]
+    assert sum(params["losses.huber"] == 0.0 for params in late) >= 30
+    near = [0.03 < params["losses.tv"] < 0.3 for params in late]
+    assert sum(near) >= 25
+
+
+def test_a_conditional_study_suggests_the_same_when_replayed(short_memory: None) -> None:
+    search = spec(space=CONDITIONAL, num_trials=200)
+    first, second = Study(search), Study(search)
+    for number in range(2, 110):
+        params = first.propose(number)
+        if number > 90:
+            assert second.propose(number) == params
+        else:
+            second.adopt(number, json.loads(json.dumps(params)))
+        for study in (first, second) if number > 5 else ():
+            study.report(number - 3, 4, float(number % 7))  # three at a time
+            study.tell(number - 3, ["finished", "pruned", "diverged", "failed"][number % 4], told(float(number % 7)))
+    seen = [[(t.params, t.distributions, t.state, t.system_attrs) for t in study.trials] for study in (first, second)]
+    assert seen[0] == seen[1]
+
+
+def test_params_that_have_no_effect_are_not_told() -> None:
+    """As journals of before held them."""
+    study = Study(spec(space=CONDITIONAL))
+    study.adopt(1, spec(space=CONDITIONAL).file_params() | {"losses.huber": 0.0, "losses.huber_delta": 0.5})
+    assert set(study.trials[0].params) == {
+        "losses.huber is on",
+        "losses.tv is on",
+        "max_grad_norm is on",
+        "max_grad_norm",
+        "schedule.name",
+    }

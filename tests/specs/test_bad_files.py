@@ -121,7 +121,7 @@ ONE_FAULT = [
      "21: search_space.optimizer.lr.step: must be greater than 0 and fit between"),
     (LR, "{low: 1e-6, high: 2e-4, lag: true}",
      "21: search_space.optimizer.lr.lag: unknown key, must be one of low, high, "
-     "log, step, did you mean 'log'?"),
+     "log, step, or_off, did you mean 'log'?"),
     (LR, "{choices: [1e-5, 2e-5]}", "21: search_space.optimizer.lr: must contain finetune's own value (0.0001)"),
     (LR, "5", "21: search_space.optimizer.lr: must be a mapping, got 5"),
     ("      - 1e-4\n", "      - '0.0'\n", "25: search_space.losses.tv.choices.1: choices must differ, got 0.0 twice"),

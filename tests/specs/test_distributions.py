@@ -50,8 +50,12 @@ def faults(path: str, entry: dict[str, Any]) -> list[str]:
         ("data.flip", {"choices": [True, False]}, Choices(choices=(True, False))),
         ("sample_posterior", {"choices": ["yes", "no"]}, Choices(choices=(True, False))),
         ("optimizer.lr_multipliers.encoder", {"low": "1e-1", "high": 1}, Range(low=0.1, high=1.0)),
+        ("losses.tv", {"low": "1e-5", "high": 1, "or_off": True},
+         Range(low=1e-5, high=1.0, or_off=True).with_off(0.0)),
+        ("freeze_depth", {"low": 2, "high": 4, "or_off": True}, Range(low=2, high=4, or_off=True).with_off(0)),
+        ("max_grad_norm", {"low": 0.1, "high": 1, "or_off": True}, Range(low=0.1, high=1.0, or_off=True)),
     ],
-)
+)  # fmt: skip
 def test_bounds_and_choices_take_the_type_of_the_leaf(path: str, entry: dict[str, Any], expected: Any) -> None:
     result = held(path, entry)
     assert result == expected
@@ -80,6 +84,10 @@ def test_bounds_and_choices_take_the_type_of_the_leaf(path: str, entry: dict[str
          [": must contain finetune's own value (8), the first configuration tried"]),
         ("batch_size", {"low": 2, "high": 12, "step": 5},
          [": must contain finetune's own value (8), the first configuration tried"]),
+        ("optimizer.lr", {"low": 1e-4, "high": 1, "or_off": True},
+         ["or_off: needs a leaf that may be 0 or null, and this one may be neither"]),
+        ("losses.tv", {"low": 0, "high": 1, "or_off": True},
+         ["low: must be above 0, which is what or_off means by off, got 0.0"]),
         ("losses.ssim", {"choices": [0.0, -1]}, ["choices.1: must be greater than or equal to 0, got -1"]),
         ("data.resolution", {"choices": [16, 8]},
          [": with 8: metrics.1: ssim needs a resolution of at least 16, got 8"]),
@@ -96,6 +104,8 @@ def test_what_the_leaf_or_the_run_refuses_is_located(path: str, entry: dict[str,
         (Range(low=0.0, high=1.0, step=0.1), [0.3, 0.7, 1.0], [0.35, 1.1]),
         (Range(low=1, high=9, step=4), [1, 5, 9], [3]),
         (Choices(choices=(0.5, None)), [0.5, None], [1.0]),
+        (Range(low=0.1, high=1.0, or_off=True).with_off(0.0), [0.0, 0.1, 1.0], [0.05, None]),
+        (Range(low=0.1, high=1.0, or_off=True), [None, 0.5], [0.0]),
         (Choices(choices=((), ("a",))), [(), ("a",)], [("b",)]),
     ],
 )
@@ -111,9 +121,9 @@ def search(space: dict[str, Any], **run: Any) -> SearchSpec:
 
 
 def test_every_trial_the_space_allows_is_valid_or_the_search_is_refused() -> None:
-    space = {"schedule.name": {"choices": ["constant", "cosine"]}, "schedule.final_fraction": {"low": 0, "high": 0.5}}
-    with pytest.raises(ValidationError, match=r"with 0\.5 and schedule\.name 'constant': schedule\.final_fraction"):
-        search(space, schedule={"name": "cosine"})
+    space: dict[str, Any] = {"losses.mse": {"choices": [0, 1]}, "losses.kl": {"low": 1e-5, "high": 1, "or_off": True}}
+    with pytest.raises(ValidationError, match=r"losses\.kl: with 0\.0 and losses\.mse 0\.0: losses: at least one of"):
+        search(space)
     space = {f"losses.{term}": {"low": 0, "high": 1} for term in ("mse", "kl", "tv")}
     with pytest.raises(ValidationError, match="with every number at its lowest: losses: at least one of"):
         search(space, losses={"mse": 1.0, "kl": 1e-4, "tv": 0.1})

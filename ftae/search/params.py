@@ -1,0 +1,104 @@
+"""The params of a trial as Optuna has them: conditional ones are there only where they have an effect."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from ftae.specs.conditions import Condition, conditions_of, has_effect
+from ftae.specs.distributions import Choices, Distribution, Range
+from ftae.specs.overrides import value_at
+from ftae.specs.search import SearchSpec
+
+SWITCH = CategoricalDistribution([False, True])
+
+
+class Params:
+    """Between the params of a trial, plain values of leaves, and what Optuna samples for them.
+
+    A leaf whose governor is off has no param. One with ``or_off`` has a switch, and its range only where that is on.
+    """
+
+    def __init__(self, spec: SearchSpec) -> None:
+        self._run, self._space = spec.finetune, spec.search_space
+        # What governs others is chosen before them.
+        self._order = sorted(self._space, key=lambda path: sum(c.governor in self._space for c in conditions_of(path)))
+        self._optuna = {path: _to_optuna(distribution) for path, distribution in self._space.items()}
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """The params of a new trial."""
+        chosen: dict[str, Any] = {}
+        for path in self._order:
+            if has_effect(self._run, path, chosen):
+                chosen[path] = self._suggest(trial, path)
+        return {path: chosen[path] for path in self._space if path in chosen}
+
+    def of_optuna(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        """What Optuna would have sampled to give ``params``, and from what."""
+        values: dict[str, Any] = {}
+        distributions: dict[str, BaseDistribution] = {}
+        for path, value in params.items():
+            if not has_effect(self._run, path, params):
+                continue
+            distribution = self._space[path]
+            is_on = True
+            if isinstance(distribution, Range) and distribution.or_off:
+                is_on = values[_switch(path)] = not distribution.is_off(value)
+                distributions[_switch(path)] = SWITCH
+            if is_on:
+                values[path] = _encoded(value) if _is_encoded(distribution) else value
+                distributions[path] = self._optuna[path]
+        return values, distributions
+
+    def groups(self) -> list[dict[str, BaseDistribution]]:
+        """What is sampled jointly: the params that every trial has, and those that trials have on the same conditions.
+
+        Of one that may be missing, a model of all params together would learn nothing from the trials that lack it.
+        """
+        groups: dict[frozenset[tuple[str, tuple[Any, ...]]], dict[str, BaseDistribution]] = {}
+        for path in sorted(self._space):
+            key = frozenset((c.governor, c.values) for c in conditions_of(path) if not self._always_holds(c))
+            distribution = self._space[path]
+            if isinstance(distribution, Range) and distribution.or_off:
+                groups.setdefault(key, {})[_switch(path)] = SWITCH
+                key |= {(path, ())}
+            if not self._optuna[path].single():
+                groups.setdefault(key, {})[path] = self._optuna[path]
+        return list(groups.values())
+
+    def _always_holds(self, condition: Condition) -> bool:
+        governor = condition.governor
+        values = self._space[governor].corners() if governor in self._space else (value_at(self._run, governor),)
+        return all(condition.holds(value) for value in values)
+
+    def _suggest(self, trial: optuna.Trial, path: str) -> Any:
+        distribution = self._space[path]
+        if isinstance(distribution, Range) and distribution.or_off and not trial._suggest(_switch(path), SWITCH):
+            return distribution.off
+        value = trial._suggest(path, self._optuna[path])
+        return json.loads(value) if _is_encoded(distribution) else value
+
+
+def _switch(path: str) -> str:
+    return f"{path} is on"
+
+
+def _to_optuna(distribution: Distribution) -> BaseDistribution:
+    if isinstance(distribution, Choices):
+        encode = _encoded if _is_encoded(distribution) else (lambda choice: choice)
+        return CategoricalDistribution([encode(choice) for choice in distribution.choices])
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=distribution.log, step=int(step or 1))
+    return FloatDistribution(float(low), float(high), log=distribution.log, step=step)
+
+
+def _is_encoded(distribution: Distribution) -> bool:
+    """Optuna's categories are scalars; lists travel as JSON."""
+    return isinstance(distribution, Choices) and any(isinstance(c, (list, tuple, dict)) for c in distribution.choices)
+
+
+def _encoded(choice: Any) -> str:
+    return json.dumps(choice)
