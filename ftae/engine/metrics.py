@@ -21,6 +21,10 @@ Over the whole validation set:
     codebook_usage  share of the codes that are chosen at all; of several codebooks the least
     perplexity    exp of the entropy of how often each code is chosen (van den Oord et al. 2017): how many
                   codes it would be, were they used alike; of several codebooks the least
+    sharpness     mean gradient magnitude of the reconstructions over that of the targets: below 1 they are
+                  blurred, above 1 there is noise in them
+    edge_distance distance between the distributions of gradient magnitudes of each reconstruction and its
+                  target (1-Wasserstein), over the mean of the latter: 0 as sharp as the target, 1 flat
 """
 
 from collections.abc import Callable
@@ -36,6 +40,7 @@ from ftae.engine.adversary import BLOW_UP
 from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior
 from ftae.engine.companions import Companions
 from ftae.engine.data import ImageSet
+from ftae.engine.image_statistics import EdgeDistance, ExplainedVariance, Sharpness
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -222,6 +227,8 @@ OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
     "active_units": lambda subject: ActiveUnits(),
     "latent_drift": LatentDrift,
     "auroc": lambda subject: Auroc(),
+    "sharpness": lambda subject: Sharpness(),
+    "edge_distance": lambda subject: EdgeDistance(),
     "codebook_usage": lambda subject: CodebookUsage(),
     "perplexity": lambda subject: Perplexity(),
 }
@@ -251,24 +258,6 @@ class Evaluation:
     def compute(self) -> dict[str, float]:
         means = {name: total / self._num_images for name, total in self._per_image.items()}
         return means | {name: metric.compute() for name, metric in self._over_set.items()}
-
-
-class ExplainedVariance:
-    """The share of the pixels' variance within images that reconstructions explain.
-
-    0 where they are no better than images of one colour each, the mean of its own.
-    """
-
-    def __init__(self) -> None:
-        self._error = self._variance = 0.0
-
-    def update(self, x: EvalInputs) -> None:
-        flat = x.target.mean((2, 3), keepdim=True)
-        self._error += float((x.reconstruction - x.target).double().square().sum())
-        self._variance += float((flat - x.target).double().square().sum())
-
-    def compute(self) -> float:
-        return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0
 
 
 class Vitals:

@@ -19,6 +19,8 @@ MetricName = Literal[
     "auroc",
     "codebook_usage",
     "perplexity",
+    "sharpness",
+    "edge_distance",
 ]
 
 
@@ -48,6 +50,8 @@ METRICS: dict[str, MetricFacts] = {
     "perplexity": MetricFacts(1.0, 1.0e9, "maximize", (needs.codes,)),
     "input_psnr": MetricFacts(0.0, 100.0, None, (needs.degradation,)),
     "auroc": MetricFacts(0.0, 1.0, "maximize", (needs.anomalies,)),
+    "sharpness": MetricFacts(0.0, 1.0e9, None),
+    "edge_distance": MetricFacts(0.0, 1.0e9, "minimize"),
 }
 
 

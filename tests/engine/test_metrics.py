@@ -150,7 +150,7 @@ def test_of_several_codebooks_the_least_counts() -> None:
 
 
 def test_the_sign_of_life_of_a_codebook_is_that_its_codes_tell_images_apart() -> None:
-    vitals = Vitals()
+    vitals = Vitals(spec_of())
     vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))  # several codes, but an image alone
     assert vitals.compute() == {"codebook collapse": 0.0}
     vitals.update(coded([[1, 2, 2]], [[3, 4, 6]]))
