@@ -7,7 +7,7 @@ from pathlib import Path
 from ftae import journal
 from ftae.errors import SpecError
 from ftae.specs.conditions import conditions_of
-from ftae.specs.data import ImageFolder
+from ftae.specs.data import SHAPE_KINDS, ImageFolder, Shapes
 from ftae.specs.distributions import Choices, Distribution
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.lint import warnings
@@ -163,6 +163,8 @@ def _num_classes(run: FinetuneSpec) -> int | None:
     names: Iterable[str] = ()
     if run.data.source == "digits":
         names = map(str, set(run.data.classes))
+    elif isinstance(run.data, Shapes):
+        names = SHAPE_KINDS
     elif isinstance(run.data, ImageFolder):
         names = list_images(Path(run.data.train).expanduser()).class_names or ()
     return sum(name not in run.data.anomaly_classes for name in names) or None

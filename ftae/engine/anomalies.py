@@ -27,6 +27,7 @@ def normal_first(source: Source, anomalies: Sequence[str]) -> Source:
         names=[source.names[i] for i in order],
         decode=decode,
         labels=labels[order],
+        factors=None if source.factors is None else source.factors[order],
         class_names=tuple(names[i] for i in classes),
     )
 
@@ -37,5 +38,8 @@ def parted(stored: StoredImages, anomalies: Sequence[str]) -> tuple[StoredImages
         return stored, stored.images[:0]
     names = tuple(name for name in stored.class_names if name not in anomalies)
     count = int((stored.labels < len(names)).sum())
-    normal = replace(stored, images=stored.images[:count], labels=stored.labels[:count], class_names=names)
+    factors = None if stored.factors is None else stored.factors[:count]
+    normal = replace(
+        stored, images=stored.images[:count], labels=stored.labels[:count], class_names=names, factors=factors
+    )
     return normal, stored.images[count:]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.errors import FtaeError
@@ -221,17 +222,23 @@ class Autoencoder(nn.Module):
         return ", ".join(stage.name for stage in self.stages)
 
 
+def pooled(latents: Tensor) -> Tensor:
+    """(B, D) of (B, D) or (B, C, h, w): spatial latents averaged over at most 4x4 places each."""
+    if latents.ndim == 4:
+        latents = F.adaptive_avg_pool2d(latents, min(4, *latents.shape[2:]))
+    return latents.flatten(1)
+
+
 class ClassificationHead(nn.Module):
-    """Linear classifier on latents; spatial latents are average-pooled to at most 4x4 first.
+    """Linear classifier on pooled latents.
 
     Input (B, D) or (B, C, h, w); output logits (B, num_classes).
     """
 
     def __init__(self, latents: Tensor, num_classes: int) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(min(4, *latents.shape[2:])) if latents.ndim == 4 else nn.Identity()
-        self.linear = nn.Linear(self.pool(latents).flatten(1).shape[1], num_classes)
+        self.linear = nn.Linear(pooled(latents).shape[1], num_classes)
 
     def forward(self, latents: Tensor) -> Tensor:
-        logits: Tensor = self.linear(self.pool(latents).flatten(1))
+        logits: Tensor = self.linear(pooled(latents))
         return logits

@@ -1,7 +1,7 @@
 """Batches of images in an order that is a pure function of the seed: resuming needs no data position."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,11 +19,13 @@ class Batch:
     """``images``: float32 (B, C, H, W) in [0, 1]. ``inputs``: what the model is given of them, alike.
 
     ``labels``: int64 (B,), -1 for an image without one; None where there are none. On one device.
+    ``factors``: int64 (B, F) of validation images whose factors of variation are known; on the CPU.
     """
 
     images: torch.Tensor
     inputs: torch.Tensor
     labels: torch.Tensor | None
+    factors: torch.Tensor | None = None
 
 
 def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
@@ -93,7 +95,9 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
         pixels = np.array(images.images[rows, centre, centre])
         numbers = range(len(images))[rows] if images.numbers is None else images.numbers[rows]
         given = _given(pixels, spec, [[int(number), 0, 0, 3] for number in numbers])
-        yield _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
+        batch = _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
+        factors = None if images.factors is None else torch.from_numpy(images.factors[rows].copy())
+        yield replace(batch, factors=factors)
 
 
 def _given(pixels: Pixels, spec: DataSpec, seeds: Sequence[Sequence[int]]) -> Images | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftae.engine.anomalies import normal_first, parted
+from ftae.engine.builtin import content_of, source_of
 from ftae.engine.image_cache import (
     FORMAT,
     StoredImages,
@@ -26,16 +27,13 @@ from ftae.engine.sources import (
     Labels,
     Pixels,
     Source,
-    builtin_content,
-    digits_source,
     folder_source,
     image_shape,
     list_images,
     num_held_out,
-    photos_source,
 )
 from ftae.errors import FtaeError
-from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder, normal_classes
+from ftae.specs.data import AnyData, DataSpec, ImageFolder, normal_classes
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,21 @@ class ImageSet:
     ``images``: uint8 (N, side, side, channels), memory-mapped, read-only; side is
     ``DataSpec.decoded_side``. ``labels``: int64 (N,), indices into ``Dataset.class_names``.
     ``labels`` are -1 for an image without one. ``numbers``: where in the whole set each image is, for some
-    that were taken from it; None for a whole set.
+    that were taken from it; None for a whole set. ``factors``: int64 (N, F), the values of the factors of
+    variation that the images were made of, where these are known.
     Pickling copies the pixels: load the dataset where it is used instead.
     """
 
     images: Pixels
     labels: Labels | None
     numbers: npt.NDArray[np.int64] | None = None
+    factors: Labels | None = None
 
     def taken(self, rows: slice | npt.NDArray[np.int64]) -> "ImageSet":
         """Some of the images, each still known by its number."""
         numbers = np.arange(len(self)) if self.numbers is None else self.numbers
-        return ImageSet(self.images[rows], None if self.labels is None else self.labels[rows], numbers[rows])
+        labels, factors = (None if its is None else its[rows] for its in (self.labels, self.factors))
+        return ImageSet(self.images[rows], labels, numbers[rows], factors)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -164,11 +165,10 @@ def _as_pinned(spec: AnyData, dataset: Dataset) -> Dataset:
 
 def _builtin(spec: AnyData) -> Dataset:
     assert not isinstance(spec, ImageFolder)
-    key = image_key(builtin_content(spec), spec)
+    key = image_key(content_of(spec), spec)
 
     def source() -> Source:
-        found = digits_source(spec) if isinstance(spec, Digits) else photos_source(spec)
-        return normal_first(found, spec.anomaly_classes)
+        return normal_first(source_of(spec), spec.anomaly_classes)
 
     return _split(stored_images(key, source), spec, key)
 
@@ -198,14 +198,14 @@ def _split(stored: StoredImages, spec: AnyData, key: str) -> Dataset:
     assert isinstance(spec.val, float)
     _check_anomalies(spec, stored.class_names or ())
     normal, others = parted(stored, spec.anomaly_classes)
-    count, labels = len(normal.images), normal.labels
+    count = len(normal.images)
     if count < 2:
         raise FtaeError(
             f"data.val as a share needs at least 2 readable images, found {count}; add images or name a val folder"
         )
     num_train = count - num_held_out(count, spec.val)
-    train = ImageSet(normal.images[:num_train], None if labels is None else labels[:num_train])
-    val = ImageSet(normal.images[num_train:], None if labels is None else labels[num_train:])
+    everything = ImageSet(normal.images, normal.labels, factors=normal.factors)
+    train, val = (replace(everything.taken(rows), numbers=None) for rows in (slice(num_train), slice(num_train, None)))
     anomalies = _anomalies(spec, others)
     return Dataset(train, val, anomalies, normal.class_names, digest([key, num_train]), stored.skipped)
 

@@ -11,7 +11,8 @@ from PIL import Image
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch, val_batches
 from ftae.engine.data import ImageSet
-from ftae.engine.metrics import EvalInputs, Evaluation, Subject, Vitals
+from ftae.engine.judged import EvalInputs, Subject
+from ftae.engine.metrics import Evaluation, Vitals
 from ftae.specs.finetune import FinetuneSpec
 
 GRID_IMAGES = 12  # in two columns of three cells each: a square, which MLflow shows best
@@ -92,4 +93,4 @@ def run_batch(autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True)
     encoding = autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels)
     reconstruction = autoencoder.to_unit(autoencoder.decode(encoding.latents, batch.labels)).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
-    return EvalInputs(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels)
+    return EvalInputs(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)

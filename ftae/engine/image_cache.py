@@ -6,6 +6,7 @@ name by one process, which holds its lock, and renamed when complete:
     contents/<stat fingerprint>/content.txt    the content fingerprint of a folder of images
     images/<key>/images.npy                    uint8 (N, side, side, channels)
     images/<key>/labels.npy                    int64 (N,), if there are labels
+    images/<key>/factors.npy                   int64 (N, F), if the factors of variation are known
     images/<key>/about.json                    class names and skipped files
     datasets/<fingerprint>/keys.json           the keys of a dataset's arrays: training, or training and validation
 
@@ -45,6 +46,7 @@ class StoredImages:
     labels: Labels | None
     class_names: tuple[str, ...] | None
     skipped: tuple[str, ...]
+    factors: Labels | None = None
 
 
 def digest(value: Any) -> str:
@@ -176,6 +178,8 @@ def _write(folder: Path, source: Source) -> None:
         _write_header(file, len(kept), source.shape)
     if source.labels is not None:
         np.save(folder / "labels.npy", source.labels[kept])
+    if source.factors is not None:
+        np.save(folder / "factors.npy", source.factors[kept])
     about = {"class_names": source.class_names, "skipped": sorted(skipped)}
     (folder / "about.json").write_text(json.dumps(about))
 
@@ -211,9 +215,11 @@ def _read(folder: Path) -> StoredImages:
         images = np.load(folder / "images.npy", mmap_mode="r")
         about = json.loads((folder / "about.json").read_text())
         labels = np.load(folder / "labels.npy") if about["class_names"] is not None else None
+        factors = np.load(folder / "factors.npy") if (folder / "factors.npy").exists() else None
     except (OSError, ValueError, KeyError) as error:
         raise FtaeError(f"the cached images in {folder} are damaged ({error}); delete that folder") from error
-    if labels is not None:
-        labels.setflags(write=False)
+    for values in (labels, factors):
+        if values is not None:
+            values.setflags(write=False)
     class_names = None if about["class_names"] is None else tuple(about["class_names"])
-    return StoredImages(images, labels, class_names, tuple(about["skipped"]))
+    return StoredImages(images, labels, class_names, tuple(about["skipped"]), factors)

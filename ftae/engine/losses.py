@@ -1,7 +1,7 @@
 """LOSSES: the terms of the training loss. Each is a mean over elements, in fp32.
 
-Pixel terms compare in the model's own image range, as latent-diffusion training does; ``bce`` and
-``ssim`` need [0, 1] and convert.
+Pixel terms compare in the model's own image range, as latent-diffusion training does; ``bce``,
+``ssim`` and ``ms_ssim`` need [0, 1] and convert.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ftae.engine.autoencoder import Autoencoder, Encoding
 from ftae.engine.companions import Companions
+from ftae.engine.similarity import ms_ssim
 from ftae.errors import FtaeError
 from ftae.specs.losses import Losses
 
@@ -125,6 +126,7 @@ LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "tv": lambda x: total_variation(x.reconstruction),
     "edge": lambda x: edge_difference(x.reconstruction, x.target),
     "ssim": _ssim,
+    "ms_ssim": lambda x: 1.0 - ms_ssim(x.reconstruction_unit, x.target_unit).mean(),
     "ce": _ce,
     "latent_anchor": _latent_anchor,
     "l2_sp": _l2_sp,

@@ -7,6 +7,7 @@ the validation images:
     psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; the mean of images, not of pixels
     input_psnr    psnr of the degraded image that the model is given: what giving it back unchanged scores
     ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, borders reflected
+    ms_ssim       the same over five scales (Wang et al. 2003)
     kl            sum over latent elements of the KL from the prior, in nats an image
     accuracy      1 where the head's largest logit is the label, else 0
 
@@ -25,10 +26,12 @@ Over the whole validation set:
                   blurred, above 1 there is noise in them
     edge_distance distance between the distributions of gradient magnitudes of each reconstruction and its
                   target (1-Wasserstein), over the mean of the latter: 0 as sharp as the target, 1 flat
+    linear_probe  share of images that a linear classifier on the latents, fitted on training images, gets right
+    mig, dci      whether each factor of variation has a latent of its own, and each latent one factor
+                  (latent_metrics.py says how all three are computed)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -37,40 +40,17 @@ from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ftae.engine.adversary import BLOW_UP
-from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior
-from ftae.engine.companions import Companions
-from ftae.engine.data import ImageSet
+from ftae.engine.autoencoder import Posterior
 from ftae.engine.image_statistics import EdgeDistance, ExplainedVariance, Sharpness
+from ftae.engine.judged import EvalInputs, Subject
+from ftae.engine.latent_metrics import Dci, LinearProbe, Mig
+from ftae.engine.similarity import ms_ssim
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
 ACTIVE_VARIANCE = 0.01
 ACTIVE_SHARE = 0.01
 MSE_FLOOR = 1e-10
-
-
-@dataclass(frozen=True)
-class EvalInputs:
-    """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped; ``given``: what the model saw."""
-
-    target: Tensor
-    given: Tensor
-    reconstruction: Tensor
-    encoding: Encoding
-    logits: Tensor | None
-    labels: Tensor | None
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones."""
-
-    autoencoder: Autoencoder
-    spec: FinetuneSpec
-    companions: Companions
-    train: ImageSet
-    device: torch.device
-    anomalies: ImageSet | None = None
 
 
 def _mse(x: EvalInputs) -> Tensor:
@@ -99,6 +79,7 @@ PER_IMAGE: dict[str, Callable[[EvalInputs], Tensor]] = {
     "psnr": lambda x: _psnr(_mse(x)),
     "input_psnr": lambda x: _psnr((x.given - x.target).square().flatten(1).mean(1)),
     "ssim": _ssim,
+    "ms_ssim": lambda x: ms_ssim(x.reconstruction, x.target),
     "kl": lambda x: _posterior(x).kl().flatten(1).sum(1),
     "accuracy": _accuracy,
 }
@@ -231,6 +212,9 @@ OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
     "edge_distance": lambda subject: EdgeDistance(),
     "codebook_usage": lambda subject: CodebookUsage(),
     "perplexity": lambda subject: Perplexity(),
+    "linear_probe": LinearProbe,
+    "mig": lambda subject: Mig(),
+    "dci": lambda subject: Dci(),
 }
 
 

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftae.engine.anomalies import normal_first, parted
+from ftae.engine.builtin import content_of, source_of
 from ftae.engine.data import ImageSet, image_key, load_dataset
 from ftae.engine.image_cache import content_fingerprint, stored_images
 from ftae.engine.sources import (
     Source,
-    builtin_content,
-    digits_source,
     folder_source,
     list_images,
     num_held_out,
-    photos_source,
 )
 from ftae.errors import FtaeError
-from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder
+from ftae.specs.data import AnyData, DataSpec, ImageFolder
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ def validation_names(spec: AnyData) -> Names | None:
     built-in sources a name is the number of the image there.
     """
     if not isinstance(spec, ImageFolder):
-        found = digits_source(spec) if isinstance(spec, Digits) else photos_source(spec)
-        return _held_out(_named(found, builtin_content(spec), spec), spec.val)
+        return _held_out(_named(source_of(spec), content_of(spec), spec), spec.val)
     now = spec.model_copy(update={"fingerprint": None})
     try:
         if spec.fingerprint not in (None, load_dataset(now).fingerprint):

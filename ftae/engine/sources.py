@@ -37,6 +37,7 @@ class Source:
 
     ``decode(i)`` gives uint8 ``shape``, which is (side, side, channels), or raises
     ``UnreadableImage``; it may run in any thread. ``labels`` index ``class_names``, one for each name.
+    ``factors``: (N, F), the values that each image was made of, from 0.
     """
 
     names: Sequence[str]
@@ -44,6 +45,7 @@ class Source:
     decode: Callable[[int], Pixels]
     labels: Labels | None = None
     class_names: tuple[str, ...] | None = None
+    factors: Labels | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -118,7 +120,7 @@ def _walk(folder: Path, prefix: str = "", above: frozenset[Path] = frozenset()) 
 
 def folder_source(files: ImageFiles, spec: DataSpec) -> Source:
     """The images of a folder, labelled by the sub-folder directly below it."""
-    names = _shuffled(files.names)
+    names = shuffled(files.names)
     labels = None
     if files.class_names is not None:
         index = {name: i for i, name in enumerate(files.class_names)}
@@ -142,7 +144,8 @@ def read_bytes(path: Path) -> bytes:
         raise FtaeError(f"cannot read the image {path}: {error.strerror}") from error
 
 
-def _shuffled(names: Sequence[str]) -> tuple[str, ...]:
+def shuffled(names: Sequence[str]) -> tuple[str, ...]:
+    """In the order of a hash of each, so that a name keeps its place among the others whatever comes and goes."""
     return tuple(sorted(names, key=lambda n: hashlib.blake2b(os.fsencode(n), digest_size=16).digest()))
 
 
@@ -220,7 +223,7 @@ def digits_source(spec: Digits) -> Source:
 
     digits = load_digits()
     classes = sorted(set(spec.classes))
-    names = _shuffled([f"digit-{i}" for i, target in enumerate(digits.target) if target in classes])
+    names = shuffled([f"digit-{i}" for i, target in enumerate(digits.target) if target in classes])
     rows = [int(name.removeprefix("digit-")) for name in names]
     labels = np.searchsorted(classes, digits.target[rows]).astype(np.int64)
 

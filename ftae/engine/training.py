@@ -18,8 +18,8 @@ from ftae.engine.build import build_model, device_of
 from ftae.engine.companions import Companions, build_companions
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.evaluation import Judged
+from ftae.engine.judged import Subject
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
-from ftae.engine.metrics import Subject
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.random_state import rng_state, set_rng_state

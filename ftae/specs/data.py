@@ -1,5 +1,6 @@
 """The data of a run: one spec a source of images."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -165,6 +166,29 @@ class Photos(DataSpec):
         return value
 
 
+# What varies in a drawn shape, and how many values each has.
+SHAPE_KINDS = ("square", "circle", "triangle")
+SHAPE_FACTORS = {"kind": len(SHAPE_KINDS), "size": 4, "x": 8, "y": 8, "brightness": 4}
+
+
+class Shapes(DataSpec):
+    """Drawn squares, circles and triangles of known size, place and brightness, labelled by their kind.
+
+    ``num_images``: different ones, of the 3,072 that there are.
+    """
+
+    source: Literal["shapes"]
+    color: Literal["rgb", "grey"] = "grey"
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    num_images: Annotated[int, Field(ge=10, le=math.prod(SHAPE_FACTORS.values()))] = 3072
+
+    @field_validator("anomaly_classes")
+    @classmethod
+    def _are_kinds(cls, anomalies: tuple[str, ...]) -> tuple[str, ...]:
+        normal_classes(SHAPE_KINDS, anomalies)
+        return anomalies
+
+
 class Replayed(DataSpec):
     """Images of another domain, mixed into the training batches of the data they belong to.
 
@@ -197,7 +221,7 @@ class ReplayedPhotos(Photos, Replayed):
     """As ``Photos``."""
 
 
-for _spec in (DataSpec, ImageFolder, Digits, Photos, Replayed, ReplayedFolder, ReplayedDigits, ReplayedPhotos):
+for _spec in (DataSpec, ImageFolder, Digits, Photos, Shapes, Replayed, ReplayedFolder, ReplayedDigits, ReplayedPhotos):
     _spec.model_rebuild()
 
-AnyData = Annotated[ImageFolder | Digits | Photos, Field(discriminator="source")]
+AnyData = Annotated[ImageFolder | Digits | Photos | Shapes, Field(discriminator="source")]

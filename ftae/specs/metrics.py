@@ -21,6 +21,10 @@ MetricName = Literal[
     "perplexity",
     "sharpness",
     "edge_distance",
+    "ms_ssim",
+    "linear_probe",
+    "mig",
+    "dci",
 ]
 
 
@@ -52,6 +56,10 @@ METRICS: dict[str, MetricFacts] = {
     "auroc": MetricFacts(0.0, 1.0, "maximize", (needs.anomalies,)),
     "sharpness": MetricFacts(0.0, 1.0e9, None),
     "edge_distance": MetricFacts(0.0, 1.0e9, "minimize"),
+    "ms_ssim": MetricFacts(0.0, 1.0, "maximize", (needs.resolution(176),)),
+    "linear_probe": MetricFacts(0.0, 1.0, "maximize", (needs.labels,)),
+    "mig": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
+    "dci": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
 }
 
 

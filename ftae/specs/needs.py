@@ -108,6 +108,13 @@ def another_term(parts: Parts) -> str | None:
     return "needs another term beside it: alone it asks for any image that looks real"
 
 
+def factors(parts: Parts) -> str | None:
+    """The factors of variation behind the images are known."""
+    if parts.data is None or parts.data.source == "shapes":
+        return None
+    return f"needs images whose factors are known, {parts.data.source} does not tell them (use shapes)"
+
+
 def resolution(least: int) -> Need:
     """Images of at least ``least`` pixels a side."""
 

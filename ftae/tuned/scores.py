@@ -13,7 +13,8 @@ from ftae.engine.batches import val_batches
 from ftae.engine.companions import build_companions
 from ftae.engine.data import ImagesChanged, ImageSet, load_dataset
 from ftae.engine.evaluation import Metrics, evaluate, run_batch
-from ftae.engine.metrics import PER_IMAGE, EvalInputs, Subject
+from ftae.engine.judged import EvalInputs, Subject
+from ftae.engine.metrics import PER_IMAGE
 from ftae.engine.named_images import named_folder, validation_names
 from ftae.errors import FtaeError
 from ftae.specs import needs

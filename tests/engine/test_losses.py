@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior, Stage
 from ftae.engine.build import build_model
@@ -70,6 +71,9 @@ def with_posterior(x: LossInputs, posterior: Posterior) -> LossInputs:
     return replace(x, encoding=Encoding(mean, posterior, codes))
 
 
+SIDES = {"ms_ssim": 176}  # of images, for the terms that need large ones
+
+
 def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
     """Random images in [-1, 1], so that a term that forgets the range is found out."""
     generator = torch.Generator().manual_seed(seed)
@@ -77,7 +81,8 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
     def unit(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    target, reconstruction = unit(batch, 2, side, side), unit(batch, 2, side, side)
+    target = unit(batch, 2, side, side)
+    reconstruction = 0.5 * target + 0.5 * unit(batch, 2, side, side)
     x = LossInputs(
         target=target * 2 - 1,
         reconstruction=reconstruction * 2 - 1,
@@ -143,7 +148,15 @@ def ssim(a: Array, b: Array) -> float:
     return float(np.mean(values))
 
 
+def multiscale_ssim(a: Tensor, b: Tensor) -> float:
+    value = multiscale_structural_similarity_index_measure(a, b, data_range=1.0)
+    assert isinstance(value, Tensor)
+    return value.item()
+
+
 def reference(term: str, x: LossInputs) -> float:
+    if term == "ms_ssim":
+        return 1 - multiscale_ssim(x.reconstruction_unit, x.target_unit)
     a, b = numbers(x.reconstruction), numbers(x.target)
     unit_a, unit_b = numbers(x.reconstruction_unit), numbers(x.target_unit)
     if term == "ce":
@@ -177,7 +190,7 @@ def test_the_table_is_the_spec() -> None:
 
 @pytest.mark.parametrize("term", TERMS)
 def test_values(term: str) -> None:
-    x = inputs()
+    x = inputs(side=SIDES.get(term, 16))
     value = loss_terms(x, [term])[term]
     assert value.shape == ()
     assert value.dtype == torch.float32
@@ -223,7 +236,7 @@ def rows_of(x: LossInputs, rows: slice | Tensor) -> LossInputs:
 
 @pytest.mark.parametrize("term", TERMS)
 def test_means_not_sums(term: str) -> None:
-    x = inputs()
+    x = inputs(side=SIDES.get(term, 16))
     twice = rows_of(x, torch.arange(len(x.target)).repeat(2))
     assert LOSSES[term](twice).item() == pytest.approx(LOSSES[term](x).item(), rel=1e-6)
 
@@ -231,7 +244,7 @@ def test_means_not_sums(term: str) -> None:
 @pytest.mark.parametrize("term", TERMS)
 def test_the_value_is_the_mean_of_the_values_over_equal_shares(term: str) -> None:
     """What training by several workers rests on."""
-    whole = inputs(batch=4)
+    whole = inputs(batch=4, side=SIDES.get(term, 16))
     values = [LOSSES[term](rows_of(whole, rows)).item() for rows in (slice(0, 2), slice(2, 4))]
     assert values[0] != values[1] or term == "l2_sp"  # which sees no images
     assert sum(values) / 2 == pytest.approx(LOSSES[term](whole).item(), rel=1e-6)
@@ -295,8 +308,11 @@ def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:
     """The train metrics of step 0 of a model that has moved a little from the pretrained one."""
     family = {"family": "vq_vae_2" if losses.keys() & {"commitment", "codebook"} else "conv_vae"}
     options = {"codebook": "gradient"} if family["family"] == "vq_vae_2" else {"latent_dim": 4}
-    build_model(spec_of({"mse": 1.0}, model=family | {"channels": 4} | options), 2).save_pretrained(folder)
-    training = Training(spec_of(losses, model=family | {"pretrained": str(folder)}))
+    side = max(SIDES.get(term, 16) for term in losses)
+    data = {"source": "digits", "resolution": side, "classes": [0, 1]}
+    start = spec_of({"mse": 1.0}, data=data, model=family | {"channels": 4} | options)
+    build_model(start, 2).save_pretrained(folder)
+    training = Training(spec_of(losses, data=data, model=family | {"pretrained": str(folder)}))
     with torch.no_grad():
         for parameter in training.autoencoder.parameters():
             parameter.mul_(1.1)

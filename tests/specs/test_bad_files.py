@@ -73,7 +73,8 @@ ONE_FAULT = [
     (MODEL, "{family: 'm:f', image_range: 0..1, kwargs: {day: 2024-01-01}}",
      "3: finetune.model.kwargs.day: must be text, a number, true, false, null, or a list or mapping of these"),
     ("    source: image_folder\n", "",
-     "4: finetune.data.source: required, must be one of image_folder, digits, photos"),
+     "4: finetune.data.source: required, must be one of image_folder, digits, photos, "
+     "shapes"),
     # data
     ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1 or text in quotes, got 1.5"),
     ("resolution: 256", "resolution: 256.5", "8: finetune.data.resolution: must be a whole number, got 256.5"),
