@@ -14,7 +14,7 @@ from ftae.engine.build import build_model, summarize
 from ftae.engine.families import build_autoencoder
 from ftae.engine.loop import finetune
 from ftae.engine.quantizer import Quantizer
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
 
@@ -212,6 +212,18 @@ def test_models_without_codes_have_no_metrics_of_them(name: str) -> None:
         spec_of({"family": "conv_ae"}, losses={"mse": 1.0}, metrics=[name])
     with pytest.raises(ValueError, match="needs a codebook, conv_ae has none"):
         spec_of({"family": "conv_ae"}, metrics=["mse"])
+
+
+def test_codes_that_tell_no_image_from_another_end_the_run(tmp_path: Path) -> None:
+    """A learning rate that throws every vector into one code."""
+    model = SMALL | {"codebook": "gradient"}
+    losses = {"mse": 1.0, "commitment": 1.0, "codebook": 1.0}
+    spec = spec_of(model, losses=losses, optimizer={"lr": 1.0}, max_steps=60, num_evals=12, max_grad_norm=None)
+    run = finetune(spec, tmp_path)
+    assert next(run).metrics["val/codebook_usage"] > 1 / 16
+    with pytest.raises(TrainingFailed) as caught:
+        list(run)
+    assert caught.value.reason == "codebook collapse"
 
 
 @pytest.fixture
