@@ -306,3 +306,16 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     states = [line.split()[4:] for line in lines if line.startswith("  ") and ".outer." in line]
     assert states == [["trained,", "new"]] * 2
     assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"outer_stages": 1}))
+
+
+@pytest.mark.parametrize(
+    ("codebook", "losses", "said"),
+    [
+        ("ema", {"commitment": 0.25}, "codes        128; effective weights: 0.25 commitment, a moving average"),
+        ("gradient", {"commitment": 0.5, "codebook": 2.0},
+         "codes        128; effective weights: 0.5 commitment, 2 codebook"),
+    ],
+)  # fmt: skip
+def test_the_plan_says_what_moves_the_codes(codebook: str, losses: dict[str, float], said: str) -> None:
+    model = {"family": "vq_vae", "codebook": codebook}
+    assert said in plan_of(finetune__model=model, finetune__losses={"mse": 1.0, **losses}, finetune__freeze_depth=0)

@@ -1,5 +1,6 @@
 """Codebooks: what is chosen, what trains them, what moves them, and when."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ftae.engine.build import build_model, summarize
 from ftae.engine.families import build_autoencoder
 from ftae.engine.loop import finetune
 from ftae.engine.quantizer import Quantizer
+from ftae.engine.shareable import Buffers
+from ftae.engine.training import Training
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
@@ -212,6 +215,17 @@ def test_models_without_codes_have_no_metrics_of_them(name: str) -> None:
         spec_of({"family": "conv_ae"}, losses={"mse": 1.0}, metrics=[name])
     with pytest.raises(ValueError, match="needs a codebook, conv_ae has none"):
         spec_of({"family": "conv_ae"}, metrics=["mse"])
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_a_codebook_that_moves_with_the_images_is_no_matter_for_several_workers(codebook: str) -> None:
+    losses = {"mse": 1.0, "commitment": 0.25} | ({"codebook": 1.0} if codebook == "gradient" else {})
+    training = Training(spec_of(SMALL | {"codebook": codebook}, losses=losses))
+    buffers = Buffers(training.autoencoder)
+    training.train_step()
+    refused = pytest.raises(FtaeError, match="moves with the images it has seen")
+    with refused if codebook == "ema" else nullcontext():
+        buffers.check()
 
 
 def test_codes_that_tell_no_image_from_another_end_the_run(tmp_path: Path) -> None:
