@@ -175,7 +175,7 @@ def test_a_search_with_constraints_two_metrics_and_conditional_params(storage: P
         search_space={
             "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True},
             "losses.kl": {"low": 1e-4, "high": 1e-1, "log": True, "or_off": True},
-            "losses.kl_capacity": {"low": 1.0, "high": 9.0},
+            "losses.kl_capacity": {"low": 1.0, "high": 9.0, "or_off": True},
         },
         objective={
             "metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/kl", "direction": "minimize"}],
