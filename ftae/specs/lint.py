@@ -39,8 +39,7 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
     may_be_off = space["losses.ce"].contains(0.0) if "losses.ce" in space else run.losses.ce == 0.0
     if not may_be_off and "accuracy" not in run.metrics:
         yield "losses.ce trains a classification head that no metric measures: add accuracy to finetune.metrics"
-    uses_labels = run.losses.ce > 0.0 or "losses.ce" in space or run.model.needs_labels
-    if run.data.labelled_fraction < 1.0 and not uses_labels:
+    if run.losses.ce == 0.0 and run.data.labelled_fraction < 1.0 and "losses.ce" not in space:
         yield "data.labelled_fraction has no effect: no loss uses labels (losses.ce is 0)"
     replay = run.data.replay
     if replay is not None and replay.share > 0.0 and replay.rows(run.batch_size) == 0:
