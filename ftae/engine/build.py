@@ -11,6 +11,7 @@ from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Encoding, G
 from ftae.engine.discriminator import build_discriminator
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
+from ftae.engine.vision_networks import check_weights
 from ftae.errors import FtaeError
 from ftae.specs import needs
 from ftae.specs.finetune import FinetuneSpec
@@ -139,6 +140,7 @@ class ModelSummary:
 
 def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     """Build the model of ``spec`` and say what of it would be trained. Raises as ``build_model``."""
+    check_weights(spec)
     autoencoder = build_model(spec, num_classes)
     build_optimizer(autoencoder, spec.optimizer)  # a multiplier that matches nothing is an error here
     trainable = autoencoder.trainable_stages()

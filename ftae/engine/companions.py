@@ -9,6 +9,7 @@ from torch import Tensor
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.families import build_autoencoder
 from ftae.engine.random_state import keep_random_state
+from ftae.engine.vision_networks import FeatureNetwork, PerceptualNetwork
 from ftae.specs import needs
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.losses import Losses
@@ -21,10 +22,13 @@ class Companions:
 
     ``reference``: the model as it was given. ``adversary``: not frozen, but trained by another loss: what the
     model loses, a scalar, by its reconstructions (B, C, H, W) not being taken for real images.
+    ``perceptual``, ``features``: networks that others trained.
     """
 
     reference: Autoencoder | None = None
     adversary: Callable[[Tensor], Tensor] | None = None
+    perceptual: PerceptualNetwork | None = None
+    features: FeatureNetwork | None = None
 
 
 def build_companions(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Companions:
@@ -35,8 +39,12 @@ def build_companions(spec: FinetuneSpec, num_classes: int | None, device: torch.
     """
     needed = {need for term in spec.losses.weights() for need in Losses.TERMS[term]}
     needed |= {need for name in spec.metrics for need in METRICS[name].needs}
-    reference = None
+    reference = perceptual = features = None
     with keep_random_state():
         if needs.reference in needed:
             reference = build_autoencoder(spec.model, spec.data, num_classes).to(device).eval().requires_grad_(False)
-    return Companions(reference)
+        if needs.perceptual in needed and spec.perceptual is not None:
+            perceptual = PerceptualNetwork(spec.perceptual).to(device)
+        if needs.features in needed and spec.features is not None:
+            features = FeatureNetwork(spec.features).to(device)
+    return Companions(reference, perceptual=perceptual, features=features)

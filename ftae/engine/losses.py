@@ -1,7 +1,7 @@
 """LOSSES: the terms of the training loss. Each is a mean over elements, in fp32.
 
 Pixel terms compare in the model's own image range, as latent-diffusion training does; ``bce``,
-``ssim`` and ``ms_ssim`` need [0, 1] and convert.
+``ssim``, ``ms_ssim``, ``lpips`` and ``vgg`` need [0, 1] and convert.
 """
 
 from collections.abc import Callable
@@ -81,6 +81,16 @@ def _ssim(x: LossInputs) -> Tensor:
     return 1.0 - similarity
 
 
+def _lpips(x: LossInputs) -> Tensor:
+    assert x.companions.perceptual is not None
+    return x.companions.perceptual.lpips(x.reconstruction_unit, x.target_unit).mean()
+
+
+def _vgg(x: LossInputs) -> Tensor:
+    assert x.companions.perceptual is not None
+    return x.companions.perceptual.vgg(x.reconstruction_unit, x.target_unit).mean()
+
+
 def _latent_anchor(x: LossInputs) -> Tensor:
     """Mean squared distance from the latents of the model as it was given."""
     assert x.companions.reference is not None
@@ -126,6 +136,8 @@ LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "tv": lambda x: total_variation(x.reconstruction),
     "edge": lambda x: edge_difference(x.reconstruction, x.target),
     "ssim": _ssim,
+    "lpips": _lpips,
+    "vgg": _vgg,
     "ms_ssim": lambda x: 1.0 - ms_ssim(x.reconstruction_unit, x.target_unit).mean(),
     "ce": _ce,
     "latent_anchor": _latent_anchor,

@@ -29,6 +29,9 @@ Over the whole validation set:
     linear_probe  share of images that a linear classifier on the latents, fitted on training images, gets right
     mig, dci      whether each factor of variation has a latent of its own, and each latent one factor
                   (latent_metrics.py says how all three are computed)
+    lpips         perceptual distance (Zhang et al. 2018) of each image, the mean over images
+    rfid, kid     Fréchet and kernel distance of the features of reconstructions from those of the originals;
+                  not comparable with published values (feature_metrics.py says why)
 """
 
 from collections.abc import Callable
@@ -41,6 +44,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ftae.engine.adversary import BLOW_UP
 from ftae.engine.autoencoder import Posterior
+from ftae.engine.feature_metrics import Kid, Lpips, Rfid
 from ftae.engine.image_statistics import EdgeDistance, ExplainedVariance, Sharpness
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.latent_metrics import Dci, LinearProbe, Mig
@@ -215,6 +219,9 @@ OVER_SET: dict[str, Callable[[Subject], OverSet]] = {
     "linear_probe": LinearProbe,
     "mig": lambda subject: Mig(),
     "dci": lambda subject: Dci(),
+    "lpips": Lpips,
+    "rfid": Rfid,
+    "kid": Kid,
 }
 
 

@@ -11,14 +11,17 @@ from ftae.specs.search import SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
 # What must be as it was for trials to be comparable.
-QUESTION = ("dataset_fingerprint", "pretrained_digest")
+QUESTION = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
 
 
 def facts(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
     """Data, weights, versions and commit, as plain values."""
+    run = spec.finetune
     return {
         "dataset_fingerprint": data.fingerprint,
         "pretrained_digest": weights_digest(spec.finetune.model.pretrained),
+        "perceptual_digest": weights_digest(None if run.perceptual is None else run.perceptual.weights),
+        "features_digest": weights_digest(None if run.features is None else run.features.weights),
         "skipped_images": list(data.skipped),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),

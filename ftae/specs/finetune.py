@@ -17,6 +17,7 @@ from ftae.specs.losses import Losses
 from ftae.specs.metrics import METRICS, MetricName
 from ftae.specs.models import AnyModel
 from ftae.specs.needs import Parts
+from ftae.specs.networks import FeatureNet, PerceptualNet
 from ftae.specs.problems import Problem, refusal
 
 # What only some optimizers and schedules take, and which.
@@ -76,6 +77,7 @@ class FinetuneSpec(Spec):
     ``batch_size`` images go through the model at a time; an optimizer step sees ``batch_size *
     grad_accumulation`` of them. ``num_evals`` evaluations are spread evenly over ``max_steps``.
     ``sample_posterior``: train on a sample of the posterior (as the model is used) or on its mode.
+    ``perceptual``: the network that ``lpips`` and ``vgg`` look through; ``features``: that of ``rfid`` and ``kid``.
     ``num_threads`` (on the CPU) and ``device`` (``auto``: a GPU if there is one): the last digits of a
     result depend on them, so a search sets both by ``search.resources``.
     """
@@ -84,6 +86,8 @@ class FinetuneSpec(Spec):
     data: AnyData
     freeze_depth: Annotated[int, Field(ge=0)] = 0
     freeze: tuple[str, ...] = ()
+    perceptual: PerceptualNet | None = None
+    features: FeatureNet | None = None
     losses: Losses
     discriminator: DiscriminatorSpec = DiscriminatorSpec()
     optimizer: Optimizer
@@ -177,7 +181,7 @@ class FinetuneSpec(Spec):
         """
         if self.data.replay is None:
             return ()
-        parts = Parts(self.model, self.data.replay, self.losses)
+        parts = Parts(self.model, self.data.replay, self.losses, self.perceptual, self.features)
         return tuple(
             name
             for name in self.metrics
@@ -193,8 +197,14 @@ class FinetuneSpec(Spec):
         model, discriminator = self.model, self.discriminator.located()
         if model.pretrained is not None and Path(model.pretrained).expanduser().exists():
             model = model.model_copy(update={"pretrained": absolute(model.pretrained)})
-        return self.model_copy(update={"model": model, "data": self.data.located(), "discriminator": discriminator})
+        networks = {
+            name: net and net.located() for name, net in (("perceptual", self.perceptual), ("features", self.features))
+        }
+        return self.model_copy(
+            update={**networks, "model": model, "data": self.data.located(), "discriminator": discriminator}
+        )
 
 
 def _parts(info: ValidationInfo, losses: Losses | None) -> Parts:
-    return Parts(info.data.get("model"), info.data.get("data"), losses)
+    model, data, perceptual, features = (info.data.get(name) for name in ("model", "data", "perceptual", "features"))
+    return Parts(model, data, losses, perceptual, features)

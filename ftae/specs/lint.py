@@ -10,6 +10,9 @@ from ftae.specs.overrides import value_at
 from ftae.specs.problems import shown
 from ftae.specs.search import Asha, ProductionSpec, SearchSpec
 
+# A network, and the losses and metrics that look through it.
+_NETWORKS = {"perceptual": ("lpips", "vgg"), "features": ("rfid", "kid")}
+
 # Of the leaves of data, these leave the validation images as they are.
 _TRAINING_ONLY = frozenset({"data.flip", "data.labelled_fraction", "data.replay.share", "data.replay.flip"})
 
@@ -50,6 +53,11 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "no metric is of the images of data.anomaly_classes: add auroc to finetune.metrics"
     if run.model.gradient_codebook and run.losses.codebook == 0.0 and "losses.codebook" not in space:
         yield "the codes stay as they are: they are trained by gradient, and losses.codebook is 0"
+    for section, users in _NETWORKS.items():
+        if getattr(run, section) is not None and not any(
+            f"losses.{name}" in space or name in (*run.losses.weights(), *run.metrics) for name in users
+        ):
+            yield f"{section} has no effect: none of {', '.join(users)} is a loss or metric of the run"
     if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
         yield "frozen stages keep random weights: model.pretrained is null"
 

@@ -11,7 +11,8 @@ from ftae.specs.base import Fraction, Spec, Weight
 class Losses(Spec):
     """Weights of the loss terms; 0 is off. Each term is a mean over elements, computed in fp32.
 
-    Pixel terms compare in the model's own image range; ``bce``, ``ssim`` and ``ms_ssim`` in [0, 1]. ``kl`` is per
+    Pixel terms compare in the model's own image range; ``bce``, ``ssim``, ``ms_ssim``,
+    ``lpips`` and ``vgg`` in [0, 1]. ``kl`` is per
     latent element (times image elements over latent elements it is the summed weight of Stable
     Diffusion's training); with ``kl_capacity``, a number of nats an image that the warm-up raises from 0,
     it is the distance from that. ``ce`` adds a classification head on the pooled latents. ``latent_anchor``
@@ -29,6 +30,8 @@ class Losses(Spec):
     edge: Weight = 0.0
     ssim: Weight = 0.0
     ms_ssim: Weight = 0.0
+    lpips: Weight = 0.0
+    vgg: Weight = 0.0
     ce: Weight = 0.0
     latent_anchor: Weight = 0.0
     l2_sp: Weight = 0.0
@@ -49,6 +52,8 @@ class Losses(Spec):
         "edge": (),
         "ssim": (needs.resolution(16),),
         "ms_ssim": (needs.resolution(176),),
+        "lpips": (needs.perceptual,),
+        "vgg": (needs.perceptual, needs.vgg16),
         "ce": (needs.labels,),
         "latent_anchor": (needs.reference,),
         "l2_sp": (needs.reference,),

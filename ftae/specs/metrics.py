@@ -25,6 +25,9 @@ MetricName = Literal[
     "linear_probe",
     "mig",
     "dci",
+    "lpips",
+    "rfid",
+    "kid",
 ]
 
 
@@ -60,6 +63,9 @@ METRICS: dict[str, MetricFacts] = {
     "linear_probe": MetricFacts(0.0, 1.0, "maximize", (needs.labels,)),
     "mig": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
     "dci": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
+    "lpips": MetricFacts(0.0, 1.0e3, "minimize", (needs.perceptual,)),
+    "rfid": MetricFacts(0.0, 1.0e9, "minimize", (needs.features,)),
+    "kid": MetricFacts(-1.0e9, 1.0e9, "minimize", (needs.features,)),
 }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ftae.specs.data import AnyData
 from ftae.specs.models import AnyModel
+from ftae.specs.networks import FeatureNet, PerceptualNet
 
 if TYPE_CHECKING:  # the losses are themselves described by their needs
     from ftae.specs.losses import Losses
@@ -18,6 +19,8 @@ class Parts:
     model: AnyModel | None
     data: AnyData | None
     losses: "Losses | None"
+    perceptual: PerceptualNet | None = None
+    features: FeatureNet | None = None
 
 
 Need = Callable[[Parts], str | None]  # why the run cannot have it, or None
@@ -113,6 +116,28 @@ def factors(parts: Parts) -> str | None:
     if parts.data is None or parts.data.source == "shapes":
         return None
     return f"needs images whose factors are known, {parts.data.source} does not tell them (use shapes)"
+
+
+def perceptual(parts: Parts) -> str | None:
+    """There is a network that images are compared through, and they are large enough for it."""
+    if parts.perceptual is None:
+        return "needs a network to look through: name it and its weights in perceptual, {net: vgg16, weights: FILE}"
+    reason = None if parts.data is None else resolution(parts.perceptual.least_resolution)(parts)
+    return None if reason is None else f"through {parts.perceptual.net} {reason}"
+
+
+def vgg16(parts: Parts) -> str | None:
+    """That network is VGG16."""
+    if parts.perceptual is None or parts.perceptual.net == "vgg16":
+        return None
+    return f"needs perceptual.net vgg16, got {parts.perceptual.net}"
+
+
+def features(parts: Parts) -> str | None:
+    """There is a network that gives features."""
+    if parts.features is not None:
+        return None
+    return "needs a network of features: name it and its weights in features, {net: inception_v3, weights: FILE}"
 
 
 def resolution(least: int) -> Need:

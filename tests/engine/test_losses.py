@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from vision_weights import random_weights
 
 from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior, Stage
 from ftae.engine.build import build_model
@@ -21,10 +23,12 @@ from ftae.engine.losses import LOSSES, LossInputs, loss_terms, total_variation, 
 from ftae.engine.optim import build_optimizer
 from ftae.engine.quantizer import chosen
 from ftae.engine.training import Training
+from ftae.engine.vision_networks import PerceptualNetwork
 from ftae.errors import FtaeError
 from ftae.specs import needs
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.losses import Losses
+from ftae.specs.networks import PerceptualNet
 
 TERMS = tuple(LOSSES)
 AT_ONCE = {
@@ -71,6 +75,11 @@ def with_posterior(x: LossInputs, posterior: Posterior) -> LossInputs:
     return replace(x, encoding=Encoding(mean, posterior, codes))
 
 
+@lru_cache
+def perceptual_network() -> PerceptualNetwork:
+    return PerceptualNetwork(PerceptualNet(net="vgg16", weights=random_weights("vgg16")))
+
+
 SIDES = {"ms_ssim": 176}  # of images, for the terms that need large ones
 
 
@@ -81,8 +90,8 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
     def unit(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    target = unit(batch, 2, side, side)
-    reconstruction = 0.5 * target + 0.5 * unit(batch, 2, side, side)
+    target = unit(batch, 3, side, side)
+    reconstruction = 0.5 * target + 0.5 * unit(batch, 3, side, side)
     x = LossInputs(
         target=target * 2 - 1,
         reconstruction=reconstruction * 2 - 1,
@@ -92,7 +101,11 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         logits=unit(batch, 5) * 6 - 3,
         labels=torch.arange(batch) % 5,
         autoencoder=Line(3.0).autoencoder(),
-        companions=Companions(reference=Line(1.0).autoencoder(), adversary=lambda images: images.square().mean()),
+        companions=Companions(
+            reference=Line(1.0).autoencoder(),
+            adversary=lambda images: images.square().mean(),
+            perceptual=perceptual_network(),
+        ),
         settings=Losses(huber_delta=0.5),
         progress=0.5,
     )
@@ -155,6 +168,8 @@ def multiscale_ssim(a: Tensor, b: Tensor) -> float:
 
 
 def reference(term: str, x: LossInputs) -> float:
+    if term in ("lpips", "vgg"):  # test_vision_networks.py has their values
+        return getattr(perceptual_network(), term)(x.reconstruction_unit, x.target_unit).mean().item()
     if term == "ms_ssim":
         return 1 - multiscale_ssim(x.reconstruction_unit, x.target_unit)
     a, b = numbers(x.reconstruction), numbers(x.target)
@@ -293,6 +308,7 @@ def spec_of(losses: dict[str, float], **changes: Any) -> FinetuneSpec:
         "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
         "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
         "losses": losses,
+        "perceptual": {"net": "vgg16", "weights": random_weights("vgg16")},
         "discriminator": AT_ONCE,
         "optimizer": {"lr": 1e-3},
         "max_grad_norm": None,

@@ -161,7 +161,7 @@ def test_the_sign_of_life_of_a_codebook_is_that_its_codes_tell_images_apart() ->
 
 
 # These need anomalies, large images, or a data set with labels or factors.
-ELSEWHERE = ("auroc", "ms_ssim", "linear_probe", "mig", "dci")
+ELSEWHERE = ("auroc", "ms_ssim", "linear_probe", "mig", "dci", "lpips", "rfid", "kid")
 
 
 def test_results_do_not_depend_on_the_batch_size() -> None:

@@ -1,0 +1,159 @@
+"""Frozen torchvision networks: what ``lpips`` and ``vgg`` compare images by, and the features of ``rfid`` and ``kid``.
+
+All take images in [0, 1], grey or RGB, and normalise them as torchvision's training did. Nothing is downloaded,
+nothing drawn from the random generators: the networks are made without weights, and take those of the file.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.networks import FeatureNet, NetworkSpec, PerceptualNet
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; those of LPIPS are the same on [-1, 1]
+EPSILON = 1e-8  # inside the root: outside of it the gradient of a feature that is 0 everywhere is not a number
+
+# Of each net: torchvision's name, the layers whose outputs count (the ReLUs that LPIPS has), its file of LPIPS' heads.
+TRUNKS = {
+    "vgg16": ("vgg16", (3, 8, 15, 22, 29), "vgg.pth"),
+    "alexnet": ("alexnet", (1, 4, 7, 9, 11), "alex.pth"),
+    "squeezenet": ("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12), "squeeze.pth"),
+}
+VGG_LAYERS = 4  # relu1_2, relu2_2, relu3_3, relu4_3, as Johnson et al. (2016) have them
+SIDES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}
+
+
+class Frozen(nn.Module):
+    """Always in eval mode, never trained."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def freeze(self) -> Self:
+        return self.requires_grad_(False).train()
+
+
+class PerceptualNetwork(Frozen):
+    """Distances between the features of two images.
+
+    Raises:
+        FtaeError: the weights are not there, or are of another network.
+    """
+
+    def __init__(self, spec: PerceptualNet) -> None:
+        super().__init__()
+        name, self._layers, heads = TRUNKS[spec.net]
+        with torch.device("meta"):
+            features = getattr(torchvision.models, name)(weights=None).features
+        state = {key: value for key, value in _state(spec, "perceptual").items() if key.startswith("features.")}
+        _fill(features, {key.removeprefix("features."): value for key, value in state.items()}, spec, "perceptual")
+        self.trunk = features[: self._layers[-1] + 1]
+        for layer in self.trunk:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # it would change the outputs that are kept
+        # torchmetrics ships the heads that Zhang et al. published.
+        path = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / heads
+        lpips = torch.load(path, map_location="cpu", weights_only=True)
+        for i in range(len(self._layers)):
+            self.register_buffer(f"head{i}", lpips[f"lin{i}.model.1.weight"])
+        self.freeze()
+
+    def lpips(self, images: Tensor, target: Tensor) -> Tensor:
+        """LPIPS 0.1 (Zhang et al. 2018) of each pair of (B, C, H, W): (B,). No gradient to ``target``."""
+        total = torch.zeros(len(images), device=images.device)
+        for i, (a, b) in enumerate(self._pairs(images, target, len(self._layers))):
+            squares = (_unit_length(a) - _unit_length(b)).square()
+            total = total + F.conv2d(squares, self.get_buffer(f"head{i}")).mean(dim=(1, 2, 3))
+        return total
+
+    def vgg(self, images: Tensor, target: Tensor) -> Tensor:
+        """Feature reconstruction (Johnson et al. 2016) of each pair: (B,). No gradient to ``target``.
+
+        The mean over layers, each a mean over its elements, so that the size of a layer does not count.
+        """
+        pairs = self._pairs(images, target, VGG_LAYERS)
+        return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in pairs]).mean(0)
+
+    def _pairs(self, images: Tensor, target: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            theirs = self._features(target, count)
+        return list(zip(self._features(images, count), theirs, strict=True))
+
+    def _features(self, images: Tensor, count: int) -> list[Tensor]:
+        layers, x, found = self._layers[:count], _normalised(images), []
+        for i, layer in enumerate(self.trunk[: layers[-1] + 1]):
+            x = layer(x)
+            if i in layers:
+                found.append(x)
+        return found
+
+
+class FeatureNetwork(Frozen):
+    """(B, D) features of (B, C, H, W): the network without its classifier, at the side it was trained at.
+
+    Raises:
+        FtaeError: the weights are not there, or are of another network.
+    """
+
+    def __init__(self, spec: FeatureNet) -> None:
+        super().__init__()
+        # torchvision's Inception was trained on images normalised otherwise, and converts them itself.
+        options = {"transform_input": True, "init_weights": False} if spec.net == "inception_v3" else {}
+        with torch.device("meta"):
+            self.net = getattr(torchvision.models, spec.net)(weights=None, **options)
+        self.net.fc = nn.Identity()
+        state = {key: value for key, value in _state(spec, "features").items() if not key.startswith("fc.")}
+        _fill(self.net, state, spec, "features")
+        self.side = SIDES[spec.net]
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
+        features: Tensor = self.net(_normalised(resized))
+        return features
+
+
+def check_weights(spec: FinetuneSpec) -> None:
+    """Load what the file names, used or not yet: a search may bring it into play. Raises as the networks do."""
+    if spec.perceptual is not None:
+        PerceptualNetwork(spec.perceptual)
+    if spec.features is not None:
+        FeatureNetwork(spec.features)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (images - mean) / std  # a grey image has the three channels alike
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    return features / (features.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
+
+
+def _state(spec: NetworkSpec, section: str) -> dict[str, Tensor]:
+    if missing := spec.missing():
+        raise FtaeError(f"{section}.weights: {missing}")
+    path = Path(spec.weights).expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(key): value for key, value in state.items()}
+    except Exception as error:  # whatever a broken or foreign file makes the readers raise
+        raise FtaeError(f"{section}.weights: {path} does not hold a state dict: {error}") from error
+
+
+def _fill(net: nn.Module, state: dict[str, Tensor], spec: NetworkSpec, section: str) -> None:
+    """Give a network that has none its weights, in fp32."""
+    try:
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
+    except Exception as error:
+        raise FtaeError(f"{section}.weights: {spec.weights} is not of {spec.net}: {error}") from error

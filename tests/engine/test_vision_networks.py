@@ -1,0 +1,223 @@
+"""Networks that others trained: the published distances, frozen, from a local file alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torchmetrics.functional.image.lpips import _LPIPS
+from vision_weights import NAMES, random_weights
+
+from ftae.engine.autoencoder import Encoding
+from ftae.engine.build import summarize
+from ftae.engine.companions import Companions, build_companions
+from ftae.engine.feature_metrics import Kid, Lpips, Rfid
+from ftae.engine.judged import EvalInputs, Subject
+from ftae.engine.training import Training
+from ftae.engine.vision_networks import FeatureNetwork, PerceptualNetwork
+from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.networks import FeatureNet, PerceptualNet
+
+NETS = {"vgg16": "vgg", "alexnet": "alex", "squeezenet": "squeeze"}
+
+
+def perceptual(net: Any) -> PerceptualNetwork:
+    return PerceptualNetwork(PerceptualNet(net=net, weights=random_weights(net)))
+
+
+def images(count: int = 3, side: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def noisy(target: Tensor, sigma: float) -> Tensor:
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(9))
+    return (target + sigma * noise).clamp(0, 1)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_lpips_is_that_of_torchmetrics_with_the_same_weights(net: Any) -> None:
+    theirs = _LPIPS(net=NETS[net], pnet_rand=True)
+    state = torch.load(random_weights(net), weights_only=True)
+    for name, parameter in theirs.net.named_parameters():
+        parts = name.split(".")  # slice1.0.weight, slices.0.0.weight
+        at = parts.index("slices") + 2 if "slices" in parts else 1
+        parameter.data.copy_(state[".".join(["features", *parts[at:]])])
+    a, b = images(), images(seed=1)
+    expected = theirs(a, b, normalize=True).flatten()
+    assert torch.allclose(perceptual(net).lpips(a, b), expected, rtol=1e-4)
+
+
+def test_vgg_is_the_mean_over_four_layers() -> None:
+    with torch.device("meta"):
+        features = torchvision.models.vgg16(weights=None).features
+    state = torch.load(random_weights("vgg16"), weights_only=True)
+    features.load_state_dict({k.removeprefix("features."): v for k, v in state.items()}, assign=True)
+    norm = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    a, b = images(), images(seed=1)
+    by_layer = [F.mse_loss(features[:n](norm(a)), features[:n](norm(b))) for n in (4, 9, 16, 23)]
+    assert perceptual("vgg16").vgg(a, b).mean().item() == pytest.approx(torch.stack(by_layer).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("distance", ["lpips", "vgg"])
+def test_nothing_for_identical_images_and_more_with_noise(distance: str) -> None:
+    measure, target = getattr(perceptual("vgg16"), distance), images()
+    values = torch.stack([measure(noisy(target, sigma), target) for sigma in (0.0, 0.05, 0.2, 0.5)])
+    assert (values[0] == 0).all()
+    assert (values.diff(dim=0) > 0).all()
+    alone = torch.cat([measure(a[None], b[None]) for a, b in zip(noisy(target, 0.2), target, strict=True)])
+    assert torch.allclose(values[2], alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", ["lpips", "vgg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gradients_are_finite_where_features_are_nothing(distance: str, channels: int) -> None:
+    network = perceptual("vgg16")
+    for layer in network.trunk:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data[:] = 0.0  # every feature of every image is 0
+    for net in (network, perceptual("vgg16")):
+        flat = torch.full((2, channels, 16, 16), 0.5, requires_grad=True)
+        target = images(2, 16, channels).requires_grad_()
+        getattr(net, distance)(flat, target).sum().backward()
+        assert flat.grad is not None
+        assert flat.grad.isfinite().all()
+        assert target.grad is None
+    assert flat.grad is not None
+    assert flat.grad.abs().sum() > 0
+
+
+def test_grey_images_are_taken_as_rgb() -> None:
+    network, grey = perceptual("squeezenet"), images(channels=1)
+    other = noisy(grey, 0.2)
+    assert torch.allclose(network.lpips(other, grey), network.lpips(other.repeat(1, 3, 1, 1), grey.repeat(1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_least_side_is_that_of_the_network(net: Any) -> None:
+    network, least = perceptual(net), PerceptualNet.LEAST[net]
+    assert network.lpips(images(1, least), images(1, least, seed=1)).isfinite().all()
+    with pytest.raises(RuntimeError):
+        network.lpips(images(1, least - 1), images(1, least - 1))
+
+
+def test_they_stay_frozen_and_draw_nothing() -> None:
+    before = torch.get_rng_state()
+    network = FeatureNetwork(FeatureNet(net="resnet18", weights=random_weights("resnet18")))
+    assert torch.equal(torch.get_rng_state(), before)
+    whole = nn.Sequential(network, perceptual("squeezenet")).train()
+    assert not any(module.training for part in whole for module in part.modules())
+    assert not any(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_inception_gives_2048_features() -> None:
+    network = FeatureNetwork(FeatureNet(net="inception_v3", weights=random_weights("inception_v3")))
+    assert network.net.transform_input  # as torchvision's weights want it
+    features = network(images(2))
+    assert features.shape == (2, 2048)
+    assert features.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------ metrics
+
+
+def spec_of(**changes: Any) -> FinetuneSpec:
+    fields: dict[str, Any] = {
+        "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
+        "data": {"source": "digits", "resolution": 20, "classes": [0, 1]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 1,
+        "num_evals": 1,
+        "metrics": ["lpips", "rfid", "kid"],
+        "perceptual": {"net": "squeezenet", "weights": random_weights("squeezenet")},
+        "features": {"net": "resnet18", "weights": random_weights("resnet18")},
+        "num_threads": 1,
+    }
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    companions = build_companions(spec_of(), 2, torch.device("cpu"))
+    return Subject(None, spec_of(), companions, None, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def measured(metric: Any, target: Tensor, made: Tensor, batch_size: int = 100) -> float:
+    with torch.no_grad():
+        for a, b in zip(target.split(batch_size), made.split(batch_size), strict=True):
+            metric.update(EvalInputs(a, a, b, Encoding(torch.zeros(len(a), 1)), None, None))
+        return float(metric.compute())
+
+
+@pytest.mark.parametrize("metric", [Lpips, Rfid, Kid])
+def test_best_for_identical_images_worse_with_noise_whatever_the_batches(metric: Any, subject: Subject) -> None:
+    target = images(12, 20)
+    values = [measured(metric(subject), target, noisy(target, sigma)) for sigma in (0.0, 0.1, 0.4)]
+    assert values[0] < values[1] < values[2]
+    assert values[0] <= 1e-4
+    before = torch.get_rng_state()
+    assert measured(metric(subject), target, noisy(target, 0.4), batch_size=5) == pytest.approx(values[2], rel=1e-3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("metric", "name"), [(Rfid, "rfid"), (Kid, "kid")])
+def test_too_few_images_are_an_error(metric: Any, name: str, subject: Subject) -> None:
+    with pytest.raises(FtaeError, match=f"{name} needs at least 10 validation images, there are 9"):
+        measured(metric(subject), images(9, 20), images(9, 20, seed=1))
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+MISSING = r"no/such.pth is not a file. ftae downloads no weights: fetch {} of torchvision where there is a network"
+
+
+@pytest.mark.parametrize(
+    ("section", "net", "file"),
+    [("perceptual", "vgg16", "vgg16-397923af.pth"), ("features", "inception_v3", "inception_v3_google-0cc3c7bd.pth")],
+)
+def test_missing_weights_are_named_with_how_to_get_them(section: str, net: str, file: str) -> None:
+    spec = spec_of(**{section: {"net": net, "weights": "no/such.pth"}})
+    for build in (lambda: summarize(spec, 2), lambda: build_companions(spec, 2, torch.device("cpu"))):
+        with pytest.raises(FtaeError, match=f"{section}.weights: {MISSING.format(file)}"):
+            build()
+
+
+def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
+    other = {"net": "vgg16", "weights": random_weights("squeezenet")}
+    with pytest.raises(FtaeError, match=r"perceptual\.weights: .* is not of vgg16"):
+        summarize(spec_of(perceptual=other), 2)
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(FtaeError, match=r"features\.weights: .*text\.pth does not hold a state dict"):
+        summarize(spec_of(features={"net": "resnet18", "weights": str(tmp_path / "text.pth")}), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"perceptual": None}, r"lpips needs a network to look through: name it and its weights in perceptual"),
+        ({"features": None}, r"rfid needs a network of features: name it and its weights in features"),
+        ({"losses": {"vgg": 1.0}}, r"needs perceptual\.net vgg16, got squeezenet"),
+        (
+            {"data": {"source": "digits", "resolution": 16}},
+            r"through squeezenet needs a resolution of at least 17, got 16",
+        ),
+    ],
+)
+def test_what_a_file_lacks_is_said(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        spec_of(**changes)
+
+
+def test_companions_are_no_part_of_the_model() -> None:
+    training = Training(spec_of(losses={"mse": 1.0, "lpips": 0.1}))
+    assert training.companions.perceptual is not None
+    theirs = {id(parameter) for parameter in training.companions.perceptual.parameters()}
+    assert not theirs & {id(parameter) for parameter in training.autoencoder.parameters()}
+    assert build_companions(spec_of(metrics=["psnr"]), 2, torch.device("cpu")) == Companions()
+    assert NAMES["squeezenet"] == "squeezenet1_1"
