@@ -9,7 +9,7 @@ import pytest
 
 from ftae import journal
 from ftae.errors import FtaeError
-from ftae.export import _chosen
+from ftae.export import chosen_trial
 from ftae.report import best, find_search
 from ftae.search import lease
 from ftae.search.shipper import SEARCH_FILE, ship_new
@@ -172,7 +172,7 @@ def test_what_was_found_is_read_and_sent_from_any_machine(on_machine: OnMachine,
     found = best(store)
     assert (found["trial"], found["value"], found["baseline"]) == (6, 26.0, 20.0)
     assert [path.read_bytes() for path in Path(found["checkpoint"]).iterdir()] == [b"weights"]
-    assert _chosen(state.record, store, 6).number == 6
+    assert chosen_trial(state.record, store, 6).number == 6
     with pytest.raises(FtaeError, match=r"there is no search 'other' in .*; choose one of made-up"):
         find_search("other", bucket)
 
