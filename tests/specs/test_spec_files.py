@@ -140,7 +140,15 @@ def test_the_digest_is_the_same_in_another_process(path: Path) -> None:
         assert result.stdout.strip() == spec.digest()
 
 
-SECTIONS = ("data.degrade", "data.degrade.blocks", "data.replay", "data.replay.degrade", "data.replay.replay")
+SECTIONS = (
+    "data.degrade",
+    "data.degrade.blocks",
+    "data.replay",
+    "data.replay.degrade",
+    "data.replay.replay",
+    "perceptual",
+    "features",
+)
 
 
 def leaves(data: Any, prefix: str = "") -> list[str]:
