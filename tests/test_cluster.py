@@ -237,7 +237,8 @@ def record(close: str | None = None, *statuses: str) -> SearchRecord:
     for number, status in enumerate(["finished", *statuses]):
         kind = "sampled" if number else "baseline"
         found.apply({"event": "suggest", "time": 100.0 + number, "trial": number, "kind": kind, "params": {}})
-        report = {"step": 12, "value": 20.0 + number, "metrics": {}, "checkpoint": None}
+        value = 20.0 + number
+        report = {"step": 12, "value": value, "metrics": {"val/psnr": value}, "checkpoint": None}
         found.apply({"event": "report", "time": 110.0 + number, "trial": number, **report})
         if status != "running":
             end = {"status": status, "reason": None}

@@ -16,6 +16,8 @@ from ftae.journal import SearchRecord
 from ftae.search.shipper import unsent
 from ftae.storage import Store
 
+pytestmark = pytest.mark.slow
+
 Result = tuple[int, str, str]
 
 

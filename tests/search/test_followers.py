@@ -100,6 +100,7 @@ def test_one_worker_needs_nobody(tmp_path: Path) -> None:
         assert group is ALONE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path: Path) -> None:
     record = run_search(search(tmp_path))
