@@ -49,7 +49,8 @@ def load_state(net: nn.Module, path: Path, setting: str = "model.pretrained") ->
     if not path.is_file():
         raise FtaeError(f"{setting}: {path} does not exist; name a .safetensors or .pt state dict")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+        is_safetensors = path.suffix == ".safetensors"
+        state = load_file(path) if is_safetensors else torch.load(path, weights_only=True, map_location="cpu")
         net.load_state_dict(state)
     except Exception as error:  # whatever a broken or foreign file makes the readers raise
         raise FtaeError(f"{setting}: {path} does not hold a state dict of the model: {error}") from error
