@@ -681,6 +681,7 @@ def is_healthy(uri: str) -> bool:
         return False
 
 
+@pytest.mark.slow  # tests/faults has more of it
 def test_a_server_that_goes_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
