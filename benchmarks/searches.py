@@ -17,7 +17,7 @@ import ftae.search  # noqa: F401  # sets what Ray reads while it is imported
 from benchmarks import curves
 from ftae.engine.probe import Probe
 from ftae.errors import TrainingFailed
-from ftae.journal import trial_folder
+from ftae.record import trial_folder
 from ftae.search import driver
 from ftae.search.adapters import Coordinator
 from ftae.search.progress import Progress

@@ -10,7 +10,7 @@ from typing import Any
 from ftae import journal
 from ftae.engine.release import Release, release
 from ftae.errors import FtaeError
-from ftae.journal import SearchRecord, TrialRecord
+from ftae.record import SearchRecord, TrialRecord
 from ftae.specs.metrics import is_held_out
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.specs.yamlfile import dump

@@ -6,7 +6,7 @@ from typing import Any
 
 from ftae import journal
 from ftae.errors import FtaeError
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.storage import Store, open_store, searches_in
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ftae import journal
 from ftae.cluster.jobs import Attempt, at
 from ftae.errors import FtaeError
-from ftae.journal import SearchRecord, TrialRecord
+from ftae.record import SearchRecord, TrialRecord
 from ftae.storage import open_store
 
 

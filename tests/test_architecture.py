@@ -13,6 +13,7 @@ LAYERS = [
     {"lookup", "units"},
     {"specs"},
     {"storage", "ranking"},
+    {"record"},
     {"engine", "journal", "tracking", "cluster"},
     {"search", "export", "production", "report", "plan", "status"},
     {"tuned"},

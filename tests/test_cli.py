@@ -15,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 
 from ftae import cli
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.yamlfile import load_search

@@ -11,7 +11,7 @@ from ray.job_submission import JobStatus
 from ftae.cluster import jobs
 from ftae.cluster.jobs import Attempt, attempts, connect, follow, log, newest, stop, submit
 from ftae.errors import FtaeError
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.specs import SearchSpec
 from ftae.specs.yamlfile import dump
 from ftae.status import describe, lines, progress, row, state

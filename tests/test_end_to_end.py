@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from ftae import journal
 from ftae.cli import main
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.tracking import store_uri
 
 pytestmark = pytest.mark.slow  # tests/faults has its faults by default, and more of them

@@ -13,6 +13,7 @@ from ftae.engine.loop import finetune
 from ftae.engine.release import Release
 from ftae.errors import FtaeError
 from ftae.export import _latents_note, export
+from ftae.record import SearchRecord, TrialRecord
 from ftae.search.provenance import facts
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
@@ -44,7 +45,7 @@ SEARCH = SearchSpec.model_validate(
 )
 
 
-def run_trials(folder: Path, search: SearchSpec) -> journal.SearchRecord:
+def run_trials(folder: Path, search: SearchSpec) -> SearchRecord:
     """A search without Ray: one trial after the other in this process."""
     folder.mkdir()
     state = SearchState(search, Store(folder), facts(search, load_dataset(search.finetune.data)))
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(folder: Path) -> journal.SearchRecord:
+def record(folder: Path) -> SearchRecord:
     return journal.replay(folder)
 
 
@@ -76,11 +77,11 @@ def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def trial_with(record: journal.SearchRecord, freeze_depth: int) -> journal.TrialRecord:
+def trial_with(record: SearchRecord, freeze_depth: int) -> TrialRecord:
     return next(trial for trial in record.ranked() if trial.params["freeze_depth"] == freeze_depth)
 
 
-def test_the_best_trial_is_written_whole(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+def test_the_best_trial_is_written_whole(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
     trial, _ = export(Store(folder), tmp_path / "out")
     assert trial == record.ranked()[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -90,7 +91,7 @@ def test_the_best_trial_is_written_whole(folder: Path, record: journal.SearchRec
     assert (tmp_path / "out" / "reconstructions.png").read_bytes() == picture.read_bytes()
 
 
-def test_the_production_file_is_the_trials_run(exported: Path, record: journal.SearchRecord) -> None:
+def test_the_production_file_is_the_trials_run(exported: Path, record: SearchRecord) -> None:
     best = record.ranked()[0]
     assert load_production(exported / "production.yaml") == ProductionSpec(
         name=f"small-trial-{best.number}",
@@ -100,12 +101,12 @@ def test_the_production_file_is_the_trials_run(exported: Path, record: journal.S
     )
 
 
-def test_the_production_file_repeats_the_trial(exported: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+def test_the_production_file_repeats_the_trial(exported: Path, record: SearchRecord, tmp_path: Path) -> None:
     spec = load_production(exported / "production.yaml").finetune
     assert [r.metrics for r in finetune(spec, tmp_path)] == [r["metrics"] for r in record.ranked()[0].reports]
 
 
-def test_the_model_measures_as_the_trial_did(exported: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+def test_the_model_measures_as_the_trial_did(exported: Path, record: SearchRecord, tmp_path: Path) -> None:
     spec = load_production(exported / "production.yaml").model_dump()["finetune"]
     spec["model"] = {"family": "conv_vae", "pretrained": str(exported / "model")}
     untouched = next(finetune(SEARCH.finetune.model_validate(spec), tmp_path))
@@ -113,7 +114,7 @@ def test_the_model_measures_as_the_trial_did(exported: Path, record: journal.Sea
     assert untouched.metrics == {name: best[name] for name in ("val/psnr", "val/ssim")}
 
 
-def test_where_it_came_from_is_told(exported: Path, record: journal.SearchRecord) -> None:
+def test_where_it_came_from_is_told(exported: Path, record: SearchRecord) -> None:
     best = record.ranked()[0]
     provenance: dict[str, Any] = json.loads((exported / "provenance.json").read_text())
     assert record.baseline is not None
@@ -136,7 +137,7 @@ def test_where_it_came_from_is_told(exported: Path, record: journal.SearchRecord
     assert set(provenance["versions"]) >= {"python", "ftae", "torch", "diffusers", "ray", "optuna", "mlflow"}
 
 
-def test_the_readme_holds_the_verdict_and_every_metric(exported: Path, record: journal.SearchRecord) -> None:
+def test_the_readme_holds_the_verdict_and_every_metric(exported: Path, record: SearchRecord) -> None:
     best, text = record.ranked()[0], (exported / "README.md").read_text()
     assert record.baseline is not None
     assert text.startswith(f"# small, trial {best.number}\n\n{record.verdict(best)}\n")
@@ -148,7 +149,7 @@ def test_the_readme_holds_the_verdict_and_every_metric(exported: Path, record: j
 
 
 def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
-    folder: Path, record: journal.SearchRecord, tmp_path: Path
+    folder: Path, record: SearchRecord, tmp_path: Path
 ) -> None:
     for freeze_depth in (0, 2):
         out = tmp_path / str(freeze_depth)
@@ -182,7 +183,7 @@ def test_a_search_that_did_not_beat_the_baseline_says_so_loudly(folder: Path, tm
     )
 
 
-def test_an_adapted_trial_is_exported_as_it_ran(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+def test_an_adapted_trial_is_exported_as_it_ran(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "small")
     best, changes = record.ranked()[0], {"batch_size": 4, "grad_accumulation": 2}
     adapt = {"event": "adapt", "time": 0.0, "trial": best.number, "changes": changes, "reason": "out of memory"}
@@ -208,7 +209,7 @@ def test_an_export_is_never_overwritten(folder: Path, exported: Path) -> None:
 
 
 def test_a_trial_without_a_checkpoint_is_refused_and_the_others_named(
-    folder: Path, record: journal.SearchRecord, tmp_path: Path
+    folder: Path, record: SearchRecord, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "small")
     *kept, gone = [trial.number for trial in record.ranked()]
@@ -231,7 +232,7 @@ def test_a_search_without_a_full_trial_has_nothing_to_export(number: int | None,
         export(Store(tmp_path), tmp_path / "out", number)
 
 
-def test_a_damaged_checkpoint_is_not_exported(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_exported(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "small")
     best = record.ranked()[0]
     assert best.checkpoint is not None
@@ -244,7 +245,7 @@ def test_a_damaged_checkpoint_is_not_exported(folder: Path, record: journal.Sear
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
-def test_a_failed_export_leaves_nothing(folder: Path, record: journal.SearchRecord, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_nothing(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "small")
     best = record.ranked()[0]
     (tmp_path / "small" / best.reports[-1]["images"]).unlink()  # the last thing that is copied

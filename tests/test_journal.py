@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME, Journal, SearchRecord, fold, read, replay, trial_folder
+from ftae.journal import FILE_NAME, Journal, fold, read, replay
+from ftae.record import SearchRecord, trial_folder
 
 SEARCH = {"objective": {"metric": "val/psnr", "direction": "maximize"}, "search_space": {"optimizer.lr": {}}}
 

@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ftae.errors import FtaeError
-from ftae.journal import Status, TrialRecord
+from ftae.record import Status, TrialRecord
 from ftae.search.state import Assignment, SearchState
 from ftae.search.watch import Watch
 

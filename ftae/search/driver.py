@@ -14,7 +14,7 @@ from ftae.engine.build import check_search
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.probe import Probe, expected_seconds
 from ftae.errors import FtaeError
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.followers import placement
 from ftae.search.nodes import connected, room

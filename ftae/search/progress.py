@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ftae.journal import SearchRecord, TrialRecord
+from ftae.record import SearchRecord, TrialRecord
 from ftae.specs.search import SearchSpec
 from ftae.units import duration
 

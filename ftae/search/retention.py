@@ -1,7 +1,7 @@
 """Which checkpoints stay: the best K of the whole search, and those of running trials."""
 
 from ftae.engine.checkpoint import CHECKPOINTS
-from ftae.journal import TrialRecord, trial_folder
+from ftae.record import TrialRecord, trial_folder
 from ftae.search.state import SearchState
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftae import journal
-from ftae.journal import Event, Journal, SearchRecord, Status, TrialRecord, trial_folder
+from ftae.journal import Journal
+from ftae.record import Event, SearchRecord, Status, TrialRecord, trial_folder
 from ftae.search.lease import Lease
 from ftae.search.patience import patiently
 from ftae.search.rungs import Rungs

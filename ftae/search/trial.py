@@ -13,7 +13,7 @@ from ftae.engine.checkpoint import CHECKPOINTS, EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
 from ftae.engine.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.journal import trial_folder
+from ftae.record import trial_folder
 from ftae.search.followers import followers
 from ftae.search.patience import Patience
 from ftae.specs.finetune import FinetuneSpec

@@ -12,7 +12,7 @@ from faults.outcome import Tally, undisturbed
 from faults.running import Drivers
 from faults.surroundings import Disk, MlflowServer, write_images
 
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 
 SEARCH: dict[str, Any] = {
     "name": "faults",

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from ftae import journal
 from ftae.engine.loop import finetune
 from ftae.errors import TrainingFailed
-from ftae.journal import SearchRecord, TrialRecord
+from ftae.record import SearchRecord, TrialRecord
 from ftae.search.state import SearchState
 from ftae.specs.yamlfile import load_search
 from ftae.storage import Store

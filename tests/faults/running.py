@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ftae import journal
 from ftae.engine.checkpoint import CHECKPOINTS
-from ftae.journal import Event, SearchRecord, trial_folder
+from ftae.record import Event, SearchRecord, trial_folder
 
 MARK = "FTAE_TEST"
 

@@ -12,7 +12,7 @@ from faults.running import Driver, Drivers, Search, wait_until
 from faults.surroundings import Disk, MlflowServer, spoil_images, write_images
 
 from ftae import journal
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.search.shipper import unsent
 from ftae.storage import Store
 

@@ -11,7 +11,7 @@ from faults.outcome import Tally
 from faults.running import Driver, Drivers, Search, wait_until
 from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images
 
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.search.shipper import unsent
 from ftae.storage import Store
 from ftae.tracking import store_uri

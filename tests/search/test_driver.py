@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME, SearchRecord
+from ftae.journal import FILE_NAME
+from ftae.record import SearchRecord
 from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.state import SearchState

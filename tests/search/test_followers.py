@@ -11,7 +11,8 @@ import pytest
 from ftae import journal
 from ftae.engine.loop import finetune
 from ftae.engine.parallel import ALONE
-from ftae.journal import FILE_NAME, SearchRecord
+from ftae.journal import FILE_NAME
+from ftae.record import SearchRecord
 from ftae.search.driver import run_search
 from ftae.search.followers import followers, placement
 from ftae.specs import SearchSpec

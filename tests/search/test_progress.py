@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ftae.journal import SearchRecord
+from ftae.record import SearchRecord
 from ftae.search import progress as module
 from ftae.search.progress import Progress, short_params
 from ftae.specs import SearchSpec
@@ -208,7 +208,7 @@ def test_params_fit_on_a_line() -> None:
 
 def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
     code = (
-        "import sys; from ftae.journal import SearchRecord; from ftae.specs import SearchSpec\n"
+        "import sys; from ftae.record import SearchRecord; from ftae.specs import SearchSpec\n"
         "from ftae.search.progress import Progress\n"
         "spec = SearchSpec.model_validate_json(sys.argv[1])\n"
         "record = SearchRecord(search=spec.model_dump(mode='json'))\n"

@@ -19,7 +19,8 @@ from ftae.engine.build import build_model
 from ftae.engine.loop import finetune
 from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME, SearchRecord
+from ftae.journal import FILE_NAME
+from ftae.record import SearchRecord
 from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.shipper import sync, unsent

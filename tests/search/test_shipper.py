@@ -15,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from ftae.errors import FtaeError
-from ftae.journal import Event, Journal
+from ftae.journal import Journal
+from ftae.record import Event
 from ftae.search import shipper
 from ftae.search.shipper import CURSOR, Shipper, publish, ship_new, sync, unsent
 from ftae.specs import SearchSpec
