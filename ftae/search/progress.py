@@ -62,7 +62,8 @@ class Progress:
     def _line(self, trial: TrialRecord) -> str:
         name = "baseline" if trial.kind == "baseline" else f"trial {trial.number}"
         values = "".join(f" {metric} {value}" for metric, value in self._values(trial).items() if value)
-        missed = " (misses constraints)" if trial.reports and self._record.is_feasible(trial) is False else ""
+        told = trial.reports and trial.status != "diverged"  # which says enough
+        missed = " (misses constraints)" if told and self._record.is_feasible(trial) is False else ""
         reason = f" ({trial.reason})" if trial.reason else ""
         return f"{name} {trial.status}{values} at step {trial.step}{missed}{reason}"
 

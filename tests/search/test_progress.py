@@ -99,7 +99,7 @@ def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> No
         clock[0] += 30.0
         search.trial(2, 12, 21.5, "finished")
         search.trial(3, 4, 17.0, "pruned")
-        search.trial(4, 0, end="diverged", reason="non-finite loss at step 3")
+        search.trial(4, 4, 17.0, "diverged", "non-finite loss at step 5")
         search.trial(5, 12, 19.0, "failed", "RuntimeError: boom [/x]")
     assert search.lines == [
         "baseline finished val/psnr 18.0000 at step 0 | 0/8 trials done, 0 running | "
@@ -108,7 +108,8 @@ def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> No
         "best 21.5000, baseline 18.0000, +3.5000 | about 2 min 30 s left",
         "trial 3 pruned val/psnr 17.0000 at step 4 | 2/8 trials done, 1 running, 1 pruned | "
         "best 21.5000, baseline 18.0000, +3.5000 | about 1 min 13 s left",
-        "trial 4 diverged at step 0 (non-finite loss at step 3) | 3/8 trials done, 1 running, 1 pruned, 1 diverged | "
+        "trial 4 diverged val/psnr 17.0000 at step 4 (non-finite loss at step 5) | "
+        "3/8 trials done, 1 running, 1 pruned, 1 diverged | "
         "best 21.5000, baseline 18.0000, +3.5000 | about 42 s left",
         "trial 5 failed val/psnr 19.0000 at step 12 (RuntimeError: boom [/x]) | "
         "4/8 trials done, 1 running, 1 pruned, 1 diverged, 1 failed | "
