@@ -89,7 +89,8 @@ ONE_FAULT = [
     ("freeze_depth: 7", "freze_depth: 7",
      "9: finetune.freze_depth: unknown key, must be one of model, data, freeze_depth"),
     ("freeze_depth: 7", "freeze_depth: 7\n  freeze: encoder", "10: finetune.freeze: must be a list, got 'encoder'"),
-    ("mse: 1.0, kl: 2.0e-8", "mse: 0.0", "10: finetune.losses: at least one of mse, l1, huber, bce, kl, tv,"),
+    ("mse: 1.0, kl: 2.0e-8", "mse: 0.0", "10: finetune.losses: at least one of mse, l1, huber, bce, kl, tv, edge, "
+     "ssim, ms_ssim, lpips, vgg, ce, latent_anchor, l2_sp, commitment, codebook, adversarial needs a weight above 0"),
     ("mse: 1.0", "bce: 1.0", "10: finetune.losses.bce: needs outputs inside the image range, autoencoder_kl does not"),
     ("mse: 1.0", "mse: .nan", "10: finetune.losses.mse: must be a finite number, got nan"),
     ("mse: 1.0", "mse: much", "10: finetune.losses.mse: must be a number, got 'much'"),
@@ -106,7 +107,9 @@ ONE_FAULT = [
      "16: finetune.schedule.final_fraction: has no effect on a constant schedule, it needs linear or cosine"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: cosine, num_cycles: 2}",
      "16: finetune.schedule.num_cycles: has no effect on a cosine schedule, it needs cyclical"),
-    ("    - ssim\n", "    - ssimm\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl, active_units, "),
+    ("    - ssim\n", "    - ssimm\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl, active_units, "
+     "accuracy, latent_drift, input_psnr, auroc, codebook_usage, perplexity, sharpness, edge_distance, "
+     "ms_ssim, linear_probe, mig, dci, lpips, rfid, kid, got 'ssimm', did you mean 'ssim'?"),
     ("    - ssim\n", "    - psnr\n", "18: finetune.metrics.1: psnr is given twice"),
     ("    - ssim\n", "    - accuracy\n", "18: finetune.metrics.1: accuracy needs the classification head"),
     ("max_steps: 2000\n  metrics:\n    - psnr\n    - ssim\n    - kl\n", "max_steps: 2000\n  metrics: []\n",
