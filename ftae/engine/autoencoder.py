@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +18,7 @@ Group = Literal["encoder", "bottleneck", "decoder", "head"]
 
 
 Draw = Callable[[Tensor], Tensor]  # standard normal noise of a tensor's shape
+Run = Callable[[Tensor], Tensor]  # of a batch, each image by itself
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Stage:
     """A named piece of the data flow. Every parameter belongs to exactly one stage.
 
     ``new``: a pretrained model has no weights for it. ``idle``: it takes no part in encoding and decoding,
-    so that nothing trains it.
+    so that nothing trains it. ``run``: what it does on a line, (B, ...) to (B, ...); None where it stands
+    on none, or is idle.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Stage:
     modules: tuple[nn.Module, ...]
     new: bool = False
     idle: bool = False
+    run: Run | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for module in self.modules:
@@ -111,6 +114,38 @@ class Stage:
     def matches(self, pattern: str) -> bool:
         """Whether ``pattern`` is this stage's group, or a glob that fits its name."""
         return pattern == self.group or fnmatchcase(self.name, pattern)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Stages that are one chain: image -> encoder -> bottleneck -> decoder -> image.
+
+    ``bottleneck``: what the last encoder stage gives, and noise to draw or None -> ``Encoding``; it is of the
+    stage ``codebook``, or has nothing that is trained. For a posterior it takes mean and logvar, as channels.
+    """
+
+    encoder: tuple[Stage, ...]
+    bottleneck: Callable[[Tensor, Draw | None], Encoding]
+    decoder: tuple[Stage, ...]
+    codebook: Stage | None = None
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [*self.encoder, *([] if self.codebook is None else [self.codebook]), *self.decoder]
+
+    def encode(self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None) -> Encoding:
+        return self.bottleneck(run(self.encoder, images), draw)
+
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return run(self.decoder, latents)
+
+
+def run(stages: Iterable[Stage], x: Tensor) -> Tensor:
+    """What stages of a line make of ``x``, one after the other."""
+    for stage in stages:
+        if stage.run is not None:
+            x = stage.run(x)
+    return x
 
 
 class Autoencoder(nn.Module):
@@ -127,6 +162,7 @@ class Autoencoder(nn.Module):
         save: writes ``net`` into a folder in its family's format.
         prior: how many, labels (B,) or None, noise to draw -> latents of the prior that the model learns;
             None where it is the standard normal of the latents' shape.
+        line: where the stages are one chain, which ``encode`` and ``decode`` run; None where they are not.
     """
 
     def __init__(
@@ -140,6 +176,7 @@ class Autoencoder(nn.Module):
         decode: Callable[[Tensor, Tensor | None], Tensor],
         save: Callable[[Path], None],
         prior: Callable[[int, Tensor | None, Draw], Tensor] | None = None,
+        line: Line | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -148,6 +185,7 @@ class Autoencoder(nn.Module):
         self.image_range = image_range
         self.channels = channels
         self.prior = prior
+        self.line = line
         self._encode, self._decode, self._save = encode, decode, save
         self._frozen: tuple[Stage, ...] = ()
 

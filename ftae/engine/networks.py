@@ -5,11 +5,27 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Draw, Encoding, Posterior, Stage
+from ftae.engine.autoencoder import Draw, Encoding, Line, Posterior, Stage
 from ftae.errors import FtaeError
 
 
-class MlpVaeNet(nn.Module):
+class Chain:
+    """A network whose stages are one line."""
+
+    def line(self) -> Line:
+        raise NotImplementedError
+
+    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        return self.line().encode(images, labels, draw)
+
+    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        return self.line().decode(latents, labels)
+
+    def stages(self) -> list[Stage]:
+        return self.line().stages
+
+
+class MlpVaeNet(Chain, nn.Module):
     """Fully connected VAE (Kingma & Welling 2013): pixels - hidden - latent_dim, and back."""
 
     def __init__(self, *, channels_in: int, resolution: int, hidden: int = 400, latent_dim: int = 20) -> None:
@@ -22,21 +38,30 @@ class MlpVaeNet(nn.Module):
         self.decoder_hidden = nn.Linear(latent_dim, hidden)
         self.out = nn.Linear(hidden, pixels)
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        features = torch.relu(self.hidden(images.flatten(1)))
-        return Encoding.of(Posterior(self.mean(features), self.logvar(features)), draw)
+    def line(self) -> Line:
+        return Line(
+            (
+                Stage("encoder.hidden", "encoder", (self.hidden,), run=self._hide),
+                Stage("bottleneck", "bottleneck", (self.mean, self.logvar), run=self._moments),
+            ),
+            gaussian,
+            (
+                Stage("decoder.hidden", "decoder", (self.decoder_hidden,), run=self._unhide),
+                Stage("decoder.out", "decoder", (self.out,), run=self._pixels),
+            ),
+        )
 
-    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        features = torch.relu(self.decoder_hidden(latents))
+    def _hide(self, images: Tensor) -> Tensor:
+        return torch.relu(self.hidden(images.flatten(1)))
+
+    def _moments(self, features: Tensor) -> Tensor:
+        return torch.cat([self.mean(features), self.logvar(features)], dim=1)
+
+    def _unhide(self, latents: Tensor) -> Tensor:
+        return torch.relu(self.decoder_hidden(latents))
+
+    def _pixels(self, features: Tensor) -> Tensor:
         return torch.unflatten(torch.sigmoid(self.out(features)), 1, self.shape)
-
-    def stages(self) -> list[Stage]:
-        return [
-            Stage("encoder.hidden", "encoder", (self.hidden,)),
-            Stage("bottleneck", "bottleneck", (self.mean, self.logvar)),
-            Stage("decoder.hidden", "decoder", (self.decoder_hidden,)),
-            Stage("decoder.out", "decoder", (self.out,)),
-        ]
 
 
 class ConvNet(nn.Module):
@@ -69,19 +94,21 @@ class ConvNet(nn.Module):
     def _up(self, features: Tensor) -> Tensor:
         for block in self.up:
             features = block(features)
+        return self._pixels(features)
+
+    def _pixels(self, features: Tensor) -> Tensor:
         return torch.sigmoid(self.out(features))
 
-    def _stages(self, bottleneck: tuple[nn.Module, ...], decoder_in: nn.Module) -> list[Stage]:
-        return [
-            *(Stage(f"encoder.down.{i}", "encoder", (block,)) for i, block in enumerate(self.down)),
-            Stage("bottleneck", "bottleneck", bottleneck),
-            Stage("decoder.in", "decoder", (decoder_in,)),
-            *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
-            Stage("decoder.out", "decoder", (self.out,)),
-        ]
+    def _encoder(self) -> list[Stage]:
+        """All but the bottleneck."""
+        return [Stage(f"encoder.down.{i}", "encoder", (block,), run=block) for i, block in enumerate(self.down)]
+
+    def _decoder(self, first: Stage) -> tuple[Stage, ...]:
+        ups = (Stage(f"decoder.up.{i}", "decoder", (block,), run=block) for i, block in enumerate(self.up))
+        return first, *ups, Stage("decoder.out", "decoder", (self.out,), run=self._pixels)
 
 
-class ConvAeNet(ConvNet):
+class ConvAeNet(Chain, ConvNet):
     """Fully convolutional autoencoder; latents (B, latent_channels, H / 2**depth, W / 2**depth)."""
 
     def __init__(
@@ -91,17 +118,13 @@ class ConvAeNet(ConvNet):
         self.to_latents = nn.Conv2d(self.inner[0], latent_channels, 1)
         self.from_latents = conv_block(nn.Conv2d(latent_channels, self.inner[0], 3, padding=1), self.inner[0])
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        return Encoding(self.to_latents(self._down(images)))
-
-    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        return self._up(self.from_latents(latents))
-
-    def stages(self) -> list[Stage]:
-        return self._stages((self.to_latents,), self.from_latents)
+    def line(self) -> Line:
+        last = Stage("bottleneck", "bottleneck", (self.to_latents,), run=self.to_latents)
+        first = Stage("decoder.in", "decoder", (self.from_latents,), run=self.from_latents)
+        return Line((*self._encoder(), last), plain, self._decoder(first))
 
 
-class ConvVaeNet(ConvNet):
+class ConvVaeNet(Chain, ConvNet):
     """Convolutional VAE around a linear bottleneck; latents (B, latent_dim)."""
 
     def __init__(
@@ -112,15 +135,28 @@ class ConvVaeNet(ConvNet):
         self.logvar = nn.Linear(math.prod(self.inner), latent_dim)
         self.from_latents = nn.Linear(latent_dim, math.prod(self.inner))
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        features = self._down(images).flatten(1)
-        return Encoding.of(Posterior(self.mean(features), self.logvar(features)), draw)
+    def line(self) -> Line:
+        last = Stage("bottleneck", "bottleneck", (self.mean, self.logvar), run=self._moments)
+        first = Stage("decoder.in", "decoder", (self.from_latents,), run=self._features)
+        return Line((*self._encoder(), last), gaussian, self._decoder(first))
 
-    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        return self._up(torch.unflatten(torch.relu(self.from_latents(latents)), 1, self.inner))
+    def _moments(self, features: Tensor) -> Tensor:
+        features = features.flatten(1)
+        return torch.cat([self.mean(features), self.logvar(features)], dim=1)
 
-    def stages(self) -> list[Stage]:
-        return self._stages((self.mean, self.logvar), self.from_latents)
+    def _features(self, latents: Tensor) -> Tensor:
+        return torch.unflatten(torch.relu(self.from_latents(latents)), 1, self.inner)
+
+
+def gaussian(moments: Tensor, draw: Draw | None) -> Encoding:
+    """The bottleneck of a VAE: mean and logvar are the two halves of (B, 2 * C, ...)."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return Encoding.of(Posterior(mean, logvar), draw)
+
+
+def plain(encoded: Tensor, draw: Draw | None) -> Encoding:
+    """The bottleneck of an autoencoder without a posterior."""
+    return Encoding(encoded)
 
 
 def conv_block(conv: nn.Conv2d, width: int) -> nn.Sequential:

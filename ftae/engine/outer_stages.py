@@ -1,12 +1,13 @@
 """A network of one resolution made to take twice of it: a new stage on either side of the old ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Draw, Encoding, Stage
+from ftae.engine.autoencoder import Draw, Encoding, Line, Stage
 
 WIDTH = 32  # channels of the residual paths
 NEAREST = 1e-6  # how near 0 and 1 a logit is taken
@@ -38,11 +39,20 @@ class OuterStages(nn.Module):
         return images
 
     def stages(self) -> list[Stage]:
-        return [
-            Stage(f"encoder.outer.{self.number}", "encoder", (self.shrink,), new=self.new),
-            *self.inner.stages(),
-            Stage(f"decoder.outer.{self.number}", "decoder", (self.enlarge,), new=self.new),
-        ]
+        first, last = self._ends()
+        return [first, *self.inner.stages(), last]
+
+    def line(self) -> Line:
+        """That of ``inner``, which has one, between the new stages."""
+        inner: Line = self.inner.line()
+        first, last = self._ends()
+        return replace(inner, encoder=(first, *inner.encoder), decoder=(*inner.decoder, last))
+
+    def _ends(self) -> tuple[Stage, Stage]:
+        return (
+            Stage(f"encoder.outer.{self.number}", "encoder", (self.shrink,), new=self.new, run=self.shrink),
+            Stage(f"decoder.outer.{self.number}", "decoder", (self.enlarge,), new=self.new, run=self.enlarge),
+        )
 
 
 class _Shrink(nn.Module):

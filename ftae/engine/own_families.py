@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.networks import Chain
 from ftae.engine.outer_stages import OuterStages
 from ftae.engine.pretrained import CONFIG, WEIGHTS, load_state, pretrained_folder, save_state
 from ftae.errors import FtaeError
@@ -33,6 +34,7 @@ def own_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None
         if model.pretrained is not None:
             config, weights = _pretrained_config(config, model, data)
         net: Any = net_type(**config["options"], **{fact: config[fact] for fact in _facts(net_type)})
+        has_line = isinstance(net, Chain) and not model.needs_labels  # labels enter at either end
         prior, kept, wanted = getattr(net, "prior", None), config.get(OUTER, 0), getattr(model, OUTER, None)
         for _ in range(kept):
             net = OuterStages(net, config["channels_in"], new=False)
@@ -55,6 +57,7 @@ def own_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None
             decode=net.decode,
             save=save,
             prior=prior,
+            line=net.line() if has_line else None,
         )
 
     return build

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Draw, Encoding, Stage
-from ftae.engine.networks import ConvNet, conv_block
+from ftae.engine.autoencoder import Draw, Encoding, Line, Stage
+from ftae.engine.networks import Chain, ConvNet, conv_block
 from ftae.engine.quantizer import Quantizer
 from ftae.errors import FtaeError
 
@@ -46,7 +46,7 @@ class QuantizedNet(ConvNet):
         raise NotImplementedError
 
 
-class VqVaeNet(QuantizedNet):
+class VqVaeNet(Chain, QuantizedNet):
     """VQ-VAE (van den Oord et al. 2017); latents (B, code_dim, H / 2**depth, W / 2**depth)."""
 
     def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
@@ -54,22 +54,15 @@ class VqVaeNet(QuantizedNet):
         self.quantizer = quantizer()
         self.from_latents = conv_block(nn.Conv2d(self.code_dim, width, 3, padding=1), width)
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        latents, codes = self.quantizer(self.to_latents(self._down(images)))
+    def line(self) -> Line:
+        last = Stage("bottleneck", "bottleneck", (self.to_latents,), run=self.to_latents)
+        codebook = Stage("codebook", "bottleneck", (self.quantizer,))
+        first = Stage("decoder.in", "decoder", (self.from_latents,), run=self.from_latents)
+        return Line((*self._encoder(), last), self._quantized, self._decoder(first), codebook)
+
+    def _quantized(self, encoded: Tensor, draw: Draw | None) -> Encoding:
+        latents, codes = self.quantizer(encoded)
         return Encoding(latents, codes=(codes,))
-
-    def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        return self._up(self.from_latents(latents))
-
-    def stages(self) -> list[Stage]:
-        return [
-            *(Stage(f"encoder.down.{i}", "encoder", (block,)) for i, block in enumerate(self.down)),
-            Stage("bottleneck", "bottleneck", (self.to_latents,)),
-            Stage("codebook", "bottleneck", (self.quantizer,)),
-            Stage("decoder.in", "decoder", (self.from_latents,)),
-            *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
-            Stage("decoder.out", "decoder", (self.out,)),
-        ]
 
 
 class VqVae2Net(QuantizedNet):
@@ -110,13 +103,11 @@ class VqVae2Net(QuantizedNet):
 
     def stages(self) -> list[Stage]:
         return [
-            *(Stage(f"encoder.down.{i}", "encoder", (block,)) for i, block in enumerate(self.down)),
+            *self._encoder(),
             Stage("encoder.top", "encoder", (self.down_top,)),
             Stage("bottleneck.top", "bottleneck", (self.to_top,)),
             Stage("codebook.top", "bottleneck", (self.top,)),
             Stage("bottleneck.bottom", "bottleneck", (self.condition, self.to_bottom)),
             Stage("codebook.bottom", "bottleneck", (self.bottom,)),
-            Stage("decoder.in", "decoder", (self.from_latents,)),
-            *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
-            Stage("decoder.out", "decoder", (self.out,)),
+            *self._decoder(Stage("decoder.in", "decoder", (self.from_latents,))),
         ]

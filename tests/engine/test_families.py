@@ -478,6 +478,58 @@ def test_stages_of_diffusers_models(home: Path) -> None:
     ]
 
 
+WITHOUT_LINE = ("mlp_cvae", "conv_cvae", "hierarchical_vae", "vq_vae_2", "family_contract:Vae", "family_contract:Plain")
+
+
+def test_a_line_is_all_stages_in_order(model: dict[str, Any]) -> None:
+    autoencoder = built(model)
+    line = autoencoder.line
+    assert (line is None) == (model["family"] in WITHOUT_LINE)
+    if line is not None:
+        assert line.stages == autoencoder.stages
+        assert [s.name for s in line.stages if s.run is None] == [
+            s.name for s in line.stages if s.idle or s is line.codebook
+        ]
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+@torch.no_grad()
+def test_lines_of_diffusers_models_do_what_these_do(name: str, home: Path) -> None:
+    autoencoder = built(located(MODELS[name], home)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net: Any = autoencoder.net
+    images = images_for(autoencoder)
+    encoding, theirs = autoencoder.encode(images), net.encode(images)
+    if encoding.posterior is not None:
+        assert torch.equal(encoding.posterior.mean, theirs.latent_dist.mean)
+        assert torch.equal(encoding.posterior.logvar, theirs.latent_dist.logvar)
+        assert encoding.posterior.mean.stride() == theirs.latent_dist.mean.stride()
+    elif encoding.codes:
+        assert torch.equal(encoding.codes[0].indices.flatten(), net.quantize(theirs.latents)[2][2])
+    else:
+        assert torch.equal(encoding.latents, theirs.latent if name == "autoencoder_dc" else theirs.latents)
+    options = {"force_not_quantize": True} if encoding.codes else {}
+    assert torch.equal(autoencoder.decode(encoding.latents), net.decode(encoding.latents, **options).sample)
+
+
+def test_a_vq_model_whose_blocks_see_the_latents_has_no_line(home: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+        num_vq_embeddings=24,
+        norm_num_groups=2,
+        norm_type="spatial",
+    ).save_pretrained(tmp_path)
+    autoencoder = built({"family": "vq_model", "pretrained": str(tmp_path)})
+    images = images_for(autoencoder)
+    assert autoencoder.line is None
+    latents = autoencoder.encode(images).latents
+    net: Any = autoencoder.net
+    assert torch.equal(autoencoder.decode(latents), net.decode(latents, force_not_quantize=True).sample)
+
+
 def test_stages_in_order_take_modules_without_parameters_along(home: Path) -> None:
     stages = {s.name: [type(m).__name__ for m in s.modules] for s in built(MODELS["custom_forward_alone"]).stages}
     assert stages == {
