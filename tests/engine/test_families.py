@@ -514,12 +514,11 @@ def test_lines_of_diffusers_models_do_what_these_do(name: str, home: Path) -> No
 def test_a_vq_model_whose_blocks_see_the_latents_has_no_line(home: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     VQModel(
-        block_out_channels=(8, 16),
+        block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=2,
         num_vq_embeddings=24,
-        norm_num_groups=2,
         norm_type="spatial",
     ).save_pretrained(tmp_path)
     autoencoder = built({"family": "vq_model", "pretrained": str(tmp_path)})
