@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from ftae.engine.sources import Pixels
 from ftae.specs.degradation import Blocks, Degradation
@@ -31,6 +30,8 @@ def degraded(pixels: Pixels, spec: Degradation, rng: np.random.Generator) -> Ima
 
 
 def _blurred(image: Images, spec: Degradation) -> Images:
+    from torchvision.transforms.v2.functional import gaussian_blur  # takes seconds
+
     channels_first = torch.from_numpy(image).permute(2, 0, 1)
     side = 2 * spec.blur_radius() + 1
     blurred: Images = gaussian_blur(channels_first, [side, side], [spec.blur, spec.blur]).permute(1, 2, 0).numpy()

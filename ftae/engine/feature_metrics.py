@@ -6,8 +6,6 @@ validation images against their own reconstructions.
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_mmd
 
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.errors import FtaeError
@@ -60,6 +58,8 @@ class Rfid(_OfFeatures):
     name = "rfid"
 
     def compute(self) -> float:
+        from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds
+
         real, made = self._collected()
         given = nn.Identity()
         given.num_features = real.shape[1]  # type: ignore[assignment]
@@ -78,6 +78,8 @@ class Kid(_OfFeatures):
     name = "kid"
 
     def compute(self) -> float:
+        from torchmetrics.image.kid import poly_mmd  # takes seconds
+
         real, made = (features.double() for features in self._collected())
         if len(real) <= SUBSET_SIZE:
             return float(poly_mmd(real, made))

@@ -1,17 +1,12 @@
 """Metrics of what the latents tell: of labels, and of the factors of variation that images were made of.
 
 Latents are those of the mode, pooled as the classification head pools them: (B, D). Nothing here draws
-from the global random generators.
+from the global random generators. scikit-learn is imported where it is used: that takes a second.
 """
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import mutual_info_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ftae.engine.autoencoder import pooled
@@ -46,6 +41,10 @@ class LinearProbe:
         self._labels.append(x.labels.cpu().numpy())
 
     def compute(self) -> float:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         latents, labels = _stacked(self._latents), np.concatenate(self._labels)
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         probe.fit(*self._fitted_on())
@@ -92,6 +91,8 @@ class Mig(_OfFactors):
     """
 
     def compute(self) -> float:
+        from sklearn.metrics import mutual_info_score
+
         latents, factors = self._collected()
         binned = [np.digitize(column, np.histogram_bin_edges(column, BINS)[1:-1]) for column in latents.T]
         gaps = []
@@ -110,6 +111,8 @@ class Dci(_OfFactors):
     """
 
     def compute(self) -> float:
+        from sklearn.ensemble import RandomForestClassifier
+
         latents, factors = self._collected()
         if factors.shape[1] < 2:
             raise FtaeError("dci needs at least 2 factors that vary over the validation images")

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ftae.engine.autoencoder import Autoencoder, Encoding
 from ftae.engine.companions import Companions
-from ftae.engine.similarity import ms_ssim
+from ftae.engine.similarity import ms_ssim, ssim
 from ftae.errors import FtaeError
 from ftae.specs.losses import Losses
 
@@ -75,12 +74,6 @@ def _ce(x: LossInputs) -> Tensor:
     return F.cross_entropy(x.logits, x.labels, ignore_index=-1, reduction="sum") / len(x.labels)
 
 
-def _ssim(x: LossInputs) -> Tensor:
-    similarity = structural_similarity_index_measure(x.reconstruction_unit, x.target_unit, data_range=1.0)
-    assert isinstance(similarity, Tensor)
-    return 1.0 - similarity
-
-
 def _lpips(x: LossInputs) -> Tensor:
     assert x.companions.perceptual is not None
     return x.companions.perceptual.lpips(x.reconstruction_unit, x.target_unit).mean()
@@ -135,7 +128,7 @@ LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "kl": _kl,
     "tv": lambda x: total_variation(x.reconstruction),
     "edge": lambda x: edge_difference(x.reconstruction, x.target),
-    "ssim": _ssim,
+    "ssim": lambda x: 1.0 - ssim(x.reconstruction_unit, x.target_unit).mean(),
     "ms_ssim": lambda x: 1.0 - ms_ssim(x.reconstruction_unit, x.target_unit).mean(),
     "lpips": _lpips,
     "vgg": _vgg,

@@ -16,7 +16,8 @@ Over the whole validation set:
     active_units  latent units (channels, for spatial latents) whose posterior mean varies over the
                   images by more than 0.01 (Burda et al. 2015); relative to a prior that is learned
     auroc         area under the ROC curve of the mse of each image as a sign that it is an anomaly: the share of
-                  pairs of an anomaly and a normal image in which the anomaly has the larger error
+                  pairs of an anomaly and a normal image in which the anomaly has the larger error, equal ones
+                  counting half (Hanley & McNeil 1982)
     latent_drift  mean squared distance of the latents from those of the model as it was given, over
                   the variance of the latter: 0 where nothing moved, 1 as if they were all the mean
     codebook_usage  share of the codes that are chosen at all; of several codebooks the least
@@ -39,8 +40,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ftae.engine.adversary import BLOW_UP
 from ftae.engine.autoencoder import Posterior
@@ -48,7 +47,7 @@ from ftae.engine.feature_metrics import Kid, Lpips, Rfid
 from ftae.engine.image_statistics import EdgeDistance, ExplainedVariance, Sharpness
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.latent_metrics import Dci, LinearProbe, Mig
-from ftae.engine.similarity import ms_ssim
+from ftae.engine.similarity import ms_ssim, ssim
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -65,12 +64,6 @@ def _psnr(mse: Tensor) -> Tensor:
     return -10.0 * mse.clamp_min(MSE_FLOOR).log10()
 
 
-def _ssim(x: EvalInputs) -> Tensor:
-    values = structural_similarity_index_measure(x.reconstruction, x.target, data_range=1.0, reduction="none")
-    assert isinstance(values, Tensor)
-    return values
-
-
 def _accuracy(x: EvalInputs) -> Tensor:
     assert x.logits is not None
     assert x.labels is not None
@@ -82,7 +75,7 @@ PER_IMAGE: dict[str, Callable[[EvalInputs], Tensor]] = {
     "l1": lambda x: (x.reconstruction - x.target).abs().flatten(1).mean(1),
     "psnr": lambda x: _psnr(_mse(x)),
     "input_psnr": lambda x: _psnr((x.given - x.target).square().flatten(1).mean(1)),
-    "ssim": _ssim,
+    "ssim": lambda x: ssim(x.reconstruction, x.target),
     "ms_ssim": lambda x: ms_ssim(x.reconstruction, x.target),
     "kl": lambda x: _posterior(x).kl().flatten(1).sum(1),
     "accuracy": _accuracy,
@@ -143,21 +136,19 @@ class Auroc:
     """How well the reconstruction error tells anomalies from normal images."""
 
     def __init__(self) -> None:
-        self._errors: list[Tensor] = []
-        self._is_anomaly: list[Tensor] = []
+        self._normal: list[Tensor] = []
+        self._anomalous: list[Tensor] = []
 
     def update(self, x: EvalInputs) -> None:
-        self._add(_mse(x), 0)
+        self._normal.append(_mse(x).cpu())
 
     def update_anomalies(self, x: EvalInputs) -> None:
-        self._add(_mse(x), 1)
-
-    def _add(self, errors: Tensor, is_anomaly: int) -> None:
-        self._errors.append(errors.double().cpu())
-        self._is_anomaly.append(torch.full((len(errors),), is_anomaly))
+        self._anomalous.append(_mse(x).cpu())
 
     def compute(self) -> float:
-        return float(binary_auroc(torch.cat(self._errors), torch.cat(self._is_anomaly)))
+        normal, anomalous = torch.cat(self._normal).sort().values, torch.cat(self._anomalous)
+        smaller, smaller_or_equal = (torch.searchsorted(normal, anomalous, right=right) for right in (False, True))
+        return float((smaller + smaller_or_equal).double().mean() / (2 * len(normal)))
 
 
 class CodeCounts:

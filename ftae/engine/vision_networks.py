@@ -4,13 +4,12 @@ All take images in [0, 1], grey or RGB, and normalise them as torchvision's trai
 nothing drawn from the random generators: the networks are made without weights, and take those of the file.
 """
 
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,8 +50,7 @@ class PerceptualNetwork(Frozen):
     def __init__(self, spec: PerceptualNet) -> None:
         super().__init__()
         name, self._layers, heads = TRUNKS[spec.net]
-        with torch.device("meta"):
-            features = getattr(torchvision.models, name)(weights=None).features
+        features = _untrained(name).features
         state = {key: value for key, value in _state(spec, "perceptual").items() if key.startswith("features.")}
         _fill(features, {key.removeprefix("features."): value for key, value in state.items()}, spec, "perceptual")
         self.trunk = features[: self._layers[-1] + 1]
@@ -60,7 +58,7 @@ class PerceptualNetwork(Frozen):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # it would change the outputs that are kept
         # torchmetrics ships the heads that Zhang et al. published.
-        path = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / heads
+        path = _folder_of("torchmetrics") / "functional" / "image" / "lpips_models" / heads
         lpips = torch.load(path, map_location="cpu", weights_only=True)
         for i in range(len(self._layers)):
             self.register_buffer(f"head{i}", lpips[f"lin{i}.model.1.weight"])
@@ -107,8 +105,7 @@ class FeatureNetwork(Frozen):
         super().__init__()
         # torchvision's Inception was trained on images normalised otherwise, and converts them itself.
         options = {"transform_input": True, "init_weights": False} if spec.net == "inception_v3" else {}
-        with torch.device("meta"):
-            self.net = getattr(torchvision.models, spec.net)(weights=None, **options)
+        self.net = _untrained(spec.net, **options)
         self.net.fc = nn.Identity()
         state = {key: value for key, value in _state(spec, "features").items() if not key.startswith("fc.")}
         _fill(self.net, state, spec, "features")
@@ -127,6 +124,22 @@ def check_weights(spec: FinetuneSpec) -> None:
         PerceptualNetwork(spec.perceptual)
     if spec.features is not None:
         FeatureNetwork(spec.features)
+
+
+def _untrained(name: str, **options: bool) -> Any:
+    """torchvision's network of that name, its tensors without memory."""
+    import torchvision.models  # takes seconds
+
+    with torch.device("meta"):
+        return getattr(torchvision.models, name)(weights=None, **options)
+
+
+def _folder_of(package: str) -> Path:
+    """Where its files lie, found without importing it."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def _normalised(images: Tensor) -> Tensor:

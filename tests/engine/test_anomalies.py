@@ -7,10 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
 
+from ftae.engine.autoencoder import Encoding
 from ftae.engine.batches import train_batch
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.evaluation import evaluate_all
+from ftae.engine.judged import EvalInputs
 from ftae.engine.loop import finetune
 from ftae.engine.metrics import Auroc
 from ftae.engine.training import Training
@@ -157,9 +160,28 @@ def spec_of(**changes: Any) -> FinetuneSpec:
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
     metric = Auroc()
-    metric._add(torch.tensor([0.1, 0.2, 0.3]), 0)
-    metric._add(torch.tensor([0.25, 0.3]), 1)
-    assert metric.compute() == pytest.approx((2 + 2.5) / 6)  # a tie is half
+    metric.update(wrong_by(0.3))
+    metric.update(wrong_by(0.1, 0.2))
+    metric.update_anomalies(wrong_by(0.25, 0.3))
+    assert metric.compute() == (2 + 2.5) / 6  # a tie is half
+
+
+def wrong_by(*errors: float) -> EvalInputs:
+    """Images by the mse of their reconstruction."""
+    target = torch.zeros(len(errors), 1, 2, 2, dtype=torch.float64)
+    made = target + torch.tensor(errors, dtype=torch.float64).sqrt().reshape(-1, 1, 1, 1)
+    return EvalInputs(target, target, made, Encoding(torch.zeros(len(errors), 1)), None, None)
+
+
+def test_auroc_is_that_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randint(0, 20, (90,), generator=generator)  # with many ties
+    anomalous = torch.randint(5, 25, (40,), generator=generator)
+    metric = Auroc()
+    metric.update(wrong_by(*normal.tolist()))
+    metric.update_anomalies(wrong_by(*anomalous.tolist()))
+    theirs = roc_auc_score([0] * 90 + [1] * 40, torch.cat([normal, anomalous]))
+    assert metric.compute() == pytest.approx(theirs, abs=1e-12)
 
 
 def test_all_other_metrics_are_of_the_normal_images(tmp_path: Path) -> None:

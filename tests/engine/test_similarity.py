@@ -1,12 +1,18 @@
-"""Multi-scale structural similarity: Wang's values, best for identical images, with a gradient wherever one may be."""
+"""Structural similarity: Wang's values, best for identical images, with a gradient wherever one may be."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
-from ftae.engine.similarity import ms_ssim
+from ftae.engine.similarity import ms_ssim, ssim
 
 
 def noisy(images: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -17,6 +23,35 @@ def noisy(images: torch.Tensor, sigma: float) -> torch.Tensor:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.rand(3, 1, 176, 176, generator=torch.Generator().manual_seed(0))
+
+
+def with_gradient(
+    similarity: Callable[..., Any], made: Tensor, target: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The values (B,), and the gradient of their mean to ``made``."""
+    made = made.clone().requires_grad_()
+    values = similarity(made, target, **options)
+    return values.detach(), torch.autograd.grad(values.mean(), made)[0]
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("shape", [(4, 1, 6, 9), (3, 3, 16, 16), (2, 3, 32, 40), (2, 1, 33, 64)])
+def test_one_scale_is_that_of_torchmetrics(shape: tuple[int, ...], sigma: float) -> None:
+    target = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    ours = with_gradient(ssim, noisy(target, sigma), target)
+    options = {"data_range": 1.0, "reduction": "none"}
+    theirs = with_gradient(structural_similarity_index_measure, noisy(target, sigma), target, **options)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_gradient_of_several_scales_is_that_of_torchmetrics(channels: int) -> None:
+    target = torch.rand(2, channels, 180, 177, generator=torch.Generator().manual_seed(0))
+    ours = with_gradient(ms_ssim, noisy(target, 0.3), target)
+    options = {"data_range": 1.0, "reduction": "none"}
+    theirs = with_gradient(multiscale_structural_similarity_index_measure, noisy(target, 0.3), target, **options)
+    assert torch.allclose(ours[0], theirs[0], rtol=0, atol=1e-6)
+    assert torch.allclose(ours[1], theirs[1], rtol=0, atol=1e-6 * theirs[1].abs().max().item())
 
 
 def test_it_is_torchmetrics_where_that_has_a_value(images: torch.Tensor) -> None:
