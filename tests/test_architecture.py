@@ -1,9 +1,11 @@
 """The layers hold, and the command line starts without the heavy packages."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ftae"
@@ -107,3 +109,61 @@ def test_the_command_line_starts_light() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+# What takes seconds of every process of a search, and a plain one needs not.
+SLOW = (
+    "torch._dynamo",
+    "torchvision",
+    "torchmetrics",
+    "scipy.signal",
+    "sklearn",
+    "diffusers",
+    "vector_quantize_pytorch",
+    "matplotlib",
+)
+
+
+def slow_imports(code: str, *also: str, **environment: str) -> list[str]:
+    """Those that a process has made which ran ``code``."""
+    code += f"\nimport sys\nprint(sorted({{*{SLOW}, *{also}}} & sys.modules.keys()))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment
+    )
+    assert result.returncode == 0, result.stderr
+    found: list[str] = ast.literal_eval(result.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_worker_starts_without_what_is_slow() -> None:
+    assert slow_imports("import ftae.search.trial", "mlflow", "optuna") == []
+    assert slow_imports("import torchvision") == ["torch._dynamo", "torchvision"]  # so the names are right
+
+
+def test_a_driver_starts_without_what_is_slow() -> None:
+    assert slow_imports("import ftae.search.driver") == []
+
+
+def test_a_plain_run_needs_nothing_that_is_slow(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {
+        "model": {"family": "conv_vae"},
+        "data": {"source": "shapes", "resolution": 16, "num_images": 40},
+        "losses": {"mse": 1.0, "kl": 1e-4, "ssim": 0.1},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "metrics": ["psnr", "ssim", "kl", "active_units"],
+        "ema_half_life_fraction": 0.1,
+        "batch_size": 4,
+        "max_steps": 2,
+        "num_evals": 1,
+    }
+    code = f"""if True:
+        from pathlib import Path
+        from ftae.engine.loop import finetune
+        from ftae.specs.finetune import FinetuneSpec
+
+        spec, folder = FinetuneSpec.model_validate({spec}), Path({str(tmp_path)!r})
+        *_, last = finetune(spec, folder / "run")
+        *_, again = finetune(spec, folder / "again", resume_from=folder / "run" / last.checkpoint)
+        assert again.metrics == last.metrics
+        """
+    assert slow_imports(code, "mlflow", "optuna", "scipy", "pandas", FTAE_CACHE=str(tmp_path / "cache")) == []

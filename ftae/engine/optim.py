@@ -1,7 +1,8 @@
 """Parameter groups, optimizers, the learning-rate schedule and the moving average of the weights."""
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -40,12 +41,22 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
         for (multiplier, decay), parameters in groups.items()
     ]
     if spec.name == "sgd":
-        return torch.optim.SGD(param_groups, momentum=spec.momentum or 0.0, fused=True)
+        return eager(torch.optim.SGD)(param_groups, momentum=spec.momentum or 0.0, fused=True)
     betas = spec.betas or (0.9, 0.999)
     if spec.name == "radam":
-        return torch.optim.RAdam(param_groups, betas=betas)
+        return eager(torch.optim.RAdam)(param_groups, betas=betas)
     adam = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-    return adam(param_groups, betas=betas, fused=True)
+    return eager(adam)(param_groups, betas=betas, fused=True)
+
+
+def eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """The same optimizer without the decorators that serve ``torch.compile`` alone.
+
+    They import torch's compiler at the first call, which takes more than a second of every process.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def lr_factor(schedule: Schedule, progress: float) -> float:
