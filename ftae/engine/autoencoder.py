@@ -202,9 +202,9 @@ class Autoencoder(nn.Module):
         self._save(folder)
 
     def to_range(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as the network takes them."""
+        """Images in [0, 1] as the network takes them; the same tensor where it takes them so."""
         low, high = self.image_range
-        return images * (high - low) + low
+        return images if (low, high) == (0.0, 1.0) else images * (high - low) + low
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Images of the network in [0, 1]; not clamped."""

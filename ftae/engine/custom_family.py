@@ -35,6 +35,7 @@ def custom_family(model: CustomModel) -> Autoencoder:
     methods: Any = net  # a module's attributes are not typed
 
     def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        images = images.clone()  # it may write into them
         encoded = images if whole else methods.encode(images)
         is_pair = isinstance(encoded, tuple) and len(encoded) == 2
         return Encoding.of(Posterior(*encoded), draw) if is_pair else Encoding(encoded)

@@ -96,10 +96,12 @@ class WeightAverage:
         self.decay = 0.5 ** (1.0 / half_life_steps)
         self._live = {name: p for name, p in autoencoder.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach().clone() for name, p in self._live.items()}
+        self._pairs = list(self.weights.values()), list(self._live.values())
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in self._live.values()], 1.0 - self.decay)
+        averaged, live = self._pairs
+        torch._foreach_lerp_(averaged, live, 1.0 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

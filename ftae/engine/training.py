@@ -65,6 +65,7 @@ class Training:
         self.step = 0
         self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group)
         self._joined = False
+        self._share = torch.ones((), device=self.device) / spec.grad_accumulation
         self.start_window()
 
     def _subject(self, spec: FinetuneSpec, data: Dataset) -> Subject:
@@ -119,21 +120,22 @@ class Training:
     def train_step(self) -> None:
         """One optimizer step over ``grad_accumulation`` batches. Raises as ``train_to``."""
         spec = self.spec
-        self.autoencoder.train()
+        if not self.autoencoder.training:  # to say so to every module each time would take as long as a small layer
+            self.autoencoder.train()
         weights = weights_at(spec.losses, self.step / spec.max_steps)
         if self.adversary is not None:
             weights = self.adversary.ramped(weights, self.step / spec.max_steps)
         lr = set_lr(self.optimizer, spec, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
+        parts = []
         for micro in range(spec.grad_accumulation):
             is_last = micro == spec.grad_accumulation - 1
             with nullcontext() if is_last else self.group.accumulating(self._terms):
-                self._backward(self.step * spec.grad_accumulation + micro, weights)
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
-        if not math.isfinite(norm):
-            raise TrainingFailed("non-finite gradient", self.step)
+                parts.append(self._backward(self.step * spec.grad_accumulation + micro, weights))
+        norm = self._check(["loss", *weights], parts)
         if spec.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, spec.max_grad_norm, torch.tensor(norm))
+            self._clip(norm, spec.max_grad_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
@@ -143,8 +145,8 @@ class Training:
         self.step += 1
         self.window_steps += 1
 
-    def _backward(self, number: int, weights: dict[str, float]) -> None:
-        """Add the gradient of training batch ``number``."""
+    def _backward(self, number: int, weights: dict[str, float]) -> Tensor:
+        """Add the gradient of training batch ``number``; returns the loss and every term of it, not yet read."""
         spec = self.spec
         batch = training_batch(
             self.data,
@@ -159,15 +161,37 @@ class Training:
         if self.adversary is not None:
             self.adversary.show(self.autoencoder.to_range(batch.images), reconstruction)
             weights = self._balanced(self.adversary, terms, weights)
-        loss = weighted_sum(terms, weights)
-        parts = [loss.item(), *(term.item() for term in terms.values())]
-        measured = dict(zip(["loss", *terms], self.group.mean(parts), strict=True))
-        if not math.isfinite(measured["loss"]):
-            raise TrainingFailed("non-finite loss", self.step)
-        if not loss.requires_grad:
+        self._add_gradient(terms, weights)
+        with torch.no_grad():
+            return torch.stack([weighted_sum(terms, weights), *terms.values()])
+
+    def _add_gradient(self, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+        """That of the batch's share of their weighted sum, which need not be in the graph for it."""
+        trained = [name for name, term in terms.items() if term.requires_grad]
+        if not trained:
             raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
-        (loss / spec.grad_accumulation).backward()  # type: ignore[no-untyped-call]
-        self._measure(measured, share=1.0 / spec.grad_accumulation)
+        torch.autograd.backward([terms[name] for name in trained], [self._share * weights[name] for name in trained])
+
+    def _check(self, names: list[str], parts: list[Tensor]) -> float:
+        """Take note of the parts of each batch's loss; returns the norm of the gradient.
+
+        All are read at once: a GPU is waited for once a step.
+        """
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        *values, norm_value = torch.cat([*parts, norm.to(self.device)[None]]).tolist()
+        means = iter(self.group.mean(values))
+        for _ in parts:
+            measured = {name: next(means) for name in names}
+            if not math.isfinite(measured["loss"]):
+                raise TrainingFailed("non-finite loss", self.step)
+            self._measure(measured, share=1.0 / len(parts))
+        if not math.isfinite(norm_value):
+            raise TrainingFailed("non-finite gradient", self.step)
+        return float(norm_value)
+
+    def _clip(self, norm: float, max_norm: float) -> None:
+        if norm + 1e-6 > 0.999 * max_norm:  # else PyTorch would multiply by 1
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, torch.tensor(norm))
 
     def _balanced(self, adversary: Adversary, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
         if TERM not in terms:
@@ -194,15 +218,17 @@ class _Terms(nn.Module):
     def forward(self, batch: Batch, names: list[str], progress: float) -> tuple[dict[str, Tensor], Tensor]:
         """The named terms, and the reconstructions without their gradient, fp32 in the model's range."""
         ae, spec = self.autoencoder, self.spec
+        target = ae.to_range(batch.images)
         bf16 = torch.autocast(batch.images.device.type, torch.bfloat16) if spec.precision == "bf16" else nullcontext()
         with bf16:
             draw = self.group.randn_like if spec.sample_posterior else None
-            encoding = ae.encode(ae.to_range(batch.inputs), batch.labels, draw)
+            given = target if batch.inputs is batch.images else ae.to_range(batch.inputs)
+            encoding = ae.encode(given, batch.labels, draw)
             reconstruction = ae.decode(encoding.latents, batch.labels)
             logits = ae.head(encoding.latents) if ae.head is not None else None
         reconstruction = reconstruction.float()
         inputs = LossInputs(
-            target=ae.to_range(batch.images),
+            target=target,
             reconstruction=reconstruction,
             target_unit=batch.images,
             reconstruction_unit=ae.to_unit(reconstruction),
