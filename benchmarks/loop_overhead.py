@@ -193,7 +193,9 @@ def taken(train: Callable[[int], None], steps: int) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """A row a family; milliseconds a step. On a machine that does other work, too, CPU time tells more."""
-    shown = Table("family", *(f"{side}, {clock}" for clock in ("ms", "CPU ms") for side in ("by hand", "engine", "share")))
+    shown = Table(
+        "family", *(f"{side}, {clock}" for clock in ("ms", "CPU ms") for side in ("by hand", "engine", "share"))
+    )
     for row in rows:
         cells = []
         for clock in ("wall_ms", "cpu_ms"):

@@ -96,7 +96,7 @@ class WeightAverage:
         self.decay = 0.5 ** (1.0 / half_life_steps)
         self._live = {name: p for name, p in autoencoder.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach().clone() for name, p in self._live.items()}
-        self._pairs = list(self.weights.values()), list(self._live.values())
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.weights.values()), list(self._live.values()))
 
     @torch.no_grad()
     def update(self) -> None:

@@ -22,6 +22,7 @@ from ftae.engine.data import load_dataset
 from ftae.engine.evaluation import evaluate
 from ftae.engine.loop import finetune
 from ftae.engine.metrics import Subject
+from ftae.engine.training import Training
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
@@ -56,6 +57,15 @@ class Net(nn.Module):
 
     def decode(self, latents):
         return self.decoder(latents)
+
+
+class Halving(Net):
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+
+    def encode(self, images):
+        return super().encode(images.mul_(0.5) if self.in_place else images * 0.5)
 
 
 class Damaged(Net):
@@ -223,6 +233,31 @@ def test_judged_are_the_averaged_weights(tmp_path: Path) -> None:
         autoencoder.load_state_dict(load_file(tmp_path / last.checkpoint / file))
         found.append(evaluate(subject, data.val)[0]["mse"])
     assert last.metrics["val/mse"] == found[1] != found[0]
+
+
+def test_a_module_may_write_into_the_images_it_is_given(tmp_path: Path) -> None:
+    found = []
+    for in_place in (False, True):
+        model = net() | {"family": "loop_nets:Halving", "kwargs": {"in_place": in_place}}
+        spec = spec_of(model=model, losses={"mse": 1.0, "l1": 0.1}, metrics=["mse"])
+        found.append(metrics_of(list(finetune(spec, tmp_path))))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("max_norm_over_norm", [1e-9, 0.5, 0.9995, 1.0, 1.0005, 2.0])
+def test_gradients_are_clipped_as_torch_does_it(max_norm_over_norm: float) -> None:
+    changes = {"optimizer": {"name": "sgd", "lr": 1.0}}
+    expected = Training(spec_of(max_grad_norm=None, **changes))
+    expected.train_step()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in expected.parameters if p.grad is not None])
+    max_norm = max_norm_over_norm * norm.item()
+    torch.nn.utils.clip_grads_with_norm_(expected.parameters, max_norm, norm)
+    clipped = Training(spec_of(max_grad_norm=max_norm, **changes))
+    clipped.train_step()
+    for its, wanted in zip(clipped.parameters, expected.parameters, strict=True):
+        assert its.grad is not None
+        assert wanted.grad is not None
+        assert torch.equal(its.grad, wanted.grad)
 
 
 # -------------------------------------------------------------------------------------- repeatable
