@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ftae.engine.data import ImageSet
 from ftae.engine.degradation import Images, degraded
@@ -16,7 +17,7 @@ from ftae.specs.data import DataSpec
 
 @dataclass(frozen=True)
 class Batch:
-    """``images``: float32 (B, C, H, W) in [0, 1]. ``inputs``: what the model is given of them, alike.
+    """``images``: float32 (B, C, H, W) in [0, 1], contiguous. ``inputs``: what the model is given of them, alike.
 
     ``labels``: int64 (B,), -1 for an image without one; None where there are none. On one device.
     ``factors``: int64 (B, F) of validation images whose factors of variation are known; on the CPU.
@@ -46,7 +47,7 @@ def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> np
     return np.concatenate(parts)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # this epoch's and the next one's, of the images and of those replayed
 def _epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     order.setflags(write=False)
@@ -75,10 +76,9 @@ def train_batch(
     mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
     # Drawn for the whole batch, whatever is wanted of it.
     indices, offsets, mirrored, places = indices[rows], offsets[rows], mirrored[rows], np.arange(batch_size)[rows]
-    pixels = np.empty((len(indices), side, side, spec.channels), dtype=np.uint8)
-    for row, (index, (top, left)) in enumerate(zip(indices, offsets, strict=True)):
-        crop = images.images[index, top : top + side, left : left + side]
-        pixels[row] = crop[:, ::-1] if mirrored[row] else crop
+    crops = sliding_window_view(images.images, (side, side), axis=(1, 2))  # every one: (N, tops, lefts, C, side, side)
+    pixels = np.ascontiguousarray(crops[indices, offsets[:, 0], offsets[:, 1]])
+    pixels[mirrored] = pixels[mirrored][..., ::-1]
     given = _given(pixels, spec, [[seed, batch, int(place), 2] for place in places])
     return _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
 
@@ -92,7 +92,7 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
     centre = slice(margin, margin + spec.resolution)
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        pixels = np.array(images.images[rows, centre, centre])
+        pixels = images.images[rows, centre, centre].transpose(0, 3, 1, 2).copy()
         numbers = range(len(images))[rows] if images.numbers is None else images.numbers[rows]
         given = _given(pixels, spec, [[int(number), 0, 0, 3] for number in numbers])
         batch = _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
@@ -101,24 +101,20 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
 
 
 def _given(pixels: Pixels, spec: DataSpec, seeds: Sequence[Sequence[int]]) -> Images | None:
-    """Degraded, float32 (B, H, W, C), each image with a seed of its own; None where they are given as they are."""
+    """Degraded, float32 (B, C, H, W), each image with a seed of its own; None where they are given as they are."""
     if spec.degrade is None:
         return None
     given = np.empty(pixels.shape, dtype=np.float32)
     for row, (image, seed) in enumerate(zip(pixels, seeds, strict=True)):
-        given[row] = degraded(image, spec.degrade, np.random.default_rng(seed))
+        channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
+        given[row] = degraded(channels_last, spec.degrade, np.random.default_rng(seed)).transpose(2, 0, 1)
     return given
 
 
 def _to_batch(
     pixels: Pixels, given: Images | None, labels: npt.NDArray[np.int64] | None, device: torch.device | str
 ) -> Batch:
-    """uint8 (B, H, W, C) to the device as bytes, a quarter of what floats would take, and there to floats."""
-    images = _channels_first(pixels, device) / 255
-    inputs = images if given is None else _channels_first(given, device)
+    """uint8 (B, C, H, W) to the device as bytes, a quarter of what floats would take, and there to floats."""
+    images = torch.from_numpy(pixels).to(device).to(torch.float32).div_(255)
+    inputs = images if given is None else torch.from_numpy(given).to(device)
     return Batch(images, inputs, None if labels is None else torch.from_numpy(labels).to(device))
-
-
-def _channels_first(array: Pixels | Images, device: torch.device | str) -> torch.Tensor:
-    """To float32, and contiguous: a user's own model may call view() on it."""
-    return torch.from_numpy(array).to(device).permute(0, 3, 1, 2).to(torch.float32).contiguous()
