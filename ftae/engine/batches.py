@@ -16,17 +16,32 @@ from ftae.specs.data import DataSpec
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Which images of a set some rows of a batch are. ``key``: of that set, and of how the model is given them.
+
+    ``numbers``: int64 (rows,) below ``num_images``.
+    """
+
+    key: str
+    num_images: int
+    numbers: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Batch:
     """``images``: float32 (B, C, H, W) in [0, 1], contiguous. ``inputs``: what the model is given of them, alike.
 
     ``labels``: int64 (B,), -1 for an image without one; None where there are none. On one device.
     ``factors``: int64 (B, F) of validation images whose factors of variation are known; on the CPU.
+    ``rows``: what the rows are, from the first on, where the model is given the same whenever it is given these
+    images of a known set; else empty.
     """
 
     images: torch.Tensor
     inputs: torch.Tensor
     labels: torch.Tensor | None
     factors: torch.Tensor | None = None
+    rows: tuple[Rows, ...] = ()
 
 
 def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
@@ -80,7 +95,9 @@ def train_batch(
     pixels = np.ascontiguousarray(crops[indices, offsets[:, 0], offsets[:, 1]])
     pixels[mirrored] = pixels[mirrored][..., ::-1]
     given = _given(pixels, spec, [[seed, batch, int(place), 2] for place in places])
-    return _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
+    made = _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
+    changing = spec.flip or spec.decoded_side != side or spec.degrade is not None
+    return made if changing else replace(made, rows=_rows(images, indices, spec))
 
 
 def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
@@ -97,7 +114,16 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
         given = _given(pixels, spec, [[int(number), 0, 0, 3] for number in numbers])
         batch = _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
         factors = None if images.factors is None else torch.from_numpy(images.factors[rows].copy())
-        yield replace(batch, factors=factors)
+        yield replace(batch, factors=factors, rows=_rows(images, np.arange(len(images))[rows], spec))
+
+
+def _rows(images: ImageSet, indices: npt.NDArray[np.int64], spec: DataSpec) -> tuple[Rows, ...]:
+    """What the images of these indices are, their centre at ``spec.resolution``, degraded as ``spec`` has it."""
+    if images.origin is None:
+        return ()
+    given = "" if spec.degrade is None else spec.degrade.model_dump_json()
+    numbers = indices if images.numbers is None else images.numbers[indices]
+    return (Rows(f"{images.origin.key} {spec.resolution} {given}", images.origin.num_images, numbers),)
 
 
 def _given(pixels: Pixels, spec: DataSpec, seeds: Sequence[Sequence[int]]) -> Images | None:

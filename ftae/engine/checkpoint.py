@@ -29,7 +29,7 @@ DISCRIMINATOR = "discriminator.safetensors"
 HASHES = "sha256.json"  # of each of the others
 KEPT = 2  # the newest, and the one before it in case that is damaged
 # A run may go on for longer than it was planned; all else must be as it was.
-MAY_DIFFER = ("max_steps", "num_evals", "num_threads")
+MAY_DIFFER = ("max_steps", "num_evals", "num_threads", "prefix_cache_gb")
 
 
 @dataclass(frozen=True)

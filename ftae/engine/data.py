@@ -37,6 +37,14 @@ from ftae.specs.data import AnyData, DataSpec, ImageFolder, normal_classes
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A whole set of images: ``key`` is of no other."""
+
+    key: str
+    num_images: int
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Images and, if they have any, labels.
 
@@ -44,7 +52,7 @@ class ImageSet:
     ``DataSpec.decoded_side``. ``labels``: int64 (N,), indices into ``Dataset.class_names``.
     ``labels`` are -1 for an image without one. ``numbers``: where in the whole set each image is, for some
     that were taken from it; None for a whole set. ``factors``: int64 (N, F), the values of the factors of
-    variation that the images were made of, where these are known.
+    variation that the images were made of, where these are known. ``origin``: the whole set, of a dataset.
     Pickling copies the pixels: load the dataset where it is used instead.
     """
 
@@ -52,12 +60,13 @@ class ImageSet:
     labels: Labels | None
     numbers: npt.NDArray[np.int64] | None = None
     factors: Labels | None = None
+    origin: Origin | None = None
 
     def taken(self, rows: slice | npt.NDArray[np.int64]) -> "ImageSet":
         """Some of the images, each still known by its number."""
         numbers = np.arange(len(self)) if self.numbers is None else self.numbers
         labels, factors = (None if its is None else its[rows] for its in (self.labels, self.factors))
-        return ImageSet(self.images[rows], labels, numbers[rows], factors)
+        return ImageSet(self.images[rows], labels, numbers[rows], factors, self.origin)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,7 +130,16 @@ def _own_images(spec: AnyData) -> Dataset:
     if spec.labelled_fraction < 1.0:
         train = replace(dataset.train, labels=_partly_labelled(dataset, spec.labelled_fraction))
         dataset = replace(dataset, train=train)
-    return dataset
+    return _with_origins(dataset)
+
+
+def _with_origins(dataset: Dataset) -> Dataset:
+    sets = {name: getattr(dataset, name) for name in ("train", "val", "anomalies")}
+    known = {
+        name: its and replace(its, origin=Origin(f"{dataset.fingerprint}-{name}", len(its)))
+        for name, its in sets.items()
+    }
+    return replace(dataset, **known)
 
 
 def _from_folders(spec: ImageFolder) -> Dataset:

@@ -13,6 +13,7 @@ from ftae.engine.batches import Batch, val_batches
 from ftae.engine.data import ImageSet
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.metrics import Evaluation, Vitals
+from ftae.engine.prefix import Prefix
 from ftae.specs.finetune import FinetuneSpec
 
 GRID_IMAGES = 12  # in two columns of three cells each: a square, which MLflow shows best
@@ -55,12 +56,12 @@ def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, flo
     subject.autoencoder.eval()
     spec, evaluation, vitals = subject.spec, Evaluation(subject), Vitals(subject.spec)
     for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
-        inputs = run_batch(subject.autoencoder, batch)
+        inputs = run_batch(subject.autoencoder, batch, prefix=subject.prefix)
         evaluation.update(inputs)
         vitals.update(inputs)
     if subject.anomalies is not None:
         for batch in val_batches(subject.anomalies, spec.data, batch_size=spec.batch_size, device=subject.device):
-            evaluation.update_anomalies(run_batch(subject.autoencoder, batch))
+            evaluation.update_anomalies(run_batch(subject.autoencoder, batch, prefix=subject.prefix))
     return evaluation.compute(), vitals.compute()
 
 
@@ -88,9 +89,11 @@ def save_grid(
     Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
 
 
-def run_batch(autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True) -> EvalInputs:
-    """What the model makes of a batch, on the mode of its posterior."""
-    encoding = autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels)
-    reconstruction = autoencoder.to_unit(autoencoder.decode(encoding.latents, batch.labels)).float().clamp(0.0, 1.0)
+def run_batch(
+    autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True, prefix: Prefix | None = None
+) -> EvalInputs:
+    """What the model makes of a batch, on the mode of its posterior; ``prefix``: its own, if there is one."""
+    encoding, made = (prefix or Prefix(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
+    reconstruction = autoencoder.to_unit(made).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
     return EvalInputs(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)

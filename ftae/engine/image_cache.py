@@ -62,7 +62,7 @@ def content_fingerprint(files: ImageFiles) -> str:
     Raises:
         FtaeError: a file cannot be read, or the cache cannot be written.
     """
-    folder = _cache_folder() / "contents" / _stat_fingerprint(files)
+    folder = cache_folder() / "contents" / _stat_fingerprint(files)
 
     def write(partial: Path) -> None:
         with ThreadPoolExecutor() as pool:
@@ -91,7 +91,7 @@ def stored_images(key: str, open_source: Callable[[], Source]) -> StoredImages:
     Raises:
         FtaeError: no image could be decoded, or the cache cannot be written or is damaged.
     """
-    folder = _cache_folder() / "images" / key
+    folder = cache_folder() / "images" / key
     if not folder.exists():
         source = open_source()
         _make_once(folder, source.num_bytes, lambda partial: _write(partial, source))
@@ -104,17 +104,18 @@ def remember_keys(fingerprint: str, keys: list[str]) -> None:
     def write(partial: Path) -> None:
         (partial / "keys.json").write_text(json.dumps(keys))
 
-    _make_once(_cache_folder() / "datasets" / fingerprint, 100, write)
+    _make_once(cache_folder() / "datasets" / fingerprint, 100, write)
 
 
 def recalled_keys(fingerprint: str) -> list[str] | None:
     """The keys of a dataset that this machine has cached whole; None if it has not."""
-    file = _cache_folder() / "datasets" / fingerprint / "keys.json"
+    file = cache_folder() / "datasets" / fingerprint / "keys.json"
     keys: list[str] = json.loads(file.read_text()) if file.is_file() else []
-    return keys if keys and all((_cache_folder() / "images" / key).exists() for key in keys) else None
+    return keys if keys and all((cache_folder() / "images" / key).exists() for key in keys) else None
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """``$FTAE_CACHE``, or its default."""
     return Path(os.environ.get("FTAE_CACHE") or "~/.cache/ftae").expanduser()
 
 
@@ -132,7 +133,7 @@ def _make_once(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> N
                 _make(folder, num_bytes, write)
     except OSError as error:
         raise FtaeError(
-            f"cannot write {num_bytes:,} bytes to the image cache {_cache_folder()}: {error.strerror or error}. "
+            f"cannot write {num_bytes:,} bytes to the image cache {cache_folder()}: {error.strerror or error}. "
             "Make room there, or set FTAE_CACHE to a folder that has it"
         ) from error
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ftae.engine.autoencoder import Autoencoder, Encoding
 from ftae.engine.companions import Companions
 from ftae.engine.data import ImageSet
+from ftae.engine.prefix import Prefix
 from ftae.specs.finetune import FinetuneSpec
 
 
@@ -29,7 +30,10 @@ class EvalInputs:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones."""
+    """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones.
+
+    ``prefix``: what runs the model on their batches; None where nothing of it is stored.
+    """
 
     autoencoder: Autoencoder
     spec: FinetuneSpec
@@ -37,3 +41,4 @@ class Subject:
     train: ImageSet
     device: torch.device
     anomalies: ImageSet | None = None
+    prefix: Prefix | None = None

@@ -45,7 +45,9 @@ def training_batch(
         rows=slice(max(start - num_own, 0), max(stop - num_own, 0)),
     )
     labels = None if own.labels is None else torch.cat([own.labels, own.labels.new_full((len(replayed.images),), -1)])
-    return Batch(torch.cat([own.images, replayed.images]), torch.cat([own.inputs, replayed.inputs]), labels)
+    known = own.rows + replayed.rows if own.rows and replayed.rows else ()
+    images, inputs = torch.cat([own.images, replayed.images]), torch.cat([own.inputs, replayed.inputs])
+    return Batch(images, inputs, labels, rows=known)
 
 
 def source_spec(spec: FinetuneSpec) -> FinetuneSpec:

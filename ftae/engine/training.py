@@ -22,6 +22,8 @@ from ftae.engine.judged import Subject
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.engine.parallel import ALONE, Group
+from ftae.engine.prefix import Prefix
+from ftae.engine.prefix_plan import build_prefixes, precision
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.replay import source_spec, training_batch
 from ftae.engine.shareable import Buffers, check_rows_apart
@@ -58,18 +60,20 @@ class Training:
         half_life = None if group.rank else spec.ema_half_life_fraction
         self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
         self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
+        train_prefix, self._eval_prefix = build_prefixes(self.autoencoder, spec, self.data, group.size)
         self.judged = [Judged("val", self._subject(spec, self.data), self.data.val)]
         if self.data.replay is not None and spec.source_metrics():
             subject = self._subject(source_spec(spec), self.data.replay)
             self.judged.append(Judged("val_source", subject, self.data.replay.val))
         self.step = 0
-        self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group)
+        self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group, train_prefix)
         self._joined = False
         self._share = torch.ones((), device=self.device) / spec.grad_accumulation
         self.start_window()
 
     def _subject(self, spec: FinetuneSpec, data: Dataset) -> Subject:
-        return Subject(self.autoencoder, spec, self.companions, data.train, self.device, data.anomalies)
+        of_all = (self.autoencoder, spec, self.companions)
+        return Subject(*of_all, data.train, self.device, data.anomalies, self._eval_prefix)
 
     def start_window(self) -> None:
         """Measure from here on."""
@@ -210,21 +214,21 @@ class Training:
 class _Terms(nn.Module):
     """Forward pass (in bf16 where asked for), then every loss term in fp32: a module, so that it can be wrapped."""
 
-    def __init__(self, autoencoder: Autoencoder, companions: Companions, spec: FinetuneSpec, group: Group) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, companions: Companions, spec: FinetuneSpec, group: Group, prefix: Prefix
+    ) -> None:
         super().__init__()
-        self.autoencoder, self.spec, self.group = autoencoder, spec, group
+        self.autoencoder, self.spec, self.group, self._prefix = autoencoder, spec, group, prefix
         self._companions = companions  # a plain object: their parameters are not this module's
 
     def forward(self, batch: Batch, names: list[str], progress: float) -> tuple[dict[str, Tensor], Tensor]:
         """The named terms, and the reconstructions without their gradient, fp32 in the model's range."""
         ae, spec = self.autoencoder, self.spec
         target = ae.to_range(batch.images)
-        bf16 = torch.autocast(batch.images.device.type, torch.bfloat16) if spec.precision == "bf16" else nullcontext()
-        with bf16:
+        given = target if batch.inputs is batch.images else ae.to_range(batch.inputs)
+        with precision(spec, batch.images.device):
             draw = self.group.randn_like if spec.sample_posterior else None
-            given = target if batch.inputs is batch.images else ae.to_range(batch.inputs)
-            encoding = ae.encode(given, batch.labels, draw)
-            reconstruction = ae.decode(encoding.latents, batch.labels)
+            encoding, reconstruction = self._prefix.run(given, batch, draw)
             logits = ae.head(encoding.latents) if ae.head is not None else None
         reconstruction = reconstruction.float()
         inputs = LossInputs(

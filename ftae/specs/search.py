@@ -273,6 +273,8 @@ def _checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) 
 
 
 def _path_problem(path: str, run: Any) -> str | None:
+    if path == "prefix_cache_gb":
+        return "cannot be searched: no result depends on it"
     if path in _SAME_FOR_ALL:
         return "cannot be searched: every trial has the same budget and is measured alike"
     try:

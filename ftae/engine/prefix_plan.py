@@ -1,0 +1,118 @@
+"""What of a run's frozen start is stored, by its settings and the number of its images; and why no more."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.data import Dataset
+from ftae.engine.prefix import Boundary, Prefix, boundaries, is_frozen_at_start
+from ftae.specs.data import DataSpec
+from ftae.specs.finetune import FinetuneSpec
+
+
+@dataclass(frozen=True)
+class Share:
+    """What is stored of ``num_images`` images.
+
+    ``reason``: why nothing is; None where nothing was to be.
+    """
+
+    num_images: int
+    boundary: Boundary | None
+    reason: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return (
+            0 if self.boundary is None else self.num_images * (self.boundary.num_bytes + 1)
+        )  # and whether it is there
+
+
+@dataclass(frozen=True)
+class PrefixPlan:
+    """Of the training images, and of those that are evaluated."""
+
+    training: Share
+    evaluation: Share
+
+
+def plan_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, num_train: int, num_evaluated: int) -> PrefixPlan:
+    """The deepest boundary that the budget allows, first for training.
+
+    Nothing is to be stored without a budget, or where the first stage is trained.
+    """
+    budget, is_frozen = bytes_of(spec), is_frozen_at_start(autoencoder)
+    if budget == 0 or not is_frozen or autoencoder.line is None:
+        reason = f"the stages of {spec.model.family} are no chain" if budget and is_frozen else None
+        return PrefixPlan(Share(num_train, None, reason), Share(num_evaluated, None, reason))
+    parameter = next(autoencoder.parameters())
+    side = spec.data.resolution
+    image = torch.full((1, spec.data.channels, side, side), 0.5, device=parameter.device)
+    with precision(spec, parameter.device):
+        deepest = boundaries(autoencoder, image, sampled=spec.sample_posterior)
+    sets = [spec.data, *([] if spec.data.replay is None else [spec.data.replay])]
+    changing = next((reason for reason in map(_changing, sets) if reason), None)
+    training = Share(num_train, None, changing) if changing else _deepest(deepest, num_train, budget)
+    evaluated = boundaries(autoencoder, image, sampled=False)
+    return PrefixPlan(training, _deepest(evaluated, num_evaluated, budget - training.num_bytes))
+
+
+def build_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, data: Dataset, shares: int) -> tuple[Prefix, Prefix]:
+    """That of training, by one of ``shares`` processes that divide a batch, and that of evaluation."""
+    replay = data.replay
+    train = [data.train] if replay is None else [data.train, replay.train]
+    evaluated = [data.val, data.anomalies, None if replay is None else replay.val]
+    num_evaluated = sum(len(images) for images in evaluated if images is not None)
+    plan = plan_prefixes(autoencoder, spec, sum(map(len, train)), num_evaluated)
+    config = getattr(autoencoder.net, "config", {})
+    device = next(autoencoder.parameters()).device
+    common = [
+        spec.model.family,
+        sorted((key, repr(value)) for key, value in config.items() if not key.startswith("_")),
+        device.type,
+        torch.get_num_threads() if device.type == "cpu" else None,
+    ]
+    budget = bytes_of(spec)
+    return (
+        Prefix(
+            autoencoder,
+            plan.training.boundary,
+            budget=budget,
+            circumstances=[*common, spec.precision, spec.batch_size // shares],
+        ),
+        Prefix(
+            autoencoder,
+            plan.evaluation.boundary,
+            budget=budget,
+            circumstances=[*common, "fp32", spec.batch_size],
+        ),
+    )
+
+
+def precision(spec: FinetuneSpec, device: torch.device) -> AbstractContextManager[object]:
+    """What the forward passes of training run in."""
+    return torch.autocast(device.type, torch.bfloat16) if spec.precision == "bf16" else nullcontext()
+
+
+def bytes_of(spec: FinetuneSpec) -> int:
+    """The budget."""
+    return int(spec.prefix_cache_gb * 1e9)
+
+
+def _changing(data: DataSpec) -> str | None:
+    """What makes a training image another one every time."""
+    if data.degrade is not None:
+        return "data.degrade"
+    if data.random_crop_from is not None and data.random_crop_from != data.resolution:
+        return "data.random_crop_from"
+    return "data.flip" if data.flip else None
+
+
+def _deepest(found: list[Boundary], num_images: int, budget: int) -> Share:
+    for boundary in reversed(found):
+        share = Share(num_images, boundary)
+        if share.num_bytes <= budget:
+            return share
+    return Share(num_images, None, "finetune.prefix_cache_gb")
