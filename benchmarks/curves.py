@@ -8,16 +8,18 @@ from typing import Any
 
 from ftae.engine.checkpoint import CHECKPOINTS, EvalReport
 from ftae.engine.checkpoint import KEPT as KEPT_CHECKPOINTS
+from ftae.engine.probe import Probe
 from ftae.errors import TrainingFailed
 from ftae.search import trial
 from ftae.specs.finetune import FinetuneSpec
 
+PROBE = Probe(step_seconds=0.1, eval_seconds=1.0, peak_bytes=2**28, memory_bytes=None, device="cpu", node="here")
 PICTURES = "FTAE_BENCHMARK_PICTURES"  # set: every report has a picture, as it has in a real search
 
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
     """``ftae.search.trial.run_trial`` with the simulated engine."""
-    trial.finetune = finetune
+    trial.finetune, trial.try_step = finetune, lambda *_: PROBE
     trial.run_trial(config, search=search, fingerprint=fingerprint)
 
 

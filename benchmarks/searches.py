@@ -15,20 +15,18 @@ from typing import Any
 
 import ftae.search  # noqa: F401  # sets what Ray reads while it is imported
 from benchmarks import curves
-from ftae.engine.probe import Probe
 from ftae.errors import TrainingFailed
 from ftae.record import trial_folder
 from ftae.search import driver
 from ftae.search.adapters import Coordinator
 from ftae.search.progress import Progress
+from ftae.search.rehearsal import Rehearsal
 from ftae.search.retention import Retention
 from ftae.search.shipper import Shipper, tracker_of
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.finetune import FinetuneSpec
 from ftae.storage import Store, open_store
-
-PROBE = Probe(step_seconds=0.1, eval_seconds=1.0, peak_bytes=2**28, memory_bytes=None, device="cpu", node="here")
 
 
 def search_spec(num_trials: int, workers: int, storage: Path, tracking: str | None) -> SearchSpec:
@@ -62,9 +60,8 @@ def search_spec(num_trials: int, workers: int, storage: Path, tracking: str | No
 
 
 def run_on_ray(spec: SearchSpec) -> None:
-    """``run_search`` without the engine, and without a look at the machine."""
+    """``run_search`` without the engine."""
     driver.run_trial = curves.run_trial
-    driver.preflight = lambda *_: PROBE
     driver.run_search(spec)
 
 
@@ -84,7 +81,9 @@ def run_alone(spec: SearchSpec) -> None:
                 retention.ended(number)
 
         shipper.start()
-        coordinator = Coordinator(state, None, on_change, progress.say)
+        rehearsal = Rehearsal(lambda probe: None, progress.say)
+        rehearsal.is_over = True
+        coordinator = Coordinator(state, None, on_change, progress.say, rehearsal)
         working = [_worker(spec, store, coordinator) for _ in range(spec.search.max_concurrent or 1)]
         while working and not coordinator.must_stop():
             working = [worker for worker in working if next(worker, False)]

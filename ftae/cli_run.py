@@ -127,13 +127,15 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
         if attempt:
             # A cluster that was started in the background of a script has its jobs ignore it.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        from ftae.search.driver import run_search
-
-        if attempt:
             from ftae.cluster.watcher import watch
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
-        record = run_search(spec, resume=resume)
+        from ftae.search.nodes import connecting
+
+        with connecting() as cluster:  # starts beside the import of all the rest
+            from ftae.search.driver import search_on
+
+            record = search_on(cluster, spec, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {again}", err=True)
         raise typer.Exit(130) from None

@@ -58,12 +58,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ftae.search  # sets what Ray reads while it is imported
 
     assert ftae.search
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={"num_workers_soft_limit": 4},  # the preflight's worker stays from search to search
-    )
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from ftae.errors import FtaeError
 from ftae.record import Status, TrialRecord
+from ftae.search.rehearsal import REHEARSAL, Rehearsal
 from ftae.search.state import Assignment, SearchState
 from ftae.search.watch import Watch
 
@@ -27,6 +28,7 @@ class Coordinator:
 
     Methods never raise: an exception inside Tune's loop would tear the search down without a word.
     ``on_change`` is called with a trial's number after each of its events, ``say`` told of what was mended.
+    ``rehearsal`` comes before any trial.
     """
 
     def __init__(
@@ -35,16 +37,23 @@ class Coordinator:
         deadline: float | None,
         on_change: Callable[[int], None],
         say: Callable[[str], None],
-        expected_seconds: float = 0.0,
+        rehearsal: Rehearsal,
     ) -> None:
         self.state, self.deadline, self._on_change, self._say = state, deadline, on_change, say
-        self._watch = Watch(expected_seconds, self._note)
+        self._rehearsal = rehearsal
+        self._watch = Watch(self._note)
         self.failure: Exception | None = None
         self._failed_in_a_row = 0
         self._losses: Counter[int] = Counter()  # of workers, by trial
         self._without_worker: set[int] = set()
 
+    def expect(self, seconds: float) -> None:
+        """Trials are expected to take so long from one report to the next."""
+        self._watch.expect(seconds)
+
     def assign(self) -> dict[str, Any] | None:
+        if not self._rehearsal.is_over:
+            return self._rehearsal.assign()
         assignment: Assignment | None = self._safely(self.state.next_trial)
         if assignment is None:
             return None
@@ -57,6 +66,9 @@ class Coordinator:
 
     def message(self, number: int, message: dict[str, Any]) -> bool:
         """Take what a trial says (see ``trial.run_trial``); returns whether the trial goes on."""
+        if number == REHEARSAL:
+            self._safely(lambda: self._rehearsal.take(message))
+            return False
         self._watch.heard(number, message)
         self._without_worker.discard(number)
         goes_on = self._safely(lambda: self._take(number, message))
@@ -67,6 +79,9 @@ class Coordinator:
 
     def given_up(self, number: int, errors: str | None) -> None:
         """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
+        if number == REHEARSAL:
+            self._safely(lambda: self._rehearsal.lost(_last_line(errors)))
+            return
         self._watch.forget(number)
         # The loss of a worker that was to be reused Tune takes for two failures, and gives up at the second.
         if number in self._without_worker and self._losses[number] <= self.state.spec.search.max_failures:
@@ -77,6 +92,9 @@ class Coordinator:
 
     def recovered(self, number: int, errors: str | None) -> None:
         """The worker of a trial was lost; Tune starts the trial again."""
+        if number == REHEARSAL:
+            self._safely(lambda: self._rehearsal.lost(_last_line(errors)))
+            return
         self._watch.forget(number)
         self._losses[number] += 1
         self._without_worker.add(number)
@@ -84,6 +102,7 @@ class Coordinator:
 
     def must_stop(self) -> bool:
         """Asked again and again by Tune, whether or not anything happened."""
+        self._safely(self._rehearsal.remind)
         self._safely(self._watch.kill_hung)
         return self.failure is not None or self.is_overdue() or self.baseline_failed()
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -11,22 +11,23 @@ from ray import tune
 
 from ftae import journal
 from ftae.engine.build import check_search
-from ftae.engine.data import Dataset, load_dataset
+from ftae.engine.data import load_dataset
 from ftae.engine.probe import Probe, expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.followers import placement
-from ftae.search.nodes import connected, room
+from ftae.search.nodes import connecting, room
 from ftae.search.patience import patiently
-from ftae.search.preflight import preflight
+from ftae.search.preflight import Ground, accept, preflight
 from ftae.search.progress import Progress
 from ftae.search.provenance import QUESTION, facts
+from ftae.search.rehearsal import Rehearsal
 from ftae.search.retention import Retention
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
 from ftae.search.trial import run_trial
-from ftae.specs.search import SearchSpec
+from ftae.specs.search import SearchSettings, SearchSpec
 from ftae.specs.yamlfile import dump
 from ftae.storage import Store, open_store
 
@@ -45,10 +46,16 @@ MAY_CHANGE = (
 
 
 def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
+    """``search_on`` a cluster that starts beside what is checked first. Raises as that."""
+    with connecting() as cluster:
+        return search_on(cluster, spec, resume=resume)
+
+
+def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
     """Run a search to its end, its deadline or Ctrl-C; returns what the journal holds then.
 
     The search lives in ``<storage>/<name>/``. With ``resume`` an existing one goes on; None takes up an
-    existing one and begins it otherwise.
+    existing one and begins it otherwise. ``cluster`` waits until Ray is there.
 
     Raises:
         FtaeError: the search exists (without ``resume``) or does not (with it), or asks another question
@@ -73,7 +80,12 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
             if data.skipped:
                 progress.say(data.skipped_message())
             shipper.start()
-            outcome = _run(state, data, summary.checkpoint_bytes, progress)
+            if state.is_complete:
+                outcome = "complete", None
+            else:
+                cluster()
+                ground = preflight(spec, store, data, summary.checkpoint_bytes, progress.say)
+                outcome = _run_trials(state, ground, progress)
         except (KeyboardInterrupt, SystemExit):
             outcome = "interrupted", "stopped by the user"
             raise
@@ -90,20 +102,8 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     return journal.replay(store.folder)
 
 
-def _run(state: SearchState, data: Dataset, checkpoint_bytes: int, progress: Progress) -> tuple[str, str | None]:
-    """Check what the trials need, then run them; returns the status of the search and a reason."""
-    spec = state.spec
-    if state.is_complete:
-        return "complete", None
-    with connected():
-        probe = preflight(spec, state.store, data, checkpoint_bytes, progress.say)
-        state.preflight(asdict(probe))
-        progress.follow(state.record)
-        return _run_trials(state, probe, progress)
-
-
-def _run_trials(state: SearchState, probe: Probe, progress: Progress) -> tuple[str, str | None]:
-    """Let Tune run what the state hands out."""
+def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple[str, str | None]:
+    """Let Tune run what the state hands out; returns the status of the search and a reason."""
     spec, settings = state.spec, state.spec.search
     retention = patiently(lambda: Retention(state), progress.say)
 
@@ -112,31 +112,46 @@ def _run_trials(state: SearchState, probe: Probe, progress: Progress) -> tuple[s
         if state.record.trials[number].status != "running":
             patiently(lambda: retention.ended(number), progress.say)
 
+    def on_probe(probe: Probe) -> None:
+        accept(probe, spec, ground, progress.say)
+        state.preflight(asdict(probe))
+        progress.follow(state.record)
+        evals = pairwise([0, *spec.finetune.eval_steps()])
+        coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
+
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
-    interval = max(expected_seconds(probe, spec, *steps) for steps in pairwise([0, *spec.finetune.eval_steps()]))
-    coordinator = Coordinator(state, deadline, on_change, progress.say, interval)
+    coordinator = Coordinator(state, deadline, on_change, progress.say, Rehearsal(on_probe, progress.say))
     trainable = tune.with_parameters(
         run_trial, search=spec.model_dump(mode="json"), fingerprint=state.record.facts["dataset_fingerprint"]
     )
-    tune_config = tune.TuneConfig(
+    with tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch:  # Tune's own files; nobody reads them
+        tune.Tuner(
+            tune.with_resources(trainable, placement(settings.resources)),
+            tune_config=_tune_config(settings, coordinator),
+            run_config=_run_config(settings, coordinator, scratch),
+        ).fit()
+    return _outcome(state, coordinator)
+
+
+def _tune_config(settings: SearchSettings, coordinator: Coordinator) -> tune.TuneConfig:
+    return tune.TuneConfig(
         search_alg=StateSearcher(coordinator),
         scheduler=StateScheduler(coordinator),
         num_samples=-1,
         max_concurrent_trials=settings.max_concurrent or room(settings.resources),
         reuse_actors=True,
     )
-    with tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch:  # Tune's own files; nobody reads them
-        run_config = tune.RunConfig(
-            name="tune",
-            storage_path=scratch,
-            stop=CoordinatorStopper(coordinator),
-            callbacks=[FailureCallback(coordinator)],
-            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            verbose=0,
-        )
-        resources = placement(settings.resources)
-        tune.Tuner(tune.with_resources(trainable, resources), tune_config=tune_config, run_config=run_config).fit()
-    return _outcome(state, coordinator)
+
+
+def _run_config(settings: SearchSettings, coordinator: Coordinator, scratch: str) -> tune.RunConfig:
+    return tune.RunConfig(
+        name="tune",
+        storage_path=scratch,
+        stop=CoordinatorStopper(coordinator),
+        callbacks=[FailureCallback(coordinator)],
+        failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+        verbose=0,
+    )
 
 
 def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | None]:

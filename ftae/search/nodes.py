@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
@@ -18,30 +19,43 @@ from ftae.specs.resources import Resources
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own."""
+def connecting() -> Iterator[Callable[[], None]]:
+    """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own.
+
+    It is connected to in the background; what is yielded waits for it. It is left at the end of the block.
+    """
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is in the journal and the progress
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        # The workers of a cluster that runs already have not inherited this process's environment.
-        workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}
-        ray.init(
-            address=address,
-            runtime_env=None if address == "local" else {"env_vars": workers},
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-        )
-        if threading.current_thread() is threading.main_thread():
-            # What batch systems send: ends the search as Ctrl-C does. Ray has set its own by now.
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray tells of nodes and workers that died
-            yield
-    finally:
-        if started:
-            ray.shutdown()
+    with redirect_stdout(sys.stderr):  # where Ray tells of nodes and workers that died
+        if ray.is_initialized():
+            yield lambda: None
+            return
+        with ThreadPoolExecutor(1) as background:
+            started = background.submit(_connect)
+
+            def wait() -> None:
+                started.result()
+                if threading.current_thread() is threading.main_thread():
+                    # What batch systems send: ends the search as Ctrl-C does.
+                    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+            try:
+                yield wait
+            finally:
+                started.exception()
+                ray.shutdown()
+
+
+def _connect() -> None:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    # The workers of a cluster that runs already have not inherited this process's environment.
+    workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}
+    ray.init(
+        address=address,
+        runtime_env=None if address == "local" else {"env_vars": workers},
+        include_dashboard=False if address == "local" else None,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+    )
 
 
 @dataclass(frozen=True)

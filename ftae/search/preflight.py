@@ -6,6 +6,9 @@ Looked at are the nodes that can run a trial now; one that joins later is on its
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ray
 
 from ftae.engine.data import Dataset
 from ftae.engine.probe import Probe, search_seconds, trial_seconds
@@ -13,7 +16,7 @@ from ftae.engine.space import LOWER, check_quota, space_needed
 from ftae.errors import FtaeError
 from ftae.search.autoscaling import wait_for_room
 from ftae.search.nodes import Node, nodes_with_room, room
-from ftae.search.survey import look_around, try_on_a_worker
+from ftae.search.survey import look_around
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
 from ftae.units import duration, size
@@ -22,14 +25,22 @@ Say = Callable[[str], None]
 CONTEXT_BYTES = 500_000_000  # of a GPU that CUDA takes for each process, beside what PyTorch does
 
 
-def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: int, say: Say) -> Probe:
-    """Check that every node can use storage and images, and that a step of the file's own configuration works.
+@dataclass(frozen=True)
+class Ground:
+    """What a search runs on: the nodes that can run a trial now, and how many trials run at a time."""
 
-    ``checkpoint_bytes``: of one checkpoint. ``say`` is told what takes long, and in the end what was found.
+    nodes: Sequence[Node]
+    at_a_time: int
+
+
+def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: int, say: Say) -> Ground:
+    """Check that there is room, and that every node can use storage and images; the driver's own has shown it.
+
+    ``checkpoint_bytes``: of one checkpoint. ``say`` is told what takes long.
 
     Raises:
-        FtaeError: the cluster has no room for a trial; a node cannot use storage or images; storage or memory
-            are too small; the step fails. The message says what to do.
+        FtaeError: the cluster has no room for a trial; a node cannot use storage or images; the storage is too
+            small. The message says what to do.
     """
     settings = spec.search
     nodes = nodes_with_room(settings.resources)
@@ -41,16 +52,24 @@ def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: i
     fitting = room(settings.resources)
     at_a_time = min(settings.max_concurrent or fitting, settings.num_trials)
     _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(at_a_time))
-    look_around(spec, store, data.fingerprint, nodes, say)
-    probe = try_on_a_worker(spec, data.fingerprint, say)
-    at_a_time = min(at_a_time, fitting)
-    _check_memory(probe, spec, nodes, at_a_time, say)
-    trial, search = trial_seconds(probe, spec.finetune), search_seconds(probe, spec, at_a_time)
+    own = ray.get_runtime_context().get_node_id()
+    look_around(spec, store, data.fingerprint, [node for node in nodes if node.id != own], say)
+    return Ground(nodes, min(at_a_time, fitting))
+
+
+def accept(probe: Probe, spec: SearchSpec, ground: Ground, say: Say) -> None:
+    """Hold what a worker measured against the memory there is; ``say`` is told what was found.
+
+    Raises:
+        FtaeError: trials that share a GPU do not fit into its memory.
+    """
+    _check_memory(probe, spec, ground.nodes, ground.at_a_time, say)
+    trial, search = trial_seconds(probe, spec.finetune), search_seconds(probe, spec, ground.at_a_time)
+    count = len(ground.nodes)
     say(
-        f"preflight     {len(nodes)} node{'s' * (len(nodes) > 1)}; {probe}; about {duration(trial)} a full trial, "
-        f"{duration(search)} the search at {at_a_time} at a time"
+        f"preflight     {count} node{'s' * (count > 1)}; {probe}; about {duration(trial)} a full trial, "
+        f"{duration(search)} the search at {ground.at_a_time} at a time"
     )
-    return probe
 
 
 def _check_space(spec: SearchSpec, store: Store, needed: int) -> None:

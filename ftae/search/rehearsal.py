@@ -1,12 +1,18 @@
-"""A few steps of the file's own configuration, made on a worker before the first trial."""
+"""A few steps of the file's own configuration, made before the first trial by the worker that will run it."""
 
 import platform
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftae.engine.probe import Probe, probe
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.search import SearchSpec
+from ftae.units import duration
 
+REHEARSAL = -1  # in the place of a trial's number
+SILENT_SECONDS = 10.0  # of waiting without a word
+SAY_SECONDS = 60.0
 WHAT_TO_DO = {
     "out of memory": "lower finetune.batch_size (grad_accumulation keeps the images of a step), set "
     "finetune.precision to bf16, or let fewer trials share a GPU (search.resources.gpus)",
@@ -31,3 +37,50 @@ def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
         return f"on {platform.node()}: {failure}; {what_to_do}"
     except (FtaeError, OSError) as error:
         return f"on {platform.node()}: {error}"
+
+
+class Rehearsal:
+    """The driver's side of it. No trial starts before it is over.
+
+    ``accept`` is given what was measured, ``say`` told while that takes long.
+    """
+
+    def __init__(self, accept: Callable[[Probe], None], say: Callable[[str], None]) -> None:
+        self._accept, self._say = accept, say
+        self._begun: float | None = None
+        self._patience = SILENT_SECONDS
+        self.is_over = False
+
+    def assign(self) -> dict[str, Any] | None:
+        """What to hand out instead of a trial: once, to one worker."""
+        if self._begun is not None:
+            return None
+        self._begun = time.monotonic()
+        return {"number": REHEARSAL}
+
+    def take(self, message: Mapping[str, Any]) -> None:
+        """What the worker found.
+
+        Raises:
+            FtaeError: the step failed: why, and what to do; or what ``accept`` raises.
+        """
+        if "refused" in message:
+            raise _failed(message["refused"])
+        self.is_over = True
+        self._accept(Probe(**message["probe"]))
+
+    def lost(self, why: str) -> None:
+        """The worker is gone. Raises FtaeError."""
+        raise _failed(f"its worker was lost ({why}); {WHAT_TO_DO['out of memory']}")
+
+    def remind(self) -> None:
+        """Say that it is waited for, now and then."""
+        waited = 0.0 if self._begun is None or self.is_over else time.monotonic() - self._begun
+        if waited > self._patience:
+            doing = "a worker tries a step of the file's own configuration, or waits for room"
+            self._say(f"preflight: {doing}, {duration(waited)} so far")
+            self._patience = waited + SAY_SECONDS
+
+
+def _failed(why: str) -> FtaeError:
+    return FtaeError(f"a step of the file's own configuration was tried and failed: {why}")

@@ -1,4 +1,4 @@
-"""Having the nodes of the cluster look at what trials need, and one worker try a step."""
+"""Having the nodes of the cluster look at what trials need."""
 
 import time
 import uuid
@@ -7,14 +7,13 @@ from typing import Any, Literal, TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
 from ftae.search.look import Look, look
-from ftae.search.nodes import Node, bundle, live_nodes
-from ftae.search.rehearsal import WHAT_TO_DO, try_step
+from ftae.search.nodes import Node, live_nodes
+from ftae.search.rehearsal import SAY_SECONDS, SILENT_SECONDS
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
 from ftae.units import duration
@@ -23,8 +22,6 @@ T = TypeVar("T")
 Say = Callable[[str], None]
 What = Literal["code", "storage", "images"]
 Fault = tuple[What, str, Node]  # what, why, and where
-SILENT_SECONDS = 10.0  # of waiting without a word
-SAY_SECONDS = 60.0
 
 
 def look_around(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[Node], say: Say) -> None:
@@ -91,26 +88,6 @@ def _told(faults: Sequence[Fault], store: Store) -> str:
             where = "; ".join(f"on {', '.join(names)}: {why}" for why, names in nodes.items())
             lines.append(f"{what} {where}. {advice}")
     return "\n".join(lines)
-
-
-def try_on_a_worker(spec: SearchSpec, fingerprint: str, say: Say) -> Probe:
-    """Measure the file's own configuration where a trial would run.
-
-    Raises:
-        FtaeError: it cannot be run there: why, and what to do.
-    """
-    wanted = bundle(spec.search.resources)
-    task = ray.remote(try_step).options(num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), max_retries=0)
-    doing = "a worker tries a step of the file's own configuration, or waits for room"
-    tried: Probe | str | RayError
-    [(_, tried)] = _results({task.remote(spec.model_dump(mode="json"), fingerprint): None}, doing, say)
-    if isinstance(tried, OutOfMemoryError | WorkerCrashedError):
-        tried = f"{_reason(tried)}; {WHAT_TO_DO['out of memory']}"
-    elif isinstance(tried, RayError):
-        tried = _reason(tried)
-    if isinstance(tried, str):
-        raise FtaeError(f"a step of the file's own configuration was tried and failed: {tried}")
-    return tried
 
 
 def _on(node: Node, function: Callable[..., Any]) -> Any:

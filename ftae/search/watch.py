@@ -29,16 +29,17 @@ class _Worker:
 
 
 class Watch:
-    """Knows when each running trial was heard of last.
+    """Knows when each running trial was heard of last."""
 
-    ``expected_seconds``: what the preflight found that it takes from one report to the next.
-    """
-
-    def __init__(self, expected_seconds: float, note: Callable[[int, str], None]) -> None:
-        self._longest = expected_seconds
+    def __init__(self, note: Callable[[int, str], None]) -> None:
+        self._longest = 0.0
         self._note = note
         self._workers: dict[int, _Worker] = {}
         self._looked = time.monotonic()
+
+    def expect(self, seconds: float) -> None:
+        """That it takes so long from one report to the next, by what the preflight found."""
+        self._longest = max(self._longest, seconds)
 
     def heard(self, number: int, message: Mapping[str, Any]) -> None:
         """A trial said something (see ``trial.run_trial``)."""

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from ftae import journal
+from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
-from ftae.search import patience
+from ftae.search import patience, rehearsal
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
+from ftae.search.rehearsal import REHEARSAL, Rehearsal
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store
@@ -49,7 +51,9 @@ def coordinate(
     say: Callable[[str], None] = lambda message: None,
     deadline: float | None = None,
 ) -> Coordinator:
-    return Coordinator(state, deadline, on_change, say)
+    rehearsal = Rehearsal(lambda probe: None, say)
+    rehearsal.is_over = True
+    return Coordinator(state, deadline, on_change, say, rehearsal)
 
 
 @pytest.fixture
@@ -92,6 +96,67 @@ def test_tune_gets_the_trials_of_the_state(state: SearchState) -> None:
     for number in range(4):
         state.end(number, "failed")
     assert searcher.suggest("e") == StateSearcher.FINISHED
+
+
+PROBE = Probe(step_seconds=0.1, eval_seconds=1.0, peak_bytes=2**28, memory_bytes=None, device="cpu", node="here")
+
+
+def rehearsed(state: SearchState, say: Callable[[str], None] = lambda message: None) -> tuple[Coordinator, list[Probe]]:
+    """A coordinator whose rehearsal has been handed out, and what is accepted of it."""
+    accepted: list[Probe] = []
+    coordinator = Coordinator(state, None, lambda number: None, say, Rehearsal(accepted.append, say))
+    assert StateSearcher(coordinator).suggest("a") == {"number": REHEARSAL}
+    return coordinator, accepted
+
+
+def test_no_trial_starts_before_the_rehearsal_is_over(state: SearchState) -> None:
+    coordinator, accepted = rehearsed(state)
+    searcher, scheduler = StateSearcher(coordinator), StateScheduler(coordinator)
+    assert searcher.suggest("b") is None
+    assert state.record.trials == {}
+    worker = SimpleNamespace(config={"number": REHEARSAL})
+    assert scheduler.on_trial_result(None, worker, {"message": json.dumps({"probe": vars(PROBE)})}) == "STOP"
+    assert accepted == [PROBE]
+    assert searcher.suggest("b")["number"] == 0
+    assert not coordinator.must_stop()
+
+
+def test_a_rehearsal_that_fails_ends_the_search_before_it_has_a_trial(state: SearchState, tmp_path: Path) -> None:
+    coordinator, accepted = rehearsed(state)
+    assert coordinator.message(REHEARSAL, {"refused": "on n1: out of memory at step 0; lower it"}) is False
+    assert coordinator.must_stop()
+    assert str(coordinator.failure) == (
+        "a step of the file's own configuration was tried and failed: on n1: out of memory at step 0; lower it"
+    )
+    assert StateSearcher(coordinator).suggest("b") == StateSearcher.FINISHED
+    assert accepted == []
+    assert state.record.trials == {}
+
+
+@pytest.mark.parametrize("tell", ["on_trial_recover", "on_trial_error"])
+def test_a_rehearsal_whose_worker_dies_is_not_tried_again(state: SearchState, tmp_path: Path, tell: str) -> None:
+    coordinator, _ = rehearsed(state)
+    errors = tmp_path / "error.txt"
+    errors.write_text("Traceback ...\nThe actor died unexpectedly\n")
+    worker = SimpleNamespace(config={"number": REHEARSAL}, error_file=str(errors))
+    getattr(FailureCallback(coordinator), tell)(7, [], worker)
+    assert coordinator.must_stop()
+    assert "its worker was lost (The actor died unexpectedly); lower finetune.batch_size" in str(coordinator.failure)
+
+
+def test_a_rehearsal_that_takes_long_is_told_of(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [100.0], list[str]()
+    monkeypatch.setattr(rehearsal.time, "monotonic", lambda: now[0])
+    coordinator, _ = rehearsed(state, said.append)
+    for seconds in range(0, 141, 5):
+        now[0] = 100.0 + seconds
+        assert not coordinator.must_stop()
+    told = "preflight: a worker tries a step of the file's own configuration, or waits for room, {} so far"
+    assert said == [told.format(duration) for duration in ("15 s", "1 min 20 s")]
+    coordinator.message(REHEARSAL, {"probe": vars(PROBE)})
+    now[0] += 1000.0
+    assert not coordinator.must_stop()
+    assert len(said) == 2
 
 
 def test_the_end_of_tunes_trial_is_not_that_of_the_states(state: SearchState) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ftae.errors import FtaeError
 from ftae.journal import Journal
 from ftae.search import survey
 from ftae.search.nodes import live_nodes
-from ftae.search.preflight import _check_memory, preflight
-from ftae.search.rehearsal import try_step
+from ftae.search.preflight import _check_memory, accept, preflight
+from ftae.search.rehearsal import Rehearsal, try_step
 from ftae.search.shipper import Shipper, tracker_of
 from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store
@@ -62,11 +62,18 @@ def store_of(search: SearchSpec) -> Store:
     return store
 
 
-def fly(search: SearchSpec, *, checkpoint_bytes: int = 1000, fingerprint: str | None = None) -> tuple[Probe, Said]:
-    """The preflight of a search, whose driver has loaded images of this fingerprint."""
-    data, said = load_dataset(search.finetune.data), Said()
-    data = data if fingerprint is None else replace(data, fingerprint=fingerprint)
-    return preflight(search, store_of(search), data, checkpoint_bytes, said), said
+def fly(search: SearchSpec, *, checkpoint_bytes: int = 1000) -> tuple[Probe, Said]:
+    """The preflight of a search, with this process as the worker that rehearses."""
+    data, said, probes = load_dataset(search.finetune.data), Said(), list[Probe]()
+    ground = preflight(search, store_of(search), data, checkpoint_bytes, said)
+
+    def take(probe: Probe) -> None:
+        accept(probe, search, ground, said)
+        probes.append(probe)
+
+    tried = try_step(search.model_dump(mode="json"), data.fingerprint)
+    Rehearsal(take, said).take({"probe": asdict(tried)} if isinstance(tried, Probe) else {"refused": tried})
+    return probes[0], said
 
 
 def refusal(search: SearchSpec, **options: Any) -> str:
@@ -116,7 +123,11 @@ def test_space_is_held_against_the_quota_and_the_disk(tmp_path: Path) -> None:
 
 
 def test_other_images_on_a_node_are_refused(tmp_path: Path) -> None:
-    message = refusal(spec(tmp_path), fingerprint="of-yesterday")
+    search = spec(tmp_path)
+    with pytest.raises(FtaeError) as caught:
+        survey.look_around(search, store_of(search), "of-yesterday", live_nodes(), Said())
+    assert list(store_of(search).folder.iterdir()) == []
+    message = str(caught.value)
     assert message.startswith(f"finetune.data: the images cannot be used on {live_nodes()[0].name}: the images of ")
     assert message.endswith("Put the same images at the same path on every node, or on a storage that all share")
 
@@ -182,20 +193,6 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
     [(name, error)] = survey._results({task: "worker"}, "", Said())
     assert name == "worker"
     assert "died unexpectedly" in survey._reason(error)
-
-
-def test_a_busy_cluster_is_waited_for_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(survey, "SAY_SECONDS", 0.5)
-    search, said = spec(tmp_path), Said()
-    other = ray.remote(lambda: time.sleep(2.0)).options(num_cpus=2).remote()
-    while ray.available_resources().get("CPU", 0.0) > 0.0:
-        time.sleep(0.05)
-    probe = survey.try_on_a_worker(search, load_dataset(search.finetune.data).fingerprint, said)
-    ray.get(other)
-    assert probe.step_seconds > 0
-    assert len(said) >= 2
-    assert said[0].startswith("preflight: a worker tries a step of the file's own configuration, or waits for room, ")
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from ftae import journal
 from ftae.engine.build import build_model
 from ftae.engine.loop import finetune
-from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
@@ -319,19 +318,41 @@ def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
     assert journal.fold(tmp_path / "small").trials == {}, "it may begin under this name"
 
 
+def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tmp_path: Path) -> None:
+    wild = {"lr": 1e6, "name": "sgd"}
+    with pytest.raises(FtaeError) as caught:
+        run_search(spec(tmp_path, finetune__optimizer=wild, finetune__max_grad_norm=None))
+    message = str(caught.value)
+    assert message.startswith("a step of the file's own configuration was tried and failed: on ")
+    assert "; lower finetune.optimizer.lr" in message
+    record = journal.fold(tmp_path / "small")
+    assert record.trials == {}, "it may begin under this name"
+    assert record.close is not None
+    assert (record.close["status"], record.close["reason"]) == ("failed", message)
+
+
+def test_a_rehearsal_that_kills_its_worker_is_told_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(driver, "run_trial", killed)
+    with pytest.raises(FtaeError, match=r"was tried and failed: its worker was lost \(.+\); lower finetune.batch_size"):
+        run_search(spec(tmp_path))
+    assert journal.fold(tmp_path / "small").trials == {}
+
+
 def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = spec(tmp_path)
     model = build_model(search.finetune, None)
     model.save_pretrained(tmp_path / "model")
     [weights] = (tmp_path / "model").glob("*.safetensors")
-    preflight = driver.preflight
+    accept = driver.accept
 
-    def spoiled_later(*arguments: Any) -> Probe:
-        probe = preflight(*arguments)
+    def spoiled_later(*arguments: Any) -> None:
+        accept(*arguments)
         save_file({name: tensor.fill_(math.nan) for name, tensor in load_file(weights).items()}, weights)
-        return probe
 
-    monkeypatch.setattr(driver, "preflight", spoiled_later)
+    monkeypatch.setattr(driver, "accept", spoiled_later)
     broken = spec(tmp_path, finetune__model={"family": "conv_vae", "pretrained": str(tmp_path / "model")})
     with pytest.raises(
         FtaeError, match=r"small stopped: the untuned model cannot be evaluated: .*as it was given is nan"

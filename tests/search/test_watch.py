@@ -22,7 +22,8 @@ class Listener:
         self.now, self.killed, self.notes = 0.0, list[int](), list[str]()
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module, "_kill_on", lambda node, pid: self.killed.append(pid))
-        self.watch = Watch(expected_seconds, lambda number, text: self.notes.append(f"{number}: {text}"))
+        self.watch = Watch(lambda number, text: self.notes.append(f"{number}: {text}"))
+        self.watch.expect(expected_seconds)
 
     def wait(self, seconds: float) -> None:
         end = self.now + seconds
@@ -139,7 +140,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_worker_that_hangs_is_killed_though_all_cpus_are_taken(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_PATIENCE_SECONDS", 0.5)
     notes: list[str] = []
-    watch = Watch(0.0, lambda number, text: notes.append(text))
+    watch = Watch(lambda number, text: notes.append(text))
     hung, other = Worker.remote(), Worker.remote()
     starts = ray.get([hung.whereabouts.remote(), other.whereabouts.remote()])
     for number, start in enumerate(starts):
