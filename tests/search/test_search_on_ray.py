@@ -319,9 +319,10 @@ def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tmp_path: Path) -> None:
-    wild = {"lr": 1e6, "name": "sgd"}
+    wild = {"optimizer": {"lr": 1e6, "name": "sgd"}, "max_grad_norm": None}
+    changes = {f"finetune__{name}": value for name, value in wild.items()}
     with pytest.raises(FtaeError) as caught:
-        run_search(spec(tmp_path, finetune__optimizer=wild, finetune__max_grad_norm=None))
+        run_search(spec(tmp_path, **changes, search_space={"freeze_depth": {"low": 0, "high": 2}}))
     message = str(caught.value)
     assert message.startswith("a step of the file's own configuration was tried and failed: on ")
     assert "; lower finetune.optimizer.lr" in message
