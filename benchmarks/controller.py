@@ -1,10 +1,12 @@
 """What the driver of a search costs, and whether that grows with the number of trials.
 
     python -m benchmarks.controller [--trials N] [--workers N] [--mlflow http] [--without-ray] [--json FILE]
+    python -m benchmarks.controller --stock [--trials 40] [--repeats 5] [--json FILE]
 
 The engine is replaced by a formula; Ray, Tune, Optuna, rungs, journal (with its fsync), retention, and the
 shipper with a server it reaches by HTTP are real. ``--without-ray`` makes the calls that Tune would make.
-Prints a row for each tenth of the trials; Ctrl-C ends the search and prints those that are over.
+Prints a row for each tenth of the trials; Ctrl-C ends the search and prints those that are over. ``--stock`` holds
+the driver against Tune's with its own MLflow callback (``stock.py``).
 """
 
 import argparse
@@ -24,9 +26,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import curves
+from benchmarks import curves, stock
 from benchmarks.meter import Meter, Reading
 from benchmarks.searches import mlflow_server, run_alone, run_on_ray, search_spec
+from benchmarks.stock import compare
 from ftae.journal import FILE_NAME, Journal
 from ftae.search import shipper
 from ftae.search.adapters import Coordinator
@@ -127,6 +130,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stock", action="store_true", help="compare with Tune's own MLflow callback")
+    parser.add_argument("--repeats", type=int, default=5, help="of the comparison")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--mlflow", choices=["none", "embedded", "http"], default="none")
@@ -154,11 +159,11 @@ def measure(given: argparse.Namespace, storage: Path) -> list[dict[str, Any]]:
 def main() -> None:
     given = arguments()
     with tempfile.TemporaryDirectory(prefix="ftae-benchmark-") as folder:
-        rows = measure(given, Path(folder))
-    Console(width=220).print(table(rows))
+        rows = compare(given.trials, given.repeats, Path(folder)) if given.stock else measure(given, Path(folder))
+    Console(width=220).print(stock.table(rows) if given.stock else table(rows))
     if given.json is not None:
         machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
-        given.json.write_text(json.dumps(machine | vars(given) | {"windows": rows}, indent=2, default=str))
+        given.json.write_text(json.dumps(machine | vars(given) | {"rows": rows}, indent=2, default=str))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def finetune(spec: FinetuneSpec, workdir: Path, **_: Any) -> Iterator[EvalReport
         picture = f"images/{name}.png" if PICTURES in os.environ else ""
         if picture:
             _draw(workdir / picture, step)
-        yield EvalReport(step, _metrics(spec, step), _timing(step), checkpoint, picture)
+        yield EvalReport(step, metrics(spec, step), _timing(step), checkpoint, picture)
 
 
 def psnr(spec: FinetuneSpec, step: int) -> float:
@@ -53,7 +53,7 @@ def psnr(spec: FinetuneSpec, step: int) -> float:
     return 18.0 + gain * (1.0 - math.exp(-4.0 * progress)) - damage
 
 
-def _metrics(spec: FinetuneSpec, step: int) -> dict[str, float]:
+def metrics(spec: FinetuneSpec, step: int) -> dict[str, float]:
     value = psnr(spec, step)
     metrics = {"val/psnr": value, "val/ssim": 1.0 - 10.0 / value**2, "val/kl": 0.01 / (1 + step)}
     if step:
