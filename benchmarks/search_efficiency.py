@@ -72,10 +72,12 @@ def measure(case: Case, variants: list[str], repeat: int, folder: Path, say: Cal
     for side in list(sides) if repeat % 2 == 0 else list(reversed(sides)):
         place = folder / f"{case.name}-{side}-{repeat}"
         place.mkdir()
+        load = os.getloadavg()[0]
         wall, work = sides[side](place)
         precision = "fp32" if side == RECIPE else precision_of(side)
         times = {beside: by_precision[precision] for beside, by_precision in bare.items()}
         run: Run = {"workload": case.name, "side": side, "repeat": repeat, "wall_seconds": wall, "bare": times}
+        run["load_before"] = load  # processes that wanted a core in the minute before, those of this benchmark too
         runs.append(run | {"work": asdict(work)} | _efficiencies(case, wall, work, times))
         say(f"{case.name} {side} {repeat}: {wall:.1f} s, efficiency {runs[-1]['efficiency_alone']:.2f}")
     return runs

@@ -15,12 +15,10 @@ import yaml
 from benchmarks.material import ROOT
 from benchmarks.work import Work, done_by_ftae, done_by_tune
 from benchmarks.workloads import Workload, search_file
-from ftae.specs.finetune import FinetuneSpec
 
-CACHE_SETTING = "prefix_cache_gb"  # 0: what a frozen prefix of the model says of an image is not kept
 # What ftae is run with. fp32 is on equal terms with the recipe; the others are reported apart.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fp32": {CACHE_SETTING: 0},
+    "fp32": {"prefix_cache_gb": 0},
     "cache": {},
     "bf16": {"precision": "bf16"},
 }
@@ -28,8 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def variants_of(workload: Workload) -> list[str]:
     """Those that differ: without a frozen prefix there is nothing to cache."""
-    can_cache = workload.freeze_encoder and CACHE_SETTING in FinetuneSpec.model_fields
-    return [name for name in VARIANTS if name != "cache" or can_cache]
+    return [name for name in VARIANTS if name != "cache" or workload.freeze_encoder]
 
 
 def precision_of(variant: str) -> str:
@@ -58,7 +55,7 @@ def run_ftae(case: Case, variant: str, folder: Path) -> tuple[float, Work]:
 def write_search(case: Case, variant: str, folder: Path) -> Path:
     """The search file of a variant, which keeps its search in ``folder``, too."""
     file = search_file("search", case.workload, case.model, case.images, folder)
-    file["finetune"] |= {key: value for key, value in VARIANTS[variant].items() if key in FinetuneSpec.model_fields}
+    file["finetune"] |= VARIANTS[variant]
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump(file, sort_keys=False))
     return path

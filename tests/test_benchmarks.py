@@ -95,6 +95,7 @@ def test_search_files_are_valid_and_have_the_rungs_of_the_recipe(name: str, vari
     assert spec.finetune.eval_steps() == workload.eval_steps()
     assert spec.rung_steps() == [workload.max_steps // 3]  # Tune's brackets: at a third, and at the end
     assert spec.finetune.precision == ("bf16" if variant == "bf16" else "fp32")
+    assert (spec.finetune.prefix_cache_gb == 0.0) == (variant == "fp32")
     assert spec.search.num_trials == workload.num_trials
 
 
@@ -105,7 +106,7 @@ def test_a_workload_has_an_evaluation_at_the_rung() -> None:
 
 def test_only_a_frozen_encoder_can_be_cached() -> None:
     assert variants_of(WORKLOADS["kl-full"]) == ["fp32", "bf16"]
-    assert variants_of(WORKLOADS["digits"]) == ["fp32", "bf16"]
+    assert variants_of(WORKLOADS["kl-decoder"]) == ["fp32", "cache", "bf16"]
 
 
 def test_both_sides_freeze_the_same(tmp_path: Path) -> None:
