@@ -211,6 +211,20 @@ class Autoencoder(nn.Module):
         low, high = self.image_range
         return (images - low) / (high - low)
 
+    def again(self) -> Autoencoder:
+        """The same network, whose tensors both have, without a head and with no stage frozen."""
+        return Autoencoder(
+            self.net,
+            [stage for stage in self.stages if stage.group != "head"],
+            image_range=self.image_range,
+            channels=self.channels,
+            encode=self._encode,
+            decode=self._decode,
+            save=self._save,
+            prior=self.prior,
+            line=self.line,
+        )
+
     def add_head(self, head: nn.Module) -> None:
         """Attach a classification head beside the line, as the last stage."""
         assert self.head is None

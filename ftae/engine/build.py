@@ -42,15 +42,26 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
         FtaeError: the weights do not load, the model cannot take the images, a freeze or multiplier
             pattern matches nothing, nothing is left to train, or ``ce`` is asked for without labels.
     """
+    return prepared(*new_model(spec, num_classes), spec, num_classes)
+
+
+def new_model(spec: FinetuneSpec, num_classes: int | None) -> tuple[Autoencoder, Encoding]:
+    """The model as it was given, or drawn, and what it says of a grey image. Seeds the random generators."""
     random.seed(spec.seed)
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
     autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
-    latents = _check_shapes(autoencoder, spec, num_classes).latents
+    return autoencoder, _check_shapes(autoencoder, spec, num_classes)
+
+
+def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+    """What ``new_model`` gave, with the head that the losses ask for, and with its stages frozen."""
+    _check_posterior(encoding, spec)
+    _check_codebook(encoding, spec)
     if spec.losses.ce > 0.0:
         if num_classes is None:
             raise FtaeError("losses.ce needs labels: put the images of each class into a sub-folder of data.train")
-        autoencoder.add_head(ClassificationHead(latents, num_classes))
+        autoencoder.add_head(ClassificationHead(encoding.latents, num_classes))
     autoencoder.freeze(spec.freeze_depth, spec.freeze)
     return autoencoder
 
@@ -71,8 +82,6 @@ def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int
             raise FtaeError(
                 f"the model's {name} must give a tensor (encode also mean, logvar), got {type(value).__name__}"
             )
-    _check_posterior(encoding, spec)
-    _check_codebook(encoding, spec)
     if output.shape != images.shape:
         raise FtaeError(
             f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "

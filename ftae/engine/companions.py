@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.families import build_autoencoder
@@ -31,7 +32,17 @@ class Companions:
     features: FeatureNetwork | None = None
 
 
-def build_companions(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Companions:
+Take = Callable[[str, Callable[[], Any]], Any]  # the name of a network, how to build it -> it, or one just like it
+
+
+def afresh(name: str, build: Callable[[], Any]) -> Any:
+    """A network that nobody else has."""
+    return build()
+
+
+def build_companions(
+    spec: FinetuneSpec, num_classes: int | None, device: torch.device, take: Take = afresh
+) -> Companions:
     """Those that the terms and metrics of ``spec`` need. Draws nothing from the random generators.
 
     Raises:
@@ -39,12 +50,17 @@ def build_companions(spec: FinetuneSpec, num_classes: int | None, device: torch.
     """
     needed = {need for term in spec.losses.weights() for need in Losses.TERMS[term]}
     needed |= {need for name in spec.metrics for need in METRICS[name].needs}
-    reference = perceptual = features = None
+    builders: dict[str, Callable[[], nn.Module]] = {}
+    if needs.reference in needed:
+        builders["reference"] = lambda: build_autoencoder(spec.model, spec.data, num_classes)
+    if needs.perceptual in needed and (perceptual := spec.perceptual) is not None:
+        builders["perceptual"] = lambda: PerceptualNetwork(perceptual)
+    if needs.features in needed and (features := spec.features) is not None:
+        builders["features"] = lambda: FeatureNetwork(features)
     with keep_random_state():
-        if needs.reference in needed:
-            reference = build_autoencoder(spec.model, spec.data, num_classes).to(device).eval().requires_grad_(False)
-        if needs.perceptual in needed and spec.perceptual is not None:
-            perceptual = PerceptualNetwork(spec.perceptual).to(device)
-        if needs.features in needed and spec.features is not None:
-            features = FeatureNetwork(spec.features).to(device)
-    return Companions(reference, perceptual=perceptual, features=features)
+        nets: dict[str, Any] = {name: take(name, _frozen(build, device)) for name, build in builders.items()}
+    return Companions(**nets)
+
+
+def _frozen(build: Callable[[], nn.Module], device: torch.device) -> Callable[[], nn.Module]:
+    return lambda: build().to(device).eval().requires_grad_(False)

@@ -9,6 +9,7 @@ name by one process, which holds its lock, and renamed when complete:
     images/<key>/factors.npy                   int64 (N, F), if the factors of variation are known
     images/<key>/about.json                    class names and skipped files
     datasets/<fingerprint>/keys.json           the keys of a dataset's arrays: training, or training and validation
+    models/<key>/model.safetensors             a pretrained model as trials begin with it (``warm``)
 
 Nothing is ever removed from it; any folder in it may be deleted while no search runs.
 """
@@ -70,7 +71,7 @@ def content_fingerprint(files: ImageFiles) -> str:
             content = digest(list(zip(files.names, hashes, strict=True)))
         (partial / "content.txt").write_text(content)
 
-    _make_once(folder, 64, write)
+    make_once(folder, 64, write)
     return (folder / "content.txt").read_text()
 
 
@@ -94,7 +95,7 @@ def stored_images(key: str, open_source: Callable[[], Source]) -> StoredImages:
     folder = cache_folder() / "images" / key
     if not folder.exists():
         source = open_source()
-        _make_once(folder, source.num_bytes, lambda partial: _write(partial, source))
+        make_once(folder, source.num_bytes, lambda partial: _write(partial, source))
     return _read(folder)
 
 
@@ -104,7 +105,7 @@ def remember_keys(fingerprint: str, keys: list[str]) -> None:
     def write(partial: Path) -> None:
         (partial / "keys.json").write_text(json.dumps(keys))
 
-    _make_once(cache_folder() / "datasets" / fingerprint, 100, write)
+    make_once(cache_folder() / "datasets" / fingerprint, 100, write)
 
 
 def recalled_keys(fingerprint: str) -> list[str] | None:
@@ -119,10 +120,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FTAE_CACHE") or "~/.cache/ftae").expanduser()
 
 
-def _make_once(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
+def make_once(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
     """Have exactly one process make ``folder``, if it is not there; the others wait for it.
 
     ``write`` fills an empty folder, and raises FtaeError for anything that is not the cache's fault.
+
+    Raises:
+        FtaeError: the cache cannot be written.
     """
     if folder.exists():
         return

@@ -18,12 +18,18 @@ from ftae.engine.evaluation import evaluate_all, save_grid
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.training import Training, out_of_memory_fails
+from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
 
 def finetune(
-    spec: FinetuneSpec, workdir: Path, *, resume_from: Path | None = None, group: Group = ALONE
+    spec: FinetuneSpec,
+    workdir: Path,
+    *,
+    resume_from: Path | None = None,
+    group: Group = ALONE,
+    warm: Warm | None = None,
 ) -> Iterator[EvalReport]:
     """Fine-tune, yielding a report after every evaluation; the consumer decides whether to go on.
 
@@ -31,7 +37,8 @@ def finetune(
     checkpoint folder) the first is that checkpoint's own report again, and what follows is, on a CPU,
     bit for bit what would have followed without the stop. Everything a report names is on disk below
     ``workdir`` before it is yielded; the two newest checkpoints are kept. ``group``: the processes that
-    train, of which this is rank 0; whatever fails in one of them is raised here.
+    train, of which this is rank 0; whatever fails in one of them is raised here. ``warm``: what earlier
+    runs of this process have left; by default everything is built anew, to the same effect.
 
     Raises:
         FtaeError: the spec cannot be run (see ``build_model`` and ``load_dataset``).
@@ -39,7 +46,7 @@ def finetune(
             collapse, or adversarial blow-up.
     """
     with out_of_memory_fails(step=lambda: 0):
-        run = FinetuneRun(spec, workdir, group)
+        run = FinetuneRun(spec, workdir, group, warm)
     with out_of_memory_fails(step=lambda: run.step):
         report = run.resume(resume_from) if resume_from is not None else run.report()
     yield from run.keep_rng(report)
@@ -62,8 +69,8 @@ def follow(spec: FinetuneSpec, group: Group) -> NoReturn:
 class FinetuneRun(Training):
     """Training, and what rank 0 alone does: evaluation, pictures and checkpoints."""
 
-    def __init__(self, spec: FinetuneSpec, workdir: Path, group: Group = ALONE) -> None:
-        super().__init__(spec, group)
+    def __init__(self, spec: FinetuneSpec, workdir: Path, group: Group = ALONE, warm: Warm | None = None) -> None:
+        super().__init__(spec, group, warm)
         self.workdir = workdir
         self._vitals: dict[str, float] = {}
 
@@ -76,9 +83,7 @@ class FinetuneRun(Training):
         train_seconds = time.monotonic() - self.window_start
         name = f"step-{self.step:08d}"
         picture = Path("images") / f"{name}.png"
-        with self.average.applied() if self.average is not None else nullcontext():
-            metrics, vitals = evaluate_all(self.judged)
-            save_grid(self.autoencoder, self.data.val, self.spec, self.workdir / picture, device=self.device)
+        metrics, vitals = self._judge(self.workdir / picture)
         # A model from scratch may not show them yet: only losing one is a collapse.
         for reason, sign in vitals.items():
             if sign == 0 and self._vitals.get(reason, 0) > 0:
@@ -97,6 +102,18 @@ class FinetuneRun(Training):
             self._save(report, self.workdir / checkpoint)
         self.start_window()
         return report
+
+    def _judge(self, picture: Path) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics and vital signs; of the model as it was given what is known of it."""
+        if self.step > 0:
+            return self._evaluate(picture)
+        return self._warm.baseline(self.spec, self.data.fingerprint, self.device, picture, self._evaluate)
+
+    def _evaluate(self, picture: Path) -> tuple[dict[str, float], dict[str, float]]:
+        with self.average.applied() if self.average is not None else nullcontext():
+            metrics, vitals = evaluate_all(self.judged)
+            save_grid(self.autoencoder, self.data.val, self.spec, picture, device=self.device)
+        return metrics, vitals
 
     def _timing(self, train_seconds: float) -> dict[str, float]:
         timing = {"time/eval_seconds": time.monotonic() - self.window_start - train_seconds}

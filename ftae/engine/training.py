@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ftae.engine.adversary import TERM, Adversary
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch
-from ftae.engine.build import build_model, device_of
-from ftae.engine.companions import Companions, build_companions
+from ftae.engine.build import device_of
+from ftae.engine.companions import Companions
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.evaluation import Judged
 from ftae.engine.judged import Subject
@@ -27,6 +27,7 @@ from ftae.engine.prefix_plan import build_prefixes, precision
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.replay import source_spec, training_batch
 from ftae.engine.shareable import Buffers, check_rows_apart
+from ftae.engine.warm import Cold, Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.models import CustomModel
@@ -35,18 +36,20 @@ from ftae.specs.models import CustomModel
 class Training:
     """The state of a run between two steps: model, optimizer, average, and what was measured since.
 
-    Every process of ``group`` has one; the average is rank 0's alone.
+    Every process of ``group`` has one; the average is rank 0's alone. ``warm``: what earlier runs of this
+    process have left, for one that trains alone.
     """
 
-    def __init__(self, spec: FinetuneSpec, group: Group = ALONE) -> None:
+    def __init__(self, spec: FinetuneSpec, group: Group = ALONE, warm: Warm | None = None) -> None:
         self.spec, self.group = spec, group
         self.device = device_of(spec)
         if spec.num_threads is not None:
             torch.set_num_threads(spec.num_threads)
         _be_deterministic(self.device)
         self.data = load_dataset(spec.data)
-        self.autoencoder = build_model(spec, self.data.num_classes).to(self.device)
-        self.companions = build_companions(spec, self.data.num_classes, self.device)
+        self._warm = warm if warm is not None and group.size == 1 else Cold()
+        self.autoencoder = self._warm.model(spec, self.data.num_classes, self.device)
+        self.companions = self._warm.companions(spec, self.data.num_classes, self.device)
         self.adversary: Adversary | None = None
         if spec.losses.adversarial > 0.0:
             assert group.size == 1, "the specs refuse it"

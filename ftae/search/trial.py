@@ -15,6 +15,7 @@ from ftae.engine.checkpoint import CHECKPOINTS, EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
 from ftae.engine.loop import finetune
 from ftae.engine.probe import Probe
+from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.record import trial_folder
 from ftae.search.followers import followers
@@ -23,6 +24,8 @@ from ftae.search.rehearsal import REHEARSAL, try_step
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store, open_store
+
+WARM = Warm()  # a worker runs one trial after the other
 
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
@@ -71,7 +74,10 @@ class _Trial:
             except OSError as error:
                 self._patience.bear(error)
             except TrainingFailed as failure:
-                if failure.reason != "out of memory" or not self._adapt(failure):
+                if failure.reason != "out of memory":
+                    raise
+                WARM.forget()
+                if not self._adapt(failure):
                     raise
             _free_memory()
 
@@ -82,7 +88,7 @@ class _Trial:
             _say({"start": _whereabouts() | {"step": 0 if checkpoint is None else int(checkpoint.name[5:])}})
             self._started = True
         with followers(spec, self._search.search.resources) as group:
-            for report in finetune(spec, workdir, resume_from=checkpoint, group=group):
+            for report in finetune(spec, workdir, resume_from=checkpoint, group=group, warm=WARM):
                 self._publish(report)
                 self._patience.served()
                 _say({"report": vars(report)})

@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ftae.engine import build as engine_build
+from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.checkpoint import latest_checkpoint
 from ftae.engine.data import load_dataset
+from ftae.engine.training import Training
+from ftae.engine.warm import Warm
 from ftae.search import patience, trial
 from ftae.search.trial import run_trial
 from ftae.specs import SearchSpec
@@ -132,6 +137,35 @@ def worker(make: Callable[..., Worker]) -> Worker:
 
 def started(step: int) -> dict[str, Any]:
     return {"start": {"node": "here", "pid": 1, "step": step}}
+
+
+def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    build, take_step = engine_build.build_autoencoder, Training.train_step
+
+    def counted(model: Any, *args: Any) -> Autoencoder:
+        built.append(model.family)
+        return build(model, *args)
+
+    def step(training: Training) -> None:
+        if training.spec.batch_size == 8:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        take_step(training)
+
+    monkeypatch.setattr(engine_build, "build_autoencoder", counted)
+    monkeypatch.setattr(trial, "WARM", Warm())
+    for lr in (1e-3, 1e-4):
+        shutil.rmtree(worker.store.folder / "trials", ignore_errors=True)
+        assert worker.run(optimizer__lr=lr)[-1] == 12
+    assert len(built) == 1
+    monkeypatch.setattr(Training, "train_step", step)
+    shutil.rmtree(worker.store.folder / "trials")
+    said = worker.run(optimizer__lr=1e-3)
+    assert [message for message in said if isinstance(message, dict) and "adapt" in message]
+    assert said[-1] == 12
+    assert len(built) == 2
 
 
 def test_a_trial_reports_what_is_on_disk(worker: Worker) -> None:
