@@ -185,10 +185,12 @@ class Prefix:
                 return
             filled = store.filled(numbers)
             if filled.any():
-                theirs = store.read(numbers[filled])
-                if not all(torch.equal(a[filled], b) for a, b in zip(own, theirs, strict=True)):
+                before = filled.nonzero().squeeze(1)
+                theirs = store.read(numbers[before])
+                if not all(torch.equal(a.index_select(0, before), b) for a, b in zip(own, theirs, strict=True)):
                     return self._give_up([store])
-            store.write(numbers[~filled], [part[~filled] for part in own])
+            new = (~filled).nonzero().squeeze(1)
+            store.write(numbers[new], [part.index_select(0, new) for part in own])
 
     # ------------------------------------------------------------------------------------------ the stores
 

@@ -10,6 +10,7 @@ from ftae.engine.data import Dataset
 from ftae.engine.prefix import Boundary, Prefix, boundaries, is_frozen_at_start
 from ftae.specs.data import DataSpec
 from ftae.specs.finetune import FinetuneSpec
+from ftae.units import size
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,19 @@ def bytes_of(spec: FinetuneSpec) -> int:
 
 def _changing(data: DataSpec) -> str | None:
     """What makes a training image another one every time."""
-    if data.degrade is not None:
-        return "data.degrade"
-    if data.random_crop_from is not None and data.random_crop_from != data.resolution:
-        return "data.random_crop_from"
-    return "data.flip" if data.flip else None
+    settings = {
+        "data.flip": data.flip,
+        "data.random_crop_from": data.decoded_side != data.resolution,
+        "data.degrade": data.degrade is not None,
+    }
+    random = [name for name, is_on in settings.items() if is_on]
+    return (
+        f"{' and '.join(random)} make{'' if len(random) > 1 else 's'} each image another every time" if random else None
+    )
 
 
 def _deepest(found: list[Boundary], num_images: int, budget: int) -> Share:
-    for boundary in reversed(found):
-        share = Share(num_images, boundary)
-        if share.num_bytes <= budget:
-            return share
-    return Share(num_images, None, "finetune.prefix_cache_gb")
+    shares = [Share(num_images, boundary) for boundary in reversed(found)]
+    least = min((share.num_bytes for share in shares), default=0)
+    too_large = f"finetune.prefix_cache_gb leaves {size(budget)}, and the least that could be stored is {size(least)}"
+    return next((share for share in shares if share.num_bytes <= budget), Share(num_images, None, too_large))

@@ -7,16 +7,19 @@ Layout below ``$FTAE_CACHE``, where each folder is written under another name an
     prefixes/<key>/rows.<i>      the rows of tensor ``i``, as they lie in memory
 
 All its space is reserved when a folder is made: a disk that is full is told then, and not by a signal in
-the midst of a write. The folders used least recently are removed where a new one needs their room; a
-process that has one open keeps it. Any of them may be deleted at any time.
+the midst of a write. Folders that no process has open are removed where a new one needs their room, the one
+used least recently first. Any of them may be deleted at any time.
 """
 
 import errno
+import fcntl
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,6 +75,9 @@ class PrefixStore:
             Layout(tuple(layout["shape"]), tuple(layout["strides"]), layout["dtype"]) for layout in about["layouts"]
         )
         self.folder, count = folder, about["num_images"]
+        in_use = os.open(folder / FILLED, os.O_RDONLY)
+        weakref.finalize(self, os.close, in_use)
+        fcntl.flock(in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as this object lives
         self._filled = _mapped(folder / FILLED, (count,))
         self._rows = [
             _mapped(folder / ROWS.format(i), (count, layout.num_bytes)) for i, layout in enumerate(self.layouts)
@@ -89,7 +95,7 @@ class PrefixStore:
     def write(self, numbers: Tensor, values: Sequence[Tensor]) -> None:
         """Store the rows of these images, as ``read`` gives them."""
         for rows, its in zip(self._rows, values, strict=True):
-            rows[numbers] = its
+            rows.index_copy_(0, numbers, its)
         self._filled[numbers] = 1  # last: who sees it finds the rows
 
 
@@ -97,18 +103,20 @@ def find(key: str) -> PrefixStore | None:
     """What is stored under ``key``; None where nothing is, or it cannot be used."""
     try:
         return PrefixStore(_folder() / key)
-    except (OSError, RuntimeError, ValueError, KeyError):  # torch tells in a RuntimeError what it cannot map
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def create(key: str, num_images: int, layouts: Sequence[Layout], budget: int) -> PrefixStore:
     """An empty store under ``key``, or what another process has made there since.
 
-    Removes those used least recently until all of them have at most ``budget`` bytes.
+    Removes those used least recently, and not in use, until all of them have at most ``budget`` bytes.
 
     Raises:
         OSError: there is no room, or the cache cannot be written.
     """
+    if not hasattr(os, "posix_fallocate"):
+        raise OSError("this system cannot reserve space on a disk")
     sizes = {FILLED: num_images} | {ROWS.format(i): num_images * layout.num_bytes for i, layout in enumerate(layouts)}
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,13 +148,25 @@ def _folder() -> Path:
 def _make_room(folder: Path, needed: int, budget: int) -> None:
     if needed > budget:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    stores = [path for path in folder.iterdir() if path.is_dir()]
-    used = {path: _last_used(path) for path in stores}
-    sizes = {path: _size(path.iterdir()) for path in stores}
-    for path in sorted(stores, key=lambda path: used[path]):
-        if used[path] == 0.0 or needed + sum(sizes.values()) > budget:
-            shutil.rmtree(path, ignore_errors=True)
+    stores = sorted((path for path in folder.iterdir() if path.is_dir()), key=_last_used)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir() if file.name != ABOUT) for path in stores}
+    for path in stores:
+        if (_last_used(path) == 0.0 or needed + sum(sizes.values()) > budget) and _removed(path):
             sizes.pop(path)
+    if needed + sum(sizes.values()) > budget:
+        raise OSError("finetune.prefix_cache_gb is taken up by runs that go on")
+
+
+def _removed(path: Path) -> bool:
+    """Remove a store, unless a process has it open."""
+    with suppress(FileNotFoundError), (path / FILLED).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+    return True
 
 
 def _last_used(path: Path) -> float:
@@ -155,11 +175,10 @@ def _last_used(path: Path) -> float:
     return about.stat().st_mtime if about.exists() and path.suffix != ".partial" else 0.0
 
 
-def _size(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
-
-
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     if path.stat().st_size != math.prod(shape):
         raise ValueError(f"{path} has not the size that it was made with")
-    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
+    try:
+        return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be mapped: {error}") from error

@@ -1,5 +1,9 @@
 """The frozen prefix, computed once: no number of a run depends on it."""
 
+import errno
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from ftae.engine.build import build_model
 from ftae.engine.checkpoint import latest_checkpoint
 from ftae.engine.loop import finetune
 from ftae.engine.prefix import Cut, Prefix
+from ftae.engine.prefix_plan import PrefixPlan, plan_prefixes
 from ftae.specs.finetune import FinetuneSpec
 
 DIGITS = {
@@ -98,10 +103,13 @@ def without_cache(spec: FinetuneSpec) -> FinetuneSpec:
 def result(spec: FinetuneSpec, folder: Path) -> tuple[list[tuple[int, dict[str, float]]], bytes, bytes]:
     """Every metric and the last weights and averages of a run."""
     reports = [(report.step, report.metrics) for report in finetune(spec, folder)]
+    return reports, *result_of(folder)
+
+
+def result_of(folder: Path) -> tuple[bytes, bytes]:
     checkpoint = latest_checkpoint(folder)
     assert checkpoint is not None
-    weights, averages = ((checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "average"))
-    return reports, weights, averages
+    return (checkpoint / "model.safetensors").read_bytes(), (checkpoint / "average.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -135,3 +143,176 @@ def test_no_number_depends_on_it(
         assert result(spec, folder / "again") == expected
         assert computed == [16, 16]  # to compare
         computed.clear()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    spec = spec_of(num_evals=3)
+    expected = result(without_cache(spec), tmp_path / "without")
+    for report in finetune(spec, tmp_path / "with"):
+        if report.step == 8:
+            break
+    shutil.copytree(tmp_path / "with", tmp_path / "budget")
+    for folder, resumed in (("with", spec), ("budget", without_cache(spec))):
+        list(finetune(resumed, tmp_path / folder, resume_from=latest_checkpoint(tmp_path / folder)))
+        assert result_of(tmp_path / folder) == expected[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"flip": True}, "data.flip"),
+        ({"random_crop_from": 20}, "data.random_crop_from"),
+        ({"degrade": {"noise": 0.1}}, "data.degrade"),
+    ],
+)
+def test_images_that_change_are_not_stored_but_those_of_validation_are(
+    change: dict[str, Any], reason: str, tmp_path: Path, computed: list[int]
+) -> None:
+    spec = spec_of(data=DIGITS | change)
+    plan = planned(spec)
+    assert reason in str(plan.training.reason)
+    assert plan.evaluation.reason is None
+    expected = result(without_cache(spec), tmp_path / "without")
+    assert result(spec, tmp_path / "with") == expected
+    assert sum(computed) == 72 + 16  # all for validation, and a batch to compare
+    computed.clear()
+    assert result(spec, tmp_path / "again") == expected
+    assert computed == [16]
+
+
+def test_what_is_told_apart(tmp_path: Path, empty_cache: Path) -> None:
+    """Every one of these has stores of its own; but the depth alone makes none where the decoder sees samples."""
+    stored: set[str] = set()
+    changes: list[tuple[dict[str, Any], int]] = [
+        ({}, 2),
+        ({"freeze_depth": ENCODER + 1}, 1),  # evaluation, which decodes the mode
+        ({"optimizer": {"lr": 1e-4}, "seed": 0, "losses": {"mse": 1.0, "kl": 1e-6}}, 0),
+        ({"seed": 1}, 2),  # other weights
+        ({"batch_size": 8}, 2),
+        ({"freeze_depth": 1}, 2),
+        ({"data": DIGITS | {"shift": "invert"}}, 2),
+        ({"data": DIGITS | {"degrade": {"noise": 0.1}}}, 1),
+        ({"sample_posterior": False}, 0),
+        ({"sample_posterior": False, "freeze_depth": ENCODER + 1}, 1),  # training
+    ]
+    for i, (change, new) in enumerate(changes):
+        list(finetune(spec_of(**{"max_steps": 1} | change), tmp_path / str(i)))
+        assert len(names(empty_cache) - stored) == new, change
+        stored = names(empty_cache)
+
+
+def test_replayed_images_and_anomalies_are_stored_too(tmp_path: Path, computed: list[int]) -> None:
+    replay = {"source": "digits", "classes": [2, 3], "share": 0.5, "shift": "invert"}
+    data = DIGITS | {"classes": [0, 1, 4], "anomaly_classes": ["4"], "replay": DIGITS | replay}
+    spec = spec_of(data=data, metrics=["psnr", "auroc"], max_steps=60)
+    expected = result(without_cache(spec), tmp_path / "without")
+    assert result(spec, tmp_path / "with") == expected
+    assert 0 < sum(computed) < 60 * 16
+    computed.clear()
+    assert result(spec, tmp_path / "again") == expected
+    assert computed == [16, 16]
+
+
+# ---------------------------------------------------------------------------------------------- the plan
+
+
+def planned(spec: FinetuneSpec, num_train: int = 288, num_evaluated: int = 72) -> PrefixPlan:
+    return plan_prefixes(build_model(spec, None), spec, num_train, num_evaluated)
+
+
+def test_the_deepest_that_the_budget_allows_is_stored() -> None:
+    # Of an image: 8 channels of 8x8, 16 of 4x4, mean and logvar of 4 latents, and these with the decoder's input.
+    sizes = {1: 2048, 2: 1024, 3: 32, 4: 32 + 1024}
+    names = {1: "encoder.down.0", 2: "encoder.down.1", 3: "bottleneck", 4: "decoder.in"}
+    for depth, expected in sizes.items():
+        plan = planned(spec_of(freeze_depth=depth, sample_posterior=False))
+        for share, count in ((plan.training, 288), (plan.evaluation, 72)):
+            assert share.boundary is not None
+            assert (share.boundary.stage, share.boundary.num_bytes) == (names[depth], expected)
+            assert share.num_bytes == count * (expected + 1)
+    room = 288 * (32 + 1) + 72 * (32 + 1)
+    tight = planned(spec_of(freeze_depth=4, sample_posterior=False, prefix_cache_gb=room / 1e9))
+    assert [share.boundary and share.boundary.stage for share in (tight.training, tight.evaluation)] == [
+        "bottleneck"
+    ] * 2
+    tighter = planned(spec_of(freeze_depth=4, sample_posterior=False, prefix_cache_gb=(room - 1) / 1e9))
+    assert tighter.training.boundary is not None
+    assert tighter.evaluation.boundary is None
+    assert "finetune.prefix_cache_gb" in str(tighter.evaluation.reason)
+
+
+def test_samples_are_not_stored_nor_what_follows_them() -> None:
+    plan = planned(spec_of(freeze_depth=ENCODER + 1))
+    assert plan.training.boundary is not None
+    assert plan.evaluation.boundary is not None
+    assert plan.training.boundary.stage == "bottleneck"
+    assert plan.evaluation.boundary.stage == "decoder.in"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"freeze_depth": 0}, None),
+        ({"freeze_depth": 0, "freeze": ["decoder.*"]}, None),
+        ({"prefix_cache_gb": 0.0}, None),
+        ({"model": {"family": "hierarchical_vae"}}, "the stages of hierarchical_vae are no chain"),
+    ],
+)
+def test_nothing_is_stored_without_a_prefix(changes: dict[str, Any], reason: str | None) -> None:
+    plan = planned(spec_of(**changes))
+    assert [share.boundary for share in (plan.training, plan.evaluation)] == [None, None]
+    assert [share.reason for share in (plan.training, plan.evaluation)] == [reason, reason]
+
+
+# ---------------------------------------------------------------------------------------------- faults
+
+
+def test_a_full_disk_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = result(without_cache(spec_of()), tmp_path / "without")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert result(spec_of(), tmp_path / "with") == expected
+    told = [record.message for record in caplog.records if record.name == "ftae.engine.prefix"]
+    assert told == ["no prefix is cached, which takes time alone: No space left on device"] * 2  # training, evaluation
+
+
+def test_damaged_rows_are_found_before_they_are_used(
+    tmp_path: Path, empty_cache: Path, caplog: pytest.LogCaptureFixture, computed: list[int]
+) -> None:
+    expected = result(without_cache(spec_of()), tmp_path / "without")
+    assert result(spec_of(), tmp_path / "with") == expected
+    damaged = names(empty_cache)
+    assert len(damaged) == 2
+    for key in damaged:
+        rows = empty_cache / key / "rows.0"
+        content = bytearray(rows.read_bytes())
+        for i in range(0, len(content), 4):
+            content[i] ^= 1  # the last digit of every number
+        rows.write_bytes(content)
+    computed.clear()
+    assert result(spec_of(), tmp_path / "again") == expected
+    assert sum("is not what is computed here" in record.message for record in caplog.records) == 2
+    assert not names(empty_cache)
+    assert computed == [16, 16]  # and then no more: the model is run as a whole
+
+
+def test_what_is_stored_in_bf16_is_not_taken_for_fp32(tmp_path: Path, empty_cache: Path) -> None:
+    list(finetune(spec_of(precision="bf16"), tmp_path / "bf16"))
+    dtypes = {
+        layout["dtype"]
+        for key in names(empty_cache)
+        for layout in json.loads((empty_cache / key / "about.json").read_text())["layouts"]
+    }
+    assert dtypes == {"bfloat16", "float32"}  # of training, of evaluation
+    assert len(names(empty_cache)) == 2
+    list(finetune(spec_of(), tmp_path / "fp32"))
+    assert len(names(empty_cache)) == 3
