@@ -43,10 +43,11 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 def _similarity_and_contrast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Of the window around each pixel, (B, C, H, W): luminance times contrast and structure, and these alone."""
     a, b = (F.pad(images, (WINDOW // 2,) * 4, mode="reflect") for images in (a, b))
-    channels = a.shape[1]
-    moments = torch.cat((a, b, a * a, b * b, a * b))
+    # Side by side as channels: where each has a filter of its own, convolution is several times faster.
+    moments = torch.cat((a, b, a * a, b * b, a * b), dim=1)
+    channels = moments.shape[1]
     window = _gaussian_window(a).expand(channels, 1, WINDOW, WINDOW)
-    mean_a, mean_b, square_a, square_b, product = F.conv2d(moments, window, groups=channels).chunk(5)
+    mean_a, mean_b, square_a, square_b, product = F.conv2d(moments, window, groups=channels).chunk(5, dim=1)
     mean_a_squared, mean_b_squared, means = mean_a.square(), mean_b.square(), mean_a * mean_b
     # The difference of two roundings may be just below 0, a variance may not.
     variances = (square_a - mean_a_squared).clamp_min(0.0) + (square_b - mean_b_squared).clamp_min(0.0)
