@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +142,13 @@ def _to_batch(
     pixels: Pixels, given: Images | None, labels: npt.NDArray[np.int64] | None, device: torch.device | str
 ) -> Batch:
     """uint8 (B, C, H, W) to the device as bytes, a quarter of what floats would take, and there to floats."""
-    images = torch.from_numpy(pixels).to(device).to(torch.float32).div_(255)
-    inputs = images if given is None else torch.from_numpy(given).to(device)
-    return Batch(images, inputs, None if labels is None else torch.from_numpy(labels).to(device))
+    images = _sent(pixels, device).to(torch.float32).div_(255)
+    inputs = images if given is None else _sent(given, device)
+    return Batch(images, inputs, None if labels is None else _sent(labels, device))
+
+
+def _sent(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """On the device. A GPU is not waited for: it has work of the step before, and copies page-locked memory itself."""
+    tensor = torch.from_numpy(values)
+    on_gpu = torch.device(device).type == "cuda"
+    return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor.to(device)

@@ -200,3 +200,16 @@ def test_batches_are_the_same_on_a_gpu() -> None:
     on_gpu = train_batch(images, spec, batch_size=8, batch=0, seed=0, device="cuda")
     assert on_gpu.images.device.type == "cuda"
     assert torch.allclose(on_gpu.images.cpu(), draw(images, spec), atol=1e-7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_that_is_busy_gets_every_batch_whole() -> None:
+    """Copies that are not waited for must not read memory that the next batch has taken over."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 64, 64, 3), dtype=np.uint8)
+    images, spec = ImageSet(pixels, np.arange(256)), spec_of(color="rgb", resolution=64)
+    busy = torch.rand(4096, 4096, device="cuda")
+    for _ in range(20):
+        busy = busy @ busy / 4096
+    sent = [train_batch(images, spec, batch_size=32, batch=b, seed=0, device="cuda").images for b in range(16)]
+    for number, batch in enumerate(sent):
+        assert torch.allclose(batch.cpu(), draw(images, spec, batch=number, batch_size=32), atol=1e-7)
