@@ -4,12 +4,11 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 from ftae.engine.adversary import Adversary
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.optim import WeightAverage
-from ftae.engine.random_state import rng_state, set_rng_state
+from ftae.engine.partial_folder import PartialFolder
+from ftae.engine.random_state import rng_state, same_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -50,6 +50,66 @@ class EvalReport:
     images: str
 
 
+class Saving:
+    """A checkpoint of a run as it is now, on its way to ``folder`` while its evaluation goes on.
+
+    Everything that training needs to go on from here as if it had never stopped. Left before ``finish``, as a
+    context, nothing of it stays.
+
+    Raises:
+        OSError: the folder could not be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: FinetuneSpec,
+        autoencoder: Autoencoder,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        *,
+        adversary: Adversary | None = None,
+    ) -> None:
+        self._spec = spec
+        self._state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "rng": rng_state()}
+        weights = {MODEL: autoencoder.state_dict()}
+        if average is not None:
+            weights[AVERAGE] = average.weights
+        if adversary is not None:
+            weights[DISCRIMINATOR] = adversary.net.state_dict()
+            self._state["adversary"] = adversary.state()
+        self._parts = PartialFolder(folder)
+        # By way of memory: the writers of both formats do not report a full disk as an OSError.
+        for name, tensors in weights.items():
+            self._parts.add(name, safetensors.torch.save(_cpu(tensors)))
+        self._add_state()
+
+    def _add_state(self) -> None:
+        content = io.BytesIO()
+        torch.save(self._state, content)
+        self._parts.add(TRAINING, content.getvalue())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._parts.__exit__(*exception)
+
+    def finish(self, report: EvalReport, vitals: dict[str, float]) -> None:
+        """Add what the evaluation found. Afterwards the checkpoint is there, on the disk itself.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        random = rng_state()
+        if not same_state(self._state["rng"], random):  # a user's own model may draw in an evaluation
+            self._state["rng"] = random
+            self._add_state()
+        content = {"report": asdict(report), "vitals": vitals, "spec": self._spec.model_dump(mode="json")}
+        self._parts.add(REPORT, json.dumps(content).encode())
+        self._parts.complete(HASHES)
+
+
 def save_checkpoint(
     folder: Path,
     report: EvalReport,
@@ -61,38 +121,13 @@ def save_checkpoint(
     *,
     adversary: Adversary | None = None,
 ) -> None:
-    """Write everything that training needs to go on from here as if it had never stopped.
+    """Write a checkpoint of what has been evaluated already.
 
     Raises:
         OSError: it could not be written; nothing half-written stays.
     """
-    parts = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    try:
-        # By way of memory: the writers of both formats do not report a full disk as an OSError.
-        (parts / MODEL).write_bytes(safetensors.torch.save(_cpu(autoencoder.state_dict())))
-        if average is not None:
-            (parts / AVERAGE).write_bytes(safetensors.torch.save(_cpu(average.weights)))
-        state = {"optimizer": optimizer.state_dict(), "rng": rng_state()}
-        if adversary is not None:
-            (parts / DISCRIMINATOR).write_bytes(safetensors.torch.save(_cpu(adversary.net.state_dict())))
-            state["adversary"] = adversary.state()
-        training = io.BytesIO()
-        torch.save(state, training)
-        (parts / TRAINING).write_bytes(training.getbuffer())
-        content = {
-            "report": asdict(report),
-            "vitals": vitals,
-            "spec": spec.model_dump(mode="json"),
-        }
-        (parts / REPORT).write_text(json.dumps(content))
-        (parts / HASHES).write_text(json.dumps({file.name: _sha256(file) for file in sorted(parts.iterdir())}))
-        _sync(parts.iterdir())
-        shutil.rmtree(folder, ignore_errors=True)
-        parts.rename(folder)
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
+    with Saving(folder, spec, autoencoder, optimizer, average, adversary=adversary) as saving:
+        saving.finish(report, vitals)
 
 
 def load_checkpoint(
@@ -211,12 +246,11 @@ def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> No
 
 
 def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-
-
-def _sync(files: Iterable[Path]) -> None:
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    """Contiguous, on the CPU, no two in the same memory; copies only where that takes some."""
+    found: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        found[name] = here.clone() if here.untyped_storage().data_ptr() in memory else here
+        memory.add(here.untyped_storage().data_ptr())
+    return found

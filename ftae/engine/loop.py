@@ -10,9 +10,9 @@ from typing import NoReturn
 from ftae.engine.checkpoint import (
     CHECKPOINTS,
     EvalReport,
+    Saving,
     load_checkpoint,
     remove_older_checkpoints,
-    save_checkpoint,
 )
 from ftae.engine.evaluation import evaluate_all, save_grid
 from ftae.engine.parallel import ALONE, Group
@@ -83,25 +83,32 @@ class FinetuneRun(Training):
         train_seconds = time.monotonic() - self.window_start
         name = f"step-{self.step:08d}"
         picture = Path("images") / f"{name}.png"
-        metrics, vitals = self._judge(self.workdir / picture)
-        # A model from scratch may not show them yet: only losing one is a collapse.
-        for reason, sign in vitals.items():
-            if sign == 0 and self._vitals.get(reason, 0) > 0:
-                raise TrainingFailed(reason, self.step)
-        self._vitals = vitals
         checkpoint = Path(CHECKPOINTS) / name if self.step > 0 else None
-        report = EvalReport(
-            step=self.step,
-            metrics=metrics | (self.measured() if self.window_steps else {}),
-            timing=self._timing(train_seconds),
-            checkpoint=None if checkpoint is None else str(checkpoint),
-            images=str(picture),
-        )
-        _check_finite(report)
+        with nullcontext() if checkpoint is None else self._saving(self.workdir / checkpoint) as saving:
+            metrics, vitals = self._judge(self.workdir / picture)
+            # A model from scratch may not show them yet: only losing one is a collapse.
+            for reason, sign in vitals.items():
+                if sign == 0 and self._vitals.get(reason, 0) > 0:
+                    raise TrainingFailed(reason, self.step)
+            self._vitals = vitals
+            report = EvalReport(
+                step=self.step,
+                metrics=metrics | (self.measured() if self.window_steps else {}),
+                timing=self._timing(train_seconds),
+                checkpoint=None if checkpoint is None else str(checkpoint),
+                images=str(picture),
+            )
+            _check_finite(report)
+            if saving is not None:
+                saving.finish(report, vitals)
         if checkpoint is not None:
-            self._save(report, self.workdir / checkpoint)
+            remove_older_checkpoints(self.workdir / checkpoint)
         self.start_window()
         return report
+
+    def _saving(self, folder: Path) -> Saving:
+        """Of the state before the evaluation, which changes nothing of it and so need not be waited for."""
+        return Saving(folder, self.spec, self.autoencoder, self.optimizer, self.average, adversary=self.adversary)
 
     def _judge(self, picture: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Metrics and vital signs; of the model as it was given what is known of it."""
@@ -121,19 +128,6 @@ class FinetuneRun(Training):
             images = self.window_steps * self.spec.batch_size * self.spec.grad_accumulation
             timing |= {"time/train_seconds": train_seconds, "time/images_per_second": images / train_seconds}
         return timing
-
-    def _save(self, report: EvalReport, folder: Path) -> None:
-        save_checkpoint(
-            folder,
-            report,
-            self.spec,
-            self.autoencoder,
-            self.optimizer,
-            self.average,
-            self._vitals,
-            adversary=self.adversary,
-        )
-        remove_older_checkpoints(folder)
 
     def resume(self, checkpoint: Path) -> EvalReport:
         """Take up the state of a checkpoint; returns the report made with it."""

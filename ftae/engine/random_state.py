@@ -33,6 +33,16 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether the generators were alike when ``rng_state`` took both."""
+
+    def plain(state: dict[str, Any]) -> list[Any]:
+        parts = [part for value in state.values() for part in (value if isinstance(value, list) else [value])]
+        return [part.tolist() if isinstance(part, torch.Tensor) else part for part in parts]
+
+    return plain(a) == plain(b)
+
+
 @contextmanager
 def keep_random_state() -> Iterator[None]:
     """Whatever is drawn inside the block is as if it had not been."""

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, nothing but data, and the same run only."""
 
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import (
     EvalReport,
+    Saving,
     damage,
     evaluated_weights,
     latest_checkpoint,
@@ -27,7 +29,7 @@ from ftae.engine.checkpoint import (
 )
 from ftae.engine.loop import finetune
 from ftae.engine.optim import WeightAverage, build_optimizer
-from ftae.engine.random_state import rng_state, set_rng_state
+from ftae.engine.random_state import rng_state, same_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -152,6 +154,70 @@ def test_a_failed_save_leaves_the_old_checkpoint_alone(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save(tmp_path / "step-1", spec_of(), state, report_of(metrics={"val/mse": object()}))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_what_is_saved_is_the_state_before_the_evaluation_but_for_the_random_numbers_it_draws(tmp_path: Path) -> None:
+    autoencoder, optimizer, average = state_of(spec_of(), num_steps=2)
+    weights = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    with Saving(tmp_path / "step-1", spec_of(), autoencoder, optimizer, average) as saving:
+        for parameter in autoencoder.parameters():
+            parameter.detach().zero_()
+        torch.rand(3)
+        drawn = rng_state()
+        saving.finish(report_of(), {})
+    loaded = state_of(spec_of())
+    load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
+    assert same_state(rng_state(), drawn)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded[0].state_dict().items())
+    assert damage(tmp_path / "step-1") is None
+
+
+def test_a_checkpoint_whose_evaluation_failed_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FtaeError), Saving(tmp_path / "step-1", spec_of(), *state_of(spec_of())):
+        raise FtaeError("the evaluation failed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_an_os_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of()))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path / "step-2", spec_of(), state_of(spec_of()))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert damage(tmp_path / "step-1") is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux' names of open files")
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def checked(path: Path, target: Path) -> Path:
+        assert synced == set(FILES) == {file.name for file in path.iterdir()}
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", checked)
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of()))
+    assert damage(tmp_path / "step-1") is None
+
+
+def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+    autoencoder, optimizer, average = state_of(spec_of())
+    autoencoder.net.also_out = autoencoder.net.out
+    save(tmp_path / "step-1", spec_of(), (autoencoder, optimizer, average))
+    saved = load_file(tmp_path / "step-1" / "model.safetensors")
+    assert torch.equal(saved["net.also_out.weight"], saved["net.out.weight"])
 
 
 def test_a_checkpoint_is_replaced_by_one_of_the_same_step(tmp_path: Path) -> None:
