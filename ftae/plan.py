@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftae import journal
 from ftae.errors import SpecError
@@ -16,6 +17,9 @@ from ftae.specs.resources import Resources
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.storage import JOURNAL
 from ftae.units import duration, size
+
+if TYPE_CHECKING:
+    from ftae.engine.prefix_plan import PrefixPlan
 
 
 def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
@@ -126,7 +130,18 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         codes = " + ".join(map(str, summary.codebooks))
         moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
         lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
-    return lines, summary.checkpoint_bytes
+    return [*lines, *_prefix_lines(summary.prefix)], summary.checkpoint_bytes
+
+
+def _prefix_lines(prefix: "PrefixPlan") -> list[str]:
+    """How far the frozen start is computed once for each image; nothing where none of it was to be."""
+    told = []
+    for name, share in (("training", prefix.training), ("validation", prefix.evaluation)):
+        if share.boundary is not None:
+            told.append(f"{name} through {share.boundary.stage}, about {size(share.num_bytes)}")
+        elif share.reason is not None:
+            told.append(f"{name} none: {share.reason}")
+    return [f"prefix cache {'; '.join(told)}"] if told else []
 
 
 # What an image's pixels are taken for where one of these terms is the reconstruction, and the factor that makes

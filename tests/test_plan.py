@@ -84,14 +84,41 @@ def test_the_plan_of_a_search() -> None:
     assert lines[15:] == [
         "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
         "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of it, by the Gaussian
-        lines[17],
+        # 4 channels of 8x8, and a byte, of 1438 and 359 digits.
+        "prefix cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
+        lines[18],
         "storage      /no/such/place/small",
-        lines[19],
+        lines[20],
         "tracking     sqlite:////no/such/place/mlflow.db, experiment small",
         "warning: frozen stages keep random weights: model.pretrained is null",
     ]
-    assert lines[17].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
-    assert lines[19].startswith("space        about ")
+    assert lines[18].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
+    assert lines[20].startswith("space        about ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"finetune__freeze_depth": 0}, []),
+        ({"finetune__prefix_cache_gb": 0.0}, []),
+        (
+            {"finetune__data": {"source": "digits", "resolution": 16, "flip": True}},
+            [
+                "prefix cache training none: images change from epoch to epoch (data.flip); "
+                "validation through encoder.down.0, about 368 KB"
+            ],
+        ),
+        (
+            {"finetune__prefix_cache_gb": 1e-3},
+            [
+                "prefix cache training none: finetune.prefix_cache_gb leaves 1 MB, and the least that could be stored "
+                "is 1.47 MB; validation through encoder.down.0, about 368 KB"
+            ],
+        ),
+    ],
+)
+def test_the_plan_says_what_of_the_frozen_start_is_stored(changes: dict[str, Any], told: list[str]) -> None:
+    assert [line for line in plan_of(**changes) if line.startswith("prefix cache")] == told
 
 
 def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Encoding, G
 from ftae.engine.discriminator import build_discriminator
 from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
+from ftae.engine.prefix_plan import PrefixPlan, num_images, plan_prefixes
 from ftae.engine.vision_networks import check_weights
 from ftae.errors import FtaeError
 from ftae.specs import needs
@@ -125,7 +126,7 @@ class ModelSummary:
 
     ``num_latents``: numbers an image is encoded into.
     ``codebooks``: the number of codes of each; ``gradient_codebooks``: they are trained by gradient, not a
-    moving average.
+    moving average. ``prefix``: what of it would be stored, of about as many images as there are.
     """
 
     stages: tuple[StageSummary, ...]
@@ -133,6 +134,7 @@ class ModelSummary:
     num_latents: int
     codebooks: tuple[int, ...]
     gradient_codebooks: bool
+    prefix: PrefixPlan
 
     @property
     def num_parameters(self) -> int:
@@ -170,6 +172,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
         num_latents=encoding.latents.numel(),
         codebooks=tuple(codes.num_codes for codes in encoding.codes),
         gradient_codebooks=any(codes.codebook is not None for codes in encoding.codes),
+        prefix=plan_prefixes(autoencoder, spec, lambda: num_images(spec.data)),
     )
 
 

@@ -1,14 +1,18 @@
 """What of a run's frozen start is stored, by its settings and the number of its images; and why no more."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.builtin import source_of
 from ftae.engine.data import Dataset
 from ftae.engine.prefix import Boundary, Prefix, boundaries, is_frozen_at_start
-from ftae.specs.data import DataSpec
+from ftae.engine.sources import list_images, num_held_out
+from ftae.specs.data import AnyData, DataSpec, ImageFolder
 from ftae.specs.finetune import FinetuneSpec
 from ftae.units import size
 
@@ -39,15 +43,16 @@ class PrefixPlan:
     evaluation: Share
 
 
-def plan_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, num_train: int, num_evaluated: int) -> PrefixPlan:
-    """The deepest boundary that the budget allows, first for training.
+def plan_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, count: Callable[[], tuple[int, int]]) -> PrefixPlan:
+    """The deepest boundary that the budget allows, first for training. ``count``: images to train on, to evaluate.
 
     Nothing is to be stored without a budget, or where the first stage is trained.
     """
     budget, is_frozen = bytes_of(spec), is_frozen_at_start(autoencoder)
     if budget == 0 or not is_frozen or autoencoder.line is None:
-        reason = f"the stages of {spec.model.family} are no chain" if budget and is_frozen else None
-        return PrefixPlan(Share(num_train, None, reason), Share(num_evaluated, None, reason))
+        nothing = Share(0, None, f"the stages of {spec.model.family} are no chain" if budget and is_frozen else None)
+        return PrefixPlan(nothing, nothing)
+    num_train, num_evaluated = count()
     parameter = next(autoencoder.parameters())
     side = spec.data.resolution
     image = torch.full((1, spec.data.channels, side, side), 0.5, device=parameter.device)
@@ -62,11 +67,10 @@ def plan_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, num_train: int, 
 
 def build_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, data: Dataset, shares: int) -> tuple[Prefix, Prefix]:
     """That of training, by one of ``shares`` processes that divide a batch, and that of evaluation."""
-    replay = data.replay
-    train = [data.train] if replay is None else [data.train, replay.train]
-    evaluated = [data.val, data.anomalies, None if replay is None else replay.val]
-    num_evaluated = sum(len(images) for images in evaluated if images is not None)
-    plan = plan_prefixes(autoencoder, spec, sum(map(len, train)), num_evaluated)
+    sets = [data] if data.replay is None else [data, data.replay]
+    num_train = sum(len(its.train) for its in sets)
+    num_evaluated = sum(len(its.val) + len(its.anomalies or ()) for its in sets)
+    plan = plan_prefixes(autoencoder, spec, lambda: (num_train, num_evaluated))
     config = getattr(autoencoder.net, "config", {})
     device = next(autoencoder.parameters()).device
     common = [
@@ -90,6 +94,19 @@ def build_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, data: Dataset, 
             circumstances=[*common, "fp32", spec.batch_size],
         ),
     )
+
+
+def num_images(spec: AnyData) -> tuple[int, int]:
+    """About how many images a run trains on and how many it evaluates; none is decoded."""
+    found = _num_files(spec.train) if isinstance(spec, ImageFolder) else len(source_of(spec).names)
+    train, val = found, _num_files(spec.val) if isinstance(spec.val, str) else num_held_out(found, spec.val)
+    train -= 0 if isinstance(spec.val, str) else val
+    replayed = (0, 0) if spec.replay is None else num_images(spec.replay)
+    return train + replayed[0], val + replayed[1]
+
+
+def _num_files(folder: str) -> int:
+    return len(list_images(Path(folder).expanduser()).names)
 
 
 def precision(spec: FinetuneSpec, device: torch.device) -> AbstractContextManager[object]:

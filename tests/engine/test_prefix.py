@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import latest_checkpoint
+from ftae.engine.data import load_dataset
 from ftae.engine.loop import finetune
 from ftae.engine.prefix import Cut, Prefix
-from ftae.engine.prefix_plan import PrefixPlan, plan_prefixes
+from ftae.engine.prefix_plan import PrefixPlan, num_images, plan_prefixes
 from ftae.specs.finetune import FinetuneSpec
 
 DIGITS = {
@@ -221,7 +223,7 @@ def test_replayed_images_and_anomalies_are_stored_too(tmp_path: Path, computed: 
 
 
 def planned(spec: FinetuneSpec, num_train: int = 288, num_evaluated: int = 72) -> PrefixPlan:
-    return plan_prefixes(build_model(spec, None), spec, num_train, num_evaluated)
+    return plan_prefixes(build_model(spec, None), spec, lambda: (num_train, num_evaluated))
 
 
 def test_the_deepest_that_the_budget_allows_is_stored() -> None:
@@ -243,6 +245,32 @@ def test_the_deepest_that_the_budget_allows_is_stored() -> None:
     assert tighter.training.boundary is not None
     assert tighter.evaluation.boundary is None
     assert "finetune.prefix_cache_gb" in str(tighter.evaluation.reason)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DIGITS,
+        DIGITS | {"replay": DIGITS | {"shift": "invert", "share": 0.5, "val": 0.4}},
+        {"source": "photos", "resolution": 16, "num_patches": 30},
+        {"source": "shapes", "resolution": 16, "num_images": 20},
+    ],
+)
+def test_images_are_counted_as_they_will_be(data: dict[str, Any]) -> None:
+    spec = spec_of(data=data).data
+    dataset = load_dataset(spec)
+    sets = [dataset, *([] if dataset.replay is None else [dataset.replay])]
+    assert num_images(spec) == (sum(len(its.train) for its in sets), sum(len(its.val) for its in sets))
+
+
+def test_images_of_folders_are_counted(tmp_path: Path) -> None:
+    for folder, count in (("train", 5), ("val", 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            Image.new("RGB", (16, 16)).save(tmp_path / folder / f"{i}.png")
+    data = {"source": "image_folder", "train": str(tmp_path / "train"), "resolution": 16}
+    assert num_images(spec_of(data=data | {"val": str(tmp_path / "val")}).data) == (5, 3)
+    assert num_images(spec_of(data=data | {"val": 0.2}).data) == (4, 1)
 
 
 def test_samples_are_not_stored_nor_what_follows_them() -> None:
