@@ -126,10 +126,8 @@ def _changing(data: DataSpec) -> str | None:
         "data.random_crop_from": data.decoded_side != data.resolution,
         "data.degrade": data.degrade is not None,
     }
-    random = [name for name, is_on in settings.items() if is_on]
-    return (
-        f"{' and '.join(random)} make{'' if len(random) > 1 else 's'} each image another every time" if random else None
-    )
+    random = " and ".join(name for name, is_on in settings.items() if is_on)
+    return f"images change from epoch to epoch ({random})" if random else None
 
 
 def _deepest(found: list[Boundary], num_images: int, budget: int) -> Share:
