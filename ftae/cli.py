@@ -1,5 +1,7 @@
 """The commands. Results go to stdout, progress to stderr; every heavy import is inside its command."""
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -192,6 +194,7 @@ def ui(
 
 def main() -> None:
     """The ``ftae`` script: one message and exit status 1 for what the user can fix."""
+    atexit.register(gc.freeze)  # looking for garbage in all that was imported would take the exit of a search 2 s
     try:
         app()
     except (FtaeError, OSError) as error:  # the user's files, disk and network are theirs to mend

@@ -27,6 +27,7 @@ from ftae.search.retention import Retention
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
 from ftae.search.trial import run_trial
+from ftae.search.tune_workers import spared
 from ftae.specs.search import SearchSettings, SearchSpec
 from ftae.specs.yamlfile import dump
 from ftae.storage import Store, open_store
@@ -124,7 +125,7 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
     trainable = tune.with_parameters(
         run_trial, search=spec.model_dump(mode="json"), fingerprint=state.record.facts["dataset_fingerprint"]
     )
-    with tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch:  # Tune's own files; nobody reads them
+    with spared(), tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch:  # Tune's own files; nobody reads them
         tune.Tuner(
             tune.with_resources(trainable, placement(settings.resources)),
             tune_config=_tune_config(settings, coordinator),

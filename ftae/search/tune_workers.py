@@ -1,0 +1,48 @@
+"""How Tune comes by its workers, where it would start more of them than it needs.
+
+Private parts: ray is pinned, tests/search/test_tune_workers.py holds them.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import ray
+from ray.tune.execution.class_cache import _ActorClassCache
+from ray.tune.execution.tune_controller import TuneController
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """Inside, no worker that starts is killed for one that is free, and those of an own cluster are taken as they are.
+
+    Tune gives a free worker to a trial that waits for its own, which it kills; short trials thus keep the second
+    worker from ever starting. And it asks for workers with an environment of their own, which none of those has
+    that Ray started in advance; on a cluster of this process's own they have inherited all of it anyway.
+    """
+    with ExitStack() as patches:
+        reuse = TuneController._maybe_reuse_cached_actor
+        _patch(patches, TuneController, "_maybe_reuse_cached_actor", _unless_one_starts(reuse))
+        if "RAY_ADDRESS" not in os.environ:
+            _patch(patches, _ActorClassCache, "get", _remote_class)
+        yield
+
+
+def _patch(patches: ExitStack, owner: type, name: str, function: Callable[..., Any]) -> None:
+    patches.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, function)
+
+
+def _unless_one_starts(reuse: Callable[..., bool]) -> Callable[..., bool]:
+    def maybe_reuse(controller: TuneController, trial: Any) -> bool:
+        starting = trial in controller._trial_to_actor and trial not in controller._resetting_trials
+        return not starting and reuse(controller, trial)
+
+    return maybe_reuse
+
+
+def _remote_class(classes: _ActorClassCache, trainable: Any) -> Any:
+    if trainable not in classes._cache:
+        classes._cache[trainable] = ray.remote(trainable)
+    return classes._cache[trainable]
