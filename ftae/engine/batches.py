@@ -92,8 +92,11 @@ def train_batch(
     mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
     # Drawn for the whole batch, whatever is wanted of it.
     indices, offsets, mirrored, places = indices[rows], offsets[rows], mirrored[rows], np.arange(batch_size)[rows]
-    crops = sliding_window_view(images.images, (side, side), axis=(1, 2))  # every one: (N, tops, lefts, C, side, side)
-    pixels = np.ascontiguousarray(crops[indices, offsets[:, 0], offsets[:, 1]])
+    if spec.decoded_side == side:
+        pixels = np.ascontiguousarray(images.images[indices].transpose(0, 3, 1, 2))
+    else:
+        crops = sliding_window_view(images.images, (side, side), axis=(1, 2))  # all: (N, tops, lefts, C, side, side)
+        pixels = np.ascontiguousarray(crops[indices, offsets[:, 0], offsets[:, 1]])
     pixels[mirrored] = pixels[mirrored][..., ::-1]
     given = _given(pixels, spec, [[seed, batch, int(place), 2] for place in places])
     made = _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
