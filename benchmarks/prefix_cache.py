@@ -37,11 +37,12 @@ def random_model(folder: Path) -> str:
 
     torch.manual_seed(0)
     AutoencoderKL(
-        block_out_channels=(64, 128, 128),
+        block_out_channels=(32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=4,
+        norm_num_groups=16,
     ).save_pretrained(folder)
     return str(folder)
 
