@@ -48,16 +48,18 @@ def own_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None
             saved = config | {OUTER: max(kept, wanted or 0)}
             (folder / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
 
+        line = net.line() if has_line else None
+        chain = net if line is None else line  # not put together anew for every batch
         return Autoencoder(
             net,
             net.stages(),
             image_range=(0.0, 1.0),
             channels=config["channels_in"],
-            encode=net.encode,
-            decode=net.decode,
+            encode=chain.encode,
+            decode=chain.decode,
             save=save,
             prior=prior,
-            line=net.line() if has_line else None,
+            line=line,
         )
 
     return build
