@@ -130,9 +130,11 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
             from ftae.cluster.watcher import watch
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
+        from ftae.search.earlier import earlier
         from ftae.search.nodes import connecting
 
-        with connecting() as cluster:  # starts beside the import of all the rest
+        earlier(spec.located(), resume)
+        with connecting(spec.finetune.model) as cluster:  # starts beside the import of all the rest
             from ftae.search.driver import search_on
 
             record = search_on(cluster, spec, resume=resume)

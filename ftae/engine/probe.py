@@ -21,7 +21,7 @@ from ftae.specs.search import Asha, SearchSpec
 from ftae.units import duration, size
 
 TIMED_STEPS = 5
-TIMED_SECONDS = 5.0  # no further step is begun after that
+TIMED_SECONDS = 1.0  # no further step is begun after that
 PROCESS = Path("/proc/self")  # what Linux knows of this process
 
 

@@ -21,8 +21,6 @@ ENVIRONMENT = {
     # A trial without a GPU must not see one.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # The workers of a cluster of this process's own import what they need while the driver checks data and model.
-    "RAY_preload_python_modules": "ftae.search.trial",
 }
 
 

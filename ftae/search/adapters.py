@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from ftae.errors import FtaeError
 from ftae.record import Status, TrialRecord
-from ftae.search.rehearsal import REHEARSAL, Rehearsal
+from ftae.search.rehearsal import REHEARSAL, WARM_UP, Rehearsal
 from ftae.search.state import Assignment, SearchState
 from ftae.search.watch import Watch
 
@@ -69,6 +69,8 @@ class Coordinator:
         if number == REHEARSAL:
             self._safely(lambda: self._rehearsal.take(message))
             return False
+        if number == WARM_UP:  # one that is free too early Tune would end
+            return self.failure is None and not self._rehearsal.is_over
         self._watch.heard(number, message)
         self._without_worker.discard(number)
         goes_on = self._safely(lambda: self._take(number, message))
@@ -79,8 +81,8 @@ class Coordinator:
 
     def given_up(self, number: int, errors: str | None) -> None:
         """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
-        if number == REHEARSAL:
-            self._safely(lambda: self._rehearsal.lost(_last_line(errors)))
+        if number < 0:
+            self._lost_before_trials(number, errors)
             return
         self._watch.forget(number)
         # The loss of a worker that was to be reused Tune takes for two failures, and gives up at the second.
@@ -92,13 +94,17 @@ class Coordinator:
 
     def recovered(self, number: int, errors: str | None) -> None:
         """The worker of a trial was lost; Tune starts the trial again."""
-        if number == REHEARSAL:
-            self._safely(lambda: self._rehearsal.lost(_last_line(errors)))
+        if number < 0:
+            self._lost_before_trials(number, errors)
             return
         self._watch.forget(number)
         self._losses[number] += 1
         self._without_worker.add(number)
         self._note(number, f"its worker was lost ({_last_line(errors)}); it goes on from its newest checkpoint")
+
+    def _lost_before_trials(self, number: int, errors: str | None) -> None:
+        if number == REHEARSAL:  # without a warm-up, only the worker's first trial takes longer
+            self._safely(lambda: self._rehearsal.lost(_last_line(errors)))
 
     def must_stop(self) -> bool:
         """Asked again and again by Tune, whether or not anything happened."""

@@ -16,6 +16,7 @@ from ftae.engine.probe import Probe, expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
+from ftae.search.earlier import earlier
 from ftae.search.followers import placement
 from ftae.search.nodes import connecting, room
 from ftae.search.patience import patiently
@@ -48,7 +49,7 @@ MAY_CHANGE = (
 
 def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
     """``search_on`` a cluster that starts beside what is checked first. Raises as that."""
-    with connecting() as cluster:
+    with connecting(spec.finetune.model) as cluster:
         return search_on(cluster, spec, resume=resume)
 
 
@@ -64,7 +65,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
     """
     spec = spec.located()
     store = open_store(spec.search.storage, spec.name, "driver")
-    before = _earlier(open_store(spec.search.storage, spec.name, "reader"), spec, resume)
+    before = earlier(spec, resume)
     # Here, so that what is wrong with data or model is said before anything starts.
     data = load_dataset(spec.finetune.data)
     summary = check_search(spec, data.num_classes)
@@ -121,11 +122,15 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
         coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
 
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
-    coordinator = Coordinator(state, deadline, on_change, progress.say, Rehearsal(on_probe, progress.say))
+    others = ground.at_a_time - 1 if settings.resources.workers == 1 else 0
+    coordinator = Coordinator(state, deadline, on_change, progress.say, Rehearsal(on_probe, progress.say, others))
     trainable = tune.with_parameters(
         run_trial, search=spec.model_dump(mode="json"), fingerprint=state.record.facts["dataset_fingerprint"]
     )
-    with spared(), tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch:  # Tune's own files; nobody reads them
+    with (
+        spared(settings.resources),
+        tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch,
+    ):  # Tune's own files; nobody reads them
         tune.Tuner(
             tune.with_resources(trainable, placement(settings.resources)),
             tune_config=_tune_config(settings, coordinator),
@@ -189,22 +194,6 @@ def _finish_tracking(store: Store, spec: SearchSpec, shipper: Shipper, progress:
 
 
 # ----------------------------------------------------------------------------------------- the folder
-
-
-def _earlier(store: Store, spec: SearchSpec, resume: bool | None) -> SearchRecord | None:
-    """What the search to go on with holds; None for one that begins."""
-    store.refresh()
-    found = journal.fold(store.folder) if store.exists() else None
-    before = found if found is not None and found.trials else None
-    if resume and before is None:
-        raise FtaeError(f"there is nothing to resume in {store}; start the search without --resume")
-    if before is not None and resume is False:
-        ended = sum(t.status != "running" for t in before.trials.values() if t.kind != "baseline")
-        raise FtaeError(
-            f"{store} holds a search already ({ended} of {before.search['search']['num_trials']} trials done). "
-            "Go on with it by --resume, or give the new one another name (--set name=...)"
-        )
-    return before
 
 
 def _make_folder(store: Store) -> None:

@@ -15,14 +15,16 @@ import ray
 
 from ftae.lookup import ALLOW_CODE
 from ftae.search import ENVIRONMENT
+from ftae.specs.models import AnyModel, DiffusersModel
 from ftae.specs.resources import Resources
 
 
 @contextmanager
-def connecting() -> Iterator[Callable[[], None]]:
+def connecting(model: AnyModel) -> Iterator[Callable[[], None]]:
     """A cluster: the one already joined, the one ``RAY_ADDRESS`` names, or one of this machine's own.
 
     It is connected to in the background; what is yielded waits for it. It is left at the end of the block.
+    The workers of an own cluster import what trials of ``model`` need before they get one.
     """
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is in the journal and the progress
     with redirect_stdout(sys.stderr):  # where Ray tells of nodes and workers that died
@@ -30,7 +32,7 @@ def connecting() -> Iterator[Callable[[], None]]:
             yield lambda: None
             return
         with ThreadPoolExecutor(1) as background:
-            started = background.submit(_connect)
+            started = background.submit(_connect, model)
 
             def wait() -> None:
                 started.result()
@@ -45,8 +47,10 @@ def connecting() -> Iterator[Callable[[], None]]:
                 ray.shutdown()
 
 
-def _connect() -> None:
+def _connect(model: AnyModel) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
+    modules = ["ftae.search.trial", *(["diffusers.models.autoencoders"] if isinstance(model, DiffusersModel) else [])]
+    os.environ.setdefault("RAY_preload_python_modules", ",".join(modules))  # inherited by what starts the workers
     # The workers of a cluster that runs already have not inherited this process's environment.
     workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}
     ray.init(

@@ -10,7 +10,7 @@ from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.search import SearchSpec
 from ftae.units import duration
 
-REHEARSAL = -1  # in the place of a trial's number
+REHEARSAL, WARM_UP = -1, -2  # in the place of a trial's number
 SILENT_SECONDS = 10.0  # of waiting without a word
 SAY_SECONDS = 60.0
 WHAT_TO_DO = {
@@ -42,21 +42,25 @@ def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
 class Rehearsal:
     """The driver's side of it. No trial starts before it is over.
 
-    ``accept`` is given what was measured, ``say`` told while that takes long.
+    ``accept`` is given what was measured, ``say`` told while that takes long. ``others``: how many workers warm up
+    meanwhile.
     """
 
-    def __init__(self, accept: Callable[[Probe], None], say: Callable[[str], None]) -> None:
-        self._accept, self._say = accept, say
+    def __init__(self, accept: Callable[[Probe], None], say: Callable[[str], None], others: int = 0) -> None:
+        self._accept, self._say, self._others = accept, say, others
         self._begun: float | None = None
         self._patience = SILENT_SECONDS
         self.is_over = False
 
     def assign(self) -> dict[str, Any] | None:
-        """What to hand out instead of a trial: once, to one worker."""
-        if self._begun is not None:
+        """What to hand out instead of a trial: the rehearsal to one worker, a warm-up to the others."""
+        if self._begun is None:
+            self._begun = time.monotonic()
+            return {"number": REHEARSAL}
+        if self.is_over or self._others == 0:
             return None
-        self._begun = time.monotonic()
-        return {"number": REHEARSAL}
+        self._others -= 1
+        return {"number": WARM_UP}
 
     def take(self, message: Mapping[str, Any]) -> None:
         """What the worker found.

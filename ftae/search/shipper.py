@@ -9,14 +9,16 @@ import threading
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftae import journal
 from ftae.errors import FtaeError
 from ftae.specs.metrics import is_held_out
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
-from ftae.tracking import SearchTracker, TrackingUnavailable
+
+if TYPE_CHECKING:
+    from ftae.tracking import SearchTracker
 
 BATCH_EVENTS = 500
 INTERVAL_SECONDS = 2.0
@@ -25,15 +27,17 @@ CURSOR = "tracking.json"
 SEARCH_FILE = "search.yaml"
 
 
-def tracker_of(spec: SearchSpec, store: Store) -> SearchTracker:
+def tracker_of(spec: SearchSpec, store: Store) -> "SearchTracker":
     """The tracker that a search's spec names."""
+    from ftae.tracking import SearchTracker
+
     folder = store.folder
     return SearchTracker(
         spec.tracking.uri, storage=folder.parent, search_folder=folder, search=spec.model_dump(mode="json")
     )
 
 
-def ship_new(store: Store, tracker: SearchTracker) -> int:
+def ship_new(store: Store, tracker: "SearchTracker") -> int:
     """Send what this tracker's destination was not sent yet; returns the number of events sent.
 
     Raises:
@@ -53,7 +57,7 @@ def unsent(store: Store) -> int:
 class Shipper(threading.Thread):
     """Ships in the background until ``finish``. ``say`` is told, once each, when the server goes and comes."""
 
-    def __init__(self, store: Store, make_tracker: Callable[[], SearchTracker], say: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, make_tracker: Callable[[], "SearchTracker"], say: Callable[[str], None]) -> None:
         super().__init__(name="shipper", daemon=True)
         self._store, self._make_tracker, self._say = store, make_tracker, say
         self._finishing = threading.Event()
@@ -62,8 +66,11 @@ class Shipper(threading.Thread):
     def run(self) -> None:
         """Ship what is new, over and over; once more after ``finish``. Never raises."""
         tracker: SearchTracker | None = None
-        last_round = False
         while True:
+            # Also before the first round: the driver has enough to import meanwhile.
+            last_round = self._finishing.wait(RETRY_SECONDS if self._away else INTERVAL_SECONDS)
+            from ftae.tracking import TrackingUnavailable
+
             try:
                 tracker = tracker or self._make_tracker()
                 ship_new(self._store, tracker)
@@ -79,7 +86,6 @@ class Shipper(threading.Thread):
                 return
             if last_round:
                 return
-            last_round = self._finishing.wait(RETRY_SECONDS if self._away else INTERVAL_SECONDS)
 
     def finish(self, timeout_seconds: float) -> bool:
         """Send what is left, waiting at most ``timeout_seconds``; returns whether all was sent."""
@@ -99,7 +105,7 @@ class Shipper(threading.Thread):
         self._away = False
 
 
-def publish(store: Store, tracker: SearchTracker) -> None:
+def publish(store: Store, tracker: "SearchTracker") -> None:
     """Put the outcome of a search onto its parent run: the leaderboard, and the best trial if there is one.
 
     Raises:
@@ -129,7 +135,7 @@ def publish(store: Store, tracker: SearchTracker) -> None:
     tracker.publish(leaderboard=record.leaderboard(), best_config=best_config, files=files, tags=tags, metrics=metrics)
 
 
-def _ship_from(offset: int, store: Store, tracker: SearchTracker) -> int:
+def _ship_from(offset: int, store: Store, tracker: "SearchTracker") -> int:
     """Send the events from a byte offset of the journal on; returns their number."""
     sent = 0
     while batch := list(islice(journal.read(store.folder, offset), BATCH_EVENTS)):

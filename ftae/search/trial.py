@@ -3,8 +3,12 @@
 import gc
 import json
 import os
+import sys
+import time
+from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -20,27 +24,29 @@ from ftae.errors import FtaeError, TrainingFailed
 from ftae.record import trial_folder
 from ftae.search.followers import followers
 from ftae.search.patience import Patience
-from ftae.search.rehearsal import REHEARSAL, try_step
+from ftae.search.rehearsal import REHEARSAL, WARM_UP, try_step
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store, open_store
 
+READY_SECONDS = 0.1  # between two words of a worker that waits for its first trial
 WARM = Warm()  # a worker runs one trial after the other
+_imported = 0  # modules that the garbage collector does not look at any more
 
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
-    """Tune's function trainable. ``config``: number, kind, params and changes of the trial.
+    """Tune's function trainable. ``config``: number, kind, params and changes of the trial; or ``Rehearsal.assign``'s.
 
     Everything a report names is in the storage before it is reported, since Tune may end the function
     inside any report. Faults of the params, of the user and of the storage are said, not raised: only a
     fault of the machine may raise, and the trial is tried again.
     """
     _free_memory()
-    if config["number"] == REHEARSAL:
-        tried = try_step(search, fingerprint)
-        _say({"probe": asdict(tried)} if isinstance(tried, Probe) else {"refused": tried})
-        return
     spec = SearchSpec.model_validate(search)
+    if config["number"] == REHEARSAL:
+        return _rehearse(search, fingerprint)
+    if config["number"] == WARM_UP:
+        return _warm_up(spec, fingerprint)
     store = open_store(spec.search.storage, spec.name, "worker")
     try:
         _Trial(config, spec, store, fingerprint).run()
@@ -54,6 +60,24 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
         _say({"storage": f"trial {config['number']} cannot use its files: {error}"})
     finally:
         store.release(trial_folder(config["number"]))
+
+
+def _rehearse(search: dict[str, Any], fingerprint: str) -> None:
+    tried = try_step(search, fingerprint)
+    _say({"probe": asdict(tried)} if isinstance(tried, Probe) else {"refused": tried})
+
+
+def _warm_up(search: SearchSpec, fingerprint: str) -> None:
+    """Have images, model and the untuned model's report ready; what keeps them away, a trial will tell."""
+    with TemporaryDirectory() as scratch, suppress(FtaeError, TrainingFailed, OSError):
+        next(finetune(_pinned(search.trial_spec({}), fingerprint), Path(scratch), warm=WARM))
+    while True:  # until Tune ends it inside the report
+        _say({"ready": True})
+        time.sleep(READY_SECONDS)
+
+
+def _pinned(spec: FinetuneSpec, fingerprint: str) -> FinetuneSpec:
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": fingerprint})})
 
 
 class _Trial:
@@ -94,8 +118,7 @@ class _Trial:
                 _say({"report": vars(report)})
 
     def _spec(self) -> FinetuneSpec:
-        spec = self._search.trial_spec(self._settings)
-        return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": self._fingerprint})})
+        return _pinned(self._search.trial_spec(self._settings), self._fingerprint)
 
     def _publish(self, report: EvalReport) -> None:
         self._store.push(f"{self._below}/{report.images}")
@@ -134,13 +157,11 @@ def _say(message: dict[str, Any]) -> None:
 
 def _free_memory() -> None:
     """A reused worker still holds what the trial before it left, or the try that ran out of memory."""
-    _keep_imported()
+    global _imported
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@cache
-def _keep_imported() -> None:
-    """What was imported stays for good: looking for garbage in it would take a third of a second each time."""
-    gc.freeze()
+    if len(sys.modules) > _imported:
+        # They stay for good: looking for garbage in them would take a third of a second each time.
+        gc.freeze()
+        _imported = len(sys.modules)

@@ -9,27 +9,33 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+from ray.air.execution import FixedResourceManager
+from ray.tune.execution import tune_controller
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 
+from ftae.specs.resources import Resources
+
 
 @contextmanager
-def spared() -> Iterator[None]:
+def spared(resources: Resources) -> Iterator[None]:
     """Inside, no worker that starts is killed for one that is free, and those of an own cluster are taken as they are.
 
     Tune gives a free worker to a trial that waits for its own, which it kills; short trials thus keep the second
-    worker from ever starting. And it asks for workers with an environment of their own, which none of those has
-    that Ray started in advance; on a cluster of this process's own they have inherited all of it anyway.
+    worker from ever starting. And it asks for placement groups, whose tasks use up the workers that Ray started in
+    advance, and for workers with an environment of their own, which none of those has. A cluster of this process's
+    own needs neither: all of it is there from the start, and its workers have inherited the environment.
     """
     with ExitStack() as patches:
         reuse = TuneController._maybe_reuse_cached_actor
         _patch(patches, TuneController, "_maybe_reuse_cached_actor", _unless_one_starts(reuse))
-        if "RAY_ADDRESS" not in os.environ:
+        if "RAY_ADDRESS" not in os.environ and resources.workers == 1:
             _patch(patches, _ActorClassCache, "get", _remote_class)
+            _patch(patches, tune_controller, "PlacementGroupResourceManager", FixedResourceManager)
         yield
 
 
-def _patch(patches: ExitStack, owner: type, name: str, function: Callable[..., Any]) -> None:
+def _patch(patches: ExitStack, owner: Any, name: str, function: Callable[..., Any]) -> None:
     patches.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, function)
 

@@ -17,7 +17,7 @@ from ftae.engine.probe import Probe
 from ftae.errors import FtaeError
 from ftae.search import patience, rehearsal
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
-from ftae.search.rehearsal import REHEARSAL, Rehearsal
+from ftae.search.rehearsal import REHEARSAL, WARM_UP, Rehearsal
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store
@@ -119,6 +119,28 @@ def test_no_trial_starts_before_the_rehearsal_is_over(state: SearchState) -> Non
     assert accepted == [PROBE]
     assert searcher.suggest("b")["number"] == 0
     assert not coordinator.must_stop()
+
+
+def test_the_other_workers_warm_up_until_the_rehearsal_is_over(state: SearchState, tmp_path: Path) -> None:
+    coordinator = Coordinator(state, None, lambda number: None, lambda message: None, Rehearsal(vars, print, others=2))
+    searcher, scheduler = StateSearcher(coordinator), StateScheduler(coordinator)
+    handed_out = [searcher.suggest(name) for name in "abcd"]
+    assert handed_out == [{"number": REHEARSAL}, {"number": WARM_UP}, {"number": WARM_UP}, None]
+
+    def result(number: int, message: dict[str, Any]) -> str:
+        trial = SimpleNamespace(config={"number": number})
+        return scheduler.on_trial_result(None, trial, {"message": json.dumps(message)})
+
+    assert result(WARM_UP, {"ready": True}) == "CONTINUE", "Tune would end a worker that is free too early"
+    errors = tmp_path / "error.txt"
+    errors.write_text("The actor died\n")
+    FailureCallback(coordinator).on_trial_error(
+        7, [], SimpleNamespace(config={"number": WARM_UP}, error_file=str(errors))
+    )
+    assert not coordinator.must_stop(), "its first trial takes longer, that is all"
+    assert result(REHEARSAL, {"probe": vars(PROBE)}) == "STOP"
+    assert result(WARM_UP, {"ready": True}) == "STOP"
+    assert searcher.suggest("d")["number"] == 0
 
 
 def test_a_rehearsal_that_fails_ends_the_search_before_it_has_a_trial(state: SearchState, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search import driver
 from ftae.search.driver import run_search
+from ftae.search.earlier import earlier
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store
@@ -113,7 +114,7 @@ def test_the_means_may_change(existing: Path) -> None:
         tracking__uri="http://another:5000",
         tracking__experiment="another",
     )
-    before = driver._earlier(Store(existing / "made-up"), changed, resume=True)
+    before = earlier(changed, resume=True)
     assert before is not None
     driver._same_question(before, changed, before.facts)
 

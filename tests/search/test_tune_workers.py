@@ -10,6 +10,7 @@ import pytest
 from ftae.search.driver import run_search
 from ftae.search.tune_workers import TuneController, _ActorClassCache, ray, spared
 from ftae.specs import SearchSpec
+from ftae.specs.resources import Resources
 
 
 def test_a_worker_that_starts_is_not_given_up_for_a_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +19,7 @@ def test_a_worker_that_starts_is_not_given_up_for_a_free_one(monkeypatch: pytest
         TuneController, "_maybe_reuse_cached_actor", lambda controller, trial: reused.append(trial) or True
     )
     controller: Any = SimpleNamespace(_trial_to_actor={"starts": 1, "resets": 2}, _resetting_trials={"resets"})
-    with spared():
+    with spared(Resources()):
         found = {t: TuneController._maybe_reuse_cached_actor(controller, t) for t in ("starts", "resets", "new")}
     assert found == {"starts": False, "resets": True, "new": True}
     assert reused == ["resets", "new"]
@@ -33,14 +34,14 @@ class Trainable:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_workers_of_an_own_cluster_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with spared():
+    with spared(Resources()):
         worker = _ActorClassCache().get(Trainable).remote()
     environment = ray.get(worker.environment.remote())
     ray.kill(worker)
     assert "PL_DISABLE_FORK" not in environment, "Tune asks for it, so that no worker fits"
     assert environment["RAY_CHDIR_TO_TRIAL_DIR"] == "0", "what a trial needs it has from the driver"
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
-    with spared():
+    with spared(Resources()):
         worker = _ActorClassCache().get(Trainable).remote()
     assert "PL_DISABLE_FORK" in ray.get(worker.environment.remote())
     ray.kill(worker)
