@@ -15,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from benchmarks.images import SPAWN, Decoded, endless, one_thread, pss, script_loader, write_jpegs, write_pngs
@@ -69,12 +70,12 @@ def spec_of(folder: Path, resolution: int, **fields: Any) -> FinetuneSpec:
 # --------------------------------------------------------------------------------------------- epochs
 
 
-def of_ftae(spec: FinetuneSpec) -> tuple[float, list[float]]:
-    """Seconds until the images are there, and those of every epoch."""
+def of_ftae(spec: FinetuneSpec) -> tuple[float, list[tuple[int, float]]]:
+    """Seconds until the images are there, and the images and seconds of every epoch."""
     begin = time.perf_counter()
     data = load_dataset(spec.data)
     ready = time.perf_counter() - begin
-    return ready, [_seconds(_epoch(spec, data, epoch)) for epoch in range(EPOCHS)]
+    return ready, [_drawn(batch.images for batch in _epoch(spec, data, epoch)) for epoch in range(EPOCHS)]
 
 
 def _epoch(spec: FinetuneSpec, data: Dataset, epoch: int) -> Iterator[Batch]:
@@ -83,20 +84,20 @@ def _epoch(spec: FinetuneSpec, data: Dataset, epoch: int) -> Iterator[Batch]:
         yield train_batch(data.train, spec.data, batch_size=spec.batch_size, batch=number, seed=spec.seed, device="cpu")
 
 
-def of_script(spec: FinetuneSpec, folder: Path, workers: int) -> tuple[float, list[float]]:
+def of_script(spec: FinetuneSpec, folder: Path, workers: int) -> tuple[float, list[tuple[int, float]]]:
     import torchvision  # noqa: F401  # takes seconds, which are no part of reading images
 
     begin = time.perf_counter()
     loader = script_loader(folder, spec.data, spec.batch_size, workers, decoded)
     ready = time.perf_counter() - begin
-    return ready, [_seconds(iter(loader)) for _ in range(EPOCHS)]
+    return ready, [_drawn(images for images, _ in loader) for _ in range(EPOCHS)]
 
 
-def _seconds(batches: Iterator[Any]) -> float:
+def _drawn(batches: Iterable[Tensor]) -> tuple[int, float]:
+    """How many images there are in batches of them, and the seconds that they took."""
     begin = time.perf_counter()
-    for _ in batches:
-        pass
-    return time.perf_counter() - begin
+    count = sum(len(images) for images in batches)
+    return count, time.perf_counter() - begin
 
 
 def epochs(folder: Path, resolution: int, counter: Decoded) -> Iterator[Row]:
@@ -105,14 +106,13 @@ def epochs(folder: Path, resolution: int, counter: Decoded) -> Iterator[Row]:
     ways = [("ftae, first search", of_ftae, (spec,)), ("ftae, next search", of_ftae, (spec,))]
     ways += [(f"script, {n} workers", of_script, (spec, folder, n)) for n in (0, 2)]
     for name, way, arguments in ways:
-        ((ready, seconds),) = run(way, *arguments, counter=counter)
-        images = sum(1 for _ in folder.rglob("*.*"))
-        per_epoch = [images / taken for taken in [ready + seconds[0], *seconds[1:]]]
+        ((ready, drawn),) = run(way, *arguments, counter=counter)
+        (first, seconds), *later = drawn
         yield {
             "who": name,
             "ready_seconds": ready,
-            "first_epoch_images_per_second": per_epoch[0],
-            "images_per_second": statistics.median(per_epoch[1:]),
+            "first_epoch_images_per_second": first / (ready + seconds),
+            "images_per_second": statistics.median(images / taken for images, taken in later),
             "epochs": EPOCHS,
         } | counter.take()
 
@@ -132,7 +132,7 @@ def of_worker(spec: FinetuneSpec) -> dict[str, int]:
     before = pss()
     at_once.wait()
     data = load_dataset(spec.data)
-    _seconds(_epoch(spec, data, 0))
+    _drawn(batch.images for batch in _epoch(spec, data, 0))
     assert data.train.images.sum() + data.val.images.sum() > 0  # every page has been seen
     at_once.wait()
     memory = {"before": before, "after": pss(), "images": pss("images.npy")}
