@@ -66,7 +66,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
     spec = spec.located()
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
-    # Here, so that what is wrong with data or model is said before anything starts.
+    # Here, so that what is wrong with data or model is said before any worker is asked.
     data = load_dataset(spec.finetune.data)
     summary = check_search(spec, data.num_classes)
     found = facts(spec, data)

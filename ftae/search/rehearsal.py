@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ftae.engine.probe import Probe, probe
 from ftae.errors import FtaeError, TrainingFailed
@@ -73,13 +73,19 @@ class Rehearsal:
         self.is_over = True
         self._accept(Probe(**message["probe"]))
 
-    def lost(self, why: str) -> None:
-        """The worker is gone. Raises FtaeError."""
+    def lost(self, why: str) -> NoReturn:
+        """Its worker is gone.
+
+        Raises:
+            FtaeError: always; a worker that dies in it would die in a trial, too.
+        """
         raise _failed(f"its worker was lost ({why}); {WHAT_TO_DO['out of memory']}")
 
     def remind(self) -> None:
         """Say that it is waited for, now and then."""
-        waited = 0.0 if self._begun is None or self.is_over else time.monotonic() - self._begun
+        if self._begun is None or self.is_over:
+            return
+        waited = time.monotonic() - self._begun
         if waited > self._patience:
             doing = "a worker tries a step of the file's own configuration, or waits for room"
             self._say(f"preflight: {doing}, {duration(waited)} so far")
