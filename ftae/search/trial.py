@@ -87,6 +87,7 @@ class _Trial:
         self._adapted = bool(config["changes"])
         self._below = trial_folder(config["number"])
         self._started = False
+        self._told = set[str]()  # of damaged checkpoints
         self._patience = Patience(_note)
 
     def run(self) -> None:
@@ -107,7 +108,7 @@ class _Trial:
 
     def _train(self) -> None:
         spec, workdir = self._spec(), self._store.fetch(self._below)
-        checkpoint = usable_checkpoint(workdir, _note)
+        checkpoint = usable_checkpoint(workdir, self._tell_once)
         if not self._started:
             _say({"start": _whereabouts() | {"step": 0 if checkpoint is None else int(checkpoint.name[5:])}})
             self._started = True
@@ -116,6 +117,12 @@ class _Trial:
                 self._publish(report)
                 self._patience.served()
                 _say({"report": vars(report)})
+
+    def _tell_once(self, text: str) -> None:
+        """A damaged checkpoint stays until it is written anew: each try before that finds it again."""
+        if text not in self._told:
+            self._told.add(text)
+            _note(text)
 
     def _spec(self) -> FinetuneSpec:
         return _pinned(self._search.trial_spec(self._settings), self._fingerprint)

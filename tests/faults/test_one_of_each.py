@@ -50,7 +50,7 @@ def ordeal(drivers: Drivers, server: MlflowServer, disk: Disk | None) -> Ordeal:
     search.wait_inside(3, first)
     if disk is not None:
         disk.refuse(10.0)
-        search.wait_for_report(first)
+    search.wait_for_report(first)  # the damaged checkpoint was written anew
     restore_images(drivers.folder / "images")
     search.wait_inside(4, first)
     first.lose()
@@ -107,11 +107,13 @@ def test_lost_workers_are_told(ordeal: Ordeal) -> None:
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(ordeal: Ordeal) -> None:
     assert ordeal.damaged is not None
-    trial = journal.replay(ordeal.search.folder).trials[int(ordeal.damaged.parts[-3])]
-    [note] = [note for note in trial.notes if "damaged" in note]
-    assert note.startswith(f"the checkpoint {ordeal.damaged} is damaged (")
-    assert note.endswith("; going back to the one before it")
-    assert 0 < trial.starts[-1]["step"] < int(ordeal.damaged.name[5:])
+    trial = int(ordeal.damaged.parts[-3])
+    events = [event for event, _ in journal.read(ordeal.search.folder) if event.get("trial") == trial]
+    [told] = [number for number, event in enumerate(events) if "damaged" in event.get("text", "")]
+    assert events[told]["text"].startswith(f"the checkpoint {ordeal.damaged} is damaged (")
+    assert events[told]["text"].endswith("; going back to the one before it")
+    assert events[told + 1]["event"] == "start"
+    assert 0 < events[told + 1]["step"] < int(ordeal.damaged.name[5:])
 
 
 def test_a_full_disk_is_told_and_waited_for(ordeal: Ordeal, disk: Disk | None) -> None:

@@ -1,6 +1,8 @@
 """What a worker says of its trial. Only Tune's and Ray's own words are left out: whole searches go through them."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from ftae.engine.build import build_model
 from ftae.engine.checkpoint import latest_checkpoint
 from ftae.engine.data import load_dataset
 from ftae.engine.loop import FinetuneRun
+from ftae.engine.partial_folder import PartialFolder
 from ftae.engine.training import Training
 from ftae.engine.warm import Warm
 from ftae.search import patience, trial
@@ -223,6 +226,27 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert rest == [started(4), 4, 8, 12]
     assert "step-00000008 is damaged (model.safetensors is not what was written); going back to" in note["note"]
     assert worker.values[:2] == before[1:]
+
+
+def test_a_damaged_checkpoint_is_told_once_however_often_it_is_found(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.run(stop_at=8)
+    (worker.store.folder / "trials/0001/checkpoints/step-00000008/model.safetensors").unlink()
+    complete, refusals = PartialFolder.complete, iter([errno.ENOSPC] * 2)
+
+    def full_twice(folder: PartialFolder, hashes: str) -> None:
+        if (number := next(refusals, None)) is not None:
+            raise OSError(number, os.strerror(number))
+        complete(folder, hashes)
+
+    monkeypatch.setattr(PartialFolder, "complete", full_twice)
+    note, start, *rest = worker.run()
+    assert "step-00000008 is damaged" in note["note"]
+    assert start == started(4)
+    assert rest.count(4) == 3, "it has tried three times"
+    assert rest[-2:] == [8, 12]
+    assert not any("damaged" in str(message) for message in rest)
 
 
 # ------------------------------------------------------------------------------------- faults of its own
