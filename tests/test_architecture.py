@@ -140,6 +140,11 @@ def test_a_worker_starts_without_what_is_slow() -> None:
     assert slow_imports("import torchvision") == ["torch._dynamo", "torchvision"]  # so the names are right
 
 
+def test_the_models_of_diffusers_need_nothing_that_is_slow() -> None:
+    unused = ("diffusers.models.unets.unet_2d_condition", "diffusers.hooks.faster_cache", "scipy.stats.distributions")
+    assert slow_imports("import ftae.engine.diffusers_models", *unused) == ["diffusers"]
+
+
 def test_a_driver_starts_without_what_is_slow() -> None:
     assert slow_imports("import ftae.search.driver") == []
 

@@ -17,7 +17,7 @@ from ftae.specs.models import DiffusersModel
 
 
 def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
-    import diffusers
+    from ftae.engine import diffusers_models  # where it is needed: half a second
 
     folder = pretrained_folder(model.pretrained)
     source = str(folder) if folder is not None else model.pretrained
@@ -26,7 +26,7 @@ def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
             f"model.pretrained: {model.pretrained!r} is neither an existing folder nor a hub id (owner/name)"
         )
     try:
-        net, info = getattr(diffusers, class_name).from_pretrained(
+        net, info = getattr(diffusers_models, class_name).from_pretrained(
             source,
             subfolder=model.subfolder,
             torch_dtype=torch.float32,
