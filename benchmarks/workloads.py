@@ -50,9 +50,9 @@ WORKLOADS = {
         lr=(1e-4, 1e-2),
         first_lr=5e-4,
         batch_size=32,
-        max_steps=300,
-        num_evals=6,
-        num_trials=24,
+        max_steps=150,
+        num_evals=3,
+        num_trials=48,
     ),
     "kl-decoder": Workload(
         family="autoencoder_kl",

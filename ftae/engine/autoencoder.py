@@ -207,9 +207,9 @@ class Autoencoder(nn.Module):
         return images if (low, high) == (0.0, 1.0) else images * (high - low) + low
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """Images of the network in [0, 1]; not clamped."""
+        """Images of the network in [0, 1], not clamped; the same tensor where they are so."""
         low, high = self.image_range
-        return (images - low) / (high - low)
+        return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
 
     def again(self) -> Autoencoder:
         """The same network, whose tensors both have, without a head and with no stage frozen."""

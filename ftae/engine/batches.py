@@ -88,19 +88,21 @@ def train_batch(
     # The last number keeps these draws apart from the epoch orders, which take [seed, epoch], and from the others.
     rng = np.random.default_rng([seed, batch, 1])
     side = spec.resolution
-    offsets = rng.integers(0, spec.decoded_side - side + 1, size=(batch_size, 2))
+    spare = spec.decoded_side - side
+    offsets = rng.integers(0, spare + 1, size=(batch_size, 2)) if spare else None
     mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
     # Drawn for the whole batch, whatever is wanted of it.
-    indices, offsets, mirrored, places = indices[rows], offsets[rows], mirrored[rows], np.arange(batch_size)[rows]
-    if spec.decoded_side == side:
+    indices, mirrored, places = indices[rows], mirrored[rows], np.arange(batch_size)[rows]
+    if offsets is None:
         pixels = np.ascontiguousarray(images.images[indices].transpose(0, 3, 1, 2))
     else:
         crops = sliding_window_view(images.images, (side, side), axis=(1, 2))  # all: (N, tops, lefts, C, side, side)
-        pixels = np.ascontiguousarray(crops[indices, offsets[:, 0], offsets[:, 1]])
+        tops, lefts = offsets[rows].T
+        pixels = np.ascontiguousarray(crops[indices, tops, lefts])
     pixels[mirrored] = pixels[mirrored][..., ::-1]
     given = _given(pixels, spec, [[seed, batch, int(place), 2] for place in places])
     made = _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
-    changing = spec.flip or spec.decoded_side != side or spec.degrade is not None
+    changing = spec.flip or spare or spec.degrade is not None
     return made if changing else replace(made, rows=_rows(images, indices, spec))
 
 
