@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from ftae.errors import FtaeError
 from ftae.search.nodes import bundle, live_nodes
+from ftae.search.own_node import is_own
 from ftae.specs.resources import Resources
 from ftae.units import duration
 
@@ -55,6 +56,8 @@ def _wait(group: PlacementGroup, resources: Resources, say: Callable[[str], None
 
 def _grows() -> bool:
     """Whether somebody adds nodes to the cluster when work waits for them."""
+    if is_own():
+        return False
     deadline = time.monotonic() + 2 * UPDATE_SECONDS
     while time.monotonic() < deadline:
         if _autoscaling_state().autoscaler_state_version:

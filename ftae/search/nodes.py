@@ -15,6 +15,7 @@ import ray
 
 from ftae.lookup import ALLOW_CODE
 from ftae.search import ENVIRONMENT
+from ftae.search.own_node import plain
 from ftae.specs.models import AnyModel, DiffusersModel
 from ftae.specs.resources import Resources
 
@@ -53,13 +54,14 @@ def _connect(model: AnyModel) -> None:
     os.environ.setdefault("RAY_preload_python_modules", ",".join(modules))  # inherited by what starts the workers
     # The workers of a cluster that runs already have not inherited this process's environment.
     workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}
-    ray.init(
-        address=address,
-        runtime_env=None if address == "local" else {"env_vars": workers},
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
+    with plain():
+        ray.init(
+            address=address,
+            runtime_env=None if address == "local" else {"env_vars": workers},
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ray.tune.execution import tune_controller
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 
+from ftae.search.own_node import replace
 from ftae.specs.resources import Resources
 
 
@@ -28,16 +29,11 @@ def spared(resources: Resources) -> Iterator[None]:
     """
     with ExitStack() as patches:
         reuse = TuneController._maybe_reuse_cached_actor
-        _patch(patches, TuneController, "_maybe_reuse_cached_actor", _unless_one_starts(reuse))
+        replace(patches, TuneController, "_maybe_reuse_cached_actor", _unless_one_starts(reuse))
         if "RAY_ADDRESS" not in os.environ and resources.workers == 1:
-            _patch(patches, _ActorClassCache, "get", _remote_class)
-            _patch(patches, tune_controller, "PlacementGroupResourceManager", FixedResourceManager)
+            replace(patches, _ActorClassCache, "get", _remote_class)
+            replace(patches, tune_controller, "PlacementGroupResourceManager", FixedResourceManager)
         yield
-
-
-def _patch(patches: ExitStack, owner: Any, name: str, function: Callable[..., Any]) -> None:
-    patches.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, function)
 
 
 def _unless_one_starts(reuse: Callable[..., bool]) -> Callable[..., bool]:
