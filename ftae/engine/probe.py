@@ -20,8 +20,8 @@ from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import Asha, SearchSpec
 from ftae.units import duration, size
 
-TIMED_STEPS = 5
-TIMED_SECONDS = 1.0  # no further step is begun after that
+TIMED_STEPS = 3
+TIMED_SECONDS = 0.5  # no further step is begun after that
 PROCESS = Path("/proc/self")  # what Linux knows of this process
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+from ray.air._internal import usage
 from ray.air.execution import FixedResourceManager
 from ray.tune.execution import tune_controller
 from ray.tune.execution.class_cache import _ActorClassCache
@@ -25,9 +26,11 @@ def spared(resources: Resources) -> Iterator[None]:
     Tune gives a free worker to a trial that waits for its own, which it kills; short trials thus keep the second
     worker from ever starting. And it asks for placement groups, whose tasks use up the workers that Ray started in
     advance, and for workers with an environment of their own, which none of those has. A cluster of this process's
-    own needs neither: all of it is there from the start, and its workers have inherited the environment.
+    own needs neither: all of it is there from the start, and its workers have inherited the environment. Before it asks
+    for any, it imports MLflow to see whether a callback is MLflow's.
     """
     with ExitStack() as patches:
+        replace(patches, usage, "tag_callbacks", lambda callbacks: False)
         reuse = TuneController._maybe_reuse_cached_actor
         replace(patches, TuneController, "_maybe_reuse_cached_actor", _unless_one_starts(reuse))
         if "RAY_ADDRESS" not in os.environ and resources.workers == 1:
