@@ -1,11 +1,15 @@
 """The layers hold, and the command line starts without the heavy packages."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ftae"
@@ -124,33 +128,36 @@ SLOW = (
 )
 
 
-def slow_imports(code: str, *also: str, **environment: str) -> list[str]:
-    """Those that a process has made which ran ``code``."""
-    code += f"\nimport sys\nprint(sorted({{*{SLOW}, *{also}}} & sys.modules.keys()))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment
-    )
-    assert result.returncode == 0, result.stderr
-    found: list[str] = ast.literal_eval(result.stdout.splitlines()[-1])
-    return found
+# What one process does, one after the other, each without what is named beside it. The last shows the names are right.
+IN_ORDER = {
+    "run": (
+        """
+        from pathlib import Path
+        from ftae.engine.loop import finetune
+        from ftae.specs.finetune import FinetuneSpec
+
+        spec, folder = FinetuneSpec.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2])
+        *_, last = finetune(spec, folder / "run")
+        *_, again = finetune(spec, folder / "again", resume_from=folder / "run" / last.checkpoint)
+        assert again.metrics == last.metrics
+        """,
+        {*SLOW, "mlflow", "optuna", "scipy", "pandas"},
+    ),
+    "worker": ("import ftae.search.trial", {*SLOW, "mlflow", "optuna"}),
+    "driver": ("import ftae.search.driver", {*SLOW}),
+    "diffusers": (
+        "import ftae.engine.diffusers_models",
+        {*SLOW, "diffusers.models.unets.unet_2d_condition", "diffusers.hooks.faster_cache", "scipy.stats.distributions"},
+    ),
+    "torchvision": ("import torchvision", {*SLOW}),
+}
 
 
-def test_a_worker_starts_without_what_is_slow() -> None:
-    assert slow_imports("import ftae.search.trial", "mlflow", "optuna") == []
-    assert slow_imports("import torchvision") == ["torch._dynamo", "torchvision"]  # so the names are right
-
-
-def test_the_models_of_diffusers_need_nothing_that_is_slow() -> None:
-    unused = ("diffusers.models.unets.unet_2d_condition", "diffusers.hooks.faster_cache", "scipy.stats.distributions")
-    assert slow_imports("import ftae.engine.diffusers_models", *unused) == ["diffusers"]
-
-
-def test_a_driver_starts_without_what_is_slow() -> None:
-    assert slow_imports("import ftae.search.driver") == []
-
-
-def test_a_plain_run_needs_nothing_that_is_slow(tmp_path: Path) -> None:
-    spec: dict[str, Any] = {
+@pytest.fixture(scope="module")
+def slow_imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Those that have been made after each step of ``IN_ORDER``."""
+    folder = tmp_path_factory.mktemp("imports")
+    run: dict[str, Any] = {
         "model": {"family": "conv_vae"},
         "data": {"source": "shapes", "resolution": 16, "num_images": 40},
         "losses": {"mse": 1.0, "kl": 1e-4, "ssim": 0.1},
@@ -161,14 +168,34 @@ def test_a_plain_run_needs_nothing_that_is_slow(tmp_path: Path) -> None:
         "max_steps": 2,
         "num_evals": 1,
     }
-    code = f"""if True:
-        from pathlib import Path
-        from ftae.engine.loop import finetune
-        from ftae.specs.finetune import FinetuneSpec
+    code = "import json, sys\nfound = {}\n" + "\n".join(
+        f"{textwrap.dedent(step)}\nfound[{name!r}] = sorted({names} & sys.modules.keys())"
+        for name, (step, names) in IN_ORDER.items()
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(json.dumps(found))", json.dumps(run), str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"FTAE_CACHE": str(folder / "cache")},
+    )
+    assert result.returncode == 0, result.stderr
+    found: dict[str, list[str]] = json.loads(result.stdout.splitlines()[-1])
+    return found
 
-        spec, folder = FinetuneSpec.model_validate({spec}), Path({str(tmp_path)!r})
-        *_, last = finetune(spec, folder / "run")
-        *_, again = finetune(spec, folder / "again", resume_from=folder / "run" / last.checkpoint)
-        assert again.metrics == last.metrics
-        """
-    assert slow_imports(code, "mlflow", "optuna", "scipy", "pandas", FTAE_CACHE=str(tmp_path / "cache")) == []
+
+def test_a_worker_starts_without_what_is_slow(slow_imports: dict[str, list[str]]) -> None:
+    assert slow_imports["worker"] == []
+
+
+def test_the_models_of_diffusers_need_nothing_that_is_slow(slow_imports: dict[str, list[str]]) -> None:
+    assert slow_imports["diffusers"] == ["diffusers"]
+    assert slow_imports["torchvision"] == ["diffusers", "torch._dynamo", "torchvision"]  # so the names are right
+
+
+def test_a_plain_run_needs_nothing_that_is_slow(slow_imports: dict[str, list[str]]) -> None:
+    assert slow_imports["run"] == []
+
+
+def test_a_driver_starts_without_what_is_slow(slow_imports: dict[str, list[str]]) -> None:
+    assert slow_imports["driver"] == []
