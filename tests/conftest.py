@@ -49,6 +49,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries report leaks at exit
+
+
 @pytest.fixture(scope="session", autouse=True)
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Images decoded by tests go to a folder of their own, shared with the workers they start."""
