@@ -213,16 +213,6 @@ def test_set_overrides_any_value(ftae: Ftae) -> None:
     assert "training     24 steps" in result.out
 
 
-def test_a_search_that_exists_is_not_started_again(ftae: Ftae, tmp_path: Path) -> None:
-    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
-    result = ftae("search", "search.yaml")
-    assert (result.status, result.out) == (1, "")
-    assert "holds a search already (2 of 3 trials done)" in result.err
-    result = ftae("search", "search.yaml", "--resume", "--set", "search.seed=7")
-    assert result.status == 1
-    assert "another question than that of the search to resume: search.seed differ" in result.err
-
-
 def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None:
     record = make_search(tmp_path / "searches" / "small", 20.0, 21.0, 23.5)
     result = ftae("best", "small", "--json")

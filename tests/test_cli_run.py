@@ -50,10 +50,10 @@ def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return run
 
 
-def make_search(folder: Path) -> None:
-    """A search that is complete: the baseline, and one trial."""
+def make_search(folder: Path, search: dict[str, Any] = SEARCH) -> None:
+    """A search that is closed after the baseline and one trial."""
     folder.mkdir(parents=True)
-    state = SearchState(SearchSpec.model_validate(SEARCH), Store(folder))
+    state = SearchState(SearchSpec.model_validate(search), Store(folder))
     for psnr in (7.0, 8.0):
         trial = state.next_trial()
         assert trial is not None
@@ -78,6 +78,19 @@ def test_a_finished_search_goes_on_with_more_trials(ftae: Ftae, tmp_path: Path) 
     assert not (tmp_path / "searches").exists()
     assert ftae("list", "--storage", "moved")[1].splitlines()[-1].split()[:3] == ["small", "complete", "3/3"]
     assert ftae("status", "moved/small")[1].startswith("small: complete\ntrials       3 of 3 done\n")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_that_exists_is_not_started_again(ftae: Ftae, tmp_path: Path) -> None:
+    longer = SEARCH | {"search": SEARCH["search"] | {"num_trials": 3}}
+    Path("search.yaml").write_text(yaml.safe_dump(longer))
+    make_search(tmp_path / "searches" / "small", longer)
+    status, out, err = ftae("search", "search.yaml")
+    assert (status, out) == (1, "")
+    assert "holds a search already (1 of 3 trials done)" in err
+    status, _, err = ftae("search", "search.yaml", "--resume", "--set", "search.seed=7")
+    assert status == 1
+    assert "another question than that of the search to resume: search.seed differ" in err
 
 
 @pytest.mark.parametrize(
