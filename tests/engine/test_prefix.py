@@ -133,17 +133,17 @@ def test_no_number_depends_on_it(
     last = len(line.stages) - 1
     for depth, sampled in ((1, True), (encoder, True), (last, True), *([(last, False)] if has_posterior else [])):
         fields = {"model": model, "losses": losses, "precision": precision, "sample_posterior": sampled}
-        spec = spec_of(**fields, freeze_depth=depth)
+        spec = spec_of(**fields, freeze_depth=depth, batch_size=48, max_steps=8)
         folder = tmp_path / f"{depth}-{sampled}"
         monkeypatch.setenv("FTAE_CACHE", str(folder))
         expected = result(without_cache(spec), folder / "without")
         assert not computed
         assert result(spec, folder / "with") == expected
-        # 288 training images in 18 batches and one to compare, 72 for validation in 5 and one to compare.
-        assert sum(computed) == 288 + 16 + 72 + 16
+        # 288 training images in 6 batches and one to compare, 72 for validation in 2 and one to compare.
+        assert sum(computed) == 288 + 48 + 72 + 48
         computed.clear()
         assert result(spec, folder / "again") == expected
-        assert computed == [16, 16]  # to compare
+        assert computed == [48, 48]  # to compare
         computed.clear()
 
 
