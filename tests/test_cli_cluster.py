@@ -138,10 +138,10 @@ class Story:
 def story(user: User) -> Story:
     """A search whose first driver is killed in its first trial, while the user looks on."""
     following = user.start("submit", "search.yaml", "--python", sys.executable, "--follow")
-    user.wait_for_trial("small", 0)
-    refused = user.submit("--set", "search.seed=1")
     user.wait_for_trial("small", 1)
     [driver] = user.processes("ftae search - --attempt 1")
+    driver.suspend()  # or it may be done before it is killed
+    refused = user.submit("--set", "search.seed=1")
     driver.kill()
     out, err = following.communicate(timeout=300)
     return Story(refused, Result(following.returncode, out, err))
