@@ -5,9 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,25 +20,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """The files of quick tests, some 100 MB, are kept in memory: on a disk they wait for each write to be there."""
     if config.option.markexpr == "not slow" and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2e9:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process runs all tests of a file, and all files that share a session's fixture which takes long to make."""
-    from xdist.scheduler import LoadFileScheduling
-
-    @cache
-    def group_of(file: str) -> str:
-        path = config.rootpath / file
-        if path.parent.name == "tuned":
-            return "tuned"
-        return "ray_cluster" if "ray_cluster" in path.read_text() else file
-
-    class LoadGroups(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group_of(super()._split_scope(nodeid))
-
-    return LoadGroups(config, log) if config.option.dist == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

@@ -147,7 +147,7 @@ IN_ORDER = {
     "driver": ("import ftae.search.driver", {*SLOW}),
     "diffusers": (
         "import ftae.engine.diffusers_models",
-        {*SLOW, "diffusers.models.unets.unet_2d_condition", "diffusers.hooks.faster_cache", "scipy.stats.distributions"},
+        {*SLOW, "diffusers.models.unets.unet_2d_condition", "diffusers.hooks.faster_cache", "scipy.stats._stats_py"},
     ),
     "torchvision": ("import torchvision", {*SLOW}),
 }
