@@ -109,13 +109,15 @@ class _Trial:
     def _train(self) -> None:
         spec, workdir = self._spec(), self._store.fetch(self._below)
         checkpoint = usable_checkpoint(workdir, self._tell_once)
+        kept = -1 if checkpoint is None else int(checkpoint.name[5:])
         if not self._started:
-            _say({"start": _whereabouts() | {"step": 0 if checkpoint is None else int(checkpoint.name[5:])}})
+            _say({"start": _whereabouts() | {"step": max(0, kept)}})
             self._started = True
         with followers(spec, self._search.search.resources) as group:
             for report in finetune(spec, workdir, resume_from=checkpoint, group=group, warm=WARM):
                 self._publish(report)
-                self._patience.served()
+                if report.step > kept:  # else it is repeated, and nothing was written
+                    self._patience.served()
                 _say({"report": vars(report)})
 
     def _tell_once(self, text: str) -> None:

@@ -320,7 +320,7 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker: Worker) -> No
             trials.with_name("away").rename(trials)
 
     worker.on_message = fault
-    start, *first, away, back, again, last = worker.run()
+    start, *first, away, again, back, last = worker.run()
     assert (start, first, again, last) == (started(0), [0, 4, 8], 8, 12)
     assert away["note"].startswith("storage refuses: [Errno 20] Not a directory")
     assert back == {"note": "storage is back"}
@@ -332,6 +332,26 @@ def test_a_storage_that_stays_away_is_said(worker: Worker, monkeypatch: pytest.M
     start, note, end = worker.run()
     assert (start, list(note)) == (started(0), ["note"])
     assert end["storage"].startswith("trial 1 cannot use its files: [Errno 20] Not a directory")
+
+
+def test_a_storage_that_takes_no_checkpoint_is_not_borne_for_ever(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 2.0)
+
+    def fault(message: dict[str, Any]) -> None:
+        if message.get("report", {}).get("step") == 8:  # also when it is repeated, which works
+            monkeypatch.setattr(PartialFolder, "complete", refuse)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker.on_message = fault
+    messages = worker.run()
+    assert [m["note"] for m in messages if "note" in m] == [
+        "storage refuses: [Errno 28] No space left on device; trying again for 2 s"
+    ]
+    assert messages[-1]["storage"].startswith("trial 1 cannot use its files: [Errno 28]")
 
 
 @pytest.fixture
