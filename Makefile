@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow lint format
+.PHONY: install quickstart test coverage test-slow lint format
 
 install: .venv/installed
 
@@ -29,6 +29,10 @@ format: install
 	$(BIN)/ruff check --fix .
 
 test: lint
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Takes half as long again as the tests alone.
+coverage: install
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 test-slow: install
