@@ -18,6 +18,7 @@ from ftae.engine.build import device_of
 from ftae.engine.companions import Companions
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.evaluation import Judged
+from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.judged import Subject
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
@@ -46,6 +47,8 @@ class Training:
         if spec.num_threads is not None:
             torch.set_num_threads(spec.num_threads)
         _be_deterministic(self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.data = load_dataset(spec.data)
         self._warm = warm if warm is not None and group.size == 1 else Cold()
         self.autoencoder = self._warm.model(spec, self.data.num_classes, self.device)

@@ -1,0 +1,41 @@
+"""Steps are not given the same memory again and again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, threading
+import torch
+from ftae.engine.freed_memory import keep_freed_memory
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        blocks = [torch.ones(500_000) for _ in range(30)]
+        del blocks
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // times
+
+def compare():
+    faults(3)
+    found.append(faults(10))
+    keep_freed_memory()
+    faults(3)
+    found.append(faults(10))
+
+found = []
+thread = threading.Thread(target=compare)  # as a worker's trial
+thread.start()
+thread.join()
+print(*found)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only of glibc it is known how")
+def test_what_was_freed_is_used_again() -> None:
+    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert before > 500, "the system gave it anew"
+    assert after < before / 5
