@@ -1,4 +1,7 @@
-"""What a training step has freed of the processor's memory is kept for the next one."""
+"""What a training step has freed of the processor's memory is kept for the next one, and given back between runs.
+
+Where the C library is not glibc, nothing changes.
+"""
 
 import ctypes
 
@@ -11,10 +14,18 @@ def keep_freed_memory() -> None:
     """Have the allocator of this process keep blocks of up to a gigabyte.
 
     By default each step gives its activations back and is given them again, page by page and full of zeros: 10,000
-    page faults, a tenth of a step on images of 32 pixels. Where the C library is not glibc, nothing changes.
+    page faults, a tenth of a step on images of 32 pixels.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(TRIM_THRESHOLD, 2**30)
-        mallopt(TOP_PAD, 2**27)
-        mallopt(MMAP_THRESHOLD, 2**30)
+    for setting, number_of_bytes in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**27), (MMAP_THRESHOLD, 2**30)):
+        _call("mallopt", setting, number_of_bytes)
+
+
+def give_back_freed_memory() -> None:
+    """What a run has held need not stay with the process."""
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *arguments: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)

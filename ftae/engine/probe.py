@@ -14,6 +14,7 @@ from statistics import median
 import torch
 
 from ftae.engine.evaluation import evaluate_all
+from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.training import Training, out_of_memory_fails
 from ftae.specs.finetune import FinetuneSpec
@@ -103,6 +104,7 @@ def _forget_peak() -> None:
     """Have the peaks begin at what is held now, as far as the system can."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    give_back_freed_memory()
     with suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
 

@@ -17,6 +17,7 @@ from ray import tune
 
 from ftae.engine.checkpoint import CHECKPOINTS, EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
+from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.loop import finetune
 from ftae.engine.probe import Probe
 from ftae.engine.warm import Warm
@@ -168,6 +169,7 @@ def _free_memory() -> None:
     """A reused worker still holds what the trial before it left, or the try that ran out of memory."""
     global _imported
     gc.collect()
+    give_back_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(sys.modules) > _imported:
