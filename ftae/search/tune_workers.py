@@ -1,4 +1,4 @@
-"""How Tune comes by its workers, where it would start more of them than it needs.
+"""How Tune comes by its workers, where it would start more of them than it needs, or start them later.
 
 Private parts: ray is pinned, tests/search/test_tune_workers.py holds them.
 """
