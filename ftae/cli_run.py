@@ -11,6 +11,7 @@ import typer
 from ftae.cli_cluster import ADDRESS, Address, Follow, MaybeAddress, follow_log
 from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage
 from ftae.errors import FtaeError
+from ftae.importing import importing
 from ftae.lookup import check_code_allowed, code_option
 
 if TYPE_CHECKING:
@@ -130,12 +131,14 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
             from ftae.cluster.watcher import watch
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
-        from ftae.search.earlier import earlier
-        from ftae.search.nodes import connecting
+        with importing():
+            from ftae.search.earlier import earlier
+            from ftae.search.nodes import connecting
 
         earlier(spec.located(), resume)
         with connecting(spec.finetune.model) as cluster:  # starts beside the import of all the rest
-            from ftae.search.driver import search_on
+            with importing():
+                from ftae.search.driver import search_on
 
             record = search_on(cluster, spec, resume=resume)
     except KeyboardInterrupt:

@@ -5,13 +5,17 @@ process, of which the autoencoders need half a one. What is left out is there as
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from importlib import metadata
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from ftae.importing import importing
 
 # Where a module that the autoencoders need lies among many that they do not; and what diffusers' schedulers ask for.
 PACKAGES = (
@@ -66,7 +70,35 @@ def _unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
     return (lambda inner: inner) if function is None else function
 
 
-with _compiler_postponed():
+class _Distributions(Mapping[str, list[str]]):
+    """``packages_distributions()``, for which all that is installed is read, once something is looked for in it."""
+
+    @cached_property
+    def _found(self) -> Mapping[str, list[str]]:
+        return metadata.packages_distributions()
+
+    def __getitem__(self, package: str) -> list[str]:
+        return self._found[package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+@contextmanager
+def _distributions_postponed() -> Iterator[None]:
+    """Inside, nobody reads what is installed only to have it at hand."""
+    read = metadata.packages_distributions
+    metadata.packages_distributions = _Distributions
+    try:
+        yield
+    finally:
+        metadata.packages_distributions = read
+
+
+with importing(), _compiler_postponed(), _distributions_postponed():
     for _name in PACKAGES:
         _postpone(_name)
     from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL

@@ -74,7 +74,7 @@ class Training:
         self.step = 0
         self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group, train_prefix)
         self._joined = False
-        self._share = torch.ones((), device=self.device) / spec.grad_accumulation
+        self._share = 1.0 / spec.grad_accumulation
         self.start_window()
 
     def _subject(self, spec: FinetuneSpec, data: Dataset) -> Subject:
@@ -171,16 +171,13 @@ class Training:
         if self.adversary is not None:
             self.adversary.show(self.autoencoder.to_range(batch.images), reconstruction)
             weights = self._balanced(self.adversary, terms, weights)
-        self._add_gradient(terms, weights)
-        with torch.no_grad():
-            return torch.stack([weighted_sum(terms, weights), *terms.values()])
-
-    def _add_gradient(self, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
-        """That of the batch's share of their weighted sum, which need not be in the graph for it."""
-        trained = [name for name, term in terms.items() if term.requires_grad]
-        if not trained:
+        loss = weighted_sum(terms, weights)
+        if not loss.requires_grad:
             raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
-        torch.autograd.backward([terms[name] for name in trained], [self._share * weights[name] for name in trained])
+        # By a factor, not as ``grad_tensors``: to compare shapes, torch imports sympy for a third of a second.
+        torch.autograd.backward(loss if spec.grad_accumulation == 1 else self._share * loss)
+        with torch.no_grad():
+            return torch.stack([loss, *terms.values()])
 
     def _check(self, names: list[str], parts: list[Tensor]) -> float:
         """Take note of the parts of each batch's loss; returns the norm of the gradient.

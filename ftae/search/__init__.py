@@ -21,6 +21,9 @@ ENVIRONMENT = {
     # A trial without a GPU must not see one.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A node connects to its own object store while that starts: try again soon, not after a second.
+    "RAY_raylet_client_connect_timeout_milliseconds": "50",
+    "RAY_raylet_client_num_connect_attempts": "200",
 }
 
 

@@ -50,7 +50,7 @@ def connecting(model: AnyModel) -> Iterator[Callable[[], None]]:
 
 def _connect(model: AnyModel) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
-    modules = ["ftae.search.trial", *(["ftae.engine.diffusers_models"] if isinstance(model, DiffusersModel) else [])]
+    modules = ["ftae.search.preload", *(["ftae.engine.diffusers_models"] if isinstance(model, DiffusersModel) else [])]
     os.environ.setdefault("RAY_preload_python_modules", ",".join(modules))  # inherited by what starts the workers
     # The workers of a cluster that runs already have not inherited this process's environment.
     workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}

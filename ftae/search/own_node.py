@@ -1,14 +1,17 @@
-"""The Ray node of a search that brings no cluster, with no more processes than its trials need.
+"""The Ray node of a search that brings no cluster, with no more processes than its trials need, and no wait for them.
 
 Private parts: ray is pinned, tests/search/test_own_node.py holds them.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+from ray._private import services, utils
 from ray._private.node import Node
+from ray._private.state import GlobalState
 
 # Each is a Python process that starts beside the workers, and that ray.init() or ray.shutdown() waits for.
 UNUSED = (
@@ -18,13 +21,34 @@ UNUSED = (
 )
 
 
+LOOK_SECONDS = 0.02  # between two looks whether the node is up
+LOOKING_SECONDS = 10.0  # of them; then Ray waits, and says what went wrong
+
+
 @contextmanager
 def plain() -> Iterator[None]:
-    """Inside, a node that is started has none of ``UNUSED``."""
+    """Inside, a node that is started has none of ``UNUSED``, and its agent is the one of an installation without them.
+
+    That it is up is seen at once: Ray asks again a second later, and one start takes a little longer than that.
+    """
     with ExitStack() as patches:
         for name in UNUSED:
             replace(patches, Node, name, lambda *_, **__: None)
+        replace(patches, utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+        replace(patches, services, "get_node", _once_it_is_up(services.get_node))
         yield
+
+
+def _once_it_is_up(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+    def get(gcs_address: str, node_id: str) -> Any:
+        cluster: Any = GlobalState()  # type: ignore[no-untyped-call]
+        cluster._initialize_global_state(services._get_gcs_client_options(gcs_address))  # type: ignore[no-untyped-call]
+        deadline = time.monotonic() + LOOKING_SECONDS
+        while time.monotonic() < deadline and node_id not in {node["NodeID"] for node in cluster.node_table()}:
+            time.sleep(LOOK_SECONDS)
+        return get_node(gcs_address, node_id)
+
+    return get
 
 
 def is_own() -> bool:
