@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ftae"
 
 LAYERS = [
     {"errors"},
-    {"lookup", "units"},
+    {"lookup", "units", "importing"},
     {"specs"},
     {"storage", "ranking"},
     {"record"},
@@ -141,7 +141,7 @@ IN_ORDER = {
         *_, again = finetune(spec, folder / "again", resume_from=folder / "run" / last.checkpoint)
         assert again.metrics == last.metrics
         """,
-        {*SLOW, "mlflow", "optuna", "scipy", "pandas"},
+        {*SLOW, "mlflow", "optuna", "scipy", "pandas", "sympy"},
     ),
     "worker": ("import ftae.search.trial", {*SLOW, "mlflow", "optuna"}),
     "driver": ("import ftae.search.driver", {*SLOW}),

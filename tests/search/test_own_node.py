@@ -5,6 +5,9 @@ import sys
 
 import psutil
 import pytest
+import ray
+from ray._private import services, utils
+from ray._private.state import GlobalState
 
 from ftae.search.own_node import UNUSED, Node, is_own, plain
 
@@ -39,6 +42,8 @@ def test_it_starts_what_trials_need_only(lines: list[str]) -> None:
     assert "raylet" in started
     assert "gcs_server" in started
     assert not [name for name in ("dashboard/dashboard.py", "log_monitor.py", "monitor.py") if name in started]
+    assert "dashboard/agent.py" in started
+    assert "--minimal" in started
 
 
 def test_nothing_of_it_is_left(lines: list[str]) -> None:
@@ -47,10 +52,31 @@ def test_nothing_of_it_is_left(lines: list[str]) -> None:
 
 
 def test_other_nodes_are_started_whole() -> None:
-    methods = [getattr(Node, name) for name in UNUSED]
+    def parts() -> list[object]:
+        return [*(getattr(Node, name) for name in UNUSED), utils.get_dashboard_dependency_error, services.get_node]
+
+    before = parts()
     with plain():
         assert [getattr(Node, name)() for name in UNUSED] == [None] * 3
-    assert [getattr(Node, name) for name in UNUSED] == methods
+        assert not set(parts()) & set(before)
+    assert parts() == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_node_is_seen_as_soon_as_it_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ray.get_runtime_context()
+    looks = 0
+
+    def is_up(cluster: GlobalState) -> list[dict[str, str]]:
+        nonlocal looks
+        looks += 1
+        return [{"NodeID": context.get_node_id()}] if looks == 3 else []
+
+    monkeypatch.setattr(GlobalState, "node_table", is_up)
+    node_info = services.get_node(context.gcs_address, context.get_node_id())
+    with plain():
+        assert services.get_node(context.gcs_address, context.get_node_id()) == node_info
+    assert looks == 3
 
 
 @pytest.mark.usefixtures("ray_cluster")
