@@ -1,6 +1,6 @@
 """Batches of images in an order that is a pure function of the seed: resuming needs no data position."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -100,7 +100,7 @@ def train_batch(
         tops, lefts = offsets[rows].T
         pixels = np.ascontiguousarray(crops[indices, tops, lefts])
     pixels[mirrored] = pixels[mirrored][..., ::-1]
-    given = _given(pixels, spec, [[seed, batch, int(place), 2] for place in places])
+    given = _given(pixels, spec, ([seed, batch, int(place), 2] for place in places))
     made = _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
     changing = spec.flip or spare or spec.degrade is not None
     return made if changing else replace(made, rows=_rows(images, indices, spec))
@@ -117,7 +117,7 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
         rows = slice(start, start + batch_size)
         pixels = images.images[rows, centre, centre].transpose(0, 3, 1, 2).copy()
         numbers = range(len(images))[rows] if images.numbers is None else images.numbers[rows]
-        given = _given(pixels, spec, [[int(number), 0, 0, 3] for number in numbers])
+        given = _given(pixels, spec, ([int(number), 0, 0, 3] for number in numbers))
         batch = _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
         factors = None if images.factors is None else torch.from_numpy(images.factors[rows].copy())
         yield replace(batch, factors=factors, rows=_rows(images, np.arange(len(images))[rows], spec))
@@ -132,7 +132,7 @@ def _rows(images: ImageSet, indices: npt.NDArray[np.int64], spec: DataSpec) -> t
     return (Rows(f"{images.origin.key} {spec.resolution} {given}", images.origin.num_images, numbers),)
 
 
-def _given(pixels: Pixels, spec: DataSpec, seeds: Sequence[Sequence[int]]) -> Images | None:
+def _given(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Images | None:
     """Degraded, float32 (B, C, H, W), each image with a seed of its own; None where they are given as they are."""
     if spec.degrade is None:
         return None
