@@ -29,7 +29,7 @@ LOOKING_SECONDS = 10.0  # of them; then Ray waits, and says what went wrong
 def plain() -> Iterator[None]:
     """Inside, a node that is started has none of ``UNUSED``, and its agent is the one of an installation without them.
 
-    That it is up is seen at once: Ray asks again a second later, and one start takes a little longer than that.
+    That it is up is seen at once. Ray itself asks once a second, and a start often takes a little longer than one.
     """
     with ExitStack() as patches:
         for name in UNUSED:
