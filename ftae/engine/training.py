@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import NoReturn
 
 import torch
@@ -74,7 +75,6 @@ class Training:
         self.step = 0
         self._terms: nn.Module = _Terms(self.autoencoder, self.companions, spec, group, train_prefix)
         self._joined = False
-        self._share = 1.0 / spec.grad_accumulation
         self.start_window()
 
     def _subject(self, spec: FinetuneSpec, data: Dataset) -> Subject:
@@ -155,7 +155,7 @@ class Training:
         self.step += 1
         self.window_steps += 1
 
-    def _backward(self, number: int, weights: dict[str, float]) -> Tensor:
+    def _backward(self, number: int, weights: dict[str, float]) -> list[Tensor]:
         """Add the gradient of training batch ``number``; returns the loss and every term of it, not yet read."""
         spec = self.spec
         batch = training_batch(
@@ -175,17 +175,16 @@ class Training:
         if not loss.requires_grad:
             raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
         # By a factor, not as ``grad_tensors``: to compare shapes, torch imports sympy for a third of a second.
-        torch.autograd.backward(loss if spec.grad_accumulation == 1 else self._share * loss)
-        with torch.no_grad():
-            return torch.stack([loss, *terms.values()])
+        torch.autograd.backward(loss if spec.grad_accumulation == 1 else loss / spec.grad_accumulation)
+        return [part.detach() for part in (loss, *terms.values())]
 
-    def _check(self, names: list[str], parts: list[Tensor]) -> float:
+    def _check(self, names: list[str], parts: list[list[Tensor]]) -> float:
         """Take note of the parts of each batch's loss; returns the norm of the gradient.
 
         All are read at once: a GPU is waited for once a step.
         """
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        *values, norm_value = torch.cat([*parts, norm.to(self.device)[None]]).tolist()
+        *values, norm_value = torch.stack([*chain(*parts), norm.to(self.device)]).tolist()
         means = iter(self.group.mean(values))
         for _ in parts:
             measured = {name: next(means) for name in names}
