@@ -17,6 +17,7 @@ from ftae.engine.evaluation import evaluate_all
 from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.training import Training, out_of_memory_fails
+from ftae.engine.warm import Warm
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import Asha, SearchSpec
 from ftae.units import duration, size
@@ -47,8 +48,10 @@ class Probe:
         return f"a step {duration(self.step_seconds)}, peak memory {size(self.peak_bytes)} ({self.device})"
 
 
-def probe(spec: FinetuneSpec, group: Group = ALONE) -> Probe:
+def probe(spec: FinetuneSpec, group: Group = ALONE, warm: Warm | None = None) -> Probe:
     """Train one step to warm up and a few that are timed, then evaluate a batch; nothing is written.
+
+    ``warm``: what the process keeps for the runs that follow.
 
     Raises:
         FtaeError: the spec cannot be run (see ``Training``).
@@ -57,7 +60,7 @@ def probe(spec: FinetuneSpec, group: Group = ALONE) -> Probe:
     _forget_peak()
     spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
     with out_of_memory_fails(step=lambda: 0):
-        training = Training(spec, group)
+        training = Training(spec, group, warm)
     with out_of_memory_fails(step=lambda: training.step):
         step_seconds = _step_seconds(training)
         eval_seconds = _eval_seconds(training)

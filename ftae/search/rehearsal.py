@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ftae.engine.probe import Probe, probe
+from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.search import SearchSpec
 from ftae.units import duration
@@ -21,14 +22,16 @@ WHAT_TO_DO = {
 }
 
 
-def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
-    """What one of a trial's workers takes for its share of the file's own configuration; or why it cannot be run."""
-    spec = SearchSpec.model_validate(search)
-    run = spec.trial_spec({})
+def try_step(search: SearchSpec, fingerprint: str, warm: Warm | None = None) -> Probe | str:
+    """What one of a trial's workers takes for its share of the file's own configuration; or why it cannot be run.
+
+    ``warm``: what the worker keeps for its trials.
+    """
+    run = search.trial_spec({})
     data = run.data.model_copy(update={"fingerprint": fingerprint})
-    batch_size = run.batch_size // spec.search.resources.workers
+    batch_size = run.batch_size // search.search.resources.workers
     try:
-        return probe(run.model_copy(update={"data": data, "batch_size": batch_size}))
+        return probe(run.model_copy(update={"data": data, "batch_size": batch_size}), warm=warm)
     except TrainingFailed as failure:
         what_to_do = WHAT_TO_DO[failure.reason]
         if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given

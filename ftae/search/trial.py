@@ -45,7 +45,7 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
     _free_memory()
     spec = SearchSpec.model_validate(search)
     if config["number"] == REHEARSAL:
-        return _rehearse(search, fingerprint)
+        return _rehearse(spec, fingerprint)
     if config["number"] == WARM_UP:
         return _warm_up(spec, fingerprint)
     store = open_store(spec.search.storage, spec.name, "worker")
@@ -63,8 +63,8 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
         store.release(trial_folder(config["number"]))
 
 
-def _rehearse(search: dict[str, Any], fingerprint: str) -> None:
-    tried = try_step(search, fingerprint)
+def _rehearse(search: SearchSpec, fingerprint: str) -> None:
+    tried = try_step(search, fingerprint, WARM)
     _say({"probe": asdict(tried)} if isinstance(tried, Probe) else {"refused": tried})
 
 

@@ -14,6 +14,7 @@ from ftae.engine import build, loop
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.checkpoint import EvalReport
 from ftae.engine.loop import finetune
+from ftae.engine.probe import probe
 from ftae.engine.training import Training
 from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
@@ -182,6 +183,15 @@ def test_two_at_a_time_share_no_tensor() -> None:
     first, second = (Training(spec_of(), warm=warm) for _ in range(2))
     addresses = [{p.data_ptr() for p in training.autoencoder.parameters()} for training in (first, second)]
     assert not addresses[0] & addresses[1]
+
+
+def test_a_run_gets_the_model_that_was_probed_as_it_was(pretrained: Path, tmp_path: Path, built: list[str]) -> None:
+    spec, warm = kl_spec(pretrained), Warm()
+    expected = outcome(spec, tmp_path / "cold", None)
+    probe(spec, warm=warm)
+    gc.collect()  # as a worker does before a trial
+    assert outcome(spec, tmp_path / "warm", warm) == expected
+    assert built == ["autoencoder_kl"] * 2
 
 
 def test_runs_share_nothing_unless_asked(built: list[str], evaluated: list[int], tmp_path: Path) -> None:

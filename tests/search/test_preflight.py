@@ -71,7 +71,7 @@ def fly(search: SearchSpec, *, checkpoint_bytes: int = 1000) -> tuple[Probe, Sai
         accept(probe, search, ground, said)
         probes.append(probe)
 
-    tried = try_step(search.model_dump(mode="json"), data.fingerprint)
+    tried = try_step(search, data.fingerprint)
     Rehearsal(take, said).take({"probe": asdict(tried)} if isinstance(tried, Probe) else {"refused": tried})
     return probes[0], said
 
@@ -179,12 +179,12 @@ def test_what_does_not_fit_the_memory_is_told_with_advice(tmp_path: Path, monkey
     model = {"family": "hungry_nets:Net", "image_range": "0..1"}
     changes: dict[str, Any] = {"finetune__model": model, "finetune__losses": {"mse": 1.0}}
     search = spec(tmp_path, **changes, finetune__batch_size=8)
-    told = try_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    told = try_step(search, load_dataset(search.finetune.data).fingerprint)
     assert isinstance(told, str)
     assert "out of memory at step 0; lower finetune.batch_size" in told
     # Two workers take four images each.
     shared = spec(tmp_path, **changes, finetune__batch_size=8, search__resources={"workers": 2})
-    tried = try_step(shared.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    tried = try_step(shared, load_dataset(search.finetune.data).fingerprint)
     assert isinstance(tried, Probe)
 
 
