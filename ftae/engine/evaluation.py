@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch, val_batches
@@ -40,16 +41,50 @@ class Judged:
         return len(self.images) + (0 if anomalies is None else len(anomalies))
 
 
-def evaluate_all(judged: Sequence[Judged]) -> tuple[Metrics, dict[str, float]]:
-    """Every metric as reports name it (``val/psnr``), and the vital signs on the first of ``judged``."""
-    results = [(part.name, *evaluate(part.subject, part.images)) for part in judged]
+class Grid:
+    """A picture of fixed validation images, each as input | reconstruction | absolute difference.
+
+    Where the input is degraded, the third is the clean image. What it shows are reconstructions that an evaluation
+    makes anyway.
+    """
+
+    def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
+        self._spec, self._columns = spec, 2 if num_images >= GRID_IMAGES else 1
+        self._chosen = np.linspace(0, num_images - 1, min(GRID_IMAGES, num_images)).astype(int)
+        self._seen = 0
+        self._cells: list[Tensor] = []  # (n, C, H, 3W)
+
+    def update(self, inputs: EvalInputs) -> None:
+        """The next batch, in order."""
+        rows = self._chosen - self._seen
+        rows = rows[(rows >= 0) & (rows < len(inputs.target))]
+        given, made, wanted = (images[rows] for images in (inputs.given, inputs.reconstruction, inputs.target))
+        third = (wanted - made).abs() if self._spec.data.degrade is None else wanted
+        self._cells.append(torch.cat([given, made, third], dim=3).cpu())
+        self._seen += len(inputs.target)
+
+    def save(self, path: Path) -> None:
+        """Write it as PNG."""
+        cells = torch.cat(self._cells)
+        rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, 3W, C)
+        picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
+        scale = max(1, -(-GRID_MIN_SIDE // self._spec.data.resolution))
+        picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
+
+
+def evaluate_all(judged: Sequence[Judged], grid: Grid | None = None) -> tuple[Metrics, dict[str, float]]:
+    """Every metric as reports name it (``val/psnr``), and the vital signs: these, as ``grid``, of the first part."""
+    grids = [grid, *[None] * len(judged[1:])]
+    results = [(part.name, *evaluate(part.subject, part.images, its)) for part, its in zip(judged, grids, strict=True)]
     metrics = {f"{name}/{metric}": value for name, values, _ in results for metric, value in values.items()}
     return metrics, results[0][2]
 
 
 @torch.no_grad()
-def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, float]]:
-    """The metrics of the subject over all of ``images``, and its vital signs.
+def evaluate(subject: Subject, images: ImageSet, grid: Grid | None = None) -> tuple[Metrics, dict[str, float]]:
+    """The metrics of the subject over all of ``images``, and its vital signs; ``grid`` is given every batch of them.
 
     Draws nothing from the random generators.
     """
@@ -59,34 +94,12 @@ def evaluate(subject: Subject, images: ImageSet) -> tuple[Metrics, dict[str, flo
         inputs = run_batch(subject.autoencoder, batch, prefix=subject.prefix)
         evaluation.update(inputs)
         vitals.update(inputs)
+        if grid is not None:
+            grid.update(inputs)
     if subject.anomalies is not None:
         for batch in val_batches(subject.anomalies, spec.data, batch_size=spec.batch_size, device=subject.device):
             evaluation.update_anomalies(run_batch(subject.autoencoder, batch, prefix=subject.prefix))
     return evaluation.compute(), vitals.compute()
-
-
-@torch.no_grad()
-def save_grid(
-    autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec, path: Path, *, device: torch.device
-) -> None:
-    """Write a PNG of fixed validation images, each as input | reconstruction | absolute difference.
-
-    Where the input is degraded, the third is the clean image.
-    """
-    autoencoder.eval()
-    num_columns = 2 if len(images) >= GRID_IMAGES else 1
-    chosen = np.linspace(0, len(images) - 1, min(GRID_IMAGES, len(images))).astype(int)
-    batch = next(val_batches(images.taken(chosen), spec.data, batch_size=len(chosen), device=device))
-    inputs = run_batch(autoencoder, batch, with_head=False)
-    wanted, made = inputs.target, inputs.reconstruction
-    third = (wanted - made).abs() if spec.data.degrade is None else wanted
-    cells = torch.cat([inputs.given, made, third], dim=3).cpu()  # (N, C, H, 3W)
-    rows = cells.reshape(-1, num_columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, 3W, C)
-    picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
-    scale = max(1, -(-GRID_MIN_SIDE // spec.data.resolution))
-    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
 
 
 def run_batch(

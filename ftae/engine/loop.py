@@ -14,7 +14,7 @@ from ftae.engine.checkpoint import (
     load_checkpoint,
     remove_older_checkpoints,
 )
-from ftae.engine.evaluation import evaluate_all, save_grid
+from ftae.engine.evaluation import Grid, evaluate_all
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.training import Training, out_of_memory_fails
@@ -117,10 +117,11 @@ class FinetuneRun(Training):
         return self._warm.baseline(self.spec, self.data.fingerprint, self.device, picture, self._evaluate)
 
     def _evaluate(self, picture: Path) -> tuple[dict[str, float], dict[str, float]]:
+        grid = Grid(self.spec, len(self.data.val))
         with self.average.applied() if self.average is not None else nullcontext():
-            metrics, vitals = evaluate_all(self.judged)
-            save_grid(self.autoencoder, self.data.val, self.spec, picture, device=self.device)
-        return metrics, vitals
+            found = evaluate_all(self.judged, grid)
+        grid.save(picture)
+        return found
 
     def _timing(self, train_seconds: float) -> dict[str, float]:
         timing = {"time/eval_seconds": time.monotonic() - self.window_start - train_seconds}

@@ -66,9 +66,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     original = loop.evaluate_all
 
-    def counted(judged: Any) -> Any:
+    def counted(judged: Any, *others: Any) -> Any:
         found.append(len(judged))
-        return original(judged)
+        return original(judged, *others)
 
     monkeypatch.setattr(loop, "evaluate_all", counted)
     return found
