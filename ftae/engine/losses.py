@@ -161,5 +161,5 @@ def loss_terms(inputs: LossInputs, names: list[str]) -> dict[str, Tensor]:
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The training loss."""
-    # Not of one tensor of them all: to stack them and take that apart again on the way back is half a small layer.
+    # Not stacked first: that is more small operations, forward and back, which tell in a step of two milliseconds.
     return reduce(torch.add, [weights[name] * term for name, term in terms.items()])
