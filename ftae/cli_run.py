@@ -131,16 +131,19 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
             from ftae.cluster.watcher import watch
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
-        with importing():
-            from ftae.search.earlier import earlier
-            from ftae.search.nodes import connecting
+        from ftae.search.template import template
 
-        earlier(spec.located(), resume)
-        with connecting(spec.finetune.model) as cluster:  # starts beside the import of all the rest
+        with template(spec):  # each starts beside the import of what comes after it
             with importing():
-                from ftae.search.driver import search_on
+                from ftae.search.earlier import earlier
+                from ftae.search.nodes import connecting
 
-            record = search_on(cluster, spec, resume=resume)
+            earlier(spec.located(), resume)
+            with connecting(spec.finetune.model) as cluster:
+                with importing():
+                    from ftae.search.driver import search_on
+
+                record = search_on(cluster, spec, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {again}", err=True)
         raise typer.Exit(130) from None

@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
-from ray._private import services, utils
+from ray._private import ray_constants, services, utils
 from ray._private.node import Node
 from ray._private.state import GlobalState
+
+from ftae.search import template_client
 
 # Each is a Python process that starts beside the workers, and that ray.init() or ray.shutdown() waits for.
 UNUSED = (
@@ -29,13 +31,15 @@ LOOKING_SECONDS = 10.0  # of them; then Ray waits, and says what went wrong
 def plain() -> Iterator[None]:
     """Inside, a node that is started has none of ``UNUSED``, and its agent is the one of an installation without them.
 
-    That it is up is seen at once. Ray itself asks once a second, and a start often takes a little longer than one.
+    That it is up is seen at once. Ray itself asks once a second, and a start often takes a little longer than one. Its
+    workers are copies of a template, if there is one.
     """
     with ExitStack() as patches:
         for name in UNUSED:
             replace(patches, Node, name, lambda *_, **__: None)
         replace(patches, utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
         replace(patches, services, "get_node", _once_it_is_up(services.get_node))
+        replace(patches, ray_constants, "SETUP_WORKER_FILENAME", template_client.__file__)
         yield
 
 
