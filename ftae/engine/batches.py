@@ -84,23 +84,23 @@ def train_batch(
 
     Depends on nothing but the arguments: neither on global random state nor on earlier calls.
     """
-    indices = batch_indices(len(images), batch_size, batch, seed)
+    indices = batch_indices(len(images), batch_size, batch, seed)[rows]
     # The last number keeps these draws apart from the epoch orders, which take [seed, epoch], and from the others.
-    rng = np.random.default_rng([seed, batch, 1])
+    # As an array they seed alike, in half the time that a list takes.
+    rng = np.random.default_rng(np.array([seed, batch, 1], dtype=np.uint32))
     side = spec.resolution
     spare = spec.decoded_side - side
-    offsets = rng.integers(0, spare + 1, size=(batch_size, 2)) if spare else None
-    mirrored = rng.random(batch_size) < (0.5 if spec.flip else 0.0)
-    # Drawn for the whole batch, whatever is wanted of it.
-    indices, mirrored, places = indices[rows], mirrored[rows], np.arange(batch_size)[rows]
-    if offsets is None:
-        pixels = np.ascontiguousarray(images.images[indices].transpose(0, 3, 1, 2))
-    else:
+    # Whatever is drawn is drawn for the whole batch, whatever is wanted of it.
+    if spare:
         crops = sliding_window_view(images.images, (side, side), axis=(1, 2))  # all: (N, tops, lefts, C, side, side)
-        tops, lefts = offsets[rows].T
+        tops, lefts = rng.integers(0, spare + 1, size=(batch_size, 2))[rows].T
         pixels = np.ascontiguousarray(crops[indices, tops, lefts])
-    pixels[mirrored] = pixels[mirrored][..., ::-1]
-    given = _given(pixels, spec, ([seed, batch, int(place), 2] for place in places))
+    else:
+        pixels = np.ascontiguousarray(images.images[indices].transpose(0, 3, 1, 2))
+    if spec.flip:
+        mirrored = (rng.random(batch_size) < 0.5)[rows]
+        pixels[mirrored] = pixels[mirrored][..., ::-1]
+    given = _given(pixels, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
     made = _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
     changing = spec.flip or spare or spec.degrade is not None
     return made if changing else replace(made, rows=_rows(images, indices, spec))

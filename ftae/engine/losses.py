@@ -161,5 +161,9 @@ def loss_terms(inputs: LossInputs, names: list[str]) -> dict[str, Tensor]:
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The training loss."""
-    # Not stacked first: that is more small operations, forward and back, which tell in a step of two milliseconds.
-    return reduce(torch.add, [weights[name] * term for name, term in terms.items()])
+    # Neither stacked nor multiplied by 1: small operations, forward and back, tell in a step of two milliseconds.
+    return reduce(torch.add, [_times(weights[name], term) for name, term in terms.items()])
+
+
+def _times(weight: float, term: Tensor) -> Tensor:
+    return term if weight == 1.0 else weight * term

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +51,16 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
 
 
 def eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimizer without the decorators that serve ``torch.compile`` alone.
+    """The same optimizer without the decorators that serve ``torch.compile`` alone, and without hooks of its steps.
 
-    They import torch's compiler at the first call, which takes more than a second of every process.
+    The decorators import torch's compiler at the first call, which takes more than a second of every process.
+    What would call the hooks also notes each step for a profiler, whether there is one or not: as long as a layer.
     """
     names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+    step: Any = torch.no_grad()(inspect.unwrap(kind.step))
+    step.hooked = True  # so torch takes it as it is
+    return type(kind.__name__, (kind,), methods | {"step": step})
 
 
 def lr_factor(schedule: Schedule, progress: float) -> float:

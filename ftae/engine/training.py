@@ -183,8 +183,10 @@ class Training:
 
         All are read at once: a GPU is waited for once a step.
         """
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        *values, norm_value = torch.stack([*chain(*parts), norm.to(self.device)]).tolist()
+        # As ``torch.nn.utils.get_total_norm`` has it, which first sorts them by what all have in common.
+        norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        *values, norm_value = torch.stack([*chain(*parts), norm]).tolist()
         means = iter(self.group.mean(values))
         for _ in parts:
             measured = {name: next(means) for name in names}

@@ -298,6 +298,8 @@ def test_kl_warms_up_linearly(warmup: float, progress: float, share: float) -> N
 def test_the_total_is_the_weighted_sum() -> None:
     terms = {"mse": torch.tensor(2.0), "tv": torch.tensor(0.5)}
     assert weighted_sum(terms, {"mse": 3.0, "tv": 10.0}).item() == 11.0
+    assert weighted_sum(terms, {"mse": 1.0, "tv": 10.0}).item() == 7.0
+    assert weighted_sum({"mse": terms["mse"]}, {"mse": 1.0}) is terms["mse"]  # not multiplied by 1
 
 
 # ------------------------------------------------------------------------------------- in the loop

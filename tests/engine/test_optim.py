@@ -317,3 +317,17 @@ def test_without_the_decorators_the_numbers_are_the_same(
 
     assert torch.equal(weights_after(eager(kind)), weights_after(kind))
     assert not torch.equal(weights_after(kind), torch.linspace(-1.0, 1.0, 12).reshape(3, 4))
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_no_step_is_noted_for_a_profiler(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+    def noted(make: Any) -> bool:
+        weight = nn.Parameter(torch.ones(2))
+        optimizer = make([{"params": [weight], "lr": 0.1}], **options)
+        weight.sum().backward()
+        with torch.autograd.profiler.profile() as profile:
+            optimizer.step()
+        return any(event.name.startswith("Optimizer.step") for event in profile.function_events)
+
+    assert noted(kind)
+    assert not noted(eager(kind))
