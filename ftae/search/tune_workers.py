@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.air._internal import usage
 from ray.air.execution import FixedResourceManager
+from ray.tune import registry
 from ray.tune.execution import tune_controller
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
@@ -39,8 +40,8 @@ def spared(resources: Resources) -> Iterator[None]:
         replace(patches, usage, "tag_callbacks", lambda callbacks: False)
         reuse = TuneController._maybe_reuse_cached_actor
         replace(patches, TuneController, "_maybe_reuse_cached_actor", _unless_one_starts(reuse))
-        replace(patches, tune_trial, "validate_trainable", cache(tune_trial.validate_trainable))
-        replace(patches, tune_trial, "get_trainable_cls", cache(tune_trial.get_trainable_cls))
+        replace(patches, tune_trial, "validate_trainable", cache(registry.validate_trainable))
+        replace(patches, tune_trial, "get_trainable_cls", cache(registry.get_trainable_cls))
         replace(patches, TuneController, "checkpoint", _if_forced(TuneController.checkpoint))
         if "RAY_ADDRESS" not in os.environ and resources.workers == 1:
             replace(patches, _ActorClassCache, "get", _remote_class)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftae.search.driver import run_search
-from ftae.search.tune_workers import TuneController, _ActorClassCache, ray, spared, tune_trial
+from ftae.search.tune_workers import TuneController, _ActorClassCache, ray, registry, spared, tune_trial
 from ftae.specs import SearchSpec
 from ftae.specs.resources import Resources
 
@@ -49,8 +49,8 @@ def test_the_workers_of_an_own_cluster_are_taken_as_they_are(monkeypatch: pytest
 
 def test_the_function_of_all_trials_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(tune_trial, "validate_trainable", asked.append)
-    monkeypatch.setattr(tune_trial, "get_trainable_cls", lambda name: asked.append(name) or Trainable)
+    monkeypatch.setattr(registry, "validate_trainable", asked.append)
+    monkeypatch.setattr(registry, "get_trainable_cls", lambda name: asked.append(name) or Trainable)
     for searches in (1, 2):
         with spared(Resources()):
             trials = [tune_trial.Trial("run_trial", stub=False) for _ in range(3)]
