@@ -41,7 +41,8 @@ from ftae.search.study import Study
 from ftae.specs import SearchSpec
 from ftae.storage import Store
 
-PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", "shipper", "Ray's threads", "rest")
+ASIDE = ("deleting", "shipper")  # by threads of their own
+PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", *ASIDE, "Ray's threads", "rest")
 
 
 def watched() -> Meter:
@@ -49,12 +50,13 @@ def watched() -> Meter:
     meter = Meter()
     meter.watch("propose", Study, "propose")
     meter.watch("study", Study, "adopt", "report", "tell")
-    meter.watch("rungs", Rungs, "goes_on")
-    meter.watch("journal", Journal, "append")
+    meter.watch("rungs", Rungs, "goes_on", "record")
+    meter.watch("journal", Journal, "append_all")
     meter.watch("state", Coordinator, "assign", "message", "must_stop")
     meter.watch("state", SearchState, "report")
     meter.watch("progress", Progress, "update")
     meter.watch("retention", Retention, "ended")
+    meter.watch("deleting", Retention, "_delete")
     meter.watch("shipper", shipper, "ship_new")
     return meter
 
@@ -85,7 +87,7 @@ class Marks:
         for tenth, ((before, begin), (after, end)) in enumerate(pairwise(self._readings), start=1):
             used = after - before
             reports = used.calls["state.report"]
-            used.parts["Ray's threads"] = used.cpu - used.main_thread - used.parts["shipper"]
+            used.parts["Ray's threads"] = used.cpu - used.main_thread - sum(used.parts[part] for part in ASIDE)
             used.parts["rest"] = used.cpu - sum(used.parts.values())
             yield {
                 "trials": f"{(tenth - 1) * self._size + 1}-{tenth * self._size}",

@@ -87,6 +87,8 @@ def run_alone(spec: SearchSpec) -> None:
         working = [_worker(spec, store, coordinator) for _ in range(spec.search.max_concurrent or 1)]
         while working and not coordinator.must_stop():
             working = [worker for worker in working if next(worker, False)]
+        retention.close()
+        retention.check()
         assert coordinator.failure is None, coordinator.failure
         state.close("complete")
         shipper.finish(600.0)

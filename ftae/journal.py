@@ -20,7 +20,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +54,36 @@ class Journal:
         self._end = self._file.truncate(_complete_length(self.path))
 
     def append(self, event: str, **fields: Any) -> Event:
-        """Write one event and wait until it is on disk.
+        """``append_all`` of one event. Raises as that."""
+        record = {"event": event, "time": time.time(), **fields}
+        self.append_all([record])
+        return record
+
+    def append_all(self, events: Sequence[Event]) -> None:
+        """Write events and wait until they are on disk: all of them, or none.
 
         Raises:
             FtaeError: somebody else, on another machine, has written to it.
-            OSError: it could not be written (no space left, storage gone). Nothing half-written stays.
+            OSError: they could not be written (no space left, storage gone). Nothing half-written stays.
         """
-        record = {"event": event, "time": time.time(), **fields}
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        lines = [json.dumps(event, allow_nan=False).encode() + b"\n" for event in events]
         if self._end is None:
             self.take_up()
         if self._file.seek(0, os.SEEK_END) != self._end:
             raise FtaeError(f"{self.path.parent} was taken over by another ftae driver; this one ends")
-        if self._replicate is not None:
-            self._replicate(self._end, line)
+        end = self._end
+        for line in lines:
+            if self._replicate is not None:
+                self._replicate(end, line)
+            end += len(line)
         try:
-            if self._file.write(line) != len(line):
+            if self._file.write(b"".join(lines)) != end - self._end:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(self._file.fileno())
         except OSError:
             self._file.truncate(self._end)
             raise
-        self._end += len(line)
-        return record
+        self._end = end
 
     def close(self) -> None:
         self._file.close()

@@ -29,6 +29,8 @@ Role = Literal["driver", "worker", "reader"]
 class Store:
     """A search in a folder. Nothing is copied: what is written there is seen by all nodes."""
 
+    takes_lines_together = True  # of a journal: several in one write, all or none
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -100,6 +102,8 @@ class Store:
 
 class ObjectStore(Store):
     """A search in an object store; ``folder`` is this machine's mirror of it."""
+
+    takes_lines_together = False
 
     def __init__(self, url: str, mirror: Path) -> None:
         super().__init__(mirror)

@@ -1,6 +1,7 @@
 """The journal survives what happens to files, and tells the search again."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -70,6 +71,20 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
     third = again.append("close", status="complete", reason=None)
     again.close()
     assert events(tmp_path) == [first, second, third]
+
+
+def test_several_events_are_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    alone = [journal.append("suggest", trial=number) for number in range(2)]
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    together: list[dict[str, Any]] = [{"event": "report", "time": 1.5, "trial": 0}, {"event": "end", "time": 2.5}]
+    journal.append_all(together)
+    assert synced == [(tmp_path / FILE_NAME).stat().st_size]
+    assert events(tmp_path) == alone + together
+    journal.append("suggest", trial=2)
+    assert len(synced) == 2
+    journal.close()
 
 
 def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
@@ -209,8 +224,9 @@ def test_the_lock_of_a_killed_driver_is_free(tmp_path: Path) -> None:
     assert [event["trial"] for event in events(tmp_path)] == [0, 1]
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
-    """The limit on the size of files makes write() stop short, as a full disk does."""
+@pytest.mark.parametrize("together", [False, True])
+def test_a_full_disk_leaves_no_half_line(together: bool, tmp_path: Path) -> None:
+    """The limit on the size of files makes write() stop short, as a full disk does. Of two events it has none then."""
     code = f"""
         import resource, signal
         from pathlib import Path
@@ -222,6 +238,8 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         for _ in range(2):
             try:
+                if {together}:
+                    journal.append_all([{{"event": "note"}}, {{"event": "note", "text": "x" * 200}}])
                 journal.append("report", metrics={{"val/psnr": 1.0}}, padding="x" * 200)
             except OSError as error:
                 print(type(error).__name__, error.errno)

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -107,12 +108,13 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
 def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple[str, str | None]:
     """Let Tune run what the state hands out; returns the status of the search and a reason."""
     spec, settings = state.spec, state.spec.search
-    retention = patiently(lambda: Retention(state), progress.say)
+    retention = patiently(lambda: Retention(state, progress.say), progress.say)
 
     def on_change(number: int) -> None:
         progress.update(number)
+        retention.check()
         if state.record.trials[number].status != "running":
-            patiently(lambda: retention.ended(number), progress.say)
+            retention.ended(number)
 
     def on_probe(probe: Probe) -> None:
         accept(probe, spec, ground, progress.say)
@@ -128,6 +130,7 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
         run_trial, search=spec.model_dump(mode="json"), fingerprint=state.record.facts["dataset_fingerprint"]
     )
     with (
+        closing(retention),
         spared(settings.resources),
         tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch,
     ):  # Tune's own files; nobody reads them
@@ -136,6 +139,7 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
             tune_config=_tune_config(settings, coordinator),
             run_config=_run_config(settings, coordinator, scratch),
         ).fit()
+    coordinator.failure = coordinator.failure or retention.failure
     return _outcome(state, coordinator)
 
 

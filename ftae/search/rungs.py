@@ -43,13 +43,21 @@ class Rungs:
         self._rungs = [_Rung(step) for step in spec.rung_steps()]
 
     def goes_on(self, number: int, step: int, value: float) -> bool:
-        """Record the value at the highest rung reached, and compare it with the trials there before."""
-        reached = [rung for rung in self._rungs if rung.step <= step]
-        if not reached or number in reached[-1].recorded:
+        """Compare the value with those that the highest rung reached holds of other trials; changes nothing."""
+        rung = self._reached(step)
+        if rung is None or number in rung.recorded:
             return True
-        cutoff = reached[-1].quantile(self._stopped)
-        reached[-1].record(number, self._sign * value)
-        return self._sign * value >= cutoff
+        return self._sign * value >= rung.quantile(self._stopped)
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """Let later trials be compared with the value, once for each rung."""
+        rung = self._reached(step)
+        if rung is not None and number not in rung.recorded:
+            rung.record(number, self._sign * value)
+
+    def _reached(self, step: int) -> _Rung | None:
+        reached = [rung for rung in self._rungs if rung.step <= step]
+        return reached[-1] if reached else None
 
     def recorded(self) -> dict[int, dict[int, float]]:
         """The objective of every trial at every rung: ``{step: {trial: value}}``."""

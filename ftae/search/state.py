@@ -7,6 +7,7 @@ the same study and the same rungs as one that never stopped. Knows nothing of Ra
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ftae import journal
@@ -101,22 +102,16 @@ class SearchState:
             return False
         if trial.reports and report["step"] <= trial.step:
             return True
-        value = report["metrics"][self.spec.objective.first.metric]
+        step, value = report["step"], report["metrics"][self.spec.objective.first.metric]
         below = trial_folder(number) + "/"
         paths = {key: report[key] and below + report[key] for key in ("checkpoint", "images")}
-        self._append(
-            "report",
-            trial=number,
-            step=report["step"],
-            value=value,
-            metrics=report["metrics"],
-            timing=report["timing"],
-            **paths,
-        )
-        if number in self._undecided:
-            self.end(number, self._undecided[number])
-            return False
-        return True
+        fields = {"step": step, "value": value, "metrics": report["metrics"], "timing": report["timing"], **paths}
+        status = self._verdict(trial, step, value)
+        events = [_event("report", trial=number, **fields)]
+        if status is not None:
+            events.append(_event("end", trial=number, status=status, reason=None, value=value, step=step))
+        self._write(events)
+        return status is None
 
     def preflight(self, probe: Mapping[str, Any]) -> None:
         """What the preflight measured."""
@@ -162,13 +157,18 @@ class SearchState:
     # ----------------------------------------------------------------------------------- the fold
 
     def _append(self, event: str, **fields: Any) -> None:
-        fields["time"] = time.time()  # once: an object store may hold the line of a try that seemed to fail
+        self._write([_event(event, **fields)])
 
-        def write() -> Event:
-            self._lease.check()
-            return self.journal.append(event, **fields)
+    def _write(self, events: list[Event]) -> None:
+        """Events count once they are in the journal, which has them in one write where the storage takes them so."""
+        for some in [events] if self.store.takes_lines_together else [[event] for event in events]:
+            patiently(partial(self._write_together, some), self._say)
+            for event in some:
+                self._apply(event, live=True)
 
-        self._apply(patiently(write, self._say), live=True)
+    def _write_together(self, events: list[Event]) -> None:
+        self._lease.check()
+        self.journal.append_all(events)
 
     def _apply(self, event: Event, *, live: bool) -> None:
         self.record.apply(event)
@@ -177,7 +177,7 @@ class SearchState:
             return
         trial = self.record.trials[number]
         if kind == "report":
-            self._decide(trial)
+            self._decide(trial, event["step"], event["value"])
         elif kind == "end":
             self._undecided.pop(number, None)
         if trial.kind == "baseline":
@@ -189,9 +189,20 @@ class SearchState:
         elif kind == "end":
             self.study.tell(number, event["status"], trial.metrics)
 
-    def _decide(self, trial: TrialRecord) -> None:
-        assert trial.value is not None
-        if trial.kind == "baseline" or trial.step >= self.spec.finetune.max_steps:
-            self._undecided[trial.number] = "finished"
-        elif trial.step > 0 and not self.rungs.goes_on(trial.number, trial.step, trial.value):
-            self._undecided[trial.number] = "pruned"
+    def _decide(self, trial: TrialRecord, step: int, value: float) -> None:
+        status = self._verdict(trial, step, value)
+        if status is not None:
+            self._undecided[trial.number] = status
+        if trial.kind != "baseline" and 0 < step < self.spec.finetune.max_steps:
+            self.rungs.record(trial.number, step, value)
+
+    def _verdict(self, trial: TrialRecord, step: int, value: float) -> Status | None:
+        """How a trial ends with this report, which need not be in the journal yet; None if it goes on."""
+        if trial.kind == "baseline" or step >= self.spec.finetune.max_steps:
+            return "finished"
+        return None if step == 0 or self.rungs.goes_on(trial.number, step, value) else "pruned"
+
+
+def _event(event: str, **fields: Any) -> Event:
+    # With its time, for good: an object store may hold the line of a try that seemed to fail.
+    return {"event": event, "time": time.time(), **fields}

@@ -1,10 +1,12 @@
 """Which checkpoints stay, in a folder and in an object store. The trials are made up, the files are there."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftae.search import patience
 from ftae.search.retention import Retention
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
@@ -57,6 +59,12 @@ def finish(state: SearchState, number: int, psnr: float) -> None:
         report(state, number, step, psnr)
 
 
+def end(retention: Retention, number: int) -> None:
+    """Tell of the end of a trial, and wait until all of it is deleted that goes."""
+    retention.ended(number)
+    retention._thread.submit(retention.check).result()
+
+
 def kept(state: SearchState) -> dict[int, list[int]]:
     """The steps of the checkpoints of each trial."""
     found = {number: state.store.names(f"trials/{number:04d}/checkpoints") for number in state.record.trials}
@@ -66,22 +74,22 @@ def kept(state: SearchState) -> dict[int, list[int]]:
 def test_the_best_of_the_whole_search_keep_their_last(state: SearchState) -> None:
     retention = Retention(state)
 
-    def end(number: int, psnr: float) -> dict[int, list[int]]:
+    def come(number: int, psnr: float) -> dict[int, list[int]]:
         finish(state, number, psnr)
-        retention.ended(number)
+        end(retention, number)
         return kept(state)
 
     report(state, 8, 4)
     report(state, 8, 8)
     running = {8: [4, 8]}
-    assert end(0, 99.0) == running  # no rival, though its value is the best
-    assert end(3, 23.0) == {3: [12], **running}
-    assert end(2, 22.0) == {2: [12], 3: [12], **running}
-    assert end(5, 25.0) == {3: [12], 5: [12], **running}
-    assert end(4, 21.0) == {3: [12], 5: [12], **running}
+    assert come(0, 99.0) == running  # no rival, though its value is the best
+    assert come(3, 23.0) == {3: [12], **running}
+    assert come(2, 22.0) == {2: [12], 3: [12], **running}
+    assert come(5, 25.0) == {3: [12], 5: [12], **running}
+    assert come(4, 21.0) == {3: [12], 5: [12], **running}
     for number, status in ((8, "pruned"), (7, "diverged")):
         state.end(number, status)  # type: ignore[arg-type]
-        retention.ended(number)
+        end(retention, number)
     assert kept(state) == {3: [12], 5: [12]}
     assert [trial.number for trial in state.record.ranked()] == [5, 3, 2, 4]
 
@@ -94,22 +102,75 @@ def test_of_several_metrics_the_ends_of_the_front_are_kept(tmp_path: Path) -> No
     state = SearchState(SearchSpec.model_validate(SPEC.model_dump() | changes), Store(tmp_path))
     retention = Retention(state)
 
-    def end(psnr: float, mse: float) -> list[int]:
+    def come(psnr: float, mse: float) -> list[int]:
         trial = state.next_trial()
         assert trial is not None
         state.store.write(f"trials/{trial.number:04d}/checkpoints/step-00000012/model.safetensors", b"x")
         report: dict[str, Any] = {"step": 12, "timing": {}, "images": "none.png"}
         report |= {"metrics": {"val/psnr": psnr, "val/mse": mse}, "checkpoint": "checkpoints/step-00000012"}
         state.report(trial.number, report)
-        retention.ended(trial.number)
+        end(retention, trial.number)
         return list(kept(state))
 
-    assert end(99.0, 0.0) == []  # the baseline
-    assert end(20.0, 0.5) == [1]
-    assert end(30.0, 0.9) == [1, 2]
-    assert end(25.0, 0.7) == [1, 2]  # between the two
-    assert end(10.0, 0.1) == [2, 4]
-    assert end(31.0, 0.05) == [2, 5]  # beats them all, and two checkpoints stay
+    assert come(99.0, 0.0) == []  # the baseline
+    assert come(20.0, 0.5) == [1]
+    assert come(30.0, 0.9) == [1, 2]
+    assert come(25.0, 0.7) == [1, 2]  # between the two
+    assert come(10.0, 0.1) == [2, 4]
+    assert come(31.0, 0.05) == [2, 5]  # beats them all, and two checkpoints stay
+
+
+def test_no_trial_waits_for_what_is_deleted(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
+    retention, may_delete, remove = Retention(state), threading.Event(), state.store.remove
+
+    def slow(below: str) -> None:
+        assert may_delete.wait(60.0)
+        remove(below)
+
+    monkeypatch.setattr(state.store, "remove", slow)
+    for number, psnr in ((1, 21.0), (2, 22.0), (3, 23.0)):
+        finish(state, number, psnr)
+        retention.ended(number)
+    assert kept(state) == {1: [4, 8, 12], 2: [4, 8, 12], 3: [4, 8, 12]}
+    threading.Timer(0.2, may_delete.set).start()
+    retention.close()
+    assert kept(state) == {2: [12], 3: [12]}, "the search ends when all of it is gone"
+    retention.check()
+
+
+def test_storage_that_stays_away_is_told_once(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    said, tried = list[str](), list[str]()
+    retention = Retention(state, said.append)
+
+    def away(below: str) -> None:
+        tried.append(below)
+        raise OSError("the storage is gone")
+
+    monkeypatch.setattr(state.store, "remove", away)
+    for number in (1, 2, 3):
+        finish(state, number, 20.0 + number)
+        retention.ended(number)
+    retention.close()
+    with pytest.raises(OSError, match="the storage is gone"):
+        retention.check()
+    assert said == ["storage refuses: the storage is gone; trying again for 0 s"]
+    assert tried == ["trials/0001/checkpoints/step-00000004"], "the search ends: nobody waits for the same fault again"
+
+
+def test_a_fault_that_passes_is_borne(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, remove = list[str](), state.store.remove
+    retention = Retention(state, said.append)
+
+    def once_away(below: str) -> None:
+        monkeypatch.setattr(state.store, "remove", remove)
+        raise OSError("away")
+
+    monkeypatch.setattr(state.store, "remove", once_away)
+    finish(state, 1, 21.0)
+    end(retention, 1)
+    assert kept(state) == {1: [12]}
+    assert said == ["storage refuses: away; trying again for 60 s", "storage is back"]
 
 
 def test_what_a_killed_driver_left_is_sorted_out(state: SearchState) -> None:
@@ -118,7 +179,7 @@ def test_what_a_killed_driver_left_is_sorted_out(state: SearchState) -> None:
     report(state, 4, 4)
     state.end(5, "failed")
     Retention(state)
-    assert {number: steps[-1] for number, steps in kept(state).items()} == {2: 12, 3: 12, 4: 4}
+    assert kept(state) == {2: [12], 3: [12], 4: [4]}
 
 
 def test_a_trial_goes_on_where_the_journal_ends(state: SearchState) -> None:

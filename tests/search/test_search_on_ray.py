@@ -20,7 +20,7 @@ from ftae.engine.loop import finetune
 from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
-from ftae.search import driver
+from ftae.search import driver, patience
 from ftae.search.driver import run_search
 from ftae.search.shipper import sync, unsent
 from ftae.search.state import SearchState
@@ -304,6 +304,27 @@ def test_a_search_past_its_time_is_interrupted(storage: Path) -> None:
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("interrupted", "max_hours is over")
     assert record.ranked() == []
+
+
+def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = Store.remove
+
+    def refused(store: Store, below: str) -> None:
+        if "checkpoints" in below:
+            raise OSError("the storage is read-only")
+        remove(store, below)
+
+    monkeypatch.setattr(Store, "remove", refused)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then go on with --resume"):
+        run_search(spec(storage, name="undeletable"))
+    record = journal.replay(storage / "undeletable")
+    assert record.close is not None
+    assert record.close["status"] == "failed"
+    monkeypatch.undo()
+    record = run_search(spec(storage, name="undeletable"), resume=True)
+    left = {path.parts[-3] for path in (storage / "undeletable" / "trials").glob("*/checkpoints/*")}
+    assert left == {f"{trial.number:04d}" for trial in record.ranked()[:2]}
 
 
 def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:

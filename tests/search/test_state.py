@@ -1,5 +1,6 @@
 """The state of a search as a fold of its journal, driven by plain calls: no Ray, and reports that are made up."""
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ import pytest
 from ftae import journal
 from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
+from ftae.search import patience
 from ftae.search.state import Assignment, SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage import ObjectStore, Store
 
 STEPS = (0, 4, 8, 12)
 
@@ -327,6 +329,65 @@ def test_closing_gives_the_journal_free(state: SearchState) -> None:
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
     assert journal.replay(SearchState(state.spec, state.store).store.folder).close is None
+
+
+def ending(state: SearchState) -> dict[str, Any]:
+    """A report that ends trial 2, behind a better one of trial 1 on the same rung."""
+    sampled(state, 1)
+    state.report(1, report(4, 30.0))
+    return report(4, 20.0)
+
+
+def test_a_report_and_the_end_it_brings_are_one_write(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, lines = ending(state), list[int]()
+    monkeypatch.setattr("os.fsync", lambda file: lines.append(len(events(state.store.folder))))
+    before = len(events(state.store.folder))
+    assert not state.report(2, last)
+    assert lines == [before + 2]
+    written = [(event["event"], event["trial"]) for event in events(state.store.folder)[before:]]
+    assert written == [("report", 2), ("end", 2)]
+    assert state.record.trials[2].status == "pruned"
+
+
+def test_an_end_that_cannot_be_written_does_not_count_nor_its_report(
+    state: SearchState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    last = ending(state)
+    before = snapshot(state), events(state.store.folder)
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="full"):
+            state.report(2, last)
+    assert (snapshot(state), events(state.store.folder)) == before
+    assert (state.record.trials[2].status, state.record.trials[2].reports) == ("running", [])
+    assert not state.report(2, last)
+    assert state.record.trials[2].status == "pruned"
+
+
+def test_an_object_store_is_given_one_event_at_a_time(bucket: str, tmp_path: Path) -> None:
+    store = ObjectStore(f"{bucket}/made-up", tmp_path)
+    state, away = SearchState(spec(), store), list[str]()
+    last, replicate = ending(state), store.replicate
+
+    def once_away(offset: int, line: bytes) -> None:
+        if b'"event": "end"' in line and not away:
+            away.append(events(tmp_path)[-1]["event"])
+            raise OSError("away")
+        replicate(offset, line)
+
+    state.journal._replicate = once_away
+    assert not state.report(2, last)
+    assert away == ["report"], "what the store has is in the mirror, too, when the next is refused"
+    state.close("interrupted")
+    assert [event["event"] for event in events(tmp_path)[-3:]] == ["report", "report", "end"]
+    again = ObjectStore(store.url, tmp_path / "again")
+    again.refresh()
+    assert (again.folder / FILE_NAME).read_bytes() == (tmp_path / FILE_NAME).read_bytes()
 
 
 # ------------------------------------------------------------------------------------- taken up again

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftae.search.driver import run_search
-from ftae.search.tune_workers import TuneController, _ActorClassCache, ray, spared
+from ftae.search.tune_workers import TuneController, _ActorClassCache, ray, registry, spared, tune_trial
 from ftae.specs import SearchSpec
 from ftae.specs.resources import Resources
 
@@ -45,6 +45,28 @@ def test_the_workers_of_an_own_cluster_are_taken_as_they_are(monkeypatch: pytest
         worker = _ActorClassCache().get(Trainable).remote()
     assert "PL_DISABLE_FORK" in ray.get(worker.environment.remote())
     ray.kill(worker)
+
+
+def test_the_function_of_all_trials_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(registry, "validate_trainable", asked.append)
+    monkeypatch.setattr(registry, "get_trainable_cls", lambda name: asked.append(name) or Trainable)
+    for searches in (1, 2):
+        with spared(Resources()):
+            trials = [tune_trial.Trial("run_trial", stub=False) for _ in range(3)]
+            assert [one.get_trainable_cls() for one in trials] == [Trainable] * 3
+        assert asked == ["run_trial"] * 2 * searches, "the next search has a function of its own"
+
+
+def test_no_snapshot_is_made_ready_but_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[dict[str, bool]] = []
+    monkeypatch.setattr(TuneController, "checkpoint", lambda controller, **how: written.append(how))
+    controller: Any = SimpleNamespace()
+    with spared(Resources()):
+        TuneController.checkpoint(controller)
+        assert written == []
+        TuneController.checkpoint(controller, force=True, wait=True)
+    assert written == [{"force": True, "wait": True}]
 
 
 @pytest.mark.usefixtures("ray_cluster")
