@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftae.engine.checkpoint import CHECKPOINTS, EvalReport
-from ftae.engine.checkpoint import KEPT as KEPT_CHECKPOINTS
-from ftae.engine.probe import Probe
+from ftae.engine.artifacts import CHECKPOINTS, KEPT
+from ftae.engine.checkpoint import EvalReport
+from ftae.engine.estimate import Probe
 from ftae.errors import TrainingFailed
 from ftae.search import trial
 from ftae.specs.finetune import FinetuneSpec
@@ -70,7 +70,7 @@ def _timing(step: int) -> dict[str, float]:
 def _save(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"0" * 1000)
-    for older in sorted(folder.parent.iterdir())[:-KEPT_CHECKPOINTS]:
+    for older in sorted(folder.parent.iterdir())[:-KEPT]:
         (older / "weights").unlink()
         older.rmdir()
 

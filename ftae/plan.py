@@ -214,7 +214,7 @@ def _space_line(spec: SearchSpec, checkpoint_bytes: int) -> str:
 
 def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
     """What the preflight of the search measured, where it began already and this machine sees it."""
-    from ftae.engine.probe import Probe, trial_seconds
+    from ftae.engine.estimate import Probe, trial_seconds
 
     if not (folder / JOURNAL).is_file():
         return []

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ftae.engine.build import build_model
 from ftae.engine.checkpoint import EvalReport
+from ftae.engine.estimate import Probe
 from ftae.engine.loop import finetune
-from ftae.engine.probe import Probe
 from ftae.errors import FtaeError, SpecError
 from ftae.journal import Journal
 from ftae.plan import plan

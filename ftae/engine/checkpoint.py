@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ftae.engine.adversary import Adversary
+from ftae.engine.artifacts import CHECKPOINTS, KEPT
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.optim import WeightAverage
 from ftae.engine.partial_folder import PartialFolder
@@ -23,11 +24,9 @@ from ftae.engine.random_state import rng_state, same_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
-CHECKPOINTS = "checkpoints"
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 DISCRIMINATOR = "discriminator.safetensors"
 HASHES = "sha256.json"  # of each of the others
-KEPT = 2  # the newest, and the one before it in case that is damaged
 # A run may go on for longer than it was planned; all else must be as it was.
 MAY_DIFFER = ("max_steps", "num_evals", "num_threads", "prefix_cache_gb")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Group, Line, Posterior, Run, Stage
+from ftae.engine.model_files import pretrained_folder
 from ftae.engine.networks import plain
-from ftae.engine.pretrained import pretrained_folder
 from ftae.engine.quantizer import chosen
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ftae.engine.artifacts import GRID_IMAGES, GRID_MIN_SIDE
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.batches import Batch, val_batches
 from ftae.engine.data import ImageSet
@@ -17,8 +18,6 @@ from ftae.engine.metrics import Evaluation, Vitals
 from ftae.engine.prefix import Prefix
 from ftae.specs.finetune import FinetuneSpec
 
-GRID_IMAGES = 12  # in two columns of three cells each: a square, which MLflow shows best
-GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged so that the picture can be looked at
 Metrics = dict[str, float]
 
 

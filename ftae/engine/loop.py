@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
+from ftae.engine.artifacts import CHECKPOINTS
 from ftae.engine.checkpoint import (
-    CHECKPOINTS,
     EvalReport,
     Saving,
     load_checkpoint,

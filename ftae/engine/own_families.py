@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.model_files import CONFIG, WEIGHTS, pretrained_folder
 from ftae.engine.networks import Chain
 from ftae.engine.outer_stages import OuterStages
-from ftae.engine.pretrained import CONFIG, WEIGHTS, load_state, pretrained_folder, save_state
+from ftae.engine.pretrained import load_state, save_state
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from ftae.engine.checkpoint import KEPT
-from ftae.engine.evaluation import GRID_IMAGES, GRID_MIN_SIDE
+from ftae.engine.artifacts import GRID_IMAGES, GRID_MIN_SIDE, KEPT
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec

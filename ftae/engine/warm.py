@@ -18,7 +18,7 @@ from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.build import build_model, new_model, prepared
 from ftae.engine.companions import Companions, build_companions
 from ftae.engine.image_cache import cache_folder, digest, make_once
-from ftae.engine.pretrained import WEIGHTS, pretrained_folder, weights_digest
+from ftae.engine.model_files import WEIGHTS, pretrained_folder, weights_digest
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec

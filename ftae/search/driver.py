@@ -11,14 +11,13 @@ from typing import Any
 from ray import tune
 
 from ftae import journal
-from ftae.engine.build import check_search
 from ftae.engine.data import load_dataset
-from ftae.engine.probe import Probe, expected_seconds
+from ftae.engine.estimate import Probe, expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
+from ftae.search.check import checkpoint_bytes
 from ftae.search.earlier import earlier
-from ftae.search.followers import placement
 from ftae.search.nodes import connecting, room
 from ftae.search.patience import patiently
 from ftae.search.preflight import Ground, accept, preflight
@@ -28,8 +27,8 @@ from ftae.search.rehearsal import Rehearsal
 from ftae.search.retention import Retention
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
-from ftae.search.trial import run_trial
-from ftae.search.tune_workers import spared
+from ftae.search.trainable import run_trial
+from ftae.search.tune_workers import placement, spared
 from ftae.specs.search import SearchSettings, SearchSpec
 from ftae.specs.yamlfile import dump
 from ftae.storage import Store, open_store
@@ -69,7 +68,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
     before = earlier(spec, resume)
     # Here, so that what is wrong with data or model is said before any worker is asked.
     data = load_dataset(spec.finetune.data)
-    summary = check_search(spec, data.num_classes)
+    num_bytes = checkpoint_bytes(spec, data.num_classes)
     found = facts(spec, data)
     if before is not None:
         _same_question(before, spec, found)
@@ -87,7 +86,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
                 outcome = "complete", None
             else:
                 cluster()
-                ground = preflight(spec, store, data, summary.checkpoint_bytes, progress.say)
+                ground = preflight(spec, store, data, num_bytes, progress.say)
                 outcome = _run_trials(state, ground, progress)
         except (KeyboardInterrupt, SystemExit):
             outcome = "interrupted", "stopped by the user"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray import ObjectRef, tune
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 from ray.util import get_node_ip_address
@@ -14,14 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ftae.engine.loop import follow
 from ftae.engine.parallel import ALONE, Follower, Group, leading
-from ftae.search.nodes import bundle
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.resources import Resources
-
-
-def placement(resources: Resources) -> tune.PlacementGroupFactory:
-    """What Tune reserves for a trial: a bundle for each worker, on one node where that is possible."""
-    return tune.PlacementGroupFactory([bundle(resources)] * resources.workers, strategy="PACK")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ray
 
 from ftae.engine.data import Dataset
-from ftae.engine.probe import Probe, search_seconds, trial_seconds
+from ftae.engine.estimate import Probe, search_seconds, trial_seconds
 from ftae.engine.space import LOWER, check_quota, space_needed
 from ftae.errors import FtaeError
 from ftae.search.autoscaling import wait_for_room

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ftae.engine.data import Dataset
-from ftae.engine.pretrained import weights_digest
+from ftae.engine.model_files import weights_digest
 from ftae.specs.search import SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")

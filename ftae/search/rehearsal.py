@@ -1,14 +1,11 @@
 """A few steps of the file's own configuration, made before the first trial by the worker that will run it."""
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from ftae.engine.probe import Probe, probe
-from ftae.engine.warm import Warm
-from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.search import SearchSpec
+from ftae.engine.estimate import Probe
+from ftae.errors import FtaeError
 from ftae.units import duration
 
 REHEARSAL, WARM_UP = -1, -2  # in the place of a trial's number
@@ -20,26 +17,6 @@ WHAT_TO_DO = {
     "non-finite loss": "lower finetune.optimizer.lr, or set finetune.precision to fp32",
     "non-finite gradient": "lower finetune.optimizer.lr, set finetune.max_grad_norm, or finetune.precision to fp32",
 }
-
-
-def try_step(search: SearchSpec, fingerprint: str, warm: Warm | None = None) -> Probe | str:
-    """What one of a trial's workers takes for its share of the file's own configuration; or why it cannot be run.
-
-    ``warm``: what the worker keeps for its trials.
-    """
-    run = search.trial_spec({})
-    data = run.data.model_copy(update={"fingerprint": fingerprint})
-    batch_size = run.batch_size // search.search.resources.workers
-    try:
-        return probe(run.model_copy(update={"data": data, "batch_size": batch_size}), warm=warm)
-    except TrainingFailed as failure:
-        what_to_do = WHAT_TO_DO[failure.reason]
-        if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given
-            weights = run.model.pretrained
-            what_to_do = f"look at the weights (finetune.model.pretrained: {weights}), or set precision to fp32"
-        return f"on {platform.node()}: {failure}; {what_to_do}"
-    except (FtaeError, OSError) as error:
-        return f"on {platform.node()}: {error}"
 
 
 class Rehearsal:

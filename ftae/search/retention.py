@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ftae.engine.checkpoint import CHECKPOINTS
+from ftae.engine.artifacts import CHECKPOINTS
 from ftae.record import TrialRecord, trial_folder
 from ftae.search.patience import patiently
 from ftae.search.state import SearchState

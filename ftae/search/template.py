@@ -1,7 +1,7 @@
-"""A process that has imported what trials need, and becomes a worker whenever the raylet of an own cluster wants one.
+"""A process that has imported what trials need, of which the workers of an own cluster are copies.
 
 Otherwise each worker imports it all by itself: seconds of a processor before the first trial, and again wherever a
-worker was lost. Imports nothing of Ray before a worker is wanted.
+worker was lost. Nothing of Ray is imported before a worker is wanted.
 """
 
 import gc
@@ -58,7 +58,7 @@ def template(spec: SearchSpec) -> Iterator[None]:
 
 
 def main(listening: socket.socket, modules: Sequence[str]) -> None:
-    """Import, then make a worker of each request, until the driver is gone, who holds the other end of stdin."""
+    """Import, then make a copy for each request, until the driver is gone, who holds the other end of stdin."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the driver, as with the raylet's own
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with importing():
@@ -70,40 +70,38 @@ def main(listening: socket.socket, modules: Sequence[str]) -> None:
             return
         asking, _ = listening.accept()
         with asking:
-            _make_worker(listening, asking)
+            _make_copy(listening, asking)
 
 
-def _make_worker(listening: socket.socket, asking: socket.socket) -> None:
+def _make_copy(listening: socket.socket, asking: socket.socket) -> None:
     _, streams, _, _ = socket.recv_fds(asking, 1, len(STREAMS))
     with asking.makefile("rb") as file:
         request: dict[str, Any] = json.load(file)
-    if "ray" not in sys.modules:
-        _import_rest(request["environment"])
+    _import_rest(request.pop("modules"), request["environment"])
     if os.fork() == 0:
         listening.close()
-        os.setpgid(0, request["group"])  # by which the raylet ends what its workers have started
+        os.setpgid(0, request["group"])  # by which a raylet ends what its workers have started
         asking.sendall(b"+")
         asking.close()
-        _become_worker(streams, **request)
+        _run(streams, **request)
     for stream in streams:
         os.close(stream)
 
 
-def _import_rest(environment: dict[str, str]) -> None:
+def _import_rest(modules: Sequence[str], environment: dict[str, str]) -> None:
     """What needs Ray, in the environment of the raylet: it cannot be told of it later."""
-    os.environ.update(environment)
-    with importing():
-        for name in environment["RAY_preload_python_modules"].split(","):
-            import_module(name)
-    gc.freeze()  # what is not looked at stays shared with the workers
+    if missing := [name for name in modules if name not in sys.modules]:
+        os.environ.update(environment)
+        with importing():
+            for name in missing:
+                import_module(name)
+        gc.freeze()  # what is not looked at stays shared with the copies
 
 
-def _become_worker(
+def _run(
     streams: Sequence[int], command: Sequence[str], environment: dict[str, str], folder: str, group: int
 ) -> NoReturn:
-    """Run what Ray runs as a worker, in the place of the process that asked."""
-    from ray._private.workers.setup_worker import parser
-
+    """Be the process that asked, and run the script that it would have run."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for stream, inherited in zip(STREAMS, streams, strict=True):
         os.dup2(inherited, stream)
@@ -111,7 +109,7 @@ def _become_worker(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    _, sys.argv = parser.parse_known_args(command)
+    sys.argv = list(command)
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
 

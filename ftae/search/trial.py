@@ -15,17 +15,19 @@ import ray
 import torch
 from ray import tune
 
-from ftae.engine.checkpoint import CHECKPOINTS, EvalReport, usable_checkpoint
+from ftae.engine.artifacts import CHECKPOINTS
+from ftae.engine.checkpoint import EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
+from ftae.engine.estimate import Probe
 from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.loop import finetune
-from ftae.engine.probe import Probe
 from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.record import trial_folder
+from ftae.search.first_step import try_step
 from ftae.search.followers import followers
 from ftae.search.patience import Patience
-from ftae.search.rehearsal import REHEARSAL, WARM_UP, try_step
+from ftae.search.rehearsal import REHEARSAL, WARM_UP
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store, open_store

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import ray
+from ray import tune
 from ray.air._internal import usage
 from ray.air.execution import FixedResourceManager
 from ray.tune import registry
@@ -19,8 +20,14 @@ from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import trial as tune_trial
 
+from ftae.search.nodes import bundle
 from ftae.search.own_node import replace
 from ftae.specs.resources import Resources
+
+
+def placement(resources: Resources) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial: a bundle for each worker, on one node where that is possible."""
+    return tune.PlacementGroupFactory([bundle(resources)] * resources.workers, strategy="PACK")
 
 
 @contextmanager

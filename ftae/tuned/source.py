@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from ftae import journal
-from ftae.engine.checkpoint import CHECKPOINTS, damage, read_spec, usable_checkpoint
+from ftae.engine.artifacts import CHECKPOINTS
+from ftae.engine.checkpoint import damage, read_spec, usable_checkpoint
 from ftae.errors import FtaeError, SpecError
 from ftae.export import chosen_trial
 from ftae.report import find_search

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from ftae.engine.data import load_dataset
+from ftae.engine.estimate import Probe, expected_seconds, search_seconds, trial_seconds
 from ftae.engine.loop import finetune
-from ftae.engine.probe import TIMED_STEPS, Probe, expected_seconds, probe, search_seconds, trial_seconds
+from ftae.engine.probe import TIMED_STEPS, probe
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs import SearchSpec
 from ftae.specs.finetune import FinetuneSpec

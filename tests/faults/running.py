@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from ftae import journal
-from ftae.engine.checkpoint import CHECKPOINTS
+from ftae.engine.artifacts import CHECKPOINTS
 from ftae.record import Event, SearchRecord, trial_folder
 
 MARK = "FTAE_TEST"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ftae import journal
-from ftae.engine.probe import Probe
+from ftae.engine.estimate import Probe
 from ftae.errors import FtaeError
 from ftae.search import patience, rehearsal
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher

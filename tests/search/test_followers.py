@@ -14,7 +14,8 @@ from ftae.engine.parallel import ALONE
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search.driver import run_search
-from ftae.search.followers import followers, placement
+from ftae.search.followers import followers
+from ftae.search.tune_workers import placement
 from ftae.specs import SearchSpec
 from ftae.specs.resources import Resources
 

@@ -10,13 +10,14 @@ import pytest
 import ray
 
 from ftae.engine.data import load_dataset
-from ftae.engine.probe import Probe
+from ftae.engine.estimate import Probe
 from ftae.errors import FtaeError
 from ftae.journal import Journal
 from ftae.search import survey
+from ftae.search.first_step import try_step
 from ftae.search.nodes import live_nodes
 from ftae.search.preflight import _check_memory, accept, preflight
-from ftae.search.rehearsal import Rehearsal, try_step
+from ftae.search.rehearsal import Rehearsal
 from ftae.search.shipper import Shipper, tracker_of
 from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store
