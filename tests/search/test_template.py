@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from ftae.errors import FtaeError
 from ftae.search import template_client
+from ftae.search.check import checkpoint_bytes
 from ftae.search.template import template
 from ftae.search.template_client import SOCKET
 from ftae.specs import SearchSpec
@@ -32,17 +34,28 @@ SEARCH = {
     "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
     "objective": {"metric": "val/psnr", "direction": "maximize"},
 }
+TOO_DEEP = SEARCH | {"search_space": {"freeze_depth": {"low": 0, "high": 99}}}
 
-# Says who a worker is: before its template dies, and after that. Then it waits.
+# Says what came of two checks, and who a worker is: before its template dies, and after that. Then it waits.
 CODE = """
 import json, os, sys, time
 from ftae.search.template import template
 from ftae.specs import SearchSpec
 
-spec = SearchSpec.model_validate(json.loads(sys.argv[1]))
+search = json.loads(sys.argv[1])
+spec = SearchSpec.model_validate(search)
 with template(spec):
-    import psutil, ray
+    import ftae.search.driver, psutil, ray
+    from ftae.errors import FtaeError
+    from ftae.search.check import checkpoint_bytes
     from ftae.search.nodes import connecting
+
+    size = checkpoint_bytes(spec, 10)
+    try:
+        checkpoint_bytes(SearchSpec.model_validate(json.loads(sys.argv[2])), 10)
+    except FtaeError as error:
+        wrong = str(error)
+    imported = "torch" in sys.modules
 
     class Worker:
         def facts(self):
@@ -69,6 +82,7 @@ with template(spec):
         ray.kill(copies[0][0])
         anew = worker()
         print(json.dumps({
+            "checked": [size, wrong, imported],
             "template": its[0].pid,
             "copies": [facts for _, facts in copies],
             "anew": anew[1],
@@ -82,7 +96,10 @@ with template(spec):
 def told() -> Iterator[dict[str, Any]]:
     """What a driver says, which is killed behind the first tests."""
     driver = subprocess.Popen(
-        [sys.executable, "-c", CODE, json.dumps(SEARCH)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CODE, json.dumps(SEARCH), json.dumps(TOO_DEEP)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert driver.stdout is not None
     assert driver.stderr is not None
@@ -91,6 +108,15 @@ def told() -> Iterator[dict[str, Any]]:
     yield json.loads(line) | {"driver": driver.pid}
     driver.kill()
     driver.communicate()
+
+
+def test_a_copy_checks_the_models_of_a_search(told: dict[str, Any]) -> None:
+    size, wrong, imported = told["checked"]
+    assert size == checkpoint_bytes(SearchSpec.model_validate(SEARCH), 10), "as this process finds it"
+    with pytest.raises(FtaeError, match="freeze_depth") as here:
+        checkpoint_bytes(SearchSpec.model_validate(TOO_DEEP), 10)
+    assert wrong == str(here.value)
+    assert not imported, "the driver does without torch"
 
 
 def test_workers_are_copies_that_have_imported_what_trials_need(told: dict[str, Any]) -> None:
@@ -162,11 +188,12 @@ def test_a_worker_with_an_environment_of_its_own_is_no_copy(tmp_path: Path) -> N
     assert out.startswith("anew")
 
 
-def test_a_client_hands_over_all_that_the_copy_needs(tmp_path: Path) -> None:
+def test_a_client_hands_over_all_that_the_copy_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_preload_python_modules", "json,ftae.search.preload")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "template"))
         listening.listen()
-        client = _client(tmp_path, "--worker-id=7", listening=str(tmp_path / "template"))
+        client = _client(tmp_path, "--worker-id=7", "--language=PYTHON", listening=str(tmp_path / "template"))
         asking, _ = listening.accept()
         with asking:
             _, streams, _, _ = socket.recv_fds(asking, 1, 3)
@@ -178,7 +205,8 @@ def test_a_client_hands_over_all_that_the_copy_needs(tmp_path: Path) -> None:
             asking.sendall(b"+")
         out, _ = client.communicate()
     assert out == "by the copy"
-    assert request["command"][-1] == "--worker-id=7"
+    assert request["command"] == [str(tmp_path / "default_worker.py"), "--worker-id=7"]
+    assert request["modules"] == ["json", "ftae.search.preload"]
     assert request["environment"][SOCKET] == str(tmp_path / "template")
     assert request["folder"] == str(Path.cwd())
     assert request["group"] == os.getpgid(0)
