@@ -758,11 +758,11 @@ def test_untrained_outer_stages_only_resize(name: str, tmp_path: Path) -> None:
     shrunk = torch.nn.functional.avg_pool2d(images, 4)
     with torch.no_grad():
         latents = large.encode(images, labels).mode
-        assert torch.allclose(latents, small.encode(shrunk, labels).mode, atol=1e-6)
+        assert torch.allclose(latents, small.encode(shrunk, labels).mode, atol=1e-5)
         image = small.decode(latents, labels)
         for _ in range(2):
             image = torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear")
-        assert torch.allclose(large.decode(latents, labels), image, atol=2e-6)
+        assert torch.allclose(large.decode(latents, labels), image, atol=1e-5)
     assert (large.prior is None) == (small.prior is None)
 
 

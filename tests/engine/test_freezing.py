@@ -132,7 +132,8 @@ def test_a_frozen_prefix_is_a_function_of_its_input_alone() -> None:
     ae.freeze(1, ())
     ae.train()
     assert torch.equal(ae.net.first(images), ae.net.first(images))
-    assert torch.equal(ae.net.first(images)[:1], ae.net.first(images[:1]))  # no batch statistics
+    # No batch statistics. Not to the bit: some processors take another kernel for one image than for two.
+    torch.testing.assert_close(ae.net.first(images)[:1], ae.net.first(images[:1]))
 
 
 @pytest.mark.parametrize(

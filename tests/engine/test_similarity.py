@@ -51,7 +51,7 @@ def test_the_gradient_of_several_scales_is_that_of_torchmetrics(channels: int) -
     options = {"data_range": 1.0, "reduction": "none"}
     theirs = with_gradient(multiscale_structural_similarity_index_measure, noisy(target, 0.3), target, **options)
     assert torch.allclose(ours[0], theirs[0], rtol=0, atol=1e-6)
-    assert torch.allclose(ours[1], theirs[1], rtol=0, atol=1e-6 * theirs[1].abs().max().item())
+    assert torch.allclose(ours[1], theirs[1], rtol=0, atol=1e-5 * theirs[1].abs().max().item())
 
 
 def test_it_is_torchmetrics_where_that_has_a_value(images: torch.Tensor) -> None:
