@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from ftae.importing import importing
-from ftae.search.template_client import SOCKET, STREAMS
+from ftae.search.template_client import END, SOCKET, STREAMS
 from ftae.specs.models import DiffusersModel
 from ftae.specs.search import SearchSpec
 
@@ -40,7 +40,8 @@ def template(spec: SearchSpec) -> Iterator[None]:
         yield
         return
     modules = [*WITHOUT_RAY, *([OF_DIFFUSERS] if isinstance(spec.finetune.model, DiffusersModel) else [])]
-    with TemporaryDirectory(prefix="ftae-") as folder, socket.socket(socket.AF_UNIX) as listening:
+    # Not where TMPDIR says: the path of a socket is short, and Ray's are below /tmp, too.
+    with TemporaryDirectory(prefix="ftae-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listening:
         os.environ[SOCKET] = str(Path(folder) / "template")  # inherited by the raylet, and by what it runs
         listening.bind(os.environ[SOCKET])
         listening.listen()
@@ -76,14 +77,16 @@ def main(listening: socket.socket, modules: Sequence[str]) -> None:
 def _make_copy(listening: socket.socket, asking: socket.socket) -> None:
     _, streams, _, _ = socket.recv_fds(asking, 1, len(STREAMS))
     with asking.makefile("rb") as file:
-        request: dict[str, Any] = json.load(file)
-    _import_rest(request.pop("modules"), request["environment"])
-    if os.fork() == 0:
-        listening.close()
-        os.setpgid(0, request["group"])  # by which a raylet ends what its workers have started
-        asking.sendall(b"+")
-        asking.close()
-        _run(streams, **request)
+        text = file.read()
+    if text.endswith(END):  # else who asked has died over it
+        request: dict[str, Any] = json.loads(text)
+        _import_rest(request.pop("modules"), request["environment"])
+        if os.fork() == 0:
+            listening.close()
+            os.setpgid(0, request["group"])  # by which a raylet ends what its workers have started
+            asking.sendall(b"+")
+            asking.close()
+            _run(streams, **request)
     for stream in streams:
         os.close(stream)
 

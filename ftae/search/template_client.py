@@ -14,6 +14,7 @@ from pathlib import Path
 PRELOAD = "RAY_preload_python_modules"  # by commas
 SOCKET = "FTAE_TEMPLATE"  # names the path that the template listens at
 STREAMS = (0, 1, 2)  # standard input, output and error
+END = b"\n"  # of a request
 OWN_ENVIRONMENT = "--serialized-runtime-env-context="
 FOR_SETUP_WORKER = ("--language=", OWN_ENVIRONMENT)  # and not for the worker
 
@@ -41,7 +42,7 @@ def run_in_copy(command: Sequence[str], modules: Sequence[str] = (), streams: Se
         with socket.socket(socket.AF_UNIX) as template:
             template.connect(os.environ[SOCKET])
             socket.send_fds(template, [b"+"], streams)
-            template.sendall(json.dumps(place | {"command": command, "modules": modules}).encode())
+            template.sendall(json.dumps(place | {"command": command, "modules": modules}).encode() + END)
             template.shutdown(socket.SHUT_WR)
             return template.recv(1) == b"+"
     except OSError:

@@ -38,7 +38,7 @@ TOO_DEEP = SEARCH | {"search_space": {"freeze_depth": {"low": 0, "high": 99}}}
 
 # Says what came of two checks, and who a worker is: before its template dies, and after that. Then it waits.
 CODE = """
-import json, os, sys, time
+import json, os, socket, sys, time
 from ftae.search.template import template
 from ftae.specs import SearchSpec
 
@@ -68,6 +68,11 @@ with template(spec):
                 "drawn": os.urandom(8).hex(),
                 "group": os.getpgid(0),
             }
+
+    with socket.socket(socket.AF_UNIX) as dies:  # over its request
+        dies.connect(os.environ["FTAE_TEMPLATE"])
+        socket.send_fds(dies, [b"+"], [0, 1, 2])
+        dies.sendall(b'{"command": ["half of')
 
     def worker():
         actor = ray.remote(num_cpus=1)(Worker).remote()
