@@ -54,14 +54,26 @@ def _connect(model: AnyModel) -> None:
     os.environ.setdefault("RAY_preload_python_modules", ",".join(modules))  # inherited by what starts the workers
     # The workers of a cluster that runs already have not inherited this process's environment.
     workers = {name: os.environ[name] for name in (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE) if name in os.environ}
+    own = address == "local"
     with plain():
         ray.init(
             address=address,
-            runtime_env=None if address == "local" else {"env_vars": workers},
-            include_dashboard=False if address == "local" else None,
+            runtime_env=None if own else {"env_vars": workers},
+            include_dashboard=False if own else None,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
+            # Ray would wait for its first workers, and hold the interpreter's lock all the while.
+            _system_config={"prestart_worker_first_driver": False} if own else None,
         )
+    if own:
+        _start_workers()
+
+
+def _start_workers() -> None:
+    """One for each processor, which nobody waits for."""
+    anything = ray.remote(lambda: None)
+    for _ in range(int(live_nodes()[0].resources["CPU"])):
+        anything.remote()
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,18 @@
 Private parts: ray is pinned, tests/search/test_own_node.py holds them.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services, utils
+from ray._private import ray_constants, services
 from ray._private.node import Node
 from ray._private.state import GlobalState
 
-from ftae.search import template_client
+from ftae.search import agent, template_client
 
 # Each is a Python process that starts beside the workers, and that ray.init() or ray.shutdown() waits for.
 UNUSED = (
@@ -21,7 +22,8 @@ UNUSED = (
     "start_log_monitor",  # which copies the output of workers to a driver that does not show it
     "start_monitor",  # of the autoscaler
 )
-
+COMMAND = "_build_python_executable_command_memory_profileable"  # what each of a raylet's two agents is started by
+AGENT = [sys.executable, "-S", "-E", agent.__file__]  # whose arguments are Ray's own agent and its options
 
 LOOK_SECONDS = 0.02  # between two looks whether the node is up
 LOOKING_SECONDS = 10.0  # of them; then Ray waits, and says what went wrong
@@ -29,7 +31,7 @@ LOOKING_SECONDS = 10.0  # of them; then Ray waits, and says what went wrong
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Inside, a node that is started has none of ``UNUSED``, and its agent is the one of an installation without them.
+    """Inside, a node that is started has none of ``UNUSED``, and agents that do nothing.
 
     That it is up is seen at once. Ray itself asks once a second, and a start often takes a little longer than one. Its
     workers are copies of a template, if there is one.
@@ -37,7 +39,7 @@ def plain() -> Iterator[None]:
     with ExitStack() as patches:
         for name in UNUSED:
             replace(patches, Node, name, lambda *_, **__: None)
-        replace(patches, utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+        replace(patches, services, COMMAND, lambda *_: AGENT)
         replace(patches, services, "get_node", _once_it_is_up(services.get_node))
         replace(patches, ray_constants, "SETUP_WORKER_FILENAME", template_client.__file__)
         yield

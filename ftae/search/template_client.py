@@ -1,7 +1,7 @@
 """What a raylet runs to start a worker: the template (``template.py``) is asked for a copy of itself that runs it.
 
-As a script it imports little, since it is on the way to every worker. Without a template, and for a worker with an
-environment of its own, it does what Ray would have done.
+As a script it imports little, since it is on the way to every worker. Without a template it does what Ray would have
+done.
 """
 
 import json
@@ -15,8 +15,7 @@ PRELOAD = "RAY_preload_python_modules"  # by commas
 SOCKET = "FTAE_TEMPLATE"  # names the path that the template listens at
 STREAMS = (0, 1, 2)  # standard input, output and error
 END = b"\n"  # of a request
-OWN_ENVIRONMENT = "--serialized-runtime-env-context="
-FOR_SETUP_WORKER = ("--language=", OWN_ENVIRONMENT)  # and not for the worker
+FOR_SETUP_WORKER = ("--language=", "--serialized-runtime-env-context=")  # and not for the worker
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
     worker = next(i for i, argument in enumerate(given) if not argument.startswith("-"))
     command = [argument for argument in given[worker:] if not argument.startswith(FOR_SETUP_WORKER)]
     modules = os.environ[PRELOAD].split(",") if PRELOAD in os.environ else []
-    if any(argument.startswith(OWN_ENVIRONMENT) for argument in given) or not run_in_copy(command, modules):
+    if not run_in_copy(command, modules):
         setup_worker = Path(given[worker]).with_name("setup_worker.py")
         os.execv(sys.executable, [sys.executable, str(setup_worker), *given])
 

@@ -184,15 +184,6 @@ def test_a_client_that_finds_no_template_does_as_ray_would(listening: str | None
     assert out.split() == ["anew", "-s", str(tmp_path / "default_worker.py"), "--worker-id=7"]
 
 
-def test_a_worker_with_an_environment_of_its_own_is_no_copy(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "template"))
-        listening.listen()
-        own = '--serialized-runtime-env-context={"env_vars": {"A": "1"}}'
-        out, _ = _client(tmp_path, own, listening=str(tmp_path / "template")).communicate()
-    assert out.startswith("anew")
-
-
 def test_a_client_hands_over_all_that_the_copy_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_preload_python_modules", "json,ftae.search.preload")
     with socket.socket(socket.AF_UNIX) as listening:
