@@ -7,24 +7,20 @@ are none. It imports little, since it is on the way to every search.
 
 import os
 import sys
-import time
 from pathlib import Path
 
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 NONE = "-1"  # Ray's word for a service that is not in use
-LOOK_SECONDS = 0.5  # between two looks whether the raylet is alive
 
 
 def main() -> None:
-    raylet = os.getppid()
     given = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:] if "=" in argument)
     for name in PORTS:
         file = Path(given["session-dir"]) / f"{name}_{given['node-id']}"
         partial = file.with_name(f"{file.name}.{os.getpid()}")
         partial.write_text(NONE)
         partial.rename(file)
-    while os.getppid() == raylet:  # which ends if one of its agents does
-        time.sleep(LOOK_SECONDS)
+    sys.stdin.read()  # as long as the raylet lives, which ends if one of its agents does
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_nothing_of_it_is_left(told: dict[str, Any]) -> None:
 # Starts an agent as a raylet does, and says its pid.
 RAYLET = """
 import subprocess, sys, time
-print(subprocess.Popen(sys.argv[1:]).pid, flush=True)
+print(subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE).pid, flush=True)
 time.sleep(600)
 """
 
