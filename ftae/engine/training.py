@@ -60,7 +60,7 @@ class Training:
             self.adversary = Adversary(spec, self.autoencoder, self.device)
             self.companions = replace(self.companions, adversary=self.adversary.loss)
         if not isinstance(spec.model, CustomModel):  # a user's own may call view() on its activations
-            self.autoencoder.to(memory_format=torch.channels_last)
+            self.autoencoder.to(memory_format=_memory_format(spec, self.device))
         if group.size > 1:
             check_rows_apart(self.autoencoder.train())
         self.optimizer = build_optimizer(self.autoencoder, spec.optimizer)
@@ -258,6 +258,12 @@ def out_of_memory_fails(step: Callable[[], int]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingFailed("out of memory", step()) from error
+
+
+def _memory_format(spec: FinetuneSpec, device: torch.device) -> torch.memory_format:
+    """The faster one for activations: in bf16 on a CPU, small models take up to half as long again in the other."""
+    in_bf16 = spec.precision == "bf16" and device.type == "cpu"
+    return torch.contiguous_format if in_bf16 else torch.channels_last
 
 
 def _be_deterministic(device: torch.device) -> None:
