@@ -231,11 +231,11 @@ class Prefix:
 
 
 def _state_digest(stage: Stage) -> str:
-    """Of all that its modules are and hold."""
+    """Of all that its modules are and hold, in the memory format that the last digits depend on."""
     found = hashlib.blake2b(repr((stage.name, stage.modules)).encode(), digest_size=16)
     for module in stage.modules:
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.stride()}".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
