@@ -70,10 +70,10 @@ def _connect(model: AnyModel) -> None:
 
 
 def _start_workers() -> None:
-    """One for each processor, which nobody waits for."""
-    anything = ray.remote(lambda: None)
+    """One for each processor, by an empty task each, which nobody waits for."""
+    empty = ray.remote(lambda: None)
     for _ in range(int(live_nodes()[0].resources["CPU"])):
-        anything.remote()
+        empty.remote()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ray._private import ray_constants, services
 from ray._private.node import Node
 from ray._private.state import GlobalState
 
-from ftae.search import agent, template_client
+from ftae.search import agent_stand_in, template_client
 
 # Each is a Python process that starts beside the workers, and that ray.init() or ray.shutdown() waits for.
 UNUSED = (
@@ -22,8 +22,9 @@ UNUSED = (
     "start_log_monitor",  # which copies the output of workers to a driver that does not show it
     "start_monitor",  # of the autoscaler
 )
-COMMAND = "_build_python_executable_command_memory_profileable"  # what each of a raylet's two agents is started by
-AGENT = [sys.executable, "-S", "-E", agent.__file__]  # whose arguments are Ray's own agent and its options
+# Ray's function that gives what a raylet's agents are started by, and what it gives here: they become arguments of it.
+STARTS_AGENTS = "_build_python_executable_command_memory_profileable"
+STAND_IN = [sys.executable, "-S", "-E", agent_stand_in.__file__]
 
 LOOK_SECONDS = 0.02  # between two looks whether the node is up
 LOOKING_SECONDS = 10.0  # of them; then Ray waits, and says what went wrong
@@ -39,7 +40,7 @@ def plain() -> Iterator[None]:
     with ExitStack() as patches:
         for name in UNUSED:
             replace(patches, Node, name, lambda *_, **__: None)
-        replace(patches, services, COMMAND, lambda *_: AGENT)
+        replace(patches, services, STARTS_AGENTS, lambda *_: STAND_IN)
         replace(patches, services, "get_node", _once_it_is_up(services.get_node))
         replace(patches, ray_constants, "SETUP_WORKER_FILENAME", template_client.__file__)
         yield

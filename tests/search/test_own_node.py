@@ -12,8 +12,8 @@ import ray
 from ray._private import services
 from ray._private.state import GlobalState
 
-from ftae.search import agent
-from ftae.search.own_node import AGENT, COMMAND, UNUSED, Node, is_own, plain
+from ftae.search import agent_stand_in
+from ftae.search.own_node import STAND_IN, STARTS_AGENTS, UNUSED, Node, is_own, plain
 from tests.faults.running import wait_until
 
 # Says whose child processes there are while the cluster is up, and which are left over behind it.
@@ -49,7 +49,7 @@ def test_it_starts_what_trials_need_only(told: dict[str, Any]) -> None:
     running = " ".join(part for command in told["commands"] for part in command)
     assert not [name for name in ("dashboard/dashboard.py", "log_monitor.py", "monitor.py") if name in running]
     agents = [command for command in told["commands"] if command[0] == sys.executable and "agent" in " ".join(command)]
-    assert [command[3] for command in agents] == [agent.__file__] * 2
+    assert [command[3] for command in agents] == [agent_stand_in.__file__] * 2
 
 
 def test_nothing_of_it_is_left(told: dict[str, Any]) -> None:
@@ -66,12 +66,14 @@ time.sleep(600)
 
 
 def test_an_agent_says_that_it_has_no_ports_and_ends_with_its_raylet(tmp_path: Path) -> None:
-    command = [*AGENT, "agent.py", "--node-id=7", f"--session-dir={tmp_path}", "--minimal"]
+    command = [*STAND_IN, "agent.py", "--node-id=7", f"--session-dir={tmp_path}", "--minimal"]
     with subprocess.Popen([sys.executable, "-c", RAYLET, *command], stdout=subprocess.PIPE, text=True) as raylet:
         assert raylet.stdout is not None
         its = psutil.Process(int(raylet.stdout.readline()))
-        wait_until(lambda: len(list(tmp_path.glob("*_port_7"))) == len(agent.PORTS))
-        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {f"{n}_7": "-1" for n in agent.PORTS}
+        wait_until(lambda: len(list(tmp_path.glob("*_port_7"))) == len(agent_stand_in.PORTS))
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+            f"{n}_7": "-1" for n in agent_stand_in.PORTS
+        }
         assert its.is_running()
         raylet.kill()
     wait_until(lambda: not its.is_running() or its.status() == psutil.STATUS_ZOMBIE)
@@ -79,7 +81,7 @@ def test_an_agent_says_that_it_has_no_ports_and_ends_with_its_raylet(tmp_path: P
 
 def test_other_nodes_are_started_whole() -> None:
     def parts() -> list[object]:
-        return [*(getattr(Node, name) for name in UNUSED), services.get_node, getattr(services, COMMAND)]
+        return [*(getattr(Node, name) for name in UNUSED), services.get_node, getattr(services, STARTS_AGENTS)]
 
     before = parts()
     with plain():
