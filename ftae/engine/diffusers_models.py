@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from ftae.importing import importing
-
 # Where a module that the autoencoders need lies among many that they do not; and what diffusers' schedulers ask for.
 PACKAGES = (
     "scipy.integrate",
@@ -98,7 +96,7 @@ def _distributions_postponed() -> Iterator[None]:
         metadata.packages_distributions = read
 
 
-with importing(), _compiler_postponed(), _distributions_postponed():
+with _compiler_postponed(), _distributions_postponed():
     for _name in PACKAGES:
         _postpone(_name)
     from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL
