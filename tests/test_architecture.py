@@ -111,21 +111,33 @@ def test_heavy_packages_have_one_importer() -> None:
 FOREIGN_PRIVATE: dict[tuple[str, str], str] = {}
 
 
+def defined_in(path: Path) -> set[str]:
+    """The names that a module gives to functions, classes, attributes and variables."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
 def private_names(path: Path) -> set[str]:
-    """The names with a leading underscore that a module takes from another one."""
-    tree = ast.parse(path.read_text())
-    nodes = list(ast.walk(tree))
-    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            used |= {part for alias in node.names for part in alias.name.split(".")}
-            used |= set((getattr(node, "module", None) or "").split("."))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # of getattr and its like
-            used |= {part for part in node.value.split(".") if re.fullmatch(r"_[a-z]\w+", part)}
-    return {name for name in used - own if re.match(r"_[^_]", name)} - {"_exit"}  # documented: os._exit
+    """The names with a leading underscore that a module takes from elsewhere: by import, attribute, or as text."""
+    here, inherited = defined_in(path), set[str]().union(*map(defined_in, modules()))
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            used |= {node.attr} - (inherited if of_self else here)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            used |= {part for name in names for part in name.split(".")}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # for getattr and its like
+            used |= {part for part in node.value.split(".") if re.fullmatch(r"_[a-z]\w+", part)} - here
+    return {name for name in used if re.match(r"_[^_]", name)} - {"_exit"}  # documented: os._exit
 
 
 def test_private_parts_of_other_packages_are_few_and_have_their_reason() -> None:

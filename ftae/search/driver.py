@@ -18,7 +18,7 @@ from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.earlier import earlier
-from ftae.search.nodes import placement, room
+from ftae.search.nodes import placement, room, start_workers
 from ftae.search.patience import patiently
 from ftae.search.preflight import Ground, accept, preflight
 from ftae.search.progress import Progress
@@ -62,6 +62,8 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     spec = spec.located()
     earlier(spec, resume)  # before Ray starts, which takes seconds
     with ray_session() as own:
+        if own:
+            start_workers(spec.search)
         return _search(spec, resume, own)
 
 

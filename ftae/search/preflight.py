@@ -15,7 +15,7 @@ from ftae.engine.estimate import Probe, search_seconds, trial_seconds
 from ftae.engine.space import LOWER, check_quota, space_needed
 from ftae.errors import FtaeError
 from ftae.search.capacity import wait_for_room
-from ftae.search.nodes import Node, nodes_with_room, room
+from ftae.search.nodes import Node, at_a_time, nodes_with_room
 from ftae.search.survey import look_around
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
@@ -50,12 +50,12 @@ def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: i
         nodes = nodes_with_room(settings.resources)
         if settings.max_concurrent is None:
             say("search.max_concurrent is not set: no more trials run at a time than have room now")
-    fitting = room(settings.resources)
-    at_a_time = min(settings.max_concurrent or fitting, settings.num_trials)
-    _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(at_a_time))
+    at_once = at_a_time(settings)
+    most = min(settings.max_concurrent or at_once, settings.num_trials)  # of a cluster that may grow
+    _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(most))
     here = ray.get_runtime_context().get_node_id()
     look_around(spec, store, data.fingerprint, [node for node in nodes if node.id != here], say)
-    return Ground(nodes, min(at_a_time, fitting))
+    return Ground(nodes, at_once)
 
 
 def accept(probe: Probe, spec: SearchSpec, ground: Ground, say: Say) -> None:

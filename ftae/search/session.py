@@ -15,7 +15,6 @@ import ray
 
 from ftae.errors import FtaeError
 from ftae.lookup import ALLOW_CODE
-from ftae.search.nodes import live_nodes
 from ftae.search.ray_address import cluster_address, unreachable
 
 # For the driver and its workers, where the user has not set them.
@@ -82,7 +81,6 @@ def _start() -> None:
                 f"Ray cannot start on this machine: {_first_line(error)}. Its logs are in {logs}; a full disk, a limit "
                 "of the shell (ulimit -a), or a folder too long for sockets (RAY_TMPDIR) are the usual reasons"
             ) from error
-    _start_workers()
 
 
 def _join(address: str) -> None:
@@ -101,13 +99,6 @@ def _init(address: str, include_dashboard: bool | None = None) -> None:
         logging_level=logging.CRITICAL,
         include_dashboard=include_dashboard,
     )
-
-
-def _start_workers() -> None:
-    """One for each processor, by an empty task each that nobody waits for: they import while the driver checks."""
-    empty = ray.remote(lambda: None)
-    for _ in range(int(live_nodes()[0].resources.get("CPU", 0.0))):
-        empty.remote()
 
 
 def _check_reachable(address: str) -> None:
