@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test coverage test-slow lint format
+.PHONY: install quickstart test coverage test-faults test-slow lint format
 
 install: .venv/installed
 
@@ -34,6 +34,10 @@ test: lint
 # Takes half as long again as the tests alone.
 coverage: install
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
+
+# One of each fault of the README's table, and the searches of several workers.
+test-faults: install
+	$(BIN)/pytest -m faults
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -261,7 +261,7 @@ def test_a_search_is_stopped_resumed_and_extended(user: User) -> None:
 
 @pytest.mark.slow
 def test_a_fault_to_mend_is_not_tried_again(user: User) -> None:
-    sets = ["--set", "name=faulty", "--set", "search.resources.cpus=64"]
+    sets = ["--set", "name=faulty", "--set", "search.resources.cpus=64", "--set", "search.wait_for_nodes_minutes=0"]
     result = user.submit(*sets, "--follow")
     assert result.status == 1
     assert result.err.splitlines()[-1].startswith("error: attempt 1 of faulty failed at ")

@@ -20,7 +20,7 @@ from ftae.cli import main
 from ftae.record import SearchRecord
 from ftae.tracking import store_uri
 
-pytestmark = pytest.mark.slow  # tests/faults has its faults by default, and more of them
+pytestmark = pytest.mark.faults
 
 SEARCH: dict[str, Any] = {
     "name": "small",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from faults.outcome import Tally, undisturbed
 from faults.running import Drivers
-from faults.surroundings import Disk, MlflowServer, write_images
+from faults.surroundings import Disk, MlflowServer, Nodes, write_images
 
 from ftae.record import SearchRecord
 
@@ -76,6 +76,13 @@ def disk(drivers: Drivers) -> Iterator[Disk | None]:
         return
     yield disk
     disk.unmount()
+
+
+@pytest.fixture(scope="module")
+def nodes(drivers: Drivers) -> Iterator[Nodes]:
+    nodes = Nodes(drivers)
+    yield nodes
+    nodes.end()
 
 
 @pytest.fixture(scope="session")

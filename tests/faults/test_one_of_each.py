@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,14 @@ from pathlib import Path
 import pytest
 from faults.outcome import NOTHING, compare_with_mlflow, numbers, twice_in_journal
 from faults.running import Driver, Drivers, Search, wait_until
-from faults.surroundings import Disk, MlflowServer, spoil_images, write_images
+from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images, write_images
 
 from ftae import journal
 from ftae.record import SearchRecord
 from ftae.search.shipper import unsent
 from ftae.storage import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 Result = tuple[int, str, str]
 
@@ -145,3 +146,21 @@ def test_a_stopped_driver_leaves_in_order(ordeal: Ordeal) -> None:
     assert (status, "Traceback" in errors) == (130, False)
     assert "faults is not complete (stopped by the user); go on with: ftae search search.yaml" in errors
     assert not list(ordeal.search.folder.glob("trials/*/checkpoints/.*"))
+
+
+# ------------------------------------------------------------------------------------------ on a cluster
+
+
+def test_a_trial_goes_on_elsewhere_when_its_node_is_gone(
+    drivers: Drivers, nodes: Nodes, reference: Callable[[int], SearchRecord]
+) -> None:
+    search = Search(drivers, drivers.folder / "searches" / "nodes", **nodes.environment)
+    driver = search.start()
+    search.wait_inside(1, driver)
+    lost = search.last_start
+    nodes.kill(lost["node"])
+    search.seconds_until("start", time.time(), driver, other_than=lost["pid"])
+    assert search.last_start["node"] != lost["node"]
+    status, _, errors = driver.result(600)
+    assert (status, "Traceback" in errors) == (0, False)
+    assert numbers(journal.replay(search.folder)) == numbers(reference(8))

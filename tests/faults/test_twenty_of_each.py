@@ -3,7 +3,7 @@
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,6 @@ TIMES = 20
 NUM_TRIALS = 40
 Reference = Callable[[int], SearchRecord]
 Line = Callable[[str], Tally]
-
-
-@pytest.fixture(scope="module")
-def nodes(drivers: Drivers) -> Iterator[Nodes]:
-    nodes = Nodes(drivers)
-    yield nodes
-    nodes.end()
 
 
 def a_search(drivers: Drivers, name: str, *sets: str, **environment: str) -> Search:

@@ -102,7 +102,7 @@ def test_one_worker_needs_nobody(tmp_path: Path) -> None:
         assert group is ALONE
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_session")
 def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path: Path) -> None:
     record = run_search(search(tmp_path))
@@ -111,7 +111,7 @@ def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path
     assert is_empty("_Worker")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("victim", ["_Worker", "ImplicitFunc"])
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> None:

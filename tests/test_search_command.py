@@ -1,0 +1,77 @@
+"""``ftae search`` as a user starts it: a command of its own, with the Ray that it starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from faults.running import Drivers, wait_until
+from small_search import SEARCH
+
+from ftae import journal
+
+# Printed while the module is imported, built and run, as many networks do.
+NETWORK = """
+import torch
+from torch import nn
+
+print("importing a network")
+
+
+class Net(nn.Module):
+    def __init__(self, channels=4):
+        super().__init__()
+        print("making a network")
+        self.encoder = nn.Conv2d(1, channels, 3, 2, 1)
+        self.decoder = nn.ConvTranspose2d(channels, 1, 4, 2, 1)
+
+    def encode(self, images):
+        print("encoding")
+        return self.encoder(images)
+
+    def decode(self, latents):
+        return self.decoder(latents)
+"""
+
+
+@pytest.fixture
+def drivers(tmp_path: Path) -> Iterator[Drivers]:
+    drivers = Drivers(tmp_path)
+    yield drivers
+    drivers.clean_up()
+
+
+def write(folder: Path, **finetune: Any) -> None:
+    search = SEARCH.model_dump(mode="json", exclude_defaults=True)
+    search["finetune"] |= finetune
+    (folder / "search.yaml").write_text(yaml.safe_dump(search))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_with_one_worker_a_trial_and_with_two(workers: int, drivers: Drivers) -> None:
+    write(drivers.folder)
+    sets = ("--set", f"search.resources.workers={workers}", "--set", "search.resources.cpus=0.5")
+    status, output, errors = drivers.start("search", "search.yaml", *sets).result(600)
+    assert status == 0, errors
+    assert output.startswith("small: best is trial ")
+    assert "Traceback" not in errors
+    record = journal.replay(drivers.folder / "searches" / "small")
+    assert {trial.status for trial in record.trials.values()} == {"finished"}
+    assert len(record.trials) == 3
+    wait_until(lambda: drivers.left_over() == [])
+
+
+def test_a_network_that_prints_is_searched_and_its_words_are_not_among_the_results(drivers: Drivers) -> None:
+    (drivers.folder / "nets.py").write_text(NETWORK)
+    write(
+        drivers.folder,
+        model={"family": "nets:Net", "image_range": "0..1"},
+        losses={"mse": 1.0},
+        metrics=["psnr"],
+    )
+    status, output, errors = drivers.start("search", "search.yaml", "--allow-code").result(600)
+    assert status == 0, errors
+    [line] = output.splitlines()
+    assert line.startswith("small: best is trial ")
+    assert "making a network" in errors
