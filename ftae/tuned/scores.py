@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,9 +195,9 @@ def _runs(model: TunedModel, images: ImageSet) -> Iterator[EvalInputs]:
 
 
 def _training_images(model: TunedModel) -> ImageSet:
-    """Some metrics look at them; the others can be measured where they are not."""
-    try:
-        return load_dataset(model.spec.data.model_copy(update={"fingerprint": None})).train
-    except FtaeError:
-        data = model.spec.data
-        return ImageSet(np.empty((0, data.decoded_side, data.decoded_side, data.channels), np.uint8), None)
+    """Some metrics look at them; the others can be measured where they are not. As they were, if they are kept."""
+    data = model.spec.data
+    for spec in (data, data.model_copy(update={"fingerprint": None})):
+        with suppress(FtaeError):
+            return load_dataset(spec).train
+    return ImageSet(np.empty((0, data.decoded_side, data.decoded_side, data.channels), np.uint8), None)
