@@ -17,6 +17,7 @@ from ftae.engine.batches import Batch
 from ftae.engine.build import device_of
 from ftae.engine.companions import Companions
 from ftae.engine.data import Dataset, load_dataset
+from ftae.engine.enough import check_images
 from ftae.engine.evaluation import Judged
 from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.judged import Subject
@@ -48,6 +49,7 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.data = load_dataset(spec.data)
+        check_images(spec, self.data)
         self._warm = warm if warm is not None and group.size == 1 else Cold()
         self.autoencoder = self._warm.model(spec, self.data.num_classes, self.device)
         self.companions = self._warm.companions(spec, self.data.num_classes, self.device)

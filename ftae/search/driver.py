@@ -12,6 +12,7 @@ from ray import tune
 
 from ftae import journal
 from ftae.engine.data import load_dataset
+from ftae.engine.enough import check_images
 from ftae.engine.estimate import Probe, expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
@@ -68,6 +69,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
     before = earlier(spec, resume)
     # Here, so that what is wrong with data or model is said before any worker is asked.
     data = load_dataset(spec.finetune.data)
+    check_images(spec.finetune, data)
     num_bytes = checkpoint_bytes(spec, data.num_classes)
     found = facts(spec, data)
     if before is not None:
