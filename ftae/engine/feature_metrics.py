@@ -59,7 +59,7 @@ class Rfid(_OfFeatures):
         super().__init__(subject)
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._distance: FrechetInceptionDistance | None = None
-        self._count = 0
+        self._count, self._is_finite = 0, True
 
     def update(self, x: EvalInputs) -> None:
         self._waiting.append(self._features(x))
@@ -70,15 +70,16 @@ class Rfid(_OfFeatures):
     def _sum_up(self) -> None:
         real, made = (torch.cat(features).double() for features in zip(*self._waiting, strict=True))
         self._waiting = []
+        self._is_finite = self._is_finite and bool(real.isfinite().all() and made.isfinite().all())
         self._distance = self._distance or _frechet(real.shape[1])
         self._distance.update(real, real=True)
         self._distance.update(made, real=False)
 
     def compute(self) -> float:
-        if self._count < METRICS["rfid"].least_images:
-            return math.nan
         if self._waiting:
             self._sum_up()
+        if self._count < METRICS["rfid"].least_images or not self._is_finite:
+            return math.nan  # eigenvalues of what is not finite end the process by a segmentation fault
         assert self._distance is not None
         return max(0.0, float(self._distance.compute()))
 

@@ -193,6 +193,16 @@ def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_pat
         run.report()
 
 
+@pytest.mark.parametrize("metric", ["rfid", "kid", "lpips"])
+def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+    network = part.subject.companions.features or part.subject.companions.perceptual
+    assert network is not None
+    for parameter in network.parameters():
+        parameter.data.fill_(math.nan)
+    assert math.isnan(value(part))
+
+
 # ------------------------------------------------------------------------------------------- poor images
 
 
