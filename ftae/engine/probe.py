@@ -20,7 +20,8 @@ from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import METRICS
 
 TIMED_STEPS = 3
-TIMED_SECONDS = 0.5  # no further step is begun after that, and about so long are images shown
+TIMED_SECONDS = 0.5  # no further step is begun after that
+SHOWN_SECONDS = 2.0  # about so long are images evaluated
 PROCESS = Path("/proc/self")  # what Linux knows of this process
 
 
@@ -65,7 +66,7 @@ def _eval_seconds(training: Training) -> float:
 
 
 def _seconds_of(part: Judged, training: Training) -> float:
-    """Of one evaluation, measured on as many images as are shown in ``TIMED_SECONDS``, after a batch to warm up.
+    """Of one evaluation, measured on as many images as are shown in ``SHOWN_SECONDS``, after a batch to warm up.
 
     In whole batches: those of the cached prefix are rounded as the run's own will be.
     """
@@ -73,7 +74,7 @@ def _seconds_of(part: Judged, training: Training) -> float:
     count = max(METRICS[metric].least_images for metric in part.subject.spec.metrics)
     count = -(-count // batch) * batch
     _, shown, _ = _seconds_of_parts(part.few(count), training.device)
-    few = part.few(max(count, int(count * TIMED_SECONDS / shown) // batch * batch))
+    few = part.few(max(count, int(count * SHOWN_SECONDS / shown) // batch * batch))
     before, shown, after = _seconds_of_parts(few, training.device)
     return before + shown * len(part) / len(few) + after
 
