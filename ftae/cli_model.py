@@ -65,6 +65,8 @@ def evaluate(
     for note in judged.notes:
         typer.echo(note, err=True)
     chosen = scores.metrics_for(model, judged, None if metrics is None else metrics.split(","))
+    for reason in scores.left_out(model, judged) if metrics is None else []:
+        typer.echo(f"not measured: {reason}", err=True)
     values = scores.measure(model, judged, chosen)
     if as_json:
         typer.echo(json.dumps({"model": told, "num_images": len(judged), "metrics": values}))

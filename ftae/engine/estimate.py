@@ -13,7 +13,7 @@ from ftae.units import duration, size
 class Probe:
     """What a configuration took on one machine, measured over a few steps.
 
-    ``eval_seconds`` is of all validation images, estimated from one batch of them. ``peak_bytes``: on a GPU
+    ``eval_seconds`` is of all validation images, estimated from some of them. ``peak_bytes``: on a GPU
     the most of its memory that PyTorch had reserved, on the CPU the largest resident set of the process.
     ``memory_bytes``: the memory of the GPU; None on the CPU. ``device``: the name of the GPU, or ``cpu``.
     ``node``: the name of the machine.

@@ -1,6 +1,6 @@
 """Judging a model on the validation images: metrics, and a picture of some of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,24 +81,45 @@ def evaluate_all(judged: Sequence[Judged], grid: Grid | None = None) -> tuple[Me
     return metrics, results[0][2]
 
 
-@torch.no_grad()
 def evaluate(subject: Subject, images: ImageSet, grid: Grid | None = None) -> tuple[Metrics, dict[str, float]]:
     """The metrics of the subject over all of ``images``, and its vital signs; ``grid`` is given every batch of them.
 
     Draws nothing from the random generators.
     """
-    subject.autoencoder.eval()
-    spec, evaluation, vitals = subject.spec, Evaluation(subject), Vitals(subject.spec)
-    for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
-        inputs = run_batch(subject.autoencoder, batch, prefix=subject.prefix)
-        evaluation.update(inputs)
-        vitals.update(inputs)
-        if grid is not None:
-            grid.update(inputs)
-    if subject.anomalies is not None:
-        for batch in val_batches(subject.anomalies, spec.data, batch_size=spec.batch_size, device=subject.device):
-            evaluation.update_anomalies(run_batch(subject.autoencoder, batch, prefix=subject.prefix))
-    return evaluation.compute(), vitals.compute()
+    judging = Judging(subject, images, grid)
+    judging.show()
+    return judging.results()
+
+
+class Judging:
+    """One evaluation in its parts, of which ``show`` alone takes longer the more images there are."""
+
+    def __init__(self, subject: Subject, images: ImageSet, grid: Grid | None = None) -> None:
+        subject.autoencoder.eval()
+        self._subject, self._images, self._grid = subject, images, grid
+        self._evaluation, self._vitals = Evaluation(subject), Vitals(subject.spec)
+
+    @torch.no_grad()
+    def show(self) -> None:
+        """Have the model make every image again, and all that judges it look on."""
+        for inputs in self._runs(self._images):
+            self._evaluation.update(inputs)
+            self._vitals.update(inputs)
+            if self._grid is not None:
+                self._grid.update(inputs)
+        if self._subject.anomalies is not None:
+            for inputs in self._runs(self._subject.anomalies):
+                self._evaluation.update_anomalies(inputs)
+
+    def results(self) -> tuple[Metrics, dict[str, float]]:
+        """Metrics, and vital signs."""
+        return self._evaluation.compute(), self._vitals.compute()
+
+    def _runs(self, images: ImageSet) -> Iterator[EvalInputs]:
+        subject = self._subject
+        spec = subject.spec
+        for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
+            yield run_batch(subject.autoencoder, batch, prefix=subject.prefix)
 
 
 def run_batch(

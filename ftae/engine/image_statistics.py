@@ -1,5 +1,6 @@
 """What reconstructions have in common with their targets over a whole set, other than their pixels."""
 
+import math
 from typing import Protocol
 
 import torch
@@ -34,7 +35,7 @@ class Sharpness:
         self._wanted += float(gradient_magnitudes(x.target).double().sum())
 
     def compute(self) -> float:
-        return self._theirs / self._wanted if self._wanted > 0.0 else 1.0
+        return _share(self._theirs, self._wanted, of_nothing=1.0)
 
 
 class EdgeDistance:
@@ -53,7 +54,7 @@ class EdgeDistance:
         self._wanted += float(wanted.double().sum())
 
     def compute(self) -> float:
-        return self._distance / self._wanted if self._wanted > 0.0 else 0.0
+        return _share(self._distance, self._wanted, of_nothing=0.0)
 
 
 class ExplainedVariance:
@@ -72,3 +73,10 @@ class ExplainedVariance:
 
     def compute(self) -> float:
         return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0
+
+
+def _share(found: float, wanted: float, *, of_nothing: float) -> float:
+    """Of images without any edge there is no share, but if there is none in their reconstructions either."""
+    if wanted > 0.0:
+        return found / wanted
+    return math.inf if found > 0.0 else of_nothing

@@ -4,6 +4,9 @@ Latents are those of the mode, pooled as the classification head pools them: (B,
 from the global random generators. scikit-learn is imported where it is used: that takes a second.
 """
 
+import math
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,14 +15,20 @@ from torch import Tensor
 from ftae.engine.autoencoder import pooled
 from ftae.engine.batches import val_batches
 from ftae.engine.judged import EvalInputs, Subject
-from ftae.errors import FtaeError
+from ftae.engine.running import FirstRows
 
 PROBE_IMAGES = 2000  # training images that the probe is fitted on, at most
+FACTOR_IMAGES = 10_000  # validation images that factors are told of, at most
 BINS = 20  # of equal width, between the extremes of a latent
 TREES = 50
 
 Table = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
+
+
+def probe_rows(labels: Numbers) -> Numbers:
+    """The labelled training images that the probe is fitted on."""
+    return np.flatnonzero(labels >= 0)[:PROBE_IMAGES]
 
 
 class LinearProbe:
@@ -30,57 +39,61 @@ class LinearProbe:
     """
 
     def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._latents: list[Table] = []
-        self._labels: list[Numbers] = []
-
-    def update(self, x: EvalInputs) -> None:
-        if x.labels is None:
-            raise FtaeError("linear_probe needs labels: put the images of each class into a sub-folder of data.val")
-        self._latents.append(_table(x.encoding.mode))
-        self._labels.append(x.labels.cpu().numpy())
-
-    def compute(self) -> float:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        latents, labels = _stacked(self._latents), np.concatenate(self._labels)
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        probe.fit(*self._fitted_on())
-        return float(probe.score(latents[labels >= 0], labels[labels >= 0]))
+        latents, labels = _training_latents(subject)
+        self._probe, self._right, self._count = None, 0, 0
+        if np.isfinite(latents).all():
+            self._probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            with warnings.catch_warnings(action="ignore"):  # it did not converge: what it is by then counts
+                self._probe.fit(latents, labels)
 
-    @torch.no_grad()
-    def _fitted_on(self) -> tuple[Table, Numbers]:
-        subject, train = self._subject, self._subject.train
-        if train.labels is None:
-            raise FtaeError("linear_probe needs labels: put the images of each class into a sub-folder of data.train")
-        rows = np.flatnonzero(train.labels >= 0)[:PROBE_IMAGES]
-        if len(np.unique(train.labels[rows])) < 2:
-            raise FtaeError("linear_probe needs training images of at least 2 classes")
-        spec, autoencoder = subject.spec, subject.autoencoder
-        batches = val_batches(train.taken(rows), spec.data, batch_size=spec.batch_size, device=subject.device)
-        latents = [_table(autoencoder.encode(autoencoder.to_range(b.inputs), b.labels).mode) for b in batches]
-        return _stacked(latents), train.labels[rows]
+    def update(self, x: EvalInputs) -> None:
+        assert x.labels is not None
+        labels = x.labels.cpu().numpy()
+        labelled = labels >= 0
+        if self._probe is not None and labelled.any():
+            said = self._probe.predict(_table(x.encoding.mode).numpy()[labelled])
+            self._right += int((said == labels[labelled]).sum())
+            self._count += len(said)
+
+    def compute(self) -> float:
+        return self._right / self._count if self._count else math.nan
+
+
+@torch.no_grad()
+def _training_latents(subject: Subject) -> tuple[Table, Numbers]:
+    spec, autoencoder, train = subject.spec, subject.autoencoder, subject.train
+    assert train.labels is not None
+    rows = probe_rows(train.labels)
+    batches = val_batches(train.taken(rows), spec.data, batch_size=spec.batch_size, device=subject.device)
+    latents = [_table(autoencoder.encode(autoencoder.to_range(b.inputs), b.labels).mode) for b in batches]
+    return torch.cat(latents).numpy(), train.labels[rows]
 
 
 class _OfFactors:
     """Collects latents (N, D) and the factors (N, F) behind their images."""
 
     def __init__(self) -> None:
-        self._latents: list[Table] = []
-        self._factors: list[Numbers] = []
+        self._latents, self._factors = FirstRows(FACTOR_IMAGES), FirstRows(FACTOR_IMAGES)
 
     def update(self, x: EvalInputs) -> None:
-        if x.factors is None:
-            raise FtaeError("mig and dci need images whose factors of variation are known: those of data.source shapes")
-        self._latents.append(_table(x.encoding.mode))
-        self._factors.append(x.factors.numpy())
+        assert x.factors is not None
+        self._latents.update(_table(x.encoding.mode))
+        self._factors.update(x.factors)
 
     def _collected(self) -> tuple[Table, Numbers]:
         """Factors that have the same value everywhere are left out."""
-        factors = np.concatenate(self._factors)
-        return _stacked(self._latents), factors[:, (factors != factors[0]).any(axis=0)]
+        factors = self._factors.rows().numpy()
+        return self._latents.rows().numpy(), factors[:, varying(factors)]
+
+
+def varying(factors: Numbers) -> npt.NDArray[np.bool_]:
+    """Which of the factors (N, F) have more than one value: (F,)."""
+    found: npt.NDArray[np.bool_] = (factors != factors[:1]).any(axis=0)
+    return found
 
 
 class Mig(_OfFactors):
@@ -99,7 +112,7 @@ class Mig(_OfFactors):
         for factor in factors.T:
             best, second, *_ = sorted([mutual_info_score(factor, its) for its in binned] + [0.0, 0.0], reverse=True)
             gaps.append((best - second) / mutual_info_score(factor, factor))
-        return float(np.mean(gaps)) if gaps else 0.0
+        return float(np.mean(gaps)) if gaps else math.nan
 
 
 class Dci(_OfFactors):
@@ -115,7 +128,7 @@ class Dci(_OfFactors):
 
         latents, factors = self._collected()
         if factors.shape[1] < 2:
-            raise FtaeError("dci needs at least 2 factors that vary over the validation images")
+            return math.nan
         forests = [RandomForestClassifier(TREES, max_features=None, random_state=0) for _ in factors.T]
         pairs = zip(forests, factors.T, strict=True)
         importances = np.stack([forest.fit(latents, its).feature_importances_ for forest, its in pairs], axis=1)
@@ -127,10 +140,6 @@ class Dci(_OfFactors):
         return float(((1.0 - entropies) * rows.sum(axis=1)).sum() / rows.sum())
 
 
-def _table(latents: Tensor) -> Table:
-    table: Table = pooled(latents).double().cpu().numpy()
-    return table
-
-
-def _stacked(parts: list[Table]) -> Table:
-    return np.concatenate(parts)
+def _table(latents: Tensor) -> Tensor:
+    """Pooled, in float64, on the CPU: (B, D)."""
+    return pooled(latents).double().cpu()

@@ -86,11 +86,6 @@ class FinetuneRun(Training):
         checkpoint = Path(CHECKPOINTS) / name if self.step > 0 else None
         with nullcontext() if checkpoint is None else self._saving(self.workdir / checkpoint) as saving:
             metrics, vitals = self._judge(self.workdir / picture)
-            # A model from scratch may not show them yet: only losing one is a collapse.
-            for reason, sign in vitals.items():
-                if sign == 0 and self._vitals.get(reason, 0) > 0:
-                    raise TrainingFailed(reason, self.step)
-            self._vitals = vitals
             report = EvalReport(
                 step=self.step,
                 metrics=metrics | (self.measured() if self.window_steps else {}),
@@ -99,6 +94,11 @@ class FinetuneRun(Training):
                 images=str(picture),
             )
             _check_finite(report)
+            # A model from scratch may not show them yet: only losing one is a collapse.
+            for reason, sign in vitals.items():
+                if sign == 0 and self._vitals.get(reason, 0) > 0:
+                    raise TrainingFailed(reason, self.step)
+            self._vitals = vitals
             if saving is not None:
                 saving.finish(report, vitals)
         if checkpoint is not None:

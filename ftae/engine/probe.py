@@ -1,4 +1,4 @@
-"""What a run takes on the machine it is on: a few real steps and one evaluated batch, measured."""
+"""What a run takes on the machine it is on: a few real steps and an evaluation of some images, measured."""
 
 import platform
 import resource
@@ -11,20 +11,22 @@ from statistics import median
 import torch
 
 from ftae.engine.estimate import Probe
-from ftae.engine.evaluation import evaluate_all
+from ftae.engine.evaluation import Judged, Judging
 from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.training import Training, out_of_memory_fails
 from ftae.engine.warm import Warm
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.metrics import METRICS
 
 TIMED_STEPS = 3
 TIMED_SECONDS = 0.5  # no further step is begun after that
+SHOWN_SECONDS = 2.0  # about so long are images evaluated
 PROCESS = Path("/proc/self")  # what Linux knows of this process
 
 
 def probe(spec: FinetuneSpec, group: Group = ALONE, warm: Warm | None = None) -> Probe:
-    """Train one step to warm up and a few that are timed, then evaluate a batch; nothing is written.
+    """Train one step to warm up and a few that are timed, then evaluate some images; nothing is written.
 
     ``warm``: what the process keeps for the runs that follow.
 
@@ -59,15 +61,29 @@ def _step_seconds(training: Training) -> float:
 
 
 def _eval_seconds(training: Training) -> float:
-    few = [part.few(training.spec.batch_size) for part in training.judged]
-    share = sum(map(len, few)) / sum(map(len, training.judged))
-
-    def evaluate_batch() -> None:
-        evaluate_all(few)
-
     with training.average.applied() if training.average is not None else nullcontext():
-        times = [_timed(evaluate_batch, training.device) for _ in range(2)]
-    return min(times) / share
+        return sum(_seconds_of(part, training) for part in training.judged)
+
+
+def _seconds_of(part: Judged, training: Training) -> float:
+    """Of one evaluation, measured on as many images as are shown in ``SHOWN_SECONDS``, after a batch to warm up.
+
+    In whole batches: those of the cached prefix are rounded as the run's own will be.
+    """
+    batch = training.spec.batch_size
+    count = max(METRICS[metric].least_images for metric in part.subject.spec.metrics)
+    count = -(-count // batch) * batch
+    _, shown, _ = _seconds_of_parts(part.few(count), training.device)
+    few = part.few(max(count, int(count * SHOWN_SECONDS / shown) // batch * batch))
+    before, shown, after = _seconds_of_parts(few, training.device)
+    return before + shown * len(part) / len(few) + after
+
+
+def _seconds_of_parts(part: Judged, device: torch.device) -> tuple[float, float, float]:
+    """What comes before the images are shown, showing them, and what comes after."""
+    judging: list[Judging] = []
+    before = _timed(lambda: judging.append(Judging(part.subject, part.images)), device)
+    return before, _timed(judging[0].show, device), _timed(judging[0].results, device)
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:

@@ -1,7 +1,6 @@
 """Training: what every process of a run does."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,9 +17,11 @@ from ftae.engine.batches import Batch
 from ftae.engine.build import device_of
 from ftae.engine.companions import Companions
 from ftae.engine.data import Dataset, load_dataset
+from ftae.engine.enough import check_images
 from ftae.engine.evaluation import Judged
 from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.judged import Subject
+from ftae.engine.kernels import choose_kernels, lay_out
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
 from ftae.engine.parallel import ALONE, Group
@@ -32,7 +33,6 @@ from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.engine.warm import Cold, Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.models import CustomModel
 
 
 class Training:
@@ -45,12 +45,11 @@ class Training:
     def __init__(self, spec: FinetuneSpec, group: Group = ALONE, warm: Warm | None = None) -> None:
         self.spec, self.group = spec, group
         self.device = device_of(spec)
-        if spec.num_threads is not None:
-            torch.set_num_threads(spec.num_threads)
-        _be_deterministic(self.device)
+        choose_kernels(spec, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.data = load_dataset(spec.data)
+        check_images(spec, self.data)
         self._warm = warm if warm is not None and group.size == 1 else Cold()
         self.autoencoder = self._warm.model(spec, self.data.num_classes, self.device)
         self.companions = self._warm.companions(spec, self.data.num_classes, self.device)
@@ -59,8 +58,7 @@ class Training:
             assert group.size == 1, "the specs refuse it"
             self.adversary = Adversary(spec, self.autoencoder, self.device)
             self.companions = replace(self.companions, adversary=self.adversary.loss)
-        if not isinstance(spec.model, CustomModel):  # a user's own may call view() on its activations
-            self.autoencoder.to(memory_format=_memory_format(spec, self.device))
+        lay_out(self.autoencoder, spec, self.device)
         if group.size > 1:
             check_rows_apart(self.autoencoder.train())
         self.optimizer = build_optimizer(self.autoencoder, spec.optimizer)
@@ -258,17 +256,3 @@ def out_of_memory_fails(step: Callable[[], int]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingFailed("out of memory", step()) from error
-
-
-def _memory_format(spec: FinetuneSpec, device: torch.device) -> torch.memory_format:
-    """The faster one for activations: in bf16 on a CPU, small models take up to half as long again in the other."""
-    in_bf16 = spec.precision == "bf16" and device.type == "cpu"
-    return torch.contiguous_format if in_bf16 else torch.channels_last
-
-
-def _be_deterministic(device: torch.device) -> None:
-    """Same spec, seed and machine give the same numbers, as far as CUDA has such kernels (it warns of the others)."""
-    torch.backends.cudnn.benchmark = False
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
-        torch.use_deterministic_algorithms(True, warn_only=True)

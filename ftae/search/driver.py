@@ -13,6 +13,7 @@ from ray import tune
 from ftae import journal
 from ftae.engine.build import check_search
 from ftae.engine.data import load_dataset
+from ftae.engine.enough import check_images
 from ftae.engine.estimate import expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
@@ -72,6 +73,7 @@ def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
     before = earlier(spec, resume)
     # Here, so that what is wrong with data or model is said before any worker is asked.
     data = load_dataset(spec.finetune.data)
+    check_images(spec.finetune, data)
     num_bytes = check_search(spec, data.num_classes).checkpoint_bytes
     found = facts(spec, data)
     if before is not None:

@@ -1,47 +1,25 @@
 """The metrics a run can be judged by: their bounds, their better side, and what each needs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ftae.specs import needs
 from ftae.specs.needs import Need
-
-MetricName = Literal[
-    "mse",
-    "l1",
-    "psnr",
-    "ssim",
-    "kl",
-    "active_units",
-    "accuracy",
-    "latent_drift",
-    "input_psnr",
-    "auroc",
-    "codebook_usage",
-    "perplexity",
-    "sharpness",
-    "edge_distance",
-    "ms_ssim",
-    "linear_probe",
-    "mig",
-    "dci",
-    "lpips",
-    "rfid",
-    "kid",
-]
 
 
 @dataclass(frozen=True)
 class MetricFacts:
     """``low``, ``high``: the ends of its values, one of which is what a diverged trial scores.
 
-    ``better``: the direction in which it improves; None where either may be wanted.
+    ``better``: the direction in which it improves; None where either may be wanted. ``least_images``: with fewer
+    validation images it has no value.
     """
 
     low: float
     high: float
     better: Literal["minimize", "maximize"] | None
     needs: tuple[Need, ...] = ()
+    least_images: int = 1
 
 
 METRICS: dict[str, MetricFacts] = {
@@ -50,13 +28,13 @@ METRICS: dict[str, MetricFacts] = {
     "psnr": MetricFacts(0.0, 100.0, "maximize"),
     "ssim": MetricFacts(-1.0, 1.0, "maximize", (needs.resolution(16),)),
     "kl": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
-    "active_units": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
+    "active_units": MetricFacts(0.0, 1.0e9, None, (needs.posterior,), least_images=2),
     "accuracy": MetricFacts(0.0, 1.0, "maximize", (needs.head,)),
     "latent_drift": MetricFacts(0.0, 1.0e9, "minimize", (needs.reference,)),
-    "codebook_usage": MetricFacts(0.0, 1.0, "maximize", (needs.codes,)),
-    "perplexity": MetricFacts(1.0, 1.0e9, "maximize", (needs.codes,)),
     "input_psnr": MetricFacts(0.0, 100.0, None, (needs.degradation,)),
     "auroc": MetricFacts(0.0, 1.0, "maximize", (needs.anomalies,)),
+    "codebook_usage": MetricFacts(0.0, 1.0, "maximize", (needs.codes,)),
+    "perplexity": MetricFacts(1.0, 1.0e9, "maximize", (needs.codes,)),
     "sharpness": MetricFacts(0.0, 1.0e9, None),
     "edge_distance": MetricFacts(0.0, 1.0e9, "minimize"),
     "ms_ssim": MetricFacts(0.0, 1.0, "maximize", (needs.resolution(176),)),
@@ -64,9 +42,13 @@ METRICS: dict[str, MetricFacts] = {
     "mig": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
     "dci": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
     "lpips": MetricFacts(0.0, 1.0e3, "minimize", (needs.perceptual,)),
-    "rfid": MetricFacts(0.0, 1.0e9, "minimize", (needs.features,)),
-    "kid": MetricFacts(-1.0e9, 1.0e9, "minimize", (needs.features,)),
+    "rfid": MetricFacts(0.0, 1.0e9, "minimize", (needs.features,), least_images=10),
+    "kid": MetricFacts(-1.0e9, 1.0e9, "minimize", (needs.features,), least_images=10),
 }
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[tuple(METRICS)]
 
 
 def is_held_out(name: str) -> bool:

@@ -11,13 +11,13 @@ from ftae.engine.autoencoder import Autoencoder, Encoding
 from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights, read_spec
 from ftae.engine.data import load_dataset
+from ftae.engine.kernels import choose_kernels, lay_out
 from ftae.engine.random_state import keep_random_state
 from ftae.engine.release import CLASSES, load_released
 from ftae.engine.sources import list_images
 from ftae.errors import FtaeError
 from ftae.specs.data import ImageFolder
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.models import CustomModel
 from ftae.specs.problems import one_of
 from ftae.tuned.source import ModelSource
 
@@ -87,8 +87,8 @@ def load_model(source: ModelSource) -> TunedModel:
     spec, weights = source.spec, source.weights
     if spec.device == "cuda" and not torch.cuda.is_available():
         spec = spec.model_copy(update={"device": "auto"})
-    if spec.num_threads is not None:
-        torch.set_num_threads(spec.num_threads)
+    device = device_of(spec)
+    choose_kernels(spec, device)
     class_names = _class_names(spec, weights)
     num_classes = None if class_names is None else len(class_names)
     with keep_random_state():
@@ -99,10 +99,8 @@ def load_model(source: ModelSource) -> TunedModel:
         else:
             autoencoder = build_model(spec, num_classes)
             _restore(autoencoder, weights)
-    device = device_of(spec)
     autoencoder.to(device).eval()
-    if not isinstance(spec.model, CustomModel):  # as in training: other kernels round differently
-        autoencoder.to(memory_format=torch.channels_last)
+    lay_out(autoencoder, spec, device)
     return TunedModel(autoencoder, spec, device, class_names)
 
 
@@ -125,6 +123,7 @@ def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | 
     if not isinstance(spec.data, ImageFolder):
         return load_dataset(spec.data.model_copy(update={"fingerprint": None})).class_names
     try:
-        return list_images(Path(spec.data.train).expanduser()).class_names
+        found = list_images(Path(spec.data.train).expanduser()).class_names
     except FtaeError:  # they are elsewhere; a model that depends on them says so itself
         return None
+    return found and tuple(name for name in found if name not in spec.data.anomaly_classes)

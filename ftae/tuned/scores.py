@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from ftae.engine.batches import val_batches
 from ftae.engine.companions import build_companions
 from ftae.engine.data import ImagesChanged, ImageSet, load_dataset
+from ftae.engine.enough import check_enough, lacking
 from ftae.engine.evaluation import Metrics, evaluate, run_batch
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.metrics import PER_IMAGE
@@ -19,7 +21,7 @@ from ftae.engine.named_images import named_folder, validation_names
 from ftae.errors import FtaeError
 from ftae.specs import needs
 from ftae.specs.losses import Losses
-from ftae.specs.metrics import METRICS, MetricFacts
+from ftae.specs.metrics import METRICS
 from ftae.specs.problems import one_of
 from ftae.tuned.model import TunedModel
 from ftae.tuned.pictures import beside, heat, pixels_of, save_sheet
@@ -109,24 +111,30 @@ def metrics_for(model: TunedModel, judged: Judged, wanted: Sequence[str] | None)
     Raises:
         FtaeError: one of those wanted cannot be measured.
     """
-    lacking = {name: reason for name, facts in METRICS.items() if (reason := _lack(facts, judged))}
     if wanted is None:
-        return tuple(name for name in model.spec.metrics if name not in lacking)
+        return tuple(name for name in model.spec.metrics if _lacking(name, judged) is None)
     for name in wanted:
         if name not in METRICS:
             raise FtaeError(f"a metric {one_of(list(METRICS), name)}")
-        if name in lacking:
-            raise FtaeError(f"{name} {lacking[name]}")
+        if reason := _lacking(name, judged):
+            raise FtaeError(f"{name} {reason}")
     return changed(model.spec, {"metrics": list(wanted)}).metrics
 
 
-def _lack(metric: MetricFacts, judged: Judged) -> str | None:
+def left_out(model: TunedModel, judged: Judged) -> list[str]:
+    """The metrics of the run that these images cannot have, each with the reason."""
+    return [f"{name} {reason}" for name in model.spec.metrics if (reason := _lacking(name, judged))]
+
+
+def _lacking(metric: str, judged: Judged) -> str | None:
     """What of these images a metric would need that they have not; None if nothing."""
-    if judged.images.labels is None and {needs.labels, needs.head} & set(metric.needs):
+    facts = METRICS[metric]
+    if judged.images.labels is None and {needs.labels, needs.head} & set(facts.needs):
         return "needs the classes the model was trained with; these images have none of them"
-    if judged.anomalies is None and needs.anomalies in metric.needs:
+    if judged.anomalies is None and needs.anomalies in facts.needs:
         return "needs images of data.anomaly_classes; there are none"
-    return None
+    reason = lacking(metric, judged.images)
+    return None if reason is None else f"needs {reason}"
 
 
 def measure(model: TunedModel, judged: Judged, metrics: tuple[str, ...]) -> Metrics:
@@ -141,6 +149,7 @@ def measure(model: TunedModel, judged: Judged, metrics: tuple[str, ...]) -> Metr
     num_classes = None if model.class_names is None else len(model.class_names)
     companions = build_companions(spec, num_classes, model.device)
     train = _training_images(model)
+    check_enough(metrics, train, judged.images)
     subject = Subject(model.autoencoder, spec, companions, train, model.device, judged.anomalies)
     return evaluate(subject, judged.images)[0]
 
@@ -194,9 +203,9 @@ def _runs(model: TunedModel, images: ImageSet) -> Iterator[EvalInputs]:
 
 
 def _training_images(model: TunedModel) -> ImageSet:
-    """Some metrics look at them; the others can be measured where they are not."""
-    try:
-        return load_dataset(model.spec.data.model_copy(update={"fingerprint": None})).train
-    except FtaeError:
-        data = model.spec.data
-        return ImageSet(np.empty((0, data.decoded_side, data.decoded_side, data.channels), np.uint8), None)
+    """Some metrics look at them; the others can be measured where they are not. As they were, if they are kept."""
+    data = model.spec.data
+    for spec in (data, data.model_copy(update={"fingerprint": None})):
+        with suppress(FtaeError):
+            return load_dataset(spec).train
+    return ImageSet(np.empty((0, data.decoded_side, data.decoded_side, data.channels), np.uint8), None)

@@ -1,5 +1,6 @@
 """Sharpness is told from blur, noise and flatness, wherever in the image the edges are."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -62,6 +63,7 @@ def test_what_is_sharp_blurred_noisy_and_flat() -> None:
 def test_flat_targets_do_not_divide_by_zero() -> None:
     flat = torch.full((2, 1, 8, 8), 0.5)
     assert found(flat, flat) == (1.0, 0.0)
+    assert found(flat, textures()[:2, :1, :8, :8]) == (math.inf, math.inf)
 
 
 def test_images_of_their_own_mean_explain_nothing() -> None:

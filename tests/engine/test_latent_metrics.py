@@ -1,5 +1,6 @@
 """What latents tell: best where each factor has its own latent, nothing where they are noise."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ftae.engine.autoencoder import Encoding
 from ftae.engine.build import build_model
 from ftae.engine.companions import Companions
 from ftae.engine.data import load_dataset
+from ftae.engine.enough import check_enough
 from ftae.engine.evaluation import evaluate
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.latent_metrics import Dci, Mig
@@ -84,9 +86,11 @@ def test_dci_counts_latents_by_what_they_are_of_use_for(factors: Tensor) -> None
     assert shared < 0.1
 
 
-def test_dci_needs_two_factors_that_vary(factors: Tensor) -> None:
-    with pytest.raises(FtaeError, match="dci needs at least 2 factors"):
-        measured(Dci(), factors.float(), factors * torch.tensor([1, 0, 0]))
+def test_without_factors_that_vary_there_is_no_value(factors: Tensor) -> None:
+    one = factors * torch.tensor([1, 0, 0])
+    assert measured(Mig(), factors.float(), one) > 0.0
+    assert math.isnan(measured(Mig(), factors.float(), one * 0))
+    assert math.isnan(measured(Dci(), factors.float(), one))
 
 
 @pytest.mark.parametrize("metric", [Mig, Dci])
@@ -128,9 +132,9 @@ def test_the_probe_leaves_out_images_without_a_label() -> None:
     first = np.where(np.arange(len(val)) < 40, val.labels, -1)
     assert evaluate(subject, replace(val, labels=first)) == evaluate(subject, val.taken(slice(40)))
     assert 1 / 3 < everything <= 1
-    one = replace(subject, train=replace(subject.train, labels=np.zeros(len(subject.train), np.int64)))
-    with pytest.raises(FtaeError, match="linear_probe needs training images of at least 2 classes"):
-        evaluate(one, val)
+    one = replace(subject.train, labels=np.zeros(len(subject.train), np.int64))
+    with pytest.raises(FtaeError, match="linear_probe needs training images of at least 2 classes, data has 1"):
+        check_enough(["linear_probe"], one, val)
 
 
 def test_the_probe_finds_what_random_labels_do_not_have() -> None:

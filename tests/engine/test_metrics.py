@@ -13,7 +13,9 @@ from ftae.engine.autoencoder import Autoencoder, Codes, Draw, Encoding, Posterio
 from ftae.engine.companions import Companions
 from ftae.engine.data import ImageSet
 from ftae.engine.evaluation import evaluate
-from ftae.engine.metrics import OVER_SET, PER_IMAGE, ActiveUnits, EvalInputs, Evaluation, Subject, Vitals
+from ftae.engine.judged import EvalInputs, Subject
+from ftae.engine.latent_statistics import ActiveUnits
+from ftae.engine.metrics import OVER_SET, PER_IMAGE, Evaluation, Vitals
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import METRICS, MetricName

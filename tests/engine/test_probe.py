@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vision_weights import random_weights
 
 from ftae.engine.data import load_dataset
 from ftae.engine.estimate import Probe, expected_seconds, search_seconds, trial_seconds
+from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.loop import finetune
+from ftae.engine.metrics import OVER_SET
 from ftae.engine.probe import TIMED_STEPS, probe
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs import SearchSpec
@@ -104,6 +107,34 @@ def test_slow_steps_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     probe_nets.Net.steps = 0
     probe(spec_of(model=net(seconds=0.04)))
     assert probe_nets.Net.steps == 2  # one to warm up, one that is timed
+
+
+@pytest.mark.parametrize("metrics", [["linear_probe"], ["rfid", "linear_probe"]])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_what_an_evaluation_takes_once_is_counted_once(
+    metrics: list[str], batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only metrics move: fitting takes 10 s, looking at an image 0.01 s, the result 5 s."""
+    clock = [0.0]
+
+    class Timed:
+        def __init__(self, subject: Subject) -> None:
+            clock[0] += 10.0
+
+        def update(self, x: EvalInputs) -> None:
+            clock[0] += 0.01 * len(x.target)
+
+        def compute(self) -> float:
+            clock[0] += 5.0
+            return 0.0
+
+    monkeypatch.setattr("ftae.engine.probe.time.perf_counter", lambda: clock[0])
+    for metric in metrics:
+        monkeypatch.setitem(OVER_SET, metric, Timed)
+    features = {"net": "resnet18", "weights": random_weights("resnet18")}
+    spec = spec_of(metrics=metrics, batch_size=batch_size, features=features)
+    count = len(load_dataset(spec.data).val)
+    assert probe(spec).eval_seconds == pytest.approx(len(metrics) * (15.0 + 0.01 * count))
 
 
 def test_the_peak_is_of_what_the_process_held() -> None:

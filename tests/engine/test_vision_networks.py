@@ -1,8 +1,10 @@
 """Networks that others trained: the published distances, frozen, from a local file alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,15 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
 from vision_weights import NAMES, random_weights
 
 from ftae.engine.autoencoder import Encoding
 from ftae.engine.build import summarize
 from ftae.engine.companions import Companions, build_companions
+from ftae.engine.data import ImageSet
+from ftae.engine.enough import check_enough
 from ftae.engine.feature_metrics import Kid, Lpips, Rfid
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.training import Training
@@ -166,9 +172,29 @@ def test_best_for_identical_images_worse_with_noise_whatever_the_batches(metric:
 
 
 @pytest.mark.parametrize(("metric", "name"), [(Rfid, "rfid"), (Kid, "kid")])
-def test_too_few_images_are_an_error(metric: Any, name: str, subject: Subject) -> None:
-    with pytest.raises(FtaeError, match=f"{name} needs at least 10 validation images, there are 9"):
-        measured(metric(subject), images(9, 20), images(9, 20, seed=1))
+def test_too_few_images_have_no_value(metric: Any, name: str, subject: Subject) -> None:
+    assert math.isnan(measured(metric(subject), images(9, 20), images(9, 20, seed=1)))
+    few = ImageSet(np.zeros((9, 20, 20, 1), np.uint8), None)
+    with pytest.raises(FtaeError, match=f"metrics: {name} needs at least 10 validation images, data has 9"):
+        check_enough([name], few, few)
+
+
+def test_distances_are_those_of_torchmetrics_however_many_images(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftae.engine.feature_metrics.ROWS_AT_ONCE", 5)
+    target = images(12, 20)
+    made = noisy(target, 0.2)
+    network = subject.companions.features
+    assert network is not None
+    real, theirs = network(target).double(), network(made).double()
+    given = nn.Identity()
+    given.num_features = 512  # type: ignore[assignment]
+    frechet = FrechetInceptionDistance(feature=given)
+    frechet.update(real, real=True)
+    frechet.update(theirs, real=False)
+    assert measured(Rfid(subject), target, made, batch_size=4) == pytest.approx(float(frechet.compute()), rel=1e-9)
+    assert measured(Kid(subject), target, made) == pytest.approx(float(poly_mmd(real, theirs)), rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------- files

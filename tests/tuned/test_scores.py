@@ -111,8 +111,12 @@ def test_other_images(model: TunedModel, pictures: Path, tmp_path: Path) -> None
     shutil.copytree(pictures / "3", tmp_path / "plain")
     plain = scores.images_to_judge(model, str(tmp_path / "plain"))
     assert (plain.classes, scores.metrics_for(model, plain, None)) == (None, ("psnr", "ssim"))
-    with pytest.raises(FtaeError, match="accuracy needs the classes the model was trained with"):
+    reason = "accuracy needs the classes the model was trained with; these images have none of them"
+    assert (scores.left_out(model, plain), scores.left_out(model, judged)) == ([reason], [])
+    with pytest.raises(FtaeError, match=reason):
         scores.metrics_for(model, plain, ["accuracy"])
+    with pytest.raises(FtaeError, match="rfid needs at least 10 validation images, data has 6"):
+        scores.metrics_for(model, plain, ["rfid"])
 
 
 def test_classes_that_the_model_does_not_know_are_told_but_not_used(

@@ -1,0 +1,309 @@
+"""What every metric promises: a number, a refusal before the run, or "non-finite"; never the error of a library."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vision_weights import random_weights
+
+from ftae.engine.batches import val_batches
+from ftae.engine.data import ImageSet, load_dataset
+from ftae.engine.enough import check_enough, check_images, lacking, lacking_to_train
+from ftae.engine.evaluation import Judged, evaluate_all, run_batch
+from ftae.engine.judged import Subject
+from ftae.engine.loop import FinetuneRun, finetune
+from ftae.engine.metrics import Evaluation, Vitals
+from ftae.engine.probe import probe
+from ftae.engine.release import release
+from ftae.engine.training import Training
+from ftae.engine.vision_networks import SIDES
+from ftae.errors import FtaeError, TrainingFailed
+from ftae.specs import needs
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.metrics import METRICS
+
+MODEL = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
+DATA = {"source": "shapes", "resolution": 20, "num_images": 40, "val": 0.3}
+# What a run gets for a metric that needs it; the model has a posterior, and its images labels and known factors.
+GIVEN: dict[Any, dict[str, Any]] = {
+    needs.codes: {"model": {"family": "vq_vae", "channels": 4, "codebook_size": 8, "code_dim": 2}},
+    needs.head: {"losses": {"mse": 1.0, "ce": 0.1}},
+    needs.degradation: {"data": DATA | {"degrade": {"noise": 0.1}}},
+    needs.anomalies: {"data": DATA | {"anomaly_classes": ["circle"]}},
+    needs.perceptual: {"perceptual": {"net": "squeezenet", "weights": random_weights("squeezenet")}},
+    needs.features: {"features": {"net": "resnet18", "weights": random_weights("resnet18")}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and forests that take no time."""
+    monkeypatch.setitem(SIDES, "resnet18", 32)
+    monkeypatch.setattr("ftae.engine.latent_metrics.TREES", 3)
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("pretrained")
+    spec = spec_of("mse", "")
+    *_, last = finetune(spec, folder / "run")
+    release(spec, folder / "run" / str(last.checkpoint), folder / "model")
+    return str(folder / "model")
+
+
+@pytest.fixture(params=METRICS)
+def metric(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def spec_of(metric: str, pretrained: str, **changes: Any) -> FinetuneSpec:
+    """A run that has what the metric needs, and measures it alone."""
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "data": DATA,
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "batch_size": 5,
+        "max_steps": 1,
+        "num_evals": 1,
+        "metrics": [metric],
+        "num_threads": 1,
+    }
+    for need in METRICS[metric].needs:
+        fields |= GIVEN.get(need, {})
+        if need is needs.reference:
+            fields["model"] = MODEL | {"pretrained": pretrained}
+    if metric == "ms_ssim":
+        fields["data"] = DATA | {"resolution": 176}
+    fields["data"] = fields["data"] | changes.pop("data", {})
+    return FinetuneSpec.model_validate(fields | changes)
+
+
+def judged(spec: FinetuneSpec) -> Judged:
+    return Training(spec).judged[0]
+
+
+def value(part: Judged) -> float:
+    metrics, _ = evaluate_all([part])
+    return next(iter(metrics.values()))
+
+
+def is_refused(metric: str, part: Judged) -> bool:
+    """Before a run on these images begins; the message names the metric and says what it needs."""
+    reason = lacking(metric, part.images) or lacking_to_train(metric, part.subject.train)
+    if reason is None:
+        return False
+    assert re.search(r"at least \d+|labels|edges", reason)
+    with pytest.raises(FtaeError, match=f"metrics: {metric} needs {re.escape(reason)}"):
+        check_enough([metric], part.subject.train, part.images)
+    return True
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])  # the last is more than there are
+def test_a_run_has_a_number_within_its_bounds(metric: str, batch_size: int, pretrained: str, tmp_path: Path) -> None:
+    facts = METRICS[metric]
+    for report in finetune(spec_of(metric, pretrained, batch_size=batch_size), tmp_path):
+        assert facts.low <= report.metrics[f"val/{metric}"] <= facts.high
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_it_is_probed_with_batches_smaller_than_it_wants(metric: str, batch_size: int, pretrained: str) -> None:
+    found = probe(spec_of(metric, pretrained, batch_size=batch_size))
+    assert 0 < found.eval_seconds < math.inf
+
+
+def test_of_one_image_it_has_a_number_or_is_refused(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained)).few(1)
+    assert is_refused(metric, part) or math.isfinite(value(part))
+    spec = spec_of(metric, pretrained, data={"val": 0.03})
+    if is_refused(metric, part):
+        with pytest.raises(FtaeError, match=f"metrics: {metric} needs"):
+            Training(spec)
+
+
+def test_of_as_many_images_as_it_wants_it_has_a_number(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained)).few(METRICS[metric].least_images)
+    assert is_refused(metric, part) or math.isfinite(value(part))
+
+
+# ------------------------------------------------------------------------------------------- ruined models
+
+
+def everything(number: float) -> Callable[[Subject], None]:
+    def ruin(subject: Subject) -> None:
+        for parameter in subject.autoencoder.parameters():
+            parameter.data.fill_(number)
+
+    return ruin
+
+
+def encoder(number: float) -> Callable[[Subject], None]:
+    """Latents alone may be beyond all bounds where what decodes them is bounded."""
+
+    def ruin(subject: Subject) -> None:
+        for stage in subject.autoencoder.stages:
+            for parameter in stage.parameters() if stage.group == "encoder" else ():
+                parameter.data.fill_(number)
+
+    return ruin
+
+
+RUINED = {
+    "nan": everything(math.nan),
+    "infinite": everything(math.inf),
+    "infinite_latents": encoder(math.inf),
+    "huge_latents": encoder(1e30),
+}
+
+
+@pytest.mark.parametrize("ruin", RUINED.values(), ids=RUINED)
+def test_of_a_ruined_model_it_is_not_finite(ruin: Callable[[Subject], None], metric: str, pretrained: str) -> None:
+    run = FinetuneRun(spec_of(metric, pretrained), Path("unused"))
+    ruin(run.judged[0].subject)
+    assert not math.isfinite(value(run.judged[0]))
+
+
+def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Path) -> None:
+    run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
+    run.report()
+    everything(math.nan)(run.judged[0].subject)
+    run.step = 1
+    with pytest.raises(TrainingFailed, match=f"non-finite val/{metric} at step 1"):
+        run.report()
+
+
+def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_path: Path) -> None:
+    run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
+    everything(math.nan)(run.judged[0].subject)
+    with pytest.raises(FtaeError, match=f"val/{metric} of the model as it was given is nan"):
+        run.report()
+
+
+@pytest.mark.parametrize("metric", ["rfid", "kid", "lpips"])
+def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+    network = part.subject.companions.features or part.subject.companions.perceptual
+    assert network is not None
+    for parameter in network.parameters():
+        parameter.data.fill_(math.nan)
+    assert math.isnan(value(part))
+
+
+# ------------------------------------------------------------------------------------------- poor images
+
+
+def test_constant_latents_have_a_number(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+    everything(0.0)(part.subject)
+    assert math.isfinite(value(part))
+
+
+def test_of_black_images_it_has_a_number_or_is_refused(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+
+    def black(images: ImageSet) -> ImageSet:
+        return replace(images, images=np.zeros_like(images.images), origin=None)
+
+    part = replace(part, images=black(part.images), subject=replace(part.subject, train=black(part.subject.train)))
+    assert is_refused(metric, part) or math.isfinite(value(part))
+
+
+@pytest.mark.parametrize("labels", [[0], [0] * 20 + [1], [-1] * 20 + [0, 1]], ids=["one", "one_sample", "unlabelled"])
+def test_poor_labels_give_a_number_or_are_refused(labels: list[int], metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+    train = part.subject.train
+    poor = np.resize(np.array(labels), len(train))
+    part = replace(part, subject=replace(part.subject, train=replace(train, labels=poor)))
+    assert is_refused(metric, part) or math.isfinite(value(part))
+
+
+def test_images_without_labels_give_a_number_or_are_refused(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+    without = [replace(images, labels=None) for images in (part.images, part.subject.train)]
+    for images, train in [(without[0], part.subject.train), (part.images, without[1])]:
+        poor = replace(part, images=images, subject=replace(part.subject, train=train))
+        assert is_refused(metric, poor) or math.isfinite(value(poor))
+
+
+def test_factors_without_variation_give_a_number_or_are_refused(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained))
+    assert part.images.factors is not None
+    for kept in (0, 1):
+        factors = part.images.factors * (np.arange(part.images.factors.shape[1]) < kept)
+        poor = replace(part, images=replace(part.images, factors=factors))
+        assert is_refused(metric, poor) or math.isfinite(value(poor))
+
+
+def test_a_reference_whose_latents_are_all_one_cannot_be_drifted_from(pretrained: str, tmp_path: Path) -> None:
+    run = FinetuneRun(spec_of("latent_drift", pretrained), tmp_path)
+    assert run.companions.reference is not None
+    for parameter in run.companions.reference.parameters():
+        parameter.data.zero_()
+    with pytest.raises(FtaeError, match="val/latent_drift of the model as it was given is nan"):
+        run.report()
+
+
+def test_replayed_images_are_looked_at_too(pretrained: str) -> None:
+    replay = {"source": "digits", "classes": [0], "val": 0.05, "share": 0.0}
+    data = {"source": "digits", "classes": [0, 1], "resolution": 20, "replay": replay}
+    spec = FinetuneSpec.model_validate(spec_of("rfid", pretrained).model_dump() | {"data": data})
+    with pytest.raises(FtaeError, match=r"rfid needs at least 10 validation images, data\.replay has 9"):
+        check_images(spec, load_dataset(spec.data))
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def held(thing: Any, seen: set[int] | None = None) -> int:
+    """How many numbers can be reached from an object."""
+    seen = set() if seen is None else seen
+    if isinstance(thing, (int, float)):
+        return 1
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, (torch.Tensor, np.ndarray)):
+        return math.prod(thing.shape)
+    if isinstance(thing, dict):
+        thing = list(thing.values())
+    if isinstance(thing, (list, tuple, set)):
+        return sum(held(item, seen) for item in thing)
+    return held(vars(thing), seen) if hasattr(thing, "__dict__") else 0
+
+
+@pytest.fixture
+def _look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a metric looks at the first images alone, or at some at once, at 20 of them."""
+    for name in ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES"):
+        monkeypatch.setattr(f"ftae.engine.{name}", 20)
+    monkeypatch.setattr("ftae.engine.latent_statistics.POSITION_IMAGES", 20)
+
+
+@pytest.mark.usefixtures("_look_at_few")
+@torch.no_grad()
+def test_what_it_keeps_does_not_grow_with_the_images(metric: str, pretrained: str) -> None:
+    part = judged(spec_of(metric, pretrained)).few(5)
+    spec, subject = part.subject.spec, part.subject
+    evaluation, vitals, counts = Evaluation(subject), Vitals(spec), []
+    (batch,) = val_batches(part.images, spec.data, batch_size=5, device="cpu")
+    inputs = run_batch(subject.autoencoder.eval(), batch)
+    for shown in range(5, 61, 5):
+        evaluation.update(inputs)
+        vitals.update(inputs)
+        if shown in (20, 60):
+            counts.append(held([evaluation, vitals]))
+    assert counts[1] - counts[0] == (40 if metric == "auroc" else 0)  # which needs the order of all errors
