@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ftae.engine.build import summarize
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpoint
-from ftae.engine.data import load_dataset
+from ftae.engine.data import data_of
 from ftae.engine.loop import finetune
 from ftae.engine.release import Release, release
 from ftae.engine.workers import local_workers
@@ -46,9 +46,9 @@ def train(
             so many workers; one of them was lost; the model is to be registered and MLflow is away.
     """
     checkpoint = _prepare(out, resume, say)
-    data = load_dataset(spec.finetune.data)
-    if data.skipped:
-        say(data.skipped_message())
+    data = data_of(spec.finetune)
+    for note in data.notes:
+        say(note)
     if spec.finetune.model.pretrained is not None:
         new = summarize(spec.finetune, data.num_classes).new_stages
         kept = f"kept from {spec.finetune.model.pretrained}"

@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from ftae import journal
-from ftae.engine.data import load_dataset
+from ftae.engine.data import data_of
 from ftae.engine.estimate import Probe, expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
@@ -67,7 +67,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
     # Here, so that what is wrong with data or model is said before any worker is asked.
-    data = load_dataset(spec.finetune.data)
+    data = data_of(spec.finetune)
     num_bytes = checkpoint_bytes(spec, data.num_classes)
     found = facts(spec, data)
     if before is not None:
@@ -79,8 +79,8 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
         outcome: tuple[str, str | None] = "failed", "the driver failed"
         try:
             store.write("search.yaml", dump(spec).encode())
-            if data.skipped:
-                progress.say(data.skipped_message())
+            for note in data.notes:
+                progress.say(note)
             shipper.start()
             if state.is_complete:
                 outcome = "complete", None

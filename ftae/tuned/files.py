@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ftae.engine.batches import val_batches
 from ftae.engine.data import ImageSet
-from ftae.engine.sources import UnreadableImage, decode_image, read_bytes
+from ftae.engine.decoding import UnreadableImage, decode_image, read_bytes
 from ftae.errors import FtaeError
 from ftae.tuned.model import TunedModel
 

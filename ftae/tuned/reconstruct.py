@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ftae.engine.sources import UnreadableImage, list_images
+from ftae.engine.decoding import UnreadableImage
+from ftae.engine.listing import list_images
 from ftae.errors import FtaeError
 from ftae.tuned.files import png_names, prepare_folder, read_image
 from ftae.tuned.model import TunedModel
