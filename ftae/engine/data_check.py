@@ -140,13 +140,16 @@ def _classes(files: ImageFiles, names: Sequence[str]) -> list[str]:
 
 
 def check_classes(run: FinetuneSpec, train_classes: Sequence[str], *, val_labelled: bool) -> None:
-    wanting = [name for name in run.metrics if name in ("linear_probe", "accuracy")]
-    if not wanting:
-        return
-    for leaf, is_labelled in (("train", bool(train_classes)), ("val", val_labelled)):
-        if not is_labelled:
+    """The classes of the training images, and whether validation images have labels, are enough for the run."""
+    metrics = [name for name in run.metrics if name in ("linear_probe", "accuracy")]
+    losses = ["losses.ce"] if run.losses.ce > 0.0 else []
+    for leaf, is_labelled, wanting in (
+        ("train", bool(train_classes), losses + metrics),
+        ("val", val_labelled, metrics),
+    ):
+        if wanting and not is_labelled:
             raise FtaeError(f"{wanting[0]} needs labels: put the images of each class into a sub-folder of data.{leaf}")
-    if "linear_probe" in wanting and len(train_classes) < 2:
+    if "linear_probe" in metrics and len(train_classes) < 2:
         raise FtaeError("linear_probe needs training images of at least 2 classes")
 
 

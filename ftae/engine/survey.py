@@ -64,19 +64,17 @@ class Survey:
             notes.append(f"only the first of up to {frames.largest} frames or pages is used: {_which(frames)}")
         if bands := self.groups.get(BANDS):
             notes.append(f"only the first bands of up to {bands.largest} are used: {_which(bands)}")
-        deep = [self.groups[trait] for trait in (DEEP, GREY16) if trait in self.groups]
-        if spec.grey_levels not in (None, ALL_LEVELS):
-            deep = [self.groups[DEEP]] if DEEP in self.groups else []
-            if GREY16 not in self.groups:
-                notes.append("data.intensity has no effect: no image is grey of 16 bits")
-        if deep:
-            notes.append(
-                f"{sum(group.count for group in deep)} images have more than 8 bits a channel; ftae keeps the upper 8"
-            )
+        if spec.grey_levels is not None and GREY16 not in self.groups:
+            notes.append("data.intensity has no effect: no image is grey of 16 bits")
+        if deep := self.groups.get(DEEP):
+            notes.append(f"{deep.count} images have {deep.largest} bits a channel; ftae keeps the upper 8")
+        if (grey := self.groups.get(GREY16)) and spec.grey_levels is None:
+            notes.append(f"{grey.count} grey images have 16 bits; ftae keeps the upper 8")
         count, small = sum(self.short_sides.values()), self._num_smaller(spec.decoded_side)
         if 2 * small > count:
             which = f"all {count} images" if small == count else f"{small} of {count} images"
-            notes.append(f"{which} are smaller than {spec.decoded_side} pixels and are enlarged")
+            which, verb = (which, "are") if count > 1 else ("the only image", "is")
+            notes.append(f"{which} {verb} smaller than {spec.decoded_side} pixels and {verb} enlarged")
         return notes
 
     def _num_smaller(self, side: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -13,6 +14,7 @@ from ray import tune
 from ftae import journal
 from ftae.engine.data import data_of
 from ftae.engine.estimate import Probe, expected_seconds
+from ftae.engine.output_folder import check_output
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
@@ -64,6 +66,8 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
             than the one to resume; the preflight found a fault; the baseline cannot be run; no space is left.
     """
     spec = spec.located()
+    if not spec.search.in_object_store:
+        check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
     # Here, so that what is wrong with data or model is said before any worker is asked.

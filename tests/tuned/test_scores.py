@@ -61,7 +61,7 @@ def test_names_are_those_of_the_images(pictures: Path) -> None:
     spec = SEARCH.finetune.data
     found = named_folder(str(pictures), spec)
     assert len(found.names.images) == 12
-    assert [entry.partition(".png: ")[0] for entry in found.skipped] == ["3/picture 99: broken"]
+    assert found.notes[0].startswith("1 images cannot be read and are skipped: 3/picture 99: broken.png: ")
     assert found.images.labels is not None
     for name, pixels, label in zip(found.names.images, found.images.images, found.images.labels, strict=True):
         grey = Image.open(pictures / name).convert("L").resize((16, 16), Image.Resampling.LANCZOS, box=(2, 0, 22, 20))

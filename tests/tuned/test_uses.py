@@ -54,7 +54,7 @@ def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path
     assert names == whole | {"sheet.png"}
     assert ["broken.png is skipped: not an image" in line for line in said] == [True]
     for name in whole:
-        expected = pixels_of(model.reconstruct(read_given(model, pictures / name)))[0, :, :, 0].astype(int)
+        expected = pixels_of(model.reconstruct(read_given(model, pictures / name, print)))[0, :, :, 0].astype(int)
         assert np.abs(np.asarray(Image.open(out / name)).astype(int) - expected).max() <= 1
     assert Image.open(out / "sheet.png").size == (4 * (2 * 96 + 2) - 2, 3 * (96 + 2) - 2)
 
@@ -100,7 +100,7 @@ def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp
     model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
     reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, say=lambda line: None)
     name = "7/picture 00: as taken.png"
-    image = read_given(model, pictures / name)
+    image = read_given(model, pictures / name, print)
     made = [pixels_of(model.reconstruct(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
     written = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
     assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
@@ -116,7 +116,7 @@ def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp
 
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_ends_are_the_two_reconstructions(model: TunedModel, pictures: Path, spherical: bool) -> None:
-    a, b = (read_given(model, path) for path in sorted(pictures.glob("7/*.png"))[:2])
+    a, b = (read_given(model, path, print) for path in sorted(pictures.glob("7/*.png"))[:2])
     made, told = interpolate(model, a, b, 5, spherical=spherical, label=None)
     assert told.startswith("spherical" if spherical else "linear")
     ends = model.reconstruct(torch.cat([a, b]))
@@ -143,7 +143,7 @@ def test_slerp_of_nearly_parallel_vectors_is_linear(b: list[float]) -> None:
 
 
 def test_labels_and_images_of_an_interpolation(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
-    image = read_given(model, next(pictures.glob("7/*.png")))
+    image = read_given(model, next(pictures.glob("7/*.png")), print)
     with pytest.raises(FtaeError, match="conv_vae is not conditioned on labels: it takes no --label"):
         interpolate(model, image, image, 3, spherical=False, label=0)
     conditional = untrained(family="mlp_cvae", hidden=8, latent_dim=2)
@@ -151,9 +151,9 @@ def test_labels_and_images_of_an_interpolation(model: TunedModel, pictures: Path
         interpolate(conditional, image, image, 3, spherical=False, label=None)
     assert interpolate(conditional, image, image, 3, spherical=False, label=1)[0].shape == (3, 1, 16, 16)
     with pytest.raises(FtaeError, match=r"there is no image .*none\.png"):
-        read_given(model, tmp_path / "none.png")
+        read_given(model, tmp_path / "none.png", print)
     with pytest.raises(FtaeError, match=r"broken\.png: not an image"):
-        read_given(model, pictures / "3/picture 99: broken.png")
+        read_given(model, pictures / "3/picture 99: broken.png", print)
 
 
 def test_pictures_of_frames(tmp_path: Path) -> None:
