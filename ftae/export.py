@@ -52,7 +52,7 @@ def export(
             from_search={
                 "search": search.name,
                 "trial": trial.number,
-                "dataset_fingerprint": record.facts["dataset_fingerprint"],
+                "dataset_fingerprint": record.facts.get("dataset_fingerprint"),
             },
         )
         (parts / "production.yaml").write_text(dump(production))

@@ -53,7 +53,7 @@ def train(
     for note in data.notes:
         say(note)
     came_from = spec.from_search or {}
-    if came_from.get("dataset_fingerprint", data.fingerprint) != data.fingerprint:
+    if came_from.get("dataset_fingerprint") not in (None, data.fingerprint):
         say(f"warning: the images are not those of the search {came_from['search']}: they came, went or changed since")
     if spec.finetune.model.pretrained is not None:
         new = summarize(spec.finetune, data.num_classes).new_stages
