@@ -34,11 +34,11 @@ def export(
     """
     record = journal.replay(store.folder)
     trial = chosen_trial(record, store, trial_number, weights)
-    if out.exists():
-        raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     search = SearchSpec.model_validate(record.search)
     spec = search.trial_spec(trial.settings)
     check_output(out, spec.data.image_folders())
+    if out.exists():
+        raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     parts = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)

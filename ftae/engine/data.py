@@ -292,7 +292,7 @@ def _joined(spec: ImageFolder, train: StoredImages, val: StoredImages, fingerpri
     train, _ = parted(train, spec.anomaly_classes)
     val, others = parted(val, spec.anomaly_classes)
     for name, path, found in (("train", spec.train, train), ("val", spec.val, val)):
-        check_some(f"data.{name}", path, len(found.images))
+        check_some(f"data.{name}", str(path), len(found.images))
     train_set = ImageSet(train.images, train.labels)
     val_set = ImageSet(val.images, _labels_as_in_train(spec, train, val))
     return Dataset(train_set, val_set, _anomalies(spec, others), train.class_names, fingerprint, skipped)

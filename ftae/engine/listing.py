@@ -105,7 +105,7 @@ def _walk(folder: Path, prefix: str, above: frozenset[Path], found: _Found) -> N
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError as error:
-            found.irregular[prefix + name] = error.strerror
+            found.irregular[prefix + name] = error.strerror or str(error)
             continue
         if is_folder:
             _walk(folder / name, f"{prefix}{name}/", above | {real}, found)

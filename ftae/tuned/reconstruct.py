@@ -41,7 +41,8 @@ def reconstruct_folder(
     for note in folder_notes(str(folder), files, survey, model.spec.data):
         say(note)
     for entry in files.unusable:
-        say(f"{folder / legible(entry)} is skipped")
+        name, _, reason = entry.rpartition(": ")
+        say(f"{folder / legible(name)} is skipped: {reason}")
     label_of = _labels(model, folder, names)
     prepare_folder(out, overwrite=overwrite)
     written = png_names(names, taken=[SHEET])

@@ -204,3 +204,23 @@ def test_anomalies_have_lines_and_a_metric_of_their_own(home: Path, pictures: Pa
     assert folder.classes == ("3",) * 6 + ("7",) * 6
     with pytest.raises(FtaeError, match=r"auroc needs images of data\.anomaly_classes"):
         scores.metrics_for(model, scores.images_to_judge(model, str(pictures / "3")), ["auroc"])
+
+
+NAMES = ["gr\udcfcn.png", "new\nline.png", 'a "quote", a comma;.png', "=1+1.png", "\u00fcber.png", "\x1b[31mred.png"]
+
+
+def test_any_file_name_is_written_and_told(model: TunedModel, tmp_path: Path) -> None:
+    """Names are bytes: a table holds all of them as valid UTF-8, a message each on one line."""
+    folder = tmp_path / "in" / "cl\udcfcss"
+    folder.mkdir(parents=True)
+    for name in NAMES:
+        Image.new("L", (16, 16), 99).save(folder / name, format="png")
+        (folder / f"broken {name}").write_bytes(b"no image")
+    judged = scores.images_to_judge(model, str(tmp_path / "in"))
+    assert all(note.isprintable() for note in judged.notes)
+    assert judged.notes[0].startswith(f"{len(NAMES)} images cannot be read and are skipped: cl\\xfcss/broken ")
+    scores.write_scores(judged, scores.score(model, judged), tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["image"] for line in lines} == {f"cl\\xfcss/{name}".replace("\udcfc", "\\xfc") for name in NAMES}
+    assert {line["label"] for line in lines} == {"cl\\xfcss"}

@@ -89,6 +89,48 @@ def test_no_two_images_get_one_name() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x.jpg", "x.png", "x.jpg.png", "x.jpg.webp"],
+        ["cat/a.jpg", "cat/a.png/b.jpg"],  # a folder of images may be named like one
+        ["sheet.png.jpg", "sheet.jpg", "sheet.png"],
+        ["a.b/c.tif", "a.b/c", "a.b/c.gif"],
+        ["new\nline.png", "gr\udcfcn.png", "gr\udcfcn.gif"],
+    ],
+)
+def test_written_names_are_apart_and_below_the_folder(names: list[str]) -> None:
+    written = png_names(names, taken=["sheet.png"])
+    assert list(written) == names
+    paths = [Path(png) for png in written.values()]
+    assert len({*paths, Path("sheet.png")}) == len(names) + 1
+    assert not {*paths} & {parent for path in paths for parent in path.parents}
+    assert all(path.suffix == ".png" and not path.is_absolute() and ".." not in path.parts for path in paths)
+
+
+def test_what_of_the_inputs_is_not_used_is_said(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "in")
+    (tmp_path / "in" / "3" / "a.heic").touch()
+    (tmp_path / "in" / "3" / "dead.png").symlink_to("/nowhere")
+    said: list[str] = []
+    assert reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=said.append) == 12
+    assert said[:2] == [
+        f"{tmp_path / 'in'}: 1 files of other kinds left out: .heic 1",
+        f"{tmp_path / 'in'}/3/dead.png is skipped: a link to nothing",
+    ]
+
+
+def test_what_values_are_is_not_guessed_of_images_that_are_named(model: TunedModel, tmp_path: Path) -> None:
+    dark = np.full((16, 16), 4095, np.uint16)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(dark).save(tmp_path / "in" / "dark.png")
+    with pytest.raises(FtaeError, match="looks like 12 bits"):
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=print)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FtaeError, match="looks like 12 bits"):
+        read_given(model, tmp_path / "in" / "dark.png", print)
+
+
 def test_a_folder_without_a_readable_image(model: TunedModel, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"not an image")
