@@ -131,3 +131,20 @@ def test_beside_the_images_is_no_fault(
             cli.main()
         assert not end.value.code
         assert (home / out / "scores.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "command", sorted(COMMANDS.keys() - {"validate", "search"})
+)  # in a file, YAML refuses such names
+def test_a_folder_to_write_to_has_a_name_in_utf_8(
+    command: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The writers of weights take no other, and would say so after the training."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", ["ftae", *COMMANDS[command]("gr\udcfcn/x")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "gr\\xfcn/x" in error

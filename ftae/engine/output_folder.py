@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ftae.engine.names import as_text, legible
 from ftae.errors import FtaeError
 
 
@@ -12,8 +13,10 @@ def check_output(out: Path, folders: Mapping[str, str], *, writes_folders: bool 
     ``writes_folders``: sub-folders are made in it, so that it must not hold images either.
 
     Raises:
-        FtaeError: one lies in the other.
+        FtaeError: one lies in the other; or the name of ``out`` is not UTF-8, as those of weights must be.
     """
+    if as_text(str(out)) != str(out):
+        raise FtaeError(f"{legible(str(out))}: the name of a folder to write to must be UTF-8")
     here = out.expanduser().resolve()
     for name, folder in folders.items():
         there = Path(folder).expanduser().resolve()
