@@ -77,7 +77,9 @@ def opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        kind = "a TIFF with bands or bits that ftae does not read" if data[:4] in TIFF_MAGIC else None
+        kind = (
+            "a TIFF that is damaged, or has bands or bits that ftae does not read" if data[:4] in TIFF_MAGIC else None
+        )
         raise UnreadableImage(kind or "not an image in a known format") from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them stumble over
         raise UnreadableImage(str(error) or type(error).__name__) from error

@@ -10,9 +10,9 @@ from ftae.engine.data import ImageSet, image_key, load_dataset, stored_folder
 from ftae.engine.data_check import folder_notes, skipped_message
 from ftae.engine.decoding import image_shape
 from ftae.engine.image_cache import StoredImages, stored_images
-from ftae.engine.listing import list_images
+from ftae.engine.listing import ImageFiles, list_images
 from ftae.engine.sources import Source, folder_source, num_held_out
-from ftae.engine.survey import check_levels, surveyed
+from ftae.engine.survey import Survey, check_levels, surveyed
 from ftae.errors import FtaeError
 from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder, Photos, Shapes
 
@@ -52,6 +52,10 @@ def named_folder(path: str, spec: DataSpec) -> NamedImages:
     files = list_images(Path(path).expanduser())
     survey = surveyed(files)
     check_levels([survey], spec, path)
+    return _named_folder(path, files, survey, spec)
+
+
+def _named_folder(path: str, files: ImageFiles, survey: Survey, spec: DataSpec) -> NamedImages:
     stored, _ = stored_folder(files, survey, spec)
     named = _named(folder_source(files, spec), stored, spec)
     skipped = sorted([*stored.skipped, *files.unusable])
@@ -73,11 +77,10 @@ def validation_names(spec: AnyData) -> Names | None:
             return None
     except FtaeError:
         return None
-    return (
-        named_folder(spec.val, spec).names
-        if isinstance(spec.val, str)
-        else _held_out(named_folder(spec.train, spec), spec.val)
-    )
+    path = spec.val if isinstance(spec.val, str) else spec.train
+    files = list_images(Path(path).expanduser())
+    named = _named_folder(path, files, surveyed(files), spec)
+    return named.names if isinstance(spec.val, str) else _held_out(named, spec.val)
 
 
 def _held_out(named: NamedImages, share: float) -> Names:

@@ -16,7 +16,7 @@ from PIL import Image, TiffImagePlugin
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.data_check import check_listed
 from ftae.engine.decoding import decode_image
-from ftae.engine.named_images import named_folder
+from ftae.engine.named_images import named_folder, validation_names
 from ftae.engine.survey import LOOKED_AT, survey_of
 from ftae.errors import FtaeError
 from ftae.specs.data import ImageFolder
@@ -203,7 +203,7 @@ def test_pixels_without_a_known_range_are_skipped(image: Image.Image, reason: st
     (tmp_path / "seven.tiff").write_bytes(tiff(7))
     skipped = load(tmp_path).skipped
     assert [reason in entry for entry in skipped] == [False, True]
-    assert skipped[0].endswith("seven.tiff: a TIFF with bands or bits that ftae does not read")
+    assert skipped[0].endswith("seven.tiff: a TIFF that is damaged, or has bands or bits that ftae does not read")
 
 
 # ------------------------------------------------------------------------------------------ 16-bit grey
@@ -233,7 +233,9 @@ def test_one_image_of_all_bits_makes_the_set_one_of_16(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for i in range(2):
             (tmp_path / folder / f"{i}.png").write_bytes(encoded(grey16(largest), "png"))
-    assert load(tmp_path / "train", val=str(tmp_path / "val")).val.images.max() == 4000 >> 8
+    both = folder_spec(tmp_path / "train", val=str(tmp_path / "val"))
+    assert load_dataset(both).val.images.max() == 4000 >> 8
+    assert validation_names(both) is not None
     with pytest.raises(FtaeError, match="looks like 12 bits"):
         load(tmp_path / "val")
 
