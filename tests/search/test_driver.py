@@ -189,7 +189,10 @@ def test_other_images_or_weights_are_another_question(tmp_path: Path) -> None:
         driver._same_question(record, search, found | {"pretrained_digest": "c"})
 
 
-def test_what_of_the_images_is_not_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_of_the_images_is_not_used_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "FLUSH_SECONDS", 0.1)  # for a tracking server that is not there
     for i in range(4):
         (tmp_path / "d").mkdir(exist_ok=True)
         Image.new("L", (16, 16), 60 * i).save(tmp_path / "d" / f"{i}.png")
@@ -201,7 +204,7 @@ def test_what_of_the_images_is_not_used_is_said(tmp_path: Path, capsys: pytest.C
         raise FtaeError("so far and no further")
 
     with pytest.raises(FtaeError, match="so far and no further"):
-        search_on(no_cluster, spec(tmp_path / "searches", finetune__data=data))
+        search_on(no_cluster, spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}))
     said = capsys.readouterr().err
     assert f"1 images cannot be read and are skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said
     assert f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1" in said
