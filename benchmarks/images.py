@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ftae.engine import sources
 from ftae.engine.batches import Batch
-from ftae.engine.sources import Pixels
+from ftae.engine.decoding import Pixels
 from ftae.specs.data import DataSpec
 
 SPAWN: SpawnContext = get_context("spawn")  # a new process must not inherit what this one has imported or read

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import json
 import os
 import sys
@@ -194,6 +195,8 @@ def ui(
 
 def main() -> None:
     """The ``ftae`` script: one message and exit status 1 for what the user can fix."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the names of files need not be UTF-8
     atexit.register(gc.freeze)  # looking for garbage in all that was imported would take the exit of a search 2 s
     try:
         app()

@@ -59,8 +59,12 @@ def evaluate(
     if heatmaps and out is None:
         raise FtaeError("--heatmaps needs --out, the folder to write them to")
     model, told = _load(name, storage, trial, baseline, overrides)
+    from ftae.engine.output_folder import check_output
     from ftae.tuned import scores
 
+    if out is not None:
+        folders = model.spec.data.image_folders() | ({} if data is None else {"--data": data})
+        check_output(out, folders, writes_folders=False)
     judged = scores.images_to_judge(model, data)
     for note in judged.notes:
         typer.echo(note, err=True)
@@ -114,13 +118,15 @@ def interpolate(
 ) -> None:
     """Go from one image to another through their latents: sheet.png and frames.gif."""
     model, _ = _load(name, storage, trial, baseline, overrides)
+    from ftae.engine.output_folder import check_output
     from ftae.tuned.files import prepare_folder, read_given
     from ftae.tuned.interpolate import interpolate as between
     from ftae.tuned.pictures import pixels_of, save_gif, save_sheet
 
-    ends = read_given(model, first), read_given(model, last)
+    check_output(out, model.spec.data.image_folders(), writes_folders=False)
+    ends = [read_given(model, end, lambda line: typer.echo(line, err=True)) for end in (first, last)]
     index = None if label is None else model.label(label)
-    made, told = between(model, *ends, frames, spherical=spherical, label=index)
+    made, told = between(model, ends[0], ends[1], frames, spherical=spherical, label=index)
     prepare_folder(out, overwrite=overwrite)
     save_sheet(pixels_of(made), out / "sheet.png")
     save_gif(pixels_of(made), out / "frames.gif")
@@ -146,10 +152,12 @@ def sample(
 ) -> None:
     """Draw new images: one PNG each, and all of them in sheet.png."""
     model, _ = _load(name, storage, trial, baseline, overrides)
+    from ftae.engine.output_folder import check_output
     from ftae.tuned.files import prepare_folder
     from ftae.tuned.pictures import SHEET_COLUMNS, pixels_of, save_png, save_sheet
     from ftae.tuned.sample import sample as draw
 
+    check_output(out, model.spec.data.image_folders(), writes_folders=False)
     labels, names = model.labels_to_sample(num, label)
     images, told = draw(model, labels, len(names), seed=seed, fitted=fitted)
     prepare_folder(out, overwrite=overwrite)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae import journal
+from ftae.engine.output_folder import check_output
 from ftae.engine.release import Release, release
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord, TrialRecord
@@ -29,14 +30,15 @@ def export(
 
     Raises:
         FtaeError: no trial ran to its full budget, the given one did not or its checkpoint was not
-            kept, or ``out`` exists.
+            kept, or ``out`` exists or lies among the images.
     """
     record = journal.replay(store.folder)
     trial = chosen_trial(record, store, trial_number, weights)
-    if out.exists():
-        raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     search = SearchSpec.model_validate(record.search)
     spec = search.trial_spec(trial.settings)
+    check_output(out, spec.data.image_folders())
+    if out.exists():
+        raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
     parts = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
@@ -47,7 +49,11 @@ def export(
             name=f"{search.name}-trial-{trial.number}",
             finetune=spec,
             tracking=search.tracking,
-            from_search={"search": search.name, "trial": trial.number},
+            from_search={
+                "search": search.name,
+                "trial": trial.number,
+                "dataset_fingerprint": record.facts.get("dataset_fingerprint"),
+            },
         )
         (parts / "production.yaml").write_text(dump(production))
         provenance = _provenance(record, search, trial, released)

@@ -26,14 +26,19 @@ def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
     """The lines of the plan. Needs neither Ray nor torch; with torch it also builds the model.
 
     Raises:
-        FtaeError: a folder the file names is missing, or the model cannot be built as described.
+        FtaeError: a folder the file names is missing, its images are unfit for the run, the search would write among
+            them, or the model cannot be built as described.
     """
     run = spec.finetune
     _check_paths(run)
+    from ftae.engine.data_check import check_listed
+
+    about_images = check_listed(run)
     lines = [f"{spec.name}: a valid {'search' if isinstance(spec, SearchSpec) else 'training run'}"]
     if isinstance(spec, SearchSpec):
         lines += _search_lines(spec)
     lines += _run_lines(run)
+    lines += [f"images       {line}" for line in about_images]
     checkpoint_bytes = None
     if find_spec("torch") is None:
         lines.append("model        not checked: torch is not installed here")
@@ -173,7 +178,7 @@ def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
 
 
 def _num_classes(run: FinetuneSpec) -> int | None:
-    from ftae.engine.sources import list_images
+    from ftae.engine.listing import list_images
 
     names: Iterable[str] = ()
     if run.data.source == "digits":
@@ -187,6 +192,10 @@ def _num_classes(run: FinetuneSpec) -> int | None:
 
 def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:
     storage = spec.search.located().storage.rstrip("/")
+    if not spec.search.in_object_store:
+        from ftae.engine.output_folder import check_output
+
+        check_output(Path(storage) / spec.name, spec.finetune.data.image_folders())
     uri = spec.tracking.uri or f"sqlite:///{storage}/mlflow.db"
     kept = f"checkpoints  the best {spec.search.keep_checkpoints} of the search, and the newest of running trials"
     space, probe = [], []

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from ftae.engine.build import summarize
 from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpoint
-from ftae.engine.data import load_dataset
+from ftae.engine.data import data_of
 from ftae.engine.loop import finetune
+from ftae.engine.output_folder import check_output
 from ftae.engine.release import Release, release
 from ftae.engine.workers import local_workers
 from ftae.errors import FtaeError
@@ -42,13 +43,18 @@ def train(
     numbers of one but for the last digits. ``say`` is told a line per report.
 
     Raises:
-        FtaeError: ``out`` holds a run already, or (with ``resume``) none; the spec cannot be run, or not by
-            so many workers; one of them was lost; the model is to be registered and MLflow is away.
+        FtaeError: ``out`` lies among the images, or holds a run already, or (with ``resume``) none; the spec cannot
+            be run, or not by so many workers; one of them was lost; the model is to be registered and MLflow is away.
     """
+    for folder in (out, storage / "mlartifacts"):
+        check_output(folder, spec.finetune.data.image_folders())
     checkpoint = _prepare(out, resume, say)
-    data = load_dataset(spec.finetune.data)
-    if data.skipped:
-        say(data.skipped_message())
+    data = data_of(spec.finetune)
+    for note in data.notes:
+        say(note)
+    came_from = spec.from_search or {}
+    if came_from.get("dataset_fingerprint") not in (None, data.fingerprint):
+        say(f"warning: the images are not those of the search {came_from['search']}: they came, went or changed since")
     if spec.finetune.model.pretrained is not None:
         new = summarize(spec.finetune, data.num_classes).new_stages
         kept = f"kept from {spec.finetune.model.pretrained}"

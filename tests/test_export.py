@@ -97,7 +97,11 @@ def test_the_production_file_is_the_trials_run(exported: Path, record: SearchRec
         name=f"small-trial-{best.number}",
         finetune=SEARCH.trial_spec(best.params),
         tracking=SEARCH.tracking,
-        from_search={"search": "small", "trial": best.number},
+        from_search={
+            "search": "small",
+            "trial": best.number,
+            "dataset_fingerprint": record.facts["dataset_fingerprint"],
+        },
     )
 
 

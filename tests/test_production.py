@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
+from ftae.engine.data import load_dataset
 from ftae.engine.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.production import train
@@ -277,6 +279,30 @@ def test_there_must_be_something_to_resume(storage: Path, tmp_path: Path) -> Non
     with pytest.raises(FtaeError, match="has no checkpoint to resume from"):
         train(nowhere(spec()), tmp_path / "none", storage=storage, resume=True, say=silent)
     assert not (tmp_path / "none").exists()
+
+
+def test_images_that_are_not_those_of_the_search_are_said(storage: Path, tmp_path: Path) -> None:
+    production = nowhere(spec(max_steps=3))
+    was = {"search": "small", "trial": 7, "dataset_fingerprint": load_dataset(production.finetune.data).fingerprint}
+    for number, (fields, warned) in enumerate([({}, False), ({"finetune": spec(data__shift="invert").finetune}, True)]):
+        said: list[str] = []
+        changed = production.model_copy(update={"from_search": was, **fields})
+        train(changed, tmp_path / str(number), storage=storage, say=said.append)
+        warning = "warning: the images are not those of the search small: they came, went or changed since"
+        assert (warning in said) == warned
+
+
+def test_what_of_the_files_is_not_used_is_said(storage: Path, tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 60 * i).save(tmp_path / "d" / f"{i}.png")
+    (tmp_path / "d" / "x.heic").touch()
+    data = {"source": "image_folder", "train": str(tmp_path / "d"), "resolution": 16, "color": "grey"}
+    run = nowhere(spec(max_steps=3))
+    finetune_spec = type(run.finetune).model_validate({**run.finetune.model_dump(), "data": data})
+    said: list[str] = []
+    train(run.model_copy(update={"finetune": finetune_spec}), tmp_path / "out", storage=storage, say=said.append)
+    assert said[0] == f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1"
 
 
 def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:

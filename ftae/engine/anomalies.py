@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ftae.engine.decoding import Pixels
 from ftae.engine.image_cache import StoredImages
-from ftae.engine.sources import Pixels, Source
+from ftae.engine.sources import Source
 
 
 def normal_first(source: Source, anomalies: Sequence[str]) -> Source:

@@ -11,8 +11,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ftae.engine.data import ImageSet
+from ftae.engine.decoding import Pixels
 from ftae.engine.degradation import Images, degraded
-from ftae.engine.sources import Pixels
 from ftae.specs.data import DataSpec
 
 

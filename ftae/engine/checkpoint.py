@@ -144,7 +144,8 @@ def load_checkpoint(
         FtaeError: the checkpoint is of another configuration.
     """
     content = json.loads((folder / REPORT).read_text())
-    _same_run(content["spec"], spec.model_dump(mode="json"), folder)
+    saved = FinetuneSpec.model_validate(content["spec"])  # with what an older ftae did not know of
+    _same_run(saved.model_dump(mode="json"), spec.model_dump(mode="json"), folder)
     autoencoder.load_state_dict(load_file(folder / MODEL))
     if average is not None:
         average.load(load_file(folder / AVERAGE))

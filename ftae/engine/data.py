@@ -14,26 +14,34 @@ import numpy.typing as npt
 
 from ftae.engine.anomalies import normal_first, parted
 from ftae.engine.builtin import content_of, source_of
+from ftae.engine.data_check import (
+    check_anomalies,
+    check_classes,
+    check_enough,
+    check_folders,
+    check_has_anomalies,
+    check_labelled,
+    check_some,
+    check_val_classes,
+    folder_notes,
+    skipped_message,
+)
+from ftae.engine.decoding import Pixels, image_shape
 from ftae.engine.image_cache import (
     FORMAT,
     StoredImages,
-    content_fingerprint,
+    cached_images,
     digest,
     recalled_keys,
     remember_keys,
     stored_images,
 )
-from ftae.engine.sources import (
-    Labels,
-    Pixels,
-    Source,
-    folder_source,
-    image_shape,
-    list_images,
-    num_held_out,
-)
+from ftae.engine.listing import ImageFiles, list_images
+from ftae.engine.sources import Labels, Source, folder_source, num_held_out
+from ftae.engine.survey import Survey, check_levels, surveyed
 from ftae.errors import FtaeError
-from ftae.specs.data import AnyData, DataSpec, ImageFolder, normal_classes
+from ftae.specs.data import AnyData, DataSpec, ImageFolder
+from ftae.specs.finetune import FinetuneSpec
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class Dataset:
     ``replay``: those of ``data.replay``; its training images are mixed into the batches.
     ``fingerprint`` changes with any pixel, label, or the split, and with nothing else; behind a ``+``, that of
     the replayed images.
-    ``skipped``: the files that could not be decoded, each as "path: reason".
+    ``skipped``: the files that could not be decoded, each as "path: reason". ``notes``: what the user should know
+    of the files, these among it, a line each.
     """
 
     train: ImageSet
@@ -89,16 +98,21 @@ class Dataset:
     class_names: tuple[str, ...] | None
     fingerprint: str
     skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     replay: "Dataset | None" = None
 
     @property
     def num_classes(self) -> int | None:
         return None if self.class_names is None else len(self.class_names)
 
-    def skipped_message(self) -> str:
-        """One line that counts and names the images that were left out."""
-        named = "; ".join(self.skipped[:5]) + ("; ..." if len(self.skipped) > 5 else "")
-        return f"{len(self.skipped)} images cannot be read and are skipped: {named}"
+
+@dataclass(frozen=True)
+class _Folder:
+    """The images of one folder as stored, their key, and what there is to say of their files."""
+
+    stored: StoredImages
+    key: str
+    notes: tuple[str, ...] = ()
 
 
 class ImagesChanged(FtaeError):
@@ -115,19 +129,38 @@ def load_dataset(spec: AnyData) -> Dataset:
         ImagesChanged: they are not those of ``spec.fingerprint``.
     """
     own, _, of_replay = (spec.fingerprint or "").partition("+")
+    check_folders(spec)
     dataset = _own_images(spec.model_copy(update={"fingerprint": own or None}))
     if spec.replay is None:
         return dataset
-    _check_not_trained_on(spec)
     pinned = {"fingerprint": of_replay} if of_replay else {}
     replay = load_dataset(spec.replay.model_copy(update=pinned))
-    fingerprint, skipped = f"{dataset.fingerprint}+{replay.fingerprint}", dataset.skipped + replay.skipped
-    return replace(dataset, fingerprint=fingerprint, skipped=skipped, replay=replay)
+    return replace(
+        dataset,
+        fingerprint=f"{dataset.fingerprint}+{replay.fingerprint}",
+        skipped=dataset.skipped + replay.skipped,
+        notes=dataset.notes + replay.notes,
+        replay=replay,
+    )
+
+
+def data_of(run: FinetuneSpec) -> Dataset:
+    """The images of a run, with the labels that its metrics need.
+
+    Raises:
+        FtaeError: as ``load_dataset``, or there are no such labels.
+    """
+    data = load_dataset(run.data)
+    labels = data.train.labels
+    classes = [] if labels is None else [str(label) for label in np.unique(labels[labels >= 0])]
+    check_classes(run, classes, val_labelled=data.val.labels is not None)
+    return data
 
 
 def _own_images(spec: AnyData) -> Dataset:
     dataset = _as_pinned(spec, _from_folders(spec) if isinstance(spec, ImageFolder) else _builtin(spec))
     if spec.labelled_fraction < 1.0:
+        check_labelled(spec, dataset.train.labels is not None)
         train = replace(dataset.train, labels=_partly_labelled(dataset, spec.labelled_fraction))
         dataset = replace(dataset, train=train)
     return _with_origins(dataset)
@@ -143,26 +176,64 @@ def _with_origins(dataset: Dataset) -> Dataset:
 
 
 def _from_folders(spec: ImageFolder) -> Dataset:
-    known: Sequence[str | None] = (spec.fingerprint and recalled_keys(spec.fingerprint)) or [None]
-    train, key = _folder(spec.train, spec, known[0])
-    if isinstance(spec.val, float):
-        dataset, keys = _split(train, spec, key), [key]
+    paths = [spec.train, spec.val] if isinstance(spec.val, str) else [spec.train]
+    folders = _recalled(paths, spec) or _listed(paths, spec)
+    keys = [folder.key for folder in folders]
+    if isinstance(spec.val, str):
+        train, val = (folder.stored for folder in folders)
+        dataset = _joined(spec, train, val, digest(keys))
     else:
-        _check_apart(("data.train", spec.train), ("data.val", spec.val))
-        val, val_key = _folder(spec.val, spec, known[-1])
-        dataset, keys = _joined(spec, train, val, digest([key, val_key])), [key, val_key]
+        dataset = _split(folders[0].stored, spec, keys[0])
     remember_keys(dataset.fingerprint, keys)
-    return dataset
+    notes = tuple(note for folder in folders for note in folder.notes)
+    if dataset.skipped:
+        notes = (skipped_message(dataset.skipped), *notes)
+    return replace(dataset, notes=notes)
+
+
+def _recalled(paths: Sequence[str], spec: ImageFolder) -> list[_Folder] | None:
+    """As the cache holds them, whatever became of their files; None where it does not."""
+    keys = (spec.fingerprint and recalled_keys(spec.fingerprint)) or []
+    if len(keys) != len(paths):
+        return None
+    folders = []
+    for path, key in zip(paths, keys, strict=True):
+        if (stored := cached_images(key, image_shape(spec))) is None:
+            return None
+        folders.append(_Folder(_named_from(path, stored), key))
+    return folders
+
+
+def _listed(paths: Sequence[str], spec: ImageFolder) -> list[_Folder]:
+    listed = [list_images(Path(path).expanduser()) for path in paths]
+    surveys = [surveyed(files) for files in listed]
+    check_levels(surveys, spec, ", ".join(paths))
+    folders = []
+    for path, files, survey in zip(paths, listed, surveys, strict=True):
+        stored, key = stored_folder(files, survey, spec)
+        folders.append(_Folder(_named_from(path, stored, files.unusable), key, folder_notes(path, files, survey, spec)))
+    return folders
+
+
+def stored_folder(files: ImageFiles, survey: Survey, spec: DataSpec) -> tuple[StoredImages, str]:
+    """The images of a folder, those of anomalies behind the others, and what they are cached under."""
+    key = image_key(survey.content, spec, survey.pixel_key(spec))
+
+    def source() -> Source:
+        return normal_first(folder_source(files, spec), spec.anomaly_classes)
+
+    return stored_images(key, image_shape(spec), source), key
+
+
+def _named_from(path: str, stored: StoredImages, unusable: Sequence[str] = ()) -> StoredImages:
+    """With all files that are skipped, and those ``unusable``, named from ``path`` on."""
+    return replace(stored, skipped=tuple(str(Path(path) / entry) for entry in sorted([*stored.skipped, *unusable])))
 
 
 def _partly_labelled(dataset: Dataset, share: float) -> Labels:
     """The training labels, of each class only the first ``share`` left: the order is that of a hash of the names."""
     labels = dataset.train.labels
-    if labels is None:
-        raise FtaeError(
-            f"data.labelled_fraction ({share:g}) needs labels: put the images of each class into a sub-folder of "
-            "data.train"
-        )
+    assert labels is not None
     kept = np.full_like(labels, -1)
     for label in np.unique(labels):
         its = np.flatnonzero(labels == label)
@@ -188,39 +259,25 @@ def _builtin(spec: AnyData) -> Dataset:
     def source() -> Source:
         return normal_first(source_of(spec), spec.anomaly_classes)
 
-    return _split(stored_images(key, source), spec, key)
+    return _split(stored_images(key, image_shape(spec), source), spec, key)
 
 
-def _folder(path: str, spec: DataSpec, known_key: str | None) -> tuple[StoredImages, str]:
-    """The images of one folder, and their key; skipped files named from ``path`` on.
+def image_key(content: object, spec: DataSpec, pixels: Sequence[object] = ()) -> str:
+    """What images of this content are cached under, in the size, colour and order of ``spec``.
 
-    ``known_key``: they are cached under it, whatever is in the folder now.
+    ``pixels``: what else the pixels depend on.
     """
-    key = known_key
-    if known_key is None:
-        files = list_images(Path(path).expanduser())
-        key = image_key(content_fingerprint(files), spec)
-    assert key is not None
-    stored = stored_images(key, lambda: normal_first(folder_source(files, spec), spec.anomaly_classes))
-    return replace(stored, skipped=tuple(str(Path(path) / entry) for entry in stored.skipped)), key
-
-
-def image_key(content: object, spec: DataSpec) -> str:
-    """What images of this content are cached under, in the size, colour and order of ``spec``."""
     behind = [sorted(spec.anomaly_classes)] if spec.anomaly_classes else []
-    return digest([FORMAT, content, *image_shape(spec), *behind])
+    return digest([FORMAT, content, *image_shape(spec), *behind, *pixels])
 
 
 def _split(stored: StoredImages, spec: AnyData, key: str) -> Dataset:
     """The last share of the normal images for validation, and all others."""
     assert isinstance(spec.val, float)
-    _check_anomalies(spec, stored.class_names or ())
+    check_anomalies(spec, stored.class_names or ())
     normal, others = parted(stored, spec.anomaly_classes)
     count = len(normal.images)
-    if count < 2:
-        raise FtaeError(
-            f"data.val as a share needs at least 2 readable images, found {count}; add images or name a val folder"
-        )
+    check_enough(count)
     num_train = count - num_held_out(count, spec.val)
     everything = ImageSet(normal.images, normal.labels, factors=normal.factors)
     train, val = (replace(everything.taken(rows), numbers=None) for rows in (slice(num_train), slice(num_train, None)))
@@ -230,51 +287,20 @@ def _split(stored: StoredImages, spec: AnyData, key: str) -> Dataset:
 
 def _joined(spec: ImageFolder, train: StoredImages, val: StoredImages, fingerprint: str) -> Dataset:
     """Two folders; the anomalies of the validation folder alone are looked at."""
-    _check_anomalies(spec, sorted({*(train.class_names or ()), *(val.class_names or ())}))
+    check_anomalies(spec, sorted({*(train.class_names or ()), *(val.class_names or ())}))
     skipped = train.skipped + val.skipped
     train, _ = parted(train, spec.anomaly_classes)
     val, others = parted(val, spec.anomaly_classes)
     for name, path, found in (("train", spec.train, train), ("val", spec.val, val)):
-        if not len(found.images):
-            raise FtaeError(f"data.{name} ({path}) has no readable image that is not of data.anomaly_classes")
+        check_some(f"data.{name}", str(path), len(found.images))
     train_set = ImageSet(train.images, train.labels)
     val_set = ImageSet(val.images, _labels_as_in_train(spec, train, val))
     return Dataset(train_set, val_set, _anomalies(spec, others), train.class_names, fingerprint, skipped)
 
 
-def _check_anomalies(spec: DataSpec, class_names: Sequence[str]) -> None:
-    if spec.anomaly_classes and not class_names:
-        raise FtaeError("data.anomaly_classes needs classes: put the images of each into a sub-folder of data.train")
-    try:
-        normal_classes(class_names, spec.anomaly_classes)
-    except ValueError as error:
-        raise FtaeError(str(error)) from error
-
-
 def _anomalies(spec: DataSpec, images: Pixels) -> ImageSet | None:
-    if spec.anomaly_classes and not len(images):
-        raise FtaeError(f"data.anomaly_classes: no validation image is of {', '.join(spec.anomaly_classes)}")
+    check_has_anomalies(spec, len(images))
     return ImageSet(images, None) if spec.anomaly_classes else None
-
-
-def _check_not_trained_on(spec: AnyData) -> None:
-    """The validation folders must not be training folders of the other domain."""
-    replay = spec.replay
-    if isinstance(spec, ImageFolder) and isinstance(replay, ImageFolder):
-        if isinstance(spec.val, str):
-            _check_apart(("data.replay.train", replay.train), ("data.val", spec.val))
-        if isinstance(replay.val, str):
-            _check_apart(("data.train", spec.train), ("data.replay.val", replay.val))
-
-
-def _check_apart(train: tuple[str, str], val: tuple[str, str]) -> None:
-    """Of two folders, each with the name of its leaf."""
-    train_path, val_path = (Path(path).expanduser().resolve() for _, path in (train, val))
-    if train_path.is_relative_to(val_path) or val_path.is_relative_to(train_path):
-        raise FtaeError(
-            f"{train[0]} ({train[1]}) and {val[0]} ({val[1]}) must be separate folders, neither inside the other: "
-            "validation images must not be trained on. A val between 0 and 1 holds out a share of train"
-        )
 
 
 def _labels_as_in_train(spec: ImageFolder, train: StoredImages, val: StoredImages) -> Labels | None:
@@ -282,9 +308,6 @@ def _labels_as_in_train(spec: ImageFolder, train: StoredImages, val: StoredImage
     if val.class_names is None or val.labels is None:
         return None
     known = train.class_names or ()
-    unknown = [name for name in val.class_names if name not in known]
-    if unknown:
-        has = f"has only {', '.join(known)}" if known else "has no class folders"
-        raise FtaeError(f"data.val ({spec.val}) has the class folders {', '.join(unknown)}, but data.train {has}")
+    check_val_classes(spec, known, val.class_names)
     labels: Labels = np.array([known.index(name) for name in val.class_names], dtype=np.int64)[val.labels]
     return labels

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ftae.engine.sources import Pixels
+from ftae.engine.decoding import Pixels
 from ftae.specs.degradation import Blocks, Degradation
 
 Images = npt.NDArray[np.float32]

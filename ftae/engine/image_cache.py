@@ -3,7 +3,7 @@
 Layout below ``$FTAE_CACHE`` (default ``~/.cache/ftae``), where each folder is written under another
 name by one process, which holds its lock, and renamed when complete:
 
-    contents/<stat fingerprint>/content.txt    the content fingerprint of a folder of images
+    contents/<stat fingerprint>/survey.json    what a folder of images holds, and its fingerprint (``survey``)
     images/<key>/images.npy                    uint8 (N, side, side, channels)
     images/<key>/labels.npy                    int64 (N,), if there are labels
     images/<key>/factors.npy                   int64 (N, F), if the factors of variation are known
@@ -30,7 +30,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from ftae.engine.sources import ImageFiles, Labels, Pixels, Source, UnreadableImage, read_bytes
+from ftae.engine.decoding import Pixels, UnreadableImage, quiet_pillow
+from ftae.engine.names import legible
+from ftae.engine.sources import Labels, Source
 from ftae.errors import FtaeError
 
 logger = logging.getLogger(__name__)
@@ -55,48 +57,36 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
-def content_fingerprint(files: ImageFiles) -> str:
-    """Fingerprint of the relative names and bytes of ``files``.
-
-    The bytes are read again only where a file's size, mtime or ctime has changed since.
+def stored_images(key: str, shape: tuple[int, int, int], open_source: Callable[[], Source]) -> StoredImages:
+    """The images cached under ``key``, decoded from ``open_source()`` if they are not there, or damaged.
 
     Raises:
-        FtaeError: a file cannot be read, or the cache cannot be written.
+        FtaeError: no image could be decoded, or the cache cannot be written or read.
     """
-    folder = cache_folder() / "contents" / _stat_fingerprint(files)
-
-    def write(partial: Path) -> None:
-        with ThreadPoolExecutor() as pool:
-            hashes = pool.map(lambda name: hashlib.blake2b(read_bytes(files.root / name)).hexdigest(), files.names)
-            content = digest(list(zip(files.names, hashes, strict=True)))
-        (partial / "content.txt").write_text(content)
-
-    make_once(folder, 64, write)
-    return (folder / "content.txt").read_text()
-
-
-def _stat_fingerprint(files: ImageFiles) -> str:
-    stats: list[Any] = [str(files.root.resolve())]
-    for name in files.names:
-        try:
-            stat = (files.root / name).stat()
-        except OSError as error:
-            raise FtaeError(f"cannot read the image {files.root / name}: {error.strerror}") from error
-        stats.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
-    return digest(stats)
-
-
-def stored_images(key: str, open_source: Callable[[], Source]) -> StoredImages:
-    """The images cached under ``key``, decoded from ``open_source()`` if they are not there yet.
-
-    Raises:
-        FtaeError: no image could be decoded, or the cache cannot be written or is damaged.
-    """
-    folder = cache_folder() / "images" / key
-    if not folder.exists():
+    if (stored := cached_images(key, shape)) is None:
         source = open_source()
-        make_once(folder, source.num_bytes, lambda partial: _write(partial, source))
-    return _read(folder)
+        assert source.shape == shape
+        make_once(
+            cache_folder() / "images" / key,
+            source.num_bytes,
+            lambda partial: _write(partial, source),
+            is_sound=lambda folder: cached_images(key, shape) is not None,
+        )
+        stored = cached_images(key, shape)
+    assert stored is not None
+    return stored
+
+
+def cached_images(key: str, shape: tuple[int, int, int]) -> StoredImages | None:
+    """The images cached under ``key``; None where they are missing, damaged, or of another shape."""
+    try:
+        stored = _read(cache_folder() / "images" / key)
+        count = len(stored.images)
+        whole = stored.images.shape == (count, *shape) and stored.images.dtype == np.uint8
+        whole = whole and all(len(its) == count for its in (stored.labels, stored.factors) if its is not None)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, AttributeError):
+        return None
+    return stored if whole else None
 
 
 def remember_keys(fingerprint: str, keys: list[str]) -> None:
@@ -105,14 +95,18 @@ def remember_keys(fingerprint: str, keys: list[str]) -> None:
     def write(partial: Path) -> None:
         (partial / "keys.json").write_text(json.dumps(keys))
 
-    make_once(cache_folder() / "datasets" / fingerprint, 100, write)
+    folder = cache_folder() / "datasets" / fingerprint
+    make_once(folder, 100, write, is_sound=lambda folder: recalled_keys(fingerprint) == keys)
 
 
 def recalled_keys(fingerprint: str) -> list[str] | None:
     """The keys of a dataset that this machine has cached whole; None if it has not."""
-    file = cache_folder() / "datasets" / fingerprint / "keys.json"
-    keys: list[str] = json.loads(file.read_text()) if file.is_file() else []
-    return keys if keys and all((cache_folder() / "images" / key).exists() for key in keys) else None
+    try:
+        keys = json.loads((cache_folder() / "datasets" / fingerprint / "keys.json").read_text())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)
+    return keys if known and all((cache_folder() / "images" / key).exists() for key in keys) else None
 
 
 def cache_folder() -> Path:
@@ -120,20 +114,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FTAE_CACHE") or "~/.cache/ftae").expanduser()
 
 
-def make_once(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
-    """Have exactly one process make ``folder``, if it is not there; the others wait for it.
+def make_once(
+    folder: Path, num_bytes: int, write: Callable[[Path], None], is_sound: Callable[[Path], bool] = Path.exists
+) -> None:
+    """Have exactly one process make ``folder``, if it is not there or not sound; the others wait for it.
 
     ``write`` fills an empty folder, and raises FtaeError for anything that is not the cache's fault.
 
     Raises:
         FtaeError: the cache cannot be written.
     """
-    if folder.exists():
+    if is_sound(folder):
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not folder.exists():
+            if not is_sound(folder):
                 _make(folder, num_bytes, write)
     except OSError as error:
         raise FtaeError(
@@ -152,6 +148,8 @@ def _make(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
         write(partial)
         for path in partial.iterdir():
             _flush_to_disk(path)
+        if folder.exists():  # damaged
+            shutil.rmtree(folder)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -168,7 +166,7 @@ def _write(folder: Path, source: Source) -> None:
     logger.info("decoding %d images (%.0f MB) into %s", len(source.names), source.num_bytes / 1e6, folder.parent)
     kept: list[int] = []
     skipped: list[str] = []
-    with (folder / "images.npy").open("wb") as file:
+    with quiet_pillow(), (folder / "images.npy").open("wb") as file:
         _write_header(file, len(source.names), source.shape)
         for i, decoded in enumerate(_decode_all(source)):
             if isinstance(decoded, UnreadableImage):
@@ -179,7 +177,7 @@ def _write(folder: Path, source: Source) -> None:
                 file.write(np.ascontiguousarray(decoded).data)
                 kept.append(i)
         if not kept:
-            raise FtaeError(f"none of the {len(skipped)} images could be decoded; the first: {skipped[0]}")
+            raise FtaeError(f"none of the {len(skipped)} images could be decoded; the first: {legible(skipped[0])}")
         _write_header(file, len(kept), source.shape)
     if source.labels is not None:
         np.save(folder / "labels.npy", source.labels[kept])
@@ -216,13 +214,10 @@ def _write_header(file: BinaryIO, num_images: int, shape: tuple[int, int, int]) 
 
 
 def _read(folder: Path) -> StoredImages:
-    try:
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        about = json.loads((folder / "about.json").read_text())
-        labels = np.load(folder / "labels.npy") if about["class_names"] is not None else None
-        factors = np.load(folder / "factors.npy") if (folder / "factors.npy").exists() else None
-    except (OSError, ValueError, KeyError) as error:
-        raise FtaeError(f"the cached images in {folder} are damaged ({error}); delete that folder") from error
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    about = json.loads((folder / "about.json").read_text())
+    labels = np.load(folder / "labels.npy") if about["class_names"] is not None else None
+    factors = np.load(folder / "factors.npy") if (folder / "factors.npy").exists() else None
     for values in (labels, factors):
         if values is not None:
             values.setflags(write=False)

@@ -1,21 +1,20 @@
 """The names of stored images: those that scores and reconstructions are told by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftae.engine.anomalies import normal_first, parted
 from ftae.engine.builtin import content_of, source_of
-from ftae.engine.data import ImageSet, image_key, load_dataset
-from ftae.engine.image_cache import content_fingerprint, stored_images
-from ftae.engine.sources import (
-    Source,
-    folder_source,
-    list_images,
-    num_held_out,
-)
+from ftae.engine.data import ImageSet, image_key, load_dataset, stored_folder
+from ftae.engine.data_check import folder_notes, skipped_message
+from ftae.engine.decoding import image_shape
+from ftae.engine.image_cache import StoredImages, stored_images
+from ftae.engine.listing import ImageFiles, list_images
+from ftae.engine.sources import Source, folder_source, num_held_out
+from ftae.engine.survey import Survey, check_levels, surveyed
 from ftae.errors import FtaeError
-from ftae.specs.data import AnyData, DataSpec, ImageFolder
+from ftae.specs.data import AnyData, DataSpec, Digits, ImageFolder, Photos, Shapes
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,35 @@ class Names:
 class NamedImages:
     """Images and their names, those of ``anomalies`` (of ``data.anomaly_classes``; None where there are none) last.
 
-    The labels of ``images`` index ``class_names``. ``skipped``: the files that could not be decoded, each as
-    "name: reason".
+    The labels of ``images`` index ``class_names``. ``notes``: what the user should know of the files, a line each.
     """
 
     images: ImageSet
     anomalies: ImageSet | None
     names: Names
     class_names: tuple[str, ...] | None
-    skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def named_folder(path: str, spec: DataSpec) -> NamedImages:
     """All images of a folder, in the size and colour that ``spec`` gives them.
 
     Raises:
-        FtaeError: it holds none that can be read, or the cache cannot be written.
+        FtaeError: it holds none that can be read, ``spec`` does not say what its values are, or the cache cannot be
+            written.
     """
     files = list_images(Path(path).expanduser())
-    return _named(folder_source(files, spec), content_fingerprint(files), spec)
+    survey = surveyed(files)
+    check_levels([survey], spec, path)
+    return _named_folder(path, files, survey, spec)
+
+
+def _named_folder(path: str, files: ImageFiles, survey: Survey, spec: DataSpec) -> NamedImages:
+    stored, _ = stored_folder(files, survey, spec)
+    named = _named(folder_source(files, spec), stored, spec)
+    skipped = sorted([*stored.skipped, *files.unusable])
+    notes = folder_notes(path, files, survey, spec)
+    return replace(named, notes=(skipped_message(skipped), *notes) if skipped else notes)
 
 
 def validation_names(spec: AnyData) -> Names | None:
@@ -61,27 +70,32 @@ def validation_names(spec: AnyData) -> Names | None:
     built-in sources a name is the number of the image there.
     """
     if not isinstance(spec, ImageFolder):
-        return _held_out(_named(source_of(spec), content_of(spec), spec), spec.val)
+        return _held_out(_named_builtin(spec), spec.val)
     now = spec.model_copy(update={"fingerprint": None})
     try:
         if spec.fingerprint not in (None, load_dataset(now).fingerprint):
             return None
     except FtaeError:
         return None
-    return (
-        named_folder(spec.val, spec).names
-        if isinstance(spec.val, str)
-        else _held_out(named_folder(spec.train, spec), spec.val)
-    )
+    path = spec.val if isinstance(spec.val, str) else spec.train
+    files = list_images(Path(path).expanduser())
+    named = _named_folder(path, files, surveyed(files), spec)
+    return named.names if isinstance(spec.val, str) else _held_out(named, spec.val)
 
 
 def _held_out(named: NamedImages, share: float) -> Names:
     return named.names.from_number(len(named.images) - num_held_out(len(named.images), share))
 
 
-def _named(source: Source, content: object, spec: DataSpec) -> NamedImages:
+def _named_builtin(spec: Digits | Photos | Shapes) -> NamedImages:
+    source = source_of(spec)
+    ordered = normal_first(source, spec.anomaly_classes)
+    stored = stored_images(image_key(content_of(spec), spec), image_shape(spec), lambda: ordered)
+    return _named(source, stored, spec)
+
+
+def _named(source: Source, stored: StoredImages, spec: DataSpec) -> NamedImages:
     source = normal_first(source, spec.anomaly_classes)
-    stored = stored_images(image_key(content, spec), lambda: source)
     normal, others = parted(stored, spec.anomaly_classes)
     classes = None
     if stored.labels is not None and stored.class_names is not None:
@@ -89,7 +103,7 @@ def _named(source: Source, content: object, spec: DataSpec) -> NamedImages:
     names = Names(_without(source.names, stored.skipped), classes)
     assert len(names.images) == len(stored.images)
     anomalies = ImageSet(others, None) if len(others) else None
-    return NamedImages(ImageSet(normal.images, normal.labels), anomalies, names, normal.class_names, stored.skipped)
+    return NamedImages(ImageSet(normal.images, normal.labels), anomalies, names, normal.class_names)
 
 
 def _without(names: Sequence[str], skipped: Sequence[str]) -> tuple[str, ...]:

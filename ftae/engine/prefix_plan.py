@@ -10,8 +10,9 @@ import torch
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.builtin import source_of
 from ftae.engine.data import Dataset
+from ftae.engine.listing import list_images
 from ftae.engine.prefix import Boundary, Prefix, boundaries, is_frozen_at_start
-from ftae.engine.sources import list_images, num_held_out
+from ftae.engine.sources import num_held_out
 from ftae.specs.data import AnyData, DataSpec, ImageFolder
 from ftae.specs.finetune import FinetuneSpec
 from ftae.units import size

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ftae.engine.sources import Pixels, Source, image_shape, shuffled
+from ftae.engine.decoding import Pixels, image_shape
+from ftae.engine.sources import Source, shuffled
 from ftae.specs.data import SHAPE_FACTORS, SHAPE_KINDS, Shapes
 
 SUBPIXELS = 4  # a side: what each pixel averages

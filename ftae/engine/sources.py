@@ -6,29 +6,23 @@ the others when some are added or removed.
 """
 
 import hashlib
-import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ftae.engine.decoding import Pixels, decode_image, image_shape, mode_of, read_bytes, squared
+from ftae.engine.listing import ImageFiles
 from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec, Digits, Photos
 
-Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SEED = 0
-
-
-class UnreadableImage(Exception):
-    """The content of one file is not an image that can be decoded; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -52,70 +46,12 @@ class Source:
         return len(self.names) * int(np.prod(self.shape))
 
 
-def image_shape(spec: DataSpec) -> tuple[int, int, int]:
-    """(side, side, channels) of a decoded image."""
-    return spec.decoded_side, spec.decoded_side, spec.channels
-
-
 def num_held_out(num_images: int, share: float) -> int:
     """How many of ``num_images`` are validation images: the share, rounded, and at least 1 on each side."""
     return min(max(round(share * num_images), 1), num_images - 1)
 
 
 # ------------------------------------------------------------------------------------- image folder
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """The images below ``root``: sorted relative names, and the sub-folders that are their classes."""
-
-    root: Path
-    names: tuple[str, ...]
-    class_names: tuple[str, ...] | None
-
-
-def list_images(root: Path) -> ImageFiles:
-    """Find the images in ``root`` and its sub-folders, links followed, hidden files and folders left out.
-
-    Raises:
-        FtaeError: there is no such folder, it cannot be read or holds no images, or images lie both
-            directly in it and in sub-folders.
-    """
-    if root.is_file():
-        raise FtaeError(f"{root} is a file; expected a folder of images")
-    if not root.is_dir():
-        raise FtaeError(f"there is no image folder {root} (looked from {Path.cwd()})")
-    paths = list(_walk(root))
-    names = sorted(p for p in paths if p.lower().endswith(SUFFIXES))
-    if not names:
-        raise FtaeError(
-            f"{root} holds no images: looked for {' '.join(SUFFIXES)} in it and its sub-folders, "
-            f"found {len(paths)} other files"
-        )
-    in_classes = [n for n in names if "/" in n]
-    if in_classes and len(in_classes) < len(names):
-        directly = next(n for n in names if "/" not in n)
-        raise FtaeError(
-            f"{root} holds {len(names) - len(in_classes)} images directly ({directly}, ...) and {len(in_classes)} in "
-            f"sub-folders ({in_classes[0]}, ...). Sub-folders are the labels: put every image in one, or none"
-        )
-    classes = tuple(sorted({n.split("/")[0] for n in in_classes}))
-    return ImageFiles(root, tuple(names), classes or None)
-
-
-def _walk(folder: Path, prefix: str = "", above: frozenset[Path] = frozenset()) -> Iterator[str]:
-    real = folder.resolve()
-    if real in above:  # a link back, which would go round for ever
-        return
-    try:
-        entries = [(path.name, path.is_dir()) for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise FtaeError(f"cannot read the folder {folder}: {error.strerror}") from error
-    for name, is_folder in sorted(entries):
-        if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/", above | {real})
-        else:
-            yield prefix + name
 
 
 def folder_source(files: ImageFiles, spec: DataSpec) -> Source:
@@ -132,79 +68,9 @@ def folder_source(files: ImageFiles, spec: DataSpec) -> Source:
     return Source(names, image_shape(spec), decode, labels, files.class_names)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of ``path``. A file that cannot be read is no corrupt image: it may be readable tomorrow.
-
-    Raises:
-        FtaeError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FtaeError(f"cannot read the image {path}: {error.strerror}") from error
-
-
 def shuffled(names: Sequence[str]) -> tuple[str, ...]:
     """In the order of a hash of each, so that a name keeps its place among the others whatever comes and goes."""
     return tuple(sorted(names, key=lambda n: hashlib.blake2b(os.fsencode(n), digest_size=16).digest()))
-
-
-# ------------------------------------------------------------------------------------------ decoding
-
-
-def decode_image(data: bytes, spec: DataSpec) -> Pixels:
-    """The content of an image file as uint8 (side, side, channels).
-
-    Turned by its EXIF orientation, transparency laid on white, the short side resized to
-    ``spec.decoded_side``, the centre square cut out. Of an animation, the first frame.
-
-    Raises:
-        UnreadableImage: it is not an image, or a damaged one.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # JPEG can decode at 1/2, 1/4, 1/8 (8x faster on a 12-megapixel photo); no smaller than
-            # twice the side, so that the filter below still decides what is seen.
-            image.draft(None, (2 * spec.decoded_side, 2 * spec.decoded_side))
-            ImageOps.exif_transpose(image, in_place=True)
-            opaque = _eight_bit(_on_white(image)).convert(_mode(spec))
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image in a known format") from error
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them stumble over
-        raise UnreadableImage(str(error) or type(error).__name__) from error
-    return _square(opaque, spec)
-
-
-def _mode(spec: DataSpec) -> str:
-    return "RGB" if spec.color == "rgb" else "L"
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    canvas = Image.new("RGBA", image.size, "white")
-    canvas.alpha_composite(image.convert("RGBA"))
-    return canvas
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey images scaled down; Pillow's own conversion clips them to white."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
-    return image
-
-
-def _square(image: Image.Image, spec: DataSpec) -> Pixels:
-    side = spec.decoded_side
-    short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    resample = Image.Resampling.LANCZOS if short > side else Image.Resampling.BICUBIC
-    square = image.resize((side, side), resample, box=(left, top, left + short, top + short))
-    return np.asarray(square).reshape(image_shape(spec))
 
 
 # -------------------------------------------------------------------------------------- built-in sets
@@ -229,7 +95,7 @@ def digits_source(spec: Digits) -> Source:
 
     def decode(i: int) -> Pixels:
         pixels = np.rint(digits.images[rows[i]] * (255 / 16)).astype(np.uint8)
-        return _square(Image.fromarray(_shifted(pixels, spec.shift, rows[i])).convert(_mode(spec)), spec)
+        return squared(Image.fromarray(_shifted(pixels, spec.shift, rows[i])).convert(mode_of(spec)), spec)
 
     return Source(names, image_shape(spec), decode, labels, tuple(str(c) for c in classes))
 
@@ -254,7 +120,7 @@ def photos_source(spec: Photos) -> Source:
     """
     from sklearn.datasets import load_sample_images
 
-    photos: list[Pixels] = [np.asarray(Image.fromarray(p).convert(_mode(spec))) for p in load_sample_images().images]
+    photos: list[Pixels] = [np.asarray(Image.fromarray(p).convert(mode_of(spec))) for p in load_sample_images().images]
     height, width = photos[0].shape[:2]
     boundary = round(width * (1 - spec.val))
     num_val = num_held_out(spec.num_patches, spec.val)

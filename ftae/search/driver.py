@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from ftae import journal
 from ftae.engine.build import check_search
-from ftae.engine.data import load_dataset
+from ftae.engine.data import data_of
 from ftae.engine.enough import check_images
 from ftae.engine.estimate import expected_seconds
+from ftae.engine.output_folder import check_output
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
@@ -61,6 +63,8 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
             space is left.
     """
     spec = spec.located()
+    if not spec.search.in_object_store:
+        check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
     earlier(spec, resume)  # before Ray starts, which takes seconds
     with ray_session() as own:
         if own:
@@ -71,8 +75,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
 def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
-    # Here, so that what is wrong with data or model is said before any worker is asked.
-    data = load_dataset(spec.finetune.data)
+    data = data_of(spec.finetune)
     check_images(spec.finetune, data)
     num_bytes = check_search(spec, data.num_classes).checkpoint_bytes
     found = facts(spec, data)
@@ -85,8 +88,8 @@ def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
         outcome: tuple[str, str | None] = "failed", "the driver failed"
         try:
             store.write("search.yaml", dump(spec).encode())
-            if data.skipped:
-                progress.say(data.skipped_message())
+            for note in data.notes:
+                progress.say(note)
             shipper.start()
             if state.is_complete:
                 outcome = "complete", None

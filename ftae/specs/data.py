@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.base import Positive, Spec, absolute
 from ftae.specs.degradation import Degradation
@@ -25,6 +25,29 @@ def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str,
     if names and not normal:
         raise ValueError("data.anomaly_classes names all classes, no image is left to train on")
     return normal
+
+
+class Intensity(Spec):
+    """What the values of 16-bit grey images are: so many ``bits``, or a ``window`` of black and white.
+
+    What lies outside the window is black or white.
+    """
+
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    window: tuple[Annotated[int, Field(ge=0, le=65535)], Annotated[int, Field(ge=0, le=65535)]] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.bits is None) == (self.window is None):
+            raise ValueError("must have bits (those in use, such as 12) or window ([LOW, HIGH]), one of the two")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window must be [LOW, HIGH] with LOW below HIGH, got {shown(list(self.window))}")
+        return self
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The values that are black and white."""
+        return self.window or (0, 2 ** (self.bits or 16) - 1)
 
 
 ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -112,15 +135,44 @@ class DataSpec(Spec):
     def channels(self) -> int:
         return 3 if self.color == "rgb" else 1
 
+    @property
+    def grey_levels(self) -> tuple[int, int] | None:
+        """The values of 16-bit grey images that are black and white, where they are named."""
+        return None
+
+    @property
+    def most_bits(self) -> int | None:
+        """The bits that values of 16-bit grey images have at most, where they are named."""
+        return None
+
+    def image_folders(self) -> dict[str, str]:
+        """The folders whose images are read, by the leaves that name them."""
+        of_replay = {} if self.replay is None else self.replay.image_folders()
+        return {leaf.replace("data.", "data.replay.", 1): folder for leaf, folder in of_replay.items()}
+
 
 class ImageFolder(DataSpec):
     """A folder of images; its sub-folders, if any, are the labels.
 
     ``val``: the share held out of ``train`` (always the same images), or a folder of its own.
+    ``intensity``: of grey images of 16 bits, what their values are; by default all 16 bits are in use.
     """
 
     source: Literal["image_folder"]
     train: str
+    intensity: Intensity | None = None
+
+    @property
+    def grey_levels(self) -> tuple[int, int] | None:
+        return None if self.intensity is None else self.intensity.levels
+
+    @property
+    def most_bits(self) -> int | None:
+        return None if self.intensity is None else self.intensity.bits
+
+    def image_folders(self) -> dict[str, str]:
+        val = {"data.val": self.val} if isinstance(self.val, str) else {}
+        return {"data.train": self.train, **val, **super().image_folders()}
 
     def located(self) -> Self:
         val = absolute(self.val) if isinstance(self.val, str) else self.val

@@ -12,9 +12,9 @@ from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights, read_spec
 from ftae.engine.data import load_dataset
 from ftae.engine.kernels import choose_kernels, lay_out
+from ftae.engine.listing import list_images
 from ftae.engine.random_state import keep_random_state
 from ftae.engine.release import CLASSES, load_released
-from ftae.engine.sources import list_images
 from ftae.errors import FtaeError
 from ftae.specs.data import ImageFolder
 from ftae.specs.finetune import FinetuneSpec

@@ -6,7 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ftae.engine.sources import UnreadableImage, list_images
+from ftae.engine.data_check import folder_notes
+from ftae.engine.decoding import UnreadableImage
+from ftae.engine.listing import list_images
+from ftae.engine.names import legible
+from ftae.engine.output_folder import check_output
+from ftae.engine.survey import check_levels, surveyed
 from ftae.errors import FtaeError
 from ftae.tuned.files import png_names, prepare_folder, read_image
 from ftae.tuned.model import TunedModel
@@ -23,15 +28,21 @@ def reconstruct_folder(
 
     Images are read as in training: the centre square, at the model's resolution. A model conditioned on labels
     takes those of the sub-folders. ``sheet.png`` shows up to 36 of them beside their inputs. Returns how many
-    there are; ``say`` is told of files that cannot be read.
+    there are; ``say`` is told of files that cannot be read, or not whole.
 
     Raises:
-        FtaeError: ``out`` and ``folder`` lie in each other, ``out`` is not empty, or no image can be read.
+        FtaeError: ``out`` and a folder of images lie in each other, ``out`` is not empty, no image can be read, or
+            the model's data do not say what values mean.
     """
-    there, here = folder.resolve(), out.resolve()
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise FtaeError(f"{out} must be apart from {folder}, neither inside the other: no input is to be overwritten")
-    names = list_images(folder).names
+    check_output(out, {"the images to reconstruct": str(folder), **model.spec.data.image_folders()})
+    files = list_images(folder)
+    names, survey = files.names, surveyed(files)
+    check_levels([survey], model.spec.data, str(folder))
+    for note in folder_notes(str(folder), files, survey, model.spec.data):
+        say(note)
+    for entry in files.unusable:
+        name, _, reason = entry.rpartition(": ")
+        say(f"{folder / legible(name)} is skipped: {reason}")
     label_of = _labels(model, folder, names)
     prepare_folder(out, overwrite=overwrite)
     written = png_names(names, taken=[SHEET])
@@ -63,7 +74,7 @@ def _readable(
             try:
                 part.append((name, read_image(model, folder / name)))
             except UnreadableImage as error:
-                say(f"{folder / name} is skipped: {error}")
+                say(f"{folder / legible(name)} is skipped: {error}")
         if part:
             yield part
 

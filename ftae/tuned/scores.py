@@ -18,6 +18,7 @@ from ftae.engine.evaluation import Metrics, evaluate, run_batch
 from ftae.engine.judged import EvalInputs, Subject
 from ftae.engine.metrics import PER_IMAGE
 from ftae.engine.named_images import named_folder, validation_names
+from ftae.engine.names import as_text
 from ftae.errors import FtaeError
 from ftae.specs import needs
 from ftae.specs.losses import Losses
@@ -80,12 +81,11 @@ def images_to_judge(model: TunedModel, folder: str | None) -> Judged:
     found = named_folder(folder, model.spec.data)
     if not len(found.images):
         raise FtaeError(f"all images of {folder} are of data.anomaly_classes: there are no others to tell them from")
-    notes = [f"{len(found.skipped)} images cannot be read and are skipped: {found.skipped[0]}"] if found.skipped else []
     known, labels = model.class_names or (), None
     if found.class_names is not None and set(found.class_names) <= set(known):
         labels = np.array([known.index(name) for name in found.class_names], dtype=np.int64)[found.images.labels]
     images = ImageSet(found.images.images, labels)
-    return Judged(images, found.anomalies, found.names.images, found.names.classes, tuple(notes))
+    return Judged(images, found.anomalies, found.names.images, found.names.classes, found.notes)
 
 
 def _validation(model: TunedModel) -> Judged:
@@ -96,8 +96,7 @@ def _validation(model: TunedModel) -> Judged:
         spec = spec.model_copy(update={"fingerprint": None})
         data = load_dataset(spec)
         notes.append(f"{error}. These are the figures of the images as they are now")
-    if data.skipped:
-        notes.append(data.skipped_message())
+    notes += data.notes
     names = validation_names(spec)
     if names is None:
         notes.append("the files of the images are gone or have changed; they are told by their number alone")
@@ -165,14 +164,14 @@ def score(model: TunedModel, judged: Judged) -> Scores:
 
 def write_scores(judged: Judged, scores: Scores, path: Path) -> None:
     """One line an image: name (or number), class if any, anomaly (1 or 0) if there are any, mse, psnr (dB)."""
-    columns: dict[str, Iterable[object]] = {"image": judged.names or range(len(judged))}
+    columns: dict[str, Iterable[object]] = {"image": map(as_text, judged.names) if judged.names else range(len(judged))}
     if judged.classes is not None:
-        columns["label"] = judged.classes
+        columns["label"] = map(as_text, judged.classes)
     if judged.anomalies is not None:
         columns["anomaly"] = [0] * len(judged.images) + [1] * len(judged.anomalies)
     columns |= {name: getattr(scores, name) for name in SCORES}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))

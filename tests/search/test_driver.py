@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search import driver
-from ftae.search.driver import run_search
+from ftae.search.driver import run_search, search_on
 from ftae.search.earlier import earlier
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
@@ -186,3 +187,24 @@ def test_other_images_or_weights_are_another_question(tmp_path: Path) -> None:
         driver._same_question(record, search, found | {"dataset_fingerprint": "b"})
     with pytest.raises(FtaeError, match="to resume: pretrained digest differ"):
         driver._same_question(record, search, found | {"pretrained_digest": "c"})
+
+
+def test_what_of_the_images_is_not_used_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "FLUSH_SECONDS", 0.1)  # for a tracking server that is not there
+    for i in range(4):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 60 * i).save(tmp_path / "d" / f"{i}.png")
+    (tmp_path / "d" / "x.heic").touch()
+    (tmp_path / "d" / "dead.png").symlink_to("/nowhere")
+    data = {"source": "image_folder", "train": str(tmp_path / "d"), "resolution": 16}
+
+    def no_cluster() -> None:
+        raise FtaeError("so far and no further")
+
+    with pytest.raises(FtaeError, match="so far and no further"):
+        search_on(no_cluster, spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}))
+    said = capsys.readouterr().err
+    assert f"1 images cannot be read and are skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said
+    assert f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1" in said

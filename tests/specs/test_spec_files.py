@@ -143,8 +143,10 @@ def test_the_digest_is_the_same_in_another_process(path: Path) -> None:
 SECTIONS = (
     "data.degrade",
     "data.degrade.blocks",
+    "data.intensity",
     "data.replay",
     "data.replay.degrade",
+    "data.replay.intensity",
     "data.replay.replay",
     "perceptual",
     "features",

@@ -61,7 +61,7 @@ def test_names_are_those_of_the_images(pictures: Path) -> None:
     spec = SEARCH.finetune.data
     found = named_folder(str(pictures), spec)
     assert len(found.names.images) == 12
-    assert [entry.partition(".png: ")[0] for entry in found.skipped] == ["3/picture 99: broken"]
+    assert found.notes[0].startswith("1 images cannot be read and are skipped: 3/picture 99: broken.png: ")
     assert found.images.labels is not None
     for name, pixels, label in zip(found.names.images, found.images.images, found.images.labels, strict=True):
         grey = Image.open(pictures / name).convert("L").resize((16, 16), Image.Resampling.LANCZOS, box=(2, 0, 22, 20))
@@ -208,3 +208,23 @@ def test_anomalies_have_lines_and_a_metric_of_their_own(home: Path, pictures: Pa
     assert folder.classes == ("3",) * 6 + ("7",) * 6
     with pytest.raises(FtaeError, match=r"auroc needs images of data\.anomaly_classes"):
         scores.metrics_for(model, scores.images_to_judge(model, str(pictures / "3")), ["auroc"])
+
+
+NAMES = ["gr\udcfcn.png", "new\nline.png", 'a "quote", a comma;.png', "=1+1.png", "\u00fcber.png", "\x1b[31mred.png"]
+
+
+def test_any_file_name_is_written_and_told(model: TunedModel, tmp_path: Path) -> None:
+    """Names are bytes: a table holds all of them as valid UTF-8, a message each on one line."""
+    folder = tmp_path / "in" / "cl\udcfcss"
+    folder.mkdir(parents=True)
+    for name in NAMES:
+        Image.new("L", (16, 16), 99).save(folder / name, format="png")
+        (folder / f"broken {name}").write_bytes(b"no image")
+    judged = scores.images_to_judge(model, str(tmp_path / "in"))
+    assert all(note.isprintable() for note in judged.notes)
+    assert judged.notes[0].startswith(f"{len(NAMES)} images cannot be read and are skipped: cl\\xfcss/broken ")
+    scores.write_scores(judged, scores.score(model, judged), tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["image"] for line in lines} == {f"cl\\xfcss/{name}".replace("\udcfc", "\\xfc") for name in NAMES}
+    assert {line["label"] for line in lines} == {"cl\\xfcss"}

@@ -54,7 +54,7 @@ def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path
     assert names == whole | {"sheet.png"}
     assert ["broken.png is skipped: not an image" in line for line in said] == [True]
     for name in whole:
-        expected = pixels_of(model.reconstruct(read_given(model, pictures / name)))[0, :, :, 0].astype(int)
+        expected = pixels_of(model.reconstruct(read_given(model, pictures / name, print)))[0, :, :, 0].astype(int)
         assert np.abs(np.asarray(Image.open(out / name)).astype(int) - expected).max() <= 1
     assert Image.open(out / "sheet.png").size == (4 * (2 * 96 + 2) - 2, 3 * (96 + 2) - 2)
 
@@ -89,6 +89,48 @@ def test_no_two_images_get_one_name() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x.jpg", "x.png", "x.jpg.png", "x.jpg.webp"],
+        ["cat/a.jpg", "cat/a.png/b.jpg"],  # a folder of images may be named like one
+        ["sheet.png.jpg", "sheet.jpg", "sheet.png"],
+        ["a.b/c.tif", "a.b/c", "a.b/c.gif"],
+        ["new\nline.png", "gr\udcfcn.png", "gr\udcfcn.gif"],
+    ],
+)
+def test_written_names_are_apart_and_below_the_folder(names: list[str]) -> None:
+    written = png_names(names, taken=["sheet.png"])
+    assert list(written) == names
+    paths = [Path(png) for png in written.values()]
+    assert len({*paths, Path("sheet.png")}) == len(names) + 1
+    assert not {*paths} & {parent for path in paths for parent in path.parents}
+    assert all(path.suffix == ".png" and not path.is_absolute() and ".." not in path.parts for path in paths)
+
+
+def test_what_of_the_inputs_is_not_used_is_said(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "in")
+    (tmp_path / "in" / "3" / "a.heic").touch()
+    (tmp_path / "in" / "3" / "dead.png").symlink_to("/nowhere")
+    said: list[str] = []
+    assert reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=said.append) == 12
+    assert said[:2] == [
+        f"{tmp_path / 'in'}: 1 files of other kinds left out: .heic 1",
+        f"{tmp_path / 'in'}/3/dead.png is skipped: a link to nothing",
+    ]
+
+
+def test_what_values_are_is_not_guessed_of_images_that_are_named(model: TunedModel, tmp_path: Path) -> None:
+    dark = np.full((16, 16), 4095, np.uint16)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(dark).save(tmp_path / "in" / "dark.png")
+    with pytest.raises(FtaeError, match="looks like 12 bits"):
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=print)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FtaeError, match="looks like 12 bits"):
+        read_given(model, tmp_path / "in" / "dark.png", print)
+
+
 def test_a_folder_without_a_readable_image(model: TunedModel, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"not an image")
@@ -100,7 +142,7 @@ def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp
     model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
     reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, say=lambda line: None)
     name = "7/picture 00: as taken.png"
-    image = read_given(model, pictures / name)
+    image = read_given(model, pictures / name, print)
     made = [pixels_of(model.reconstruct(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
     written = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
     assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
@@ -116,7 +158,7 @@ def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp
 
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_ends_are_the_two_reconstructions(model: TunedModel, pictures: Path, spherical: bool) -> None:
-    a, b = (read_given(model, path) for path in sorted(pictures.glob("7/*.png"))[:2])
+    a, b = (read_given(model, path, print) for path in sorted(pictures.glob("7/*.png"))[:2])
     made, told = interpolate(model, a, b, 5, spherical=spherical, label=None)
     assert told.startswith("spherical" if spherical else "linear")
     ends = model.reconstruct(torch.cat([a, b]))
@@ -143,7 +185,7 @@ def test_slerp_of_nearly_parallel_vectors_is_linear(b: list[float]) -> None:
 
 
 def test_labels_and_images_of_an_interpolation(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
-    image = read_given(model, next(pictures.glob("7/*.png")))
+    image = read_given(model, next(pictures.glob("7/*.png")), print)
     with pytest.raises(FtaeError, match="conv_vae is not conditioned on labels: it takes no --label"):
         interpolate(model, image, image, 3, spherical=False, label=0)
     conditional = untrained(family="mlp_cvae", hidden=8, latent_dim=2)
@@ -151,9 +193,9 @@ def test_labels_and_images_of_an_interpolation(model: TunedModel, pictures: Path
         interpolate(conditional, image, image, 3, spherical=False, label=None)
     assert interpolate(conditional, image, image, 3, spherical=False, label=1)[0].shape == (3, 1, 16, 16)
     with pytest.raises(FtaeError, match=r"there is no image .*none\.png"):
-        read_given(model, tmp_path / "none.png")
+        read_given(model, tmp_path / "none.png", print)
     with pytest.raises(FtaeError, match=r"broken\.png: not an image"):
-        read_given(model, pictures / "3/picture 99: broken.png")
+        read_given(model, pictures / "3/picture 99: broken.png", print)
 
 
 def test_pictures_of_frames(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""``data.intensity``: what the values of 16-bit grey images are."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from ftae.specs.data import AnyData
+
+DATA: TypeAdapter[Any] = TypeAdapter(AnyData)
+FOLDER = {"source": "image_folder", "train": "d", "resolution": 16}
+
+
+@pytest.mark.parametrize(
+    ("intensity", "levels", "bits"),
+    [
+        (None, None, None),
+        ({"bits": 12}, (0, 4095), 12),
+        ({"bits": 16}, (0, 65535), 16),
+        ({"window": [100, 300]}, (100, 300), None),
+    ],
+)
+def test_levels(intensity: Any, levels: tuple[int, int] | None, bits: int | None) -> None:
+    data = DATA.validate_python({**FOLDER, "intensity": intensity})
+    assert (data.grey_levels, data.most_bits) == (levels, bits)
+
+
+@pytest.mark.parametrize(
+    ("intensity", "told"),
+    [
+        ({}, "must have bits"),
+        ({"bits": 12, "window": [0, 10]}, "one of the two"),
+        ({"bits": 7}, "greater than or equal to 8"),
+        ({"bits": 17}, "less than or equal to 16"),
+        ({"window": [10, 10]}, "LOW below HIGH"),
+        ({"window": [-5, 10]}, "greater than or equal to 0"),
+        ({"window": [0, 65536]}, "less than or equal to 65535"),
+        ({"window": [1]}, "Field required"),
+        ({"percentile": 99}, "Extra inputs"),
+    ],
+)
+def test_what_is_refused(intensity: Any, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        DATA.validate_python({**FOLDER, "intensity": intensity})
+
+
+@pytest.mark.parametrize("source", ["digits", "photos", "shapes"])
+def test_drawn_images_have_none(source: str) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        DATA.validate_python({"source": source, "resolution": 16, "intensity": {"bits": 12}})
