@@ -83,11 +83,13 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
                 progress.say(data.skipped_message())
             shipper.start()
             if state.is_complete:
-                outcome = "complete", None
+                outcome = "complete", state.ended_early
             else:
                 cluster()
                 ground = preflight(spec, store, data, num_bytes, progress.say)
                 outcome = _run_trials(state, ground, progress)
+            if state.is_complete and state.ended_early:
+                progress.say(state.ended_early)
         except (KeyboardInterrupt, SystemExit):
             outcome = "interrupted", "stopped by the user"
             raise
@@ -171,7 +173,7 @@ def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | N
     if coordinator.baseline_failed():
         return "failed", f"the untuned model cannot be evaluated: {state.record.trials[0].reason}"
     if state.is_complete:
-        return "complete", None
+        return "complete", state.ended_early
     return "interrupted", "max_hours is over" if coordinator.is_overdue() else "stopped by the user"
 
 
