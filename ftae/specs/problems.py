@@ -13,7 +13,9 @@ from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from ftae.lookup import did_you_mean
+from ftae.specs.addresses import redacted
 from ftae.specs.schema import Location, follow, literals, model_of, tag_of
+from ftae.specs.strict import Secret
 
 Problem = tuple[Location, str]
 
@@ -46,7 +48,9 @@ def problems(root: Any, error: ValidationError) -> list[Problem]:
     for detail in error.errors(include_url=False):
         location, here = follow(root, detail["loc"])
         kind, context = detail["type"], detail.get("ctx", {})
-        if kind == _REFUSED:
+        if isinstance(detail["input"], Secret):
+            found.append((location, detail["input"].rule))
+        elif kind == _REFUSED:
             found.append(((*location, *context["location"]), context["rule"]))
         elif kind == "value_error":
             found.append((location, str(context["error"])))
@@ -63,7 +67,8 @@ def problems(root: Any, error: ValidationError) -> list[Problem]:
             found.append((location, one_of(literals(here), detail["input"])))
         else:
             plain.setdefault(location, []).append(detail)
-    return found + [(location, _plain(details)) for location, details in plain.items()]
+    found += [(location, _plain(details)) for location, details in plain.items()]
+    return list(dict.fromkeys(found))
 
 
 def refusal(found: Iterable[Problem]) -> ValidationError:
@@ -95,6 +100,7 @@ def one_of(choices: Sequence[str], *given: Any) -> str:
 def shown(value: Any) -> str:
     """``value`` as a message quotes it: on one line, not too long, null and booleans as in YAML."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    text = redacted(text, value) if isinstance(value, str) else redacted(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

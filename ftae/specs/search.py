@@ -1,11 +1,13 @@
 """A search: one fine-tuning run, which of its leaves to vary, what to optimise, and with what means."""
 
+import re
 from collections.abc import Iterable
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     JsonValue,
@@ -24,16 +26,16 @@ from ftae.specs.discriminator import not_shared
 from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import METRICS
+from ftae.specs.names import search_name_problem
 from ftae.specs.objective import AnyObjective, check_measured
 from ftae.specs.overrides import apply_overrides, leaf_in, value_at
 from ftae.specs.problems import Problem, matching, problems, refusal, shown
 from ftae.specs.resources import Resources
 
-Name = Annotated[
-    str,
-    Field(max_length=80),
-    matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"),
-]
+_PLAIN = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"
+)
+Name = Annotated[str, Field(max_length=80), _PLAIN]
 
 
 class Fifo(Spec):
@@ -88,6 +90,10 @@ class SearchSettings(Spec):
         return self.model_copy(update={"storage": str(Path(self.storage).expanduser().absolute())})
 
 
+_SERVERS = ("postgresql", "mysql", "mssql")
+_SERVED = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_SERVERS)})(\+\w+)?://[^/]")
+
+
 class Tracking(Spec):
     """Where MLflow is. ``uri`` None: an embedded SQLite store in the storage folder.
 
@@ -95,16 +101,14 @@ class Tracking(Spec):
     """
 
     uri: str | None = None
-    experiment: str | None = None
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = None
 
     @field_validator("uri")
     @classmethod
-    def _holds_no_secret(cls, uri: str | None) -> str | None:
-        login, at, _ = (uri or "").partition("://")[2].rpartition("@")
-        if at and ":" in login:  # the file is copied to the journal, to MLflow and into every export
+    def _is_served(cls, uri: str | None) -> str | None:
+        if uri is not None and not _SERVED.match(uri):
             raise ValueError(
-                "must not hold a password, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the "
-                "environment (for a database, its own: PGPASSWORD)"
+                f"must be http(s)://HOST or sqlite:///FILE (or a database's, {', '.join(_SERVERS)}), got {shown(uri)}"
             )
         return uri
 
@@ -122,7 +126,7 @@ class ProductionSpec(Spec):
     ``from_search`` says where it came from: the name of the search and the number of the trial.
     """
 
-    name: Name
+    name: Annotated[str, Field(max_length=100), _PLAIN]  # of an export: that of the search and -trial-N
     finetune: FinetuneSpec
     tracking: Tracking = Tracking()
     from_search: dict[str, JsonValue] | None = None
@@ -146,10 +150,16 @@ _FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
 _SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads", "device"})
 
 
+def _free(name: str) -> str:
+    if (reason := search_name_problem(name)) is not None:
+        raise ValueError(f"{shown(name)} {reason}")
+    return name
+
+
 class SearchSpec(Spec):
     """A whole search file. ``finetune`` is also the first configuration tried."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_free)]
     finetune: FinetuneSpec
     search_space: Annotated[dict[str, FileDistribution], Field(min_length=1)]
     objective: AnyObjective

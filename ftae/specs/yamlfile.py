@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from ftae.errors import FtaeError, SpecError
+from ftae.specs.addresses import redacted
 from ftae.specs.base import Spec
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.overrides import locate, with_value
@@ -152,7 +153,8 @@ def _parse(spec_type: type[S], file: _File, overrides: Sequence[str]) -> S:
             where = f"--set {overrides[rank[1]]}" if rank[0] else f"{file.path}:{rank[1]}"
             found.append((rank, f"{where}: {dotted(location)}: {rule}" if location else f"{where}: {rule}"))
     if found:
-        raise SpecError([text for _, text in sorted(found, key=lambda line: line[0])])
+        given = [text.partition("=")[2] for text in overrides]
+        raise SpecError([redacted(text, *given) for _, text in sorted(found, key=lambda line: line[0])])
     return spec
 
 

@@ -406,7 +406,7 @@ def test_a_password_in_the_file_is_refused_and_not_repeated(tmp_path: Path, uri:
     with pytest.raises(SpecError, match=r"tracking\.uri: must not hold a password") as refusal:
         load_search(path)
     assert "secret" not in str(refusal.value)
-    for fine in ("http://mlflow:5000", "http://me@mlflow:5000", "sqlite:///mlflow.db"):
+    for fine in ("http://mlflow:5000", "postgresql://me@db/mlflow", "sqlite:///mlflow.db"):
         path.write_text(yaml.safe_dump(SEARCH | {"tracking": {"uri": fine}}))
         assert load_search(path).tracking.uri == fine
 
