@@ -45,9 +45,10 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 def validate(file: File, overrides: Sets = None, allow_code: AllowCode = False) -> None:
     """Check a file and print the plan: trials, rungs, stages, checkpoints, where things go."""
     from ftae.plan import plan
+    from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import load_any
 
-    for line in plan(load_any(file, overrides or [])):
+    for line in plan(load_any(file, overrides or [], missing_folders)):
         typer.echo(line)
 
 
@@ -149,11 +150,12 @@ def train(
     allow_code: AllowCode = False,
 ) -> None:
     """Run a production file to its end; the same budget and workers repeat the trial's numbers exactly."""
+    from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import load_production
 
     file = file / "production.yaml" if file.is_dir() else file
     sets = [*(overrides or []), *([] if max_steps is None else [f"finetune.max_steps={max_steps}"])]
-    spec = load_production(file, sets).located()
+    spec = load_production(file, sets, missing_folders).located()
     from ftae.production import train as run
 
     target = out or Path("runs") / spec.name

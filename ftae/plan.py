@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftae import journal
-from ftae.errors import SpecError
 from ftae.specs.conditions import conditions_of
 from ftae.specs.data import SHAPE_KINDS, ImageFolder, Shapes
 from ftae.specs.distributions import Choices, Distribution
@@ -26,10 +25,9 @@ def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
     """The lines of the plan. Needs neither Ray nor torch; with torch it also builds the model.
 
     Raises:
-        FtaeError: a folder the file names is missing, or the model cannot be built as described.
+        FtaeError: the model cannot be built as described.
     """
     run = spec.finetune
-    _check_paths(run)
     lines = [f"{spec.name}: a valid {'search' if isinstance(spec, SearchSpec) else 'training run'}"]
     if isinstance(spec, SearchSpec):
         lines += _search_lines(spec)
@@ -223,18 +221,3 @@ def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
         return []
     probe = Probe(**measured)
     return [f"preflight    {probe} on {probe.node}; about {duration(trial_seconds(probe, spec.finetune))} a full trial"]
-
-
-def _check_paths(run: FinetuneSpec) -> None:
-    folders: dict[str, str] = {}
-    for section, data in (("data", run.data), ("data.replay", run.data.replay)):
-        if isinstance(data, ImageFolder):
-            folders[f"{section}.train"] = data.train
-            folders |= {f"{section}.val": data.val} if isinstance(data.val, str) else {}
-    missing = [
-        f"finetune.{leaf}: {path} is not a folder"
-        for leaf, path in folders.items()
-        if not Path(path).expanduser().is_dir()
-    ]
-    if missing:
-        raise SpecError(missing)
