@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftae import journal
+from ftae.errors import SpecError
 from ftae.specs.conditions import conditions_of
 from ftae.specs.data import SHAPE_KINDS, ImageFolder, Shapes
 from ftae.specs.distributions import Choices, Distribution
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.folders import missing_folders
 from ftae.specs.lint import warnings
-from ftae.specs.problems import shown
+from ftae.specs.problems import dotted, shown
 from ftae.specs.resources import Resources
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.storage import JOURNAL
@@ -25,9 +27,11 @@ def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
     """The lines of the plan. Needs neither Ray nor torch; with torch it also builds the model.
 
     Raises:
-        FtaeError: the model cannot be built as described.
+        FtaeError: a folder the file names is missing, or the model cannot be built as described.
     """
     run = spec.finetune
+    if missing := missing_folders(spec):
+        raise SpecError([f"{dotted(place)}: {rule}" for place, rule in missing])
     lines = [f"{spec.name}: a valid {'search' if isinstance(spec, SearchSpec) else 'training run'}"]
     if isinstance(spec, SearchSpec):
         lines += _search_lines(spec)

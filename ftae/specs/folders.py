@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ftae.specs.data import ImageFolder
-from ftae.specs.problems import Problem, shown
+from ftae.specs.problems import Problem, dotted
 from ftae.specs.search import ProductionSpec, SearchSpec
 
 
@@ -16,7 +16,7 @@ def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:
             if isinstance(data.val, str):
                 named[(*place, "val")] = data.val
     return [
-        (("finetune", *place), f"{shown(folder)} is not a folder")
+        (("finetune", *place), f"{dotted((folder,))} is not a folder")
         for place, folder in named.items()
         if not Path(folder).expanduser().is_dir()
     ]

@@ -1,8 +1,7 @@
 """A search: one fine-tuning run, which of its leaves to vary, what to optimise, and with what means."""
 
 import re
-from collections.abc import Iterable
-from itertools import combinations, product
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +22,9 @@ from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
 from ftae.specs.conditions import has_effect, settled
 from ftae.specs.discriminator import not_shared
-from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
+from ftae.specs.distributions import Choices, Distribution, Range, coerced, typed
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.joint import joint_problems
 from ftae.specs.metrics import METRICS
 from ftae.specs.names import search_name_problem
 from ftae.specs.objective import AnyObjective, check_measured
@@ -146,6 +146,8 @@ FileDistribution = Annotated[
 ]
 _FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
 
+_TRUSTED = object()  # no key of a file, which is the context otherwise
+
 # What makes trials comparable, or is set for each of them by the search.
 _SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads", "device"})
 
@@ -171,6 +173,9 @@ class SearchSpec(Spec):
     def _fits_finetune(cls, raw: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if not isinstance(raw, dict) or not raw:
             return handler(raw)
+        if (info.context or {}).get(_TRUSTED):
+            run = info.data["finetune"]
+            return {path: typed(run, path, _FILE_DISTRIBUTION.validate_python(entry)) for path, entry in raw.items()}
         return _checked_space(raw, info.data.get("finetune"), (info.context or {}).get("finetune"))
 
     @field_validator("objective")
@@ -205,6 +210,11 @@ class SearchSpec(Spec):
                 f"({settings.storage}) has no place for"
             )
         return tracking
+
+    @classmethod
+    def trusted(cls, dumped: Mapping[str, Any]) -> "SearchSpec":
+        """A search as another process of the same search dumped it: its space is not checked again."""
+        return cls.model_validate(dumped, context={_TRUSTED: True})
 
     def located(self) -> "SearchSpec":
         """The same search with absolute paths, so that a worker can run it from any folder."""
@@ -276,7 +286,7 @@ def _checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) 
         except ValidationError as error:
             found += [((path, *location), rule) for location, rule in problems(kind, error)]
     if run is not None and not found:
-        found = _joint_problems(run, space)
+        found = joint_problems(run, space)
     if found:
         raise refusal(found)
     return space
@@ -292,21 +302,6 @@ def _path_problem(path: str, run: Any) -> str | None:
     except FtaeError as error:
         return f"names no leaf of finetune: {error}"
     return None
-
-
-def _joint_problems(run: FinetuneSpec, space: dict[str, Distribution]) -> list[Problem]:
-    """Values that are valid one by one and not together: the sampler would meet them in mid-search.
-
-    Tried are all pairs, and everything at its lowest (where the last loss weight goes to 0).
-    """
-    found: list[Problem] = []
-    for (path, distribution), (other, its) in combinations(space.items(), 2):
-        for value, its_value in product(distribution.corners(), its.corners()):
-            for reason in objections(run, {path: value, other: its_value}):
-                found.append(((other,), f"with {shown(its_value)} and {path} {shown(value)}: {reason}"))
-    lowest = {path: [c for c in d.corners() if isinstance(c, (int, float))] for path, d in space.items()}
-    reasons = [] if found else objections(run, {path: min(values) for path, values in lowest.items() if values})
-    return found + [((), f"with every number at its lowest: {reason}") for reason in reasons]
 
 
 def _measured(run: FinetuneSpec | None, written: Any) -> list[str]:

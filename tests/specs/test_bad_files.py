@@ -435,15 +435,15 @@ def test_a_missing_folder_has_its_place(path: Path, tmp_path: Path) -> None:
 
     path.write_text(replaced("val: 0.1", "val: held-out"))
     assert found() == [
-        "6: finetune.data.train: 'photos' is not a folder",
-        "7: finetune.data.val: 'held-out' is not a folder",
+        "6: finetune.data.train: photos is not a folder",
+        "7: finetune.data.val: held-out is not a folder",
     ]
     assert found(f"data.train={tmp_path}", "data.val=nowhere") == [
-        "--set data.val=nowhere: finetune.data.val: 'nowhere' is not a folder"
+        "--set data.val=nowhere: finetune.data.val: nowhere is not a folder"
     ]
     (tmp_path / "file").touch()
     assert found(f"data.val={tmp_path}", f"data.train={tmp_path}/file") == [
-        f"--set data.train={tmp_path}/file: finetune.data.train: {str(tmp_path / 'file')!r} is not a folder"
+        f"--set data.train={tmp_path}/file: finetune.data.train: {tmp_path / 'file'} is not a folder"
     ]
     load_any(path, (f"data.train={tmp_path}", f"data.val={tmp_path}"), missing_folders)
     load_any(path)  # where the folders are another machine's
