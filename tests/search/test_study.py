@@ -12,9 +12,11 @@ from optuna.trial import TrialState
 
 from ftae.search import params as params_module
 from ftae.search import study as module
+from ftae.search.state import SearchState
 from ftae.search.study import Study
 from ftae.specs import SearchSpec
 from ftae.specs.configurations import count_up_to, identity
+from ftae.storage import Store
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
@@ -556,3 +558,69 @@ def test_nothing_private_of_optuna_is_used() -> None:
         private = [node for node in tree if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
         assert private
         assert {ast.unparse(node.value) for node in private} == {"self"}
+
+
+# ------------------------------------------------------------------------ the end of a small space
+
+
+def ended(state: SearchState, number: int, status: str = "finished") -> None:
+    """A trial's reports to the end, or a fault of the machine."""
+    if status == "failed":
+        state.end(number, "failed", "its machine was lost")
+        return
+    for step in (0, 4, 8, 12):
+        metrics = {"val/psnr": 20.0 + number, "val/mse": 0.1}
+        state.report(number, {"step": step, "metrics": metrics, "timing": {}, "checkpoint": None, "images": None})
+
+
+def choice_of_two(num_trials: int = 9) -> SearchSpec:
+    return spec(space={"data.flip": {"choices": [False, True]}}, num_trials=num_trials, scheduler={"name": "fifo"})
+
+
+def test_a_search_ends_when_all_configurations_have_been_tried(tmp_path: Path) -> None:
+    state = SearchState(choice_of_two(), Store(tmp_path))
+    given = []
+    while (trial := state.next_trial()) is not None:
+        assert not state.is_complete
+        given.append((trial.kind, trial.params))
+        ended(state, trial.number)
+    assert given == [("baseline", {}), ("file", {"data.flip": False}), ("sampled", {"data.flip": True})]
+    assert state.is_complete
+    assert state.ended_early == "all configurations of the search space have been tried: 2 trials instead of 9"
+    state.close("complete")
+    extended = SearchState(choice_of_two(20), Store(tmp_path))  # more trials find nothing new either
+    assert extended.is_complete
+    assert extended.next_trial() is None
+    extended.close("complete")
+
+
+def test_a_search_with_running_trials_is_not_at_its_end(tmp_path: Path) -> None:
+    """One that its machine fails gives its configuration back."""
+    state = SearchState(choice_of_two(), Store(tmp_path))
+    for _ in range(3):
+        assert state.next_trial() is not None
+    ended(state, 0)
+    ended(state, 1)
+    assert state.next_trial() is None
+    assert not state.is_complete
+    state.close("interrupted")
+    resumed = SearchState(choice_of_two(), Store(tmp_path))
+    again = resumed.next_trial()
+    assert (again is not None and again.number) == 2
+    ended(resumed, 2, "failed")
+    assert not resumed.is_complete
+    repeated = resumed.next_trial()
+    assert repeated is not None
+    assert (repeated.number, repeated.params) == (3, {"data.flip": True})
+    ended(resumed, 3)
+    assert resumed.is_complete
+    resumed.close("complete")
+
+
+def test_a_search_that_has_all_its_trials_did_not_end_early(tmp_path: Path) -> None:
+    state = SearchState(choice_of_two(2), Store(tmp_path))
+    while (trial := state.next_trial()) is not None:
+        ended(state, trial.number)
+    assert state.is_complete
+    assert state.ended_early is None
+    state.close("complete")
