@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from ftae.errors import FtaeError
+
 _FLOAT = "tag:yaml.org,2002:float"
 # YAML 1.1 wants a dot and a sign: 1e-4 is text to it, and a number to everybody else.
 _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -55,7 +57,8 @@ def load(text: str) -> Any:
     """The value of one text.
 
     Raises:
-        yaml.YAMLError: it is not valid, or may be misread.
+        yaml.YAMLError: it is not valid.
+        FtaeError: a number in it may be misread.
     """
     loader = Loader(text)
     node = loader.get_single_node()
@@ -65,7 +68,7 @@ def load(text: str) -> Any:
     while nodes:
         inner = nodes.pop()
         if (reason := misread(inner)) is not None:
-            raise yaml.MarkedYAMLError(problem=reason)
+            raise FtaeError(reason)
         if isinstance(inner, yaml.SequenceNode):
             nodes += inner.value
         elif isinstance(inner, yaml.MappingNode):
