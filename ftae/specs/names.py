@@ -26,6 +26,11 @@ def file_name_problem(name: object) -> str | None:
     return None
 
 
+def leads_out(path: object) -> bool:
+    """Whether a path that a file gives leads out of the folder that it is relative to."""
+    return not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path
+
+
 def search_name_problem(name: str) -> str | None:
     """Why a search cannot be called so: its folder would take the place of what lies beside it."""
     plain = name.casefold()

@@ -8,6 +8,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
+from ftae.errors import FtaeError
+from ftae.record import SearchRecord
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.names import LONGEST, file_name_problem, registry_name_problem
 from ftae.specs.search import Tracking
@@ -89,3 +91,15 @@ def test_an_experiment_may_be_as_long_as_mlflow_takes_it(client: MlflowClient) -
             Tracking(uri="http://host", experiment=wrong)
         with pytest.raises(MlflowException):
             client.create_experiment(wrong)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "trials/../../x", "trials/0001/..", "a\0b", 7])
+def test_no_path_of_a_journal_leads_out_of_its_search(path: Any) -> None:
+    for key in ("checkpoint", "images"):
+        record = SearchRecord(search={})
+        record.apply({"event": "suggest", "trial": 0, "params": {}, "kind": "baseline", "time": 0.0})
+        report = {"event": "report", "trial": 0, "checkpoint": None, "images": None, "metrics": {}, "step": 0}
+        record.apply(report)
+        record.apply({**report, key: "trials/0000/images/step-00000000.png"})
+        with pytest.raises(FtaeError, match="does not lie in the folder of its search"):
+            record.apply({**report, key: path})
