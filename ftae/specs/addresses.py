@@ -25,8 +25,8 @@ _ENVIRONMENT = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "abfs": "AZURE_STORAGE_ACCOUNT_KEY",
 }
-_URL = re.compile(r"(?:[A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]*):[/\\]+|//")
-_LOGIN = re.compile(r"[^\s/\\:@'\"]+:[^\s/\\@'\"]+@(?=[\w.-]+[:/])")  # user:password@host, without a scheme
+_URL = re.compile(r"(?:[A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]+):[/\\]+|//")
+_LOGIN = re.compile(r"[^\s/\\:@'\"]+:[^\s/\\@'\"]+@(?=[\w.-])")  # user:password@host, without a scheme
 _TOKEN = re.compile(r"[^\s'\"]+")
 
 
@@ -51,7 +51,7 @@ def redacted(text: str, *addresses: str) -> str:
 
 def _redacted_token(found: re.Match[str]) -> str:
     """A word of a text; of an address that may still hold a secret, its beginning alone."""
-    word = unquote(found[0])
+    word = _forms(found[0])[-1]
     start = _URL.search(word)
     if start is None or not _secret_in(word[start.start() :].replace("***@", "").replace("?***", "")):
         return found[0]
@@ -60,10 +60,16 @@ def _redacted_token(found: re.Match[str]) -> str:
 
 def _secret_in(address: str) -> str | None:
     """A name for what may be secret, whichever way the address is written."""
-    forms = [address.replace("\\", "/").strip()]
-    while (plain := unquote(forms[-1])) != forms[-1] and len(forms) < 4:
-        forms.append(plain)
+    forms = _forms(address.replace("\\", "/").strip())
     return next((kind for form in forms if (kind := _secret_in_plain(form)) is not None), None)
+
+
+def _forms(text: str) -> list[str]:
+    """As it stands, and without the encoding of each layer of %25."""
+    forms = [text]
+    while (plain := unquote(forms[-1])) != forms[-1]:
+        forms.append(plain)
+    return forms
 
 
 def _secret_in_plain(address: str) -> str | None:
@@ -72,7 +78,7 @@ def _secret_in_plain(address: str) -> str | None:
         return "a password" if _LOGIN.match(address) else None
     scheme, rest = _scheme(address), address[found.end() :]
     path, _, query = rest.partition("?")
-    if scheme in _FILES:
+    if scheme in _FILES and not re.match("[^:]+://[^/]", address):  # a path, whatever its letters
         return _in_query(query, scheme)
     if "#" in rest:
         return "a fragment (#...), which may be a secret"

@@ -38,7 +38,8 @@ def strictly(kinds: Sequence[Any], value: Any) -> Any:
     if isinstance(value, bool):
         return Truth(value) if (float in kinds or int in kinds) and bool not in kinds else value
     if isinstance(value, str):
-        return value if ":" not in value or (rule := secret_problem(value)) is None else Secret(rule)
+        may_be_address = ":" in value or "%" in value
+        return Secret(rule) if may_be_address and (rule := secret_problem(value)) is not None else value
     if isinstance(value, dict):
         return {key: _inside(kinds, key, item) for key, item in value.items()}
     return type(value)([_inside(kinds, i, item) for i, item in enumerate(value)])
