@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ftae import cli_cluster, cli_model, cli_run
-from ftae.cli_options import STORAGE, AllowCode, Json, SearchName, Sets, Storage, print_table
+from ftae.cli_options import STORAGE, AllowCode, Json, LocalStorage, SearchName, Sets, Storage, local, print_table
 from ftae.errors import FtaeError
 
 app = typer.Typer(
@@ -46,9 +46,10 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 def validate(file: File, overrides: Sets = None, allow_code: AllowCode = False) -> None:
     """Check a file and print the plan: trials, rungs, stages, checkpoints, where things go."""
     from ftae.plan import plan
+    from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import load_any
 
-    for line in plan(load_any(file, overrides or [])):
+    for line in plan(load_any(file, overrides or [], missing_folders)):
         typer.echo(line)
 
 
@@ -103,7 +104,9 @@ def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
 @app.command(rich_help_panel=RESULTS)
 def export(
     name: SearchName,
-    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="exports/SEARCH")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=local, help="Folder to write.", show_default="exports/SEARCH")
+    ] = None,
     trial: Trial = None,
     weights: Weights = None,
     storage: Storage = STORAGE,
@@ -123,26 +126,37 @@ def export(
         typer.echo("see README.md there: its latents are not those of the model it started from")
 
 
+def _registered(name: str | None) -> str | None:
+    from ftae.specs.names import registry_name_problem
+
+    if name is not None and (reason := registry_name_problem(name)) is not None:
+        raise typer.BadParameter(f"{reason}, got {name!r}")
+    return name
+
+
 @app.command(rich_help_panel=RESULTS)
 def train(
     file: Annotated[
         Path, typer.Argument(help="A production file, or the folder ftae export wrote.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="runs/NAME")] = None,
+    out: Annotated[Path | None, typer.Option(callback=local, help="Folder to write.", show_default="runs/NAME")] = None,
     overrides: Sets = None,
     max_steps: Annotated[int | None, typer.Option(help="Train for this many steps instead.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    register: Annotated[str | None, typer.Option(help="Put the model into MLflow's registry under this name.")] = None,
+    register: Annotated[
+        str | None, typer.Option(callback=_registered, help="Put the model into MLflow's registry under this name.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share every batch; on GPUs, one each.")] = 1,
-    storage: Storage = STORAGE,
+    storage: LocalStorage = STORAGE,
     allow_code: AllowCode = False,
 ) -> None:
     """Run a production file to its end; the same budget and workers repeat the trial's numbers exactly."""
+    from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import load_production
 
     file = file / "production.yaml" if file.is_dir() else file
     sets = [*(overrides or []), *([] if max_steps is None else [f"finetune.max_steps={max_steps}"])]
-    spec = load_production(file, sets).located()
+    spec = load_production(file, sets, missing_folders).located()
     from ftae.production import train as run
 
     target = out or Path("runs") / spec.name
@@ -178,7 +192,7 @@ def sync(name: SearchName, storage: Storage = STORAGE) -> None:
 
 @app.command(rich_help_panel=RESULTS)
 def ui(
-    storage: Storage = STORAGE,
+    storage: LocalStorage = STORAGE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
 ) -> None:

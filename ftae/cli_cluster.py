@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftae.cli_options import STORAGE, Json, SearchName, Storage, print_table
+from ftae.cli_options import STORAGE, Json, SearchName, Storage, print_table, without_secret
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the log until
 def list_searches(
     address: MaybeAddress = None,
     storage: Annotated[
-        str | None, typer.Option(help="List what is stored there instead.", show_default=STORAGE)
+        str | None,
+        typer.Option(callback=without_secret, help="List what is stored there instead.", show_default=STORAGE),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftae.cli_options import STORAGE, AllowCode, Json, Storage
+from ftae.cli_options import STORAGE, AllowCode, Json, Storage, local
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ ModelSets = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value of its data, batch_size or device."),
 ]
 
-Out = Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)]
+Out = Annotated[Path, typer.Option(callback=local, help="Folder to write to.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="For a model conditioned on labels: the class.")]
 
@@ -46,7 +46,9 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(metavar="A,B", help="What to measure.", show_default="the metrics of its run")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write scores.csv there, the error of every image.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=local, help="Write scores.csv there, the error of every image.")
+    ] = None,
     heatmaps: Annotated[int, typer.Option(min=0, help="With --out: maps of the error of the N worst images.")] = 0,
     trial: Trial = None,
     baseline: Baseline = False,
@@ -84,7 +86,10 @@ def evaluate(
 def reconstruct(
     name: Model,
     images: Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="Images.", show_default=False)],
-    out: Annotated[Path, typer.Argument(metavar="OUTPUT_FOLDER", help="Folder to write to.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="Folder to write to.", show_default=False),
+    ],
     overwrite: Overwrite = False,
     trial: Trial = None,
     baseline: Baseline = False,

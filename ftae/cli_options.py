@@ -1,6 +1,7 @@
 """The arguments and options that several commands have, and how they print a table."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,29 @@ Sets = Annotated[
 SearchName = Annotated[
     str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)
 ]
-Storage = Annotated[str, typer.Option(help="Where searches live: a folder, or the URL of an object store.")]
+
+
+def without_secret(address: str | None) -> str | None:
+    from ftae.specs.addresses import secret_problem
+
+    if address is not None and (reason := secret_problem(address)) is not None:
+        raise typer.BadParameter(reason)
+    return address
+
+
+def local(folder: Any) -> Any:
+    """For an option that takes a folder of this machine alone: a URL would become the name of one."""
+    from ftae.specs.addresses import redacted
+
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+        raise typer.BadParameter(f"must be a folder of this machine, got {redacted(str(folder))}")
+    return folder
+
+
+Storage = Annotated[
+    str, typer.Option(callback=without_secret, help="Where searches live: a folder, or the URL of an object store.")
+]
+LocalStorage = Annotated[str, typer.Option(callback=local, help="The folder that the embedded MLflow store is in.")]
 
 
 def _allow_code(allowed: bool) -> bool:

@@ -49,9 +49,10 @@ def search(
     allow_code: AllowCode = False,
 ) -> None:
     """Run a search on this machine, or on the cluster that RAY_ADDRESS names."""
+    from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import STDIN, load_search
 
-    spec = load_search(file, overrides or [])
+    spec = load_search(file, overrides or [], missing_folders)
     sets = [part for text in overrides or [] for part in ("--set", text)]
     again = shlex.join(["ftae", "search", str(file), *sets, "--resume", *code_option()])
     if file == STDIN:

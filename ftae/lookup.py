@@ -15,8 +15,9 @@ ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, since a search's work
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
-    close = get_close_matches(name, list(choices), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
+    by_letters = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), by_letters, n=1, cutoff=0.6)
+    return f", did you mean {by_letters[close[0]]!r}?" if close else ""
 
 
 def code_option() -> list[str]:

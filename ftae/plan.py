@@ -11,8 +11,9 @@ from ftae.specs.conditions import conditions_of
 from ftae.specs.data import SHAPE_KINDS, ImageFolder, Shapes
 from ftae.specs.distributions import Choices, Distribution
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.folders import missing_folders
 from ftae.specs.lint import warnings
-from ftae.specs.problems import shown
+from ftae.specs.problems import dotted, shown
 from ftae.specs.resources import Resources
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.storage import JOURNAL
@@ -30,7 +31,8 @@ def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
             them, or the model cannot be built as described.
     """
     run = spec.finetune
-    _check_paths(run)
+    if missing := missing_folders(spec):
+        raise SpecError([f"{dotted(place)}: {rule}" for place, rule in missing])
     from ftae.engine.data_check import check_listed
 
     about_images = check_listed(run)
@@ -232,18 +234,3 @@ def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
         return []
     probe = Probe(**measured)
     return [f"preflight    {probe} on {probe.node}; about {duration(trial_seconds(probe, spec.finetune))} a full trial"]
-
-
-def _check_paths(run: FinetuneSpec) -> None:
-    folders: dict[str, str] = {}
-    for section, data in (("data", run.data), ("data.replay", run.data.replay)):
-        if isinstance(data, ImageFolder):
-            folders[f"{section}.train"] = data.train
-            folders |= {f"{section}.val": data.val} if isinstance(data.val, str) else {}
-    missing = [
-        f"finetune.{leaf}: {path} is not a folder"
-        for leaf, path in folders.items()
-        if not Path(path).expanduser().is_dir()
-    ]
-    if missing:
-        raise SpecError(missing)

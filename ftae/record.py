@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ftae import ranking
 from ftae.errors import FtaeError
+from ftae.specs.names import leads_out
 from ftae.specs.objective import AnyObjective, read_objective
 
 Event = dict[str, Any]
@@ -82,6 +83,9 @@ class SearchRecord:
             trial = TrialRecord(number, event["kind"], event["params"], event["time"])
             self.trials[number] = self.running[number] = trial
         elif kind == "report":
+            for path in (event.get("checkpoint"), event.get("images")):
+                if path and leads_out(path):
+                    raise FtaeError(f"the journal names {path!r}, which does not lie in the folder of its search")
             self.trials[event["trial"]].reports.append(event)
         elif kind == "preflight":
             self.facts = self.facts | {"probe": event["probe"]}

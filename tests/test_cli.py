@@ -142,6 +142,34 @@ def test_a_wrong_call_is_2(ftae: Ftae, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["train", "production.yaml", "--register", "team/vae"], "must be a name without / and :, got 'team/vae'"),
+        (["train", "production.yaml", "--register", ""], "must be a name without / and :, got ''"),
+        (["train", "production.yaml", "--storage", "s3://bucket/p"], "must be a folder of this machine"),
+        (["train", "production.yaml", "--out", "s3://bucket/p"], "must be a folder of this machine"),
+        (["export", "small", "--out", "gs://bucket/p"], "must be a folder of this machine"),
+        (["sample", "small", "--out", "s3://bucket/p"], "must be a folder of this machine"),
+        (["evaluate", "small", "--out", "s3://bucket/p"], "must be a folder of this machine"),
+        (["reconstruct", "small", "images", "s3://bucket/p"], "must be a folder of this machine"),
+        (["interpolate", "small", "a.png", "b.png", "--out", "s3://bucket/p"], "must be a folder of this machine"),
+        (["ui", "--storage", "s3://bucket/p"], "must be a folder of this machine"),
+        (["show", "small", "--storage", "s3://key:hush@bucket"], "must not hold a password"),
+        (["list", "--storage", "sftp://me:hush@host/p"], "must not hold a password"),
+        (["resume", "small", "--storage", "https://hush@host/p"], "must not hold a login"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_starts(ftae: Ftae, arguments: list[str], message: str) -> None:
+    before = sorted(Path().rglob("*"))
+    result = ftae(*arguments)
+    assert (result.status, result.out) == (2, "")
+    said = " ".join(result.err.replace("\u2502", " ").split())
+    assert message in said
+    assert "hush" not in said
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["validate", "none.yaml"], "error: none.yaml: cannot be read: No such file or directory"),
         (["validate", "."], "error: .: cannot be read: Is a directory"),
         (["search", "production.yaml"], "error: production.yaml:1: is a production file"),

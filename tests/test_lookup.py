@@ -13,6 +13,7 @@ TABLE = {"adamw": 1, "sgd": 2}
 
 def test_suggestions() -> None:
     assert did_you_mean("adanw", TABLE) == ", did you mean 'adamw'?"
+    assert did_you_mean("AdamW", TABLE) == ", did you mean 'adamw'?"
     assert did_you_mean("lbfgs", TABLE) == ""
 
 

@@ -92,10 +92,12 @@ def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
                 progress.say(note)
             shipper.start()
             if state.is_complete:
-                outcome = "complete", None
+                outcome = "complete", state.ended_early
             else:
                 ground = preflight(spec, store, data, num_bytes, progress.say, own=own)
                 outcome = _run_trials(state, ground, progress)
+            if state.is_complete and state.ended_early:
+                progress.say(state.ended_early)
         except (KeyboardInterrupt, SystemExit):
             outcome = "interrupted", "stopped by the user"
             raise
@@ -175,7 +177,7 @@ def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | N
     if coordinator.baseline_failed():
         return "failed", f"the untuned model cannot be evaluated: {state.record.trials[0].reason}"
     if state.is_complete:
-        return "complete", None
+        return "complete", state.ended_early
     return "interrupted", "max_hours is over" if coordinator.is_overdue() else "stopped by the user"
 
 

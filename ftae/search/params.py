@@ -1,13 +1,14 @@
 """The params of a trial as Optuna has them: conditional ones are there only where they have an effect."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ftae.specs.conditions import Condition, conditions_of, has_effect
+from ftae.specs.configurations import in_order
 from ftae.specs.distributions import Choices, Distribution, Range
 from ftae.specs.overrides import value_at
 from ftae.specs.search import SearchSpec
@@ -23,8 +24,7 @@ class Params:
 
     def __init__(self, spec: SearchSpec) -> None:
         self._run, self._space = spec.finetune, spec.search_space
-        # What governs others is chosen before them.
-        self._order = sorted(self._space, key=lambda path: sum(c.governor in self._space for c in conditions_of(path)))
+        self._order = in_order(self._space)
         self._optuna = {path: _to_optuna(distribution) for path, distribution in self._space.items()}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -75,10 +75,19 @@ class Params:
 
     def _suggest(self, trial: optuna.Trial, path: str) -> Any:
         distribution = self._space[path]
-        if isinstance(distribution, Range) and distribution.or_off and not trial._suggest(_switch(path), SWITCH):
+        if isinstance(distribution, Range) and distribution.or_off and not _suggest(trial, _switch(path), SWITCH):
             return distribution.off
-        value = trial._suggest(path, self._optuna[path])
+        value = _suggest(trial, path, self._optuna[path])
         return json.loads(value) if _is_encoded(distribution) else value
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    is_int = isinstance(distribution, IntDistribution)
+    suggest: Callable[..., Any] = trial.suggest_int if is_int else trial.suggest_float
+    return suggest(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
 def _switch(path: str) -> str:

@@ -74,7 +74,10 @@ class SearchState:
     # ------------------------------------------------------------------------------------- changes
 
     def next_trial(self) -> Assignment | None:
-        """The next trial to start: unfinished ones first, then new ones; None when all are given out."""
+        """The next trial to start: unfinished ones first, then new ones.
+
+        None when all are given out, or every configuration of the space was.
+        """
         if self._waiting:
             trial = self.record.trials[self._waiting.pop(0)]
             return Assignment(trial.number, trial.kind, trial.params, trial.changes)
@@ -83,8 +86,8 @@ class SearchState:
             return None
         kind = {0: "baseline", 1: "file"}.get(number, "sampled")
         params = {"baseline": {}, "file": self.spec.file_params()}.get(kind)
-        if params is None:
-            params = self.study.propose(number)
+        if params is None and (params := self.study.propose(number)) is None:
+            return None
         self._append("suggest", trial=number, params=params, kind=kind)
         return Assignment(number, kind, params, {})
 
@@ -152,7 +155,16 @@ class SearchState:
     @property
     def is_complete(self) -> bool:
         trials = self.record.trials.values()
-        return len(trials) > self.spec.search.num_trials and all(t.status != "running" for t in trials)
+        all_begun = len(trials) > self.spec.search.num_trials or self.study.is_exhausted
+        return all_begun and all(t.status != "running" for t in trials)
+
+    @property
+    def ended_early(self) -> str | None:
+        """Why a complete search has fewer trials than it was to have; None where it has all."""
+        begun, wanted = len(self.record.trials) - 1, self.spec.search.num_trials
+        if begun >= wanted:
+            return None
+        return f"all configurations of the search space have been tried: {begun} trials instead of {wanted}"
 
     # ----------------------------------------------------------------------------------- the fold
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from ftae.specs.base import Spec
 from ftae.specs.finetune import OPTIMIZERS_WITH, SCHEDULES_WITH
-from ftae.specs.overrides import value_at
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Condition:
 
     def holds(self, value: Any) -> bool:
         return value in self.values if self.values else bool(value)
+
+    def governing(self, run: Spec) -> Any:
+        """The governor's value in ``run``."""
+        return attrgetter(self.governor)(run)
 
     def covers(self, path: str) -> bool:
         return path == self.setting or path.startswith(f"{self.setting}.")
@@ -50,7 +54,7 @@ def conditions_of(path: str) -> list[Condition]:
 def has_effect(run: Spec, path: str, values: Mapping[str, Any]) -> bool:
     """Whether the leaf at ``path`` has an effect in ``run`` with the leaves of ``values`` replaced."""
     conditions = conditions_of(path)
-    return all(c.holds(values[c.governor] if c.governor in values else value_at(run, c.governor)) for c in conditions)
+    return all(c.holds(values[c.governor] if c.governor in values else c.governing(run)) for c in conditions)
 
 
 def settled(run: Spec, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,12 +114,7 @@ def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
         pydantic.ValidationError: a value that the leaf or the whole spec refuses, or the spec's own value
             (the first configuration tried) lies outside.
     """
-    target = leaf(spec, path)
-    result: Distribution
-    if isinstance(distribution, Choices):
-        result = _coerced_choices(target, distribution)
-    else:
-        result = _coerced_range(target, distribution)
+    result = typed(spec, path, distribution)
     found = []
     for value in result.corners():
         found += [f"with {shown(value)}: {reason}" for reason in objections(spec, {path: value})]
@@ -129,6 +124,14 @@ def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
     if found:
         raise refusal(((), rule) for rule in found)
     return result
+
+
+def typed(spec: Spec, path: str, distribution: Distribution) -> Distribution:
+    """``coerced`` without looking whether the spec would be valid: for what was looked at before."""
+    target = leaf(spec, path)
+    if isinstance(distribution, Choices):
+        return _coerced_choices(target, distribution)
+    return _coerced_range(target, distribution)
 
 
 def objections(spec: Spec, values: Mapping[str, Any]) -> list[str]:

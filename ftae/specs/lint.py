@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from ftae.specs.conditions import CONDITIONS, default_of
+from ftae.specs.configurations import count_up_to
 from ftae.specs.distributions import Distribution
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import facts_of
@@ -73,6 +74,12 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
         better = facts_of(goal.metric).better
         if better not in (None, goal.direction):
             yield f"objective.direction is {goal.direction}, but {goal.metric} is better where it is {_SIDE[better]}"
+    size = count_up_to(settings.num_trials, spec)
+    if 1 < size < settings.num_trials:  # of one alone, each leaf was said to have no effect
+        yield (
+            f"search.num_trials ({settings.num_trials}) exceeds the {size} configurations of the search space: "
+            "the search ends when all of them have been tried"
+        )
     if settings.max_concurrent is not None and settings.max_concurrent > settings.num_trials:
         yield (
             f"search.max_concurrent ({settings.max_concurrent}) is never reached: "

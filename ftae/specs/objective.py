@@ -109,10 +109,13 @@ class _Judging:
             elif goal.metric in (other.metric for other in self.goals[:i]):
                 found.append(((*place, "metric"), f"{goal.metric} is given twice"))
         for i, constraint in enumerate(self.constraints):
+            earlier = [c for c in self.constraints[:i] if c.metric == constraint.metric]
             if constraint.metric not in measured:
                 found.append((("constraints", i), _not_measured(constraint.metric, measured)))
             elif reason := _never_tells(constraint):
                 found.append((("constraints", i), reason))
+            else:
+                found += [(("constraints", i), rule) for other in earlier if (rule := _at_odds(constraint, other))]
         return found
 
     def __str__(self) -> str:
@@ -178,6 +181,14 @@ def _never_tells(constraint: Constraint) -> str | None:
     return (
         None if tells else f"is met always or never, {constraint.metric} lies between {facts.low:g} and {facts.high:g}"
     )
+
+
+def _at_odds(constraint: Constraint, other: Constraint) -> str | None:
+    """Why two constraints on one metric are one too many."""
+    if constraint.sense == other.sense:
+        return f"{constraint} and {other} bound {constraint.metric} on the same side, keep the stricter of the two"
+    low, high = sorted((constraint, other), key=lambda c: c.sense, reverse=True)
+    return f"no trial can keep both {low} and {high}" if low.bound > high.bound else None
 
 
 def _kind_of_objective(value: Any) -> str:

@@ -11,6 +11,7 @@ from ftae.lookup import did_you_mean
 from ftae.specs.base import Spec
 from ftae.specs.problems import one_of
 from ftae.specs.schema import alternatives, constrained, mapping_values, members, model_of
+from ftae.specs.strict import strictly
 
 S = TypeVar("S", bound=Spec)
 
@@ -28,7 +29,7 @@ class Leaf:
         Raises:
             pydantic.ValidationError: the field does not accept it.
         """
-        return self._adapter.validate_python(value)
+        return self._adapter.validate_python(strictly(alternatives(self.annotation), value))
 
     def number_type(self) -> type[int] | type[float] | None:
         """``int`` or ``float`` for a numeric leaf (None allowed beside it), else None."""

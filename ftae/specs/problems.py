@@ -6,14 +6,16 @@ that a fault elsewhere does not keep them from running.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from ftae.lookup import did_you_mean
+from ftae.specs.addresses import redacted
 from ftae.specs.schema import Location, follow, literals, model_of, tag_of
+from ftae.specs.strict import Secret
 
 Problem = tuple[Location, str]
 
@@ -39,14 +41,21 @@ _RULES = {
 }
 
 
-def problems(root: Any, error: ValidationError) -> list[Problem]:
-    """Every problem of a failed validation against ``root``: a spec, or any annotation."""
+def problems(
+    root: Any, error: ValidationError, written: Callable[[Location], str | None] = lambda location: None
+) -> list[Problem]:
+    """Every problem of a failed validation against ``root``: a spec, or any annotation.
+
+    ``written``: how a value stands in its file, where that may be otherwise than it was read.
+    """
     found: list[Problem] = []
     plain: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         location, here = follow(root, detail["loc"])
         kind, context = detail["type"], detail.get("ctx", {})
-        if kind == _REFUSED:
+        if isinstance(detail["input"], Secret):
+            found.append((location, detail["input"].rule))
+        elif kind == _REFUSED:
             found.append(((*location, *context["location"]), context["rule"]))
         elif kind == "value_error":
             found.append((location, str(context["error"])))
@@ -61,9 +70,10 @@ def problems(root: Any, error: ValidationError) -> list[Problem]:
             found.append((location, f"required, {one_of(choices)}" if choices else "required"))
         elif kind == "literal_error" and literals(here):
             found.append((location, one_of(literals(here), detail["input"])))
-        else:
+        elif kind != "too_short" or len(detail["input"]) < context["min_length"]:  # else an item of it is at fault
             plain.setdefault(location, []).append(detail)
-    return found + [(location, _plain(details)) for location, details in plain.items()]
+    found += [(location, _plain(details, written(location))) for location, details in plain.items()]
+    return list(dict.fromkeys(found))
 
 
 def refusal(found: Iterable[Problem]) -> ValidationError:
@@ -95,6 +105,7 @@ def one_of(choices: Sequence[str], *given: Any) -> str:
 def shown(value: Any) -> str:
     """``value`` as a message quotes it: on one line, not too long, null and booleans as in YAML."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    text = redacted(text, value) if isinstance(value, str) else redacted(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -114,12 +125,12 @@ def _wrong_tag(location: Location, here: list[Any], detail: ErrorDetails) -> Pro
     return (*location, key), one_of(choices, section[key])
 
 
-def _plain(details: Sequence[ErrorDetails]) -> str:
+def _plain(details: Sequence[ErrorDetails], written: str | None) -> str:
     """One sentence for one value; each member of an untagged union has said what it wants."""
     rules = dict.fromkeys(_rule(detail) for detail in details)
     if "must be a number" in rules:
         rules.pop("must be a whole number", None)
-    return f"{' or '.join(rules).replace(' or must be ', ' or ')}, got {shown(details[0]['input'])}"
+    return f"{' or '.join(rules).replace(' or must be ', ' or ')}, got {written or shown(details[0]['input'])}"
 
 
 def _rule(detail: ErrorDetails) -> str:

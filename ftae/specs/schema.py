@@ -74,9 +74,20 @@ def follow(root: Any, loc: Location) -> tuple[Location, list[Any]]:
         if len(here) > 1:
             here = [kind for kind in here if tag_of(kind) == part] or [Any]
         elif part != "[key]" and here and _is_container(here[0]):
-            here = _children(here[0], part)
+            here = children(here[0], part)
             location.append(part)
     return tuple(location), here
+
+
+def children(alternative: Any, part: str | int) -> list[Any]:
+    """The alternatives at ``part`` of a section, a mapping or a list."""
+    model, values = model_of(alternative), mapping_values(alternative)
+    if model is not None:
+        return alternatives(model.model_fields[str(part)].annotation) if part in model.model_fields else []
+    if values is not None:
+        return alternatives(values)
+    items = [item for item in get_args(alternative) if item is not Ellipsis]
+    return alternatives(items[min(int(part), len(items) - 1)])
 
 
 def _untagged(alternative: Any) -> Any:
@@ -85,13 +96,3 @@ def _untagged(alternative: Any) -> Any:
 
 def _is_container(alternative: Any) -> bool:
     return model_of(alternative) is not None or get_origin(alternative) in (dict, list, tuple)
-
-
-def _children(alternative: Any, part: str | int) -> list[Any]:
-    model, values = model_of(alternative), mapping_values(alternative)
-    if model is not None:
-        return alternatives(model.model_fields[str(part)].annotation) if part in model.model_fields else []
-    if values is not None:
-        return alternatives(values)
-    items = [item for item in get_args(alternative) if item is not Ellipsis]
-    return alternatives(items[min(int(part), len(items) - 1)])

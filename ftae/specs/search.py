@@ -1,11 +1,12 @@
 """A search: one fine-tuning run, which of its leaves to vary, what to optimise, and with what means."""
 
-from collections.abc import Iterable
-from itertools import combinations, product
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     JsonValue,
@@ -21,19 +22,20 @@ from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
 from ftae.specs.conditions import has_effect, settled
 from ftae.specs.discriminator import not_shared
-from ftae.specs.distributions import Choices, Distribution, Range, coerced, objections
+from ftae.specs.distributions import Choices, Distribution, Range, coerced, typed
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.joint import joint_problems
 from ftae.specs.metrics import METRICS
+from ftae.specs.names import search_name_problem
 from ftae.specs.objective import AnyObjective, check_measured
 from ftae.specs.overrides import apply_overrides, leaf_in, value_at
 from ftae.specs.problems import Problem, matching, problems, refusal, shown
 from ftae.specs.resources import Resources
 
-Name = Annotated[
-    str,
-    Field(max_length=80),
-    matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"),
-]
+_PLAIN = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"
+)
+Name = Annotated[str, Field(max_length=80), _PLAIN]
 
 
 class Fifo(Spec):
@@ -90,6 +92,10 @@ class SearchSettings(Spec):
         return self.model_copy(update={"storage": str(Path(self.storage).expanduser().absolute())})
 
 
+_SERVERS = ("postgresql", "mysql", "mssql")
+_SERVED = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_SERVERS)})(\+\w+)?://[^/]")
+
+
 class Tracking(Spec):
     """Where MLflow is. ``uri`` None: an embedded SQLite store in the storage folder.
 
@@ -97,16 +103,14 @@ class Tracking(Spec):
     """
 
     uri: str | None = None
-    experiment: str | None = None
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = None
 
     @field_validator("uri")
     @classmethod
-    def _holds_no_secret(cls, uri: str | None) -> str | None:
-        login, at, _ = (uri or "").partition("://")[2].rpartition("@")
-        if at and ":" in login:  # the file is copied to the journal, to MLflow and into every export
+    def _is_served(cls, uri: str | None) -> str | None:
+        if uri is not None and not _SERVED.match(uri):
             raise ValueError(
-                "must not hold a password, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the "
-                "environment (for a database, its own: PGPASSWORD)"
+                f"must be http(s)://HOST or sqlite:///FILE (or a database's, {', '.join(_SERVERS)}), got {shown(uri)}"
             )
         return uri
 
@@ -124,7 +128,7 @@ class ProductionSpec(Spec):
     ``from_search`` says where it came from: the name of the search and the number of the trial.
     """
 
-    name: Name
+    name: Annotated[str, Field(max_length=100), _PLAIN]  # of an export: that of the search and -trial-N
     finetune: FinetuneSpec
     tracking: Tracking = Tracking()
     from_search: dict[str, JsonValue] | None = None
@@ -144,14 +148,22 @@ FileDistribution = Annotated[
 ]
 _FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
 
+_TRUSTED = object()  # no key of a file, which is the context otherwise
+
 # What makes trials comparable, or is set for each of them by the search.
 _SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads", "device"})
+
+
+def _free(name: str) -> str:
+    if (reason := search_name_problem(name)) is not None:
+        raise ValueError(f"{shown(name)} {reason}")
+    return name
 
 
 class SearchSpec(Spec):
     """A whole search file. ``finetune`` is also the first configuration tried."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_free)]
     finetune: FinetuneSpec
     search_space: Annotated[dict[str, FileDistribution], Field(min_length=1)]
     objective: AnyObjective
@@ -163,6 +175,9 @@ class SearchSpec(Spec):
     def _fits_finetune(cls, raw: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if not isinstance(raw, dict) or not raw:
             return handler(raw)
+        if (info.context or {}).get(_TRUSTED):
+            run = info.data["finetune"]
+            return {path: typed(run, path, _FILE_DISTRIBUTION.validate_python(entry)) for path, entry in raw.items()}
         return _checked_space(raw, info.data.get("finetune"), (info.context or {}).get("finetune"))
 
     @field_validator("objective")
@@ -197,6 +212,11 @@ class SearchSpec(Spec):
                 f"({settings.storage}) has no place for"
             )
         return tracking
+
+    @classmethod
+    def trusted(cls, dumped: Mapping[str, Any]) -> "SearchSpec":
+        """A search as another process of the same search dumped it: its space is not checked again."""
+        return cls.model_validate(dumped, context={_TRUSTED: True})
 
     def located(self) -> "SearchSpec":
         """The same search with absolute paths, so that a worker can run it from any folder."""
@@ -268,7 +288,7 @@ def _checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) 
         except ValidationError as error:
             found += [((path, *location), rule) for location, rule in problems(kind, error)]
     if run is not None and not found:
-        found = _joint_problems(run, space)
+        found = joint_problems(run, space)
     if found:
         raise refusal(found)
     return space
@@ -284,21 +304,6 @@ def _path_problem(path: str, run: Any) -> str | None:
     except FtaeError as error:
         return f"names no leaf of finetune: {error}"
     return None
-
-
-def _joint_problems(run: FinetuneSpec, space: dict[str, Distribution]) -> list[Problem]:
-    """Values that are valid one by one and not together: the sampler would meet them in mid-search.
-
-    Tried are all pairs, and everything at its lowest (where the last loss weight goes to 0).
-    """
-    found: list[Problem] = []
-    for (path, distribution), (other, its) in combinations(space.items(), 2):
-        for value, its_value in product(distribution.corners(), its.corners()):
-            for reason in objections(run, {path: value, other: its_value}):
-                found.append(((other,), f"with {shown(its_value)} and {path} {shown(value)}: {reason}"))
-    lowest = {path: [c for c in d.corners() if isinstance(c, (int, float))] for path, d in space.items()}
-    reasons = [] if found else objections(run, {path: min(values) for path, values in lowest.items() if values})
-    return found + [((), f"with every number at its lowest: {reason}") for reason in reasons]
 
 
 def _measured(run: FinetuneSpec | None, written: Any) -> list[str]:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
 
 import PIL.Image
 import requests
@@ -19,6 +18,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import InvalidUrlException, MlflowException
 
 from ftae.errors import FtaeError
+from ftae.specs.addresses import redacted
 from ftae.tracking.values import clip
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Server:
         except FtaeError:
             raise
         except Exception as error:  # noqa: BLE001  # SQLAlchemy's, requests', boto's: whatever lies between
-            message = _redact(f"MLflow at {self.uri}: {_reason(error)}", self.uri)
+            message = _redacted(f"MLflow at {self.uri}: {_reason(error)}", self.uri)
             # Not chained: the original may hold the password.
             raise TrackingUnavailable(clip(message, 500), permanent=_is_permanent(error)) from None
 
@@ -202,20 +202,10 @@ def patience() -> Iterator[None]:
         os.environ[name] = before
 
 
-def _redact(text: str, uri: str) -> str:
+def _redacted(text: str, uri: str) -> str:
     """``text`` without what is secret in ``uri`` or in the environment."""
-    secrets = [
-        uri.partition("?")[2],
-        os.environ.get("MLFLOW_TRACKING_PASSWORD"),
-        os.environ.get("MLFLOW_TRACKING_TOKEN"),
-    ]
-    # Up to the last @: a database's password may hold any character.
-    login, at, _ = uri.partition("://")[2].rpartition("@")
-    if at and not uri.startswith("sqlite"):
-        text = text.replace(f"{login}@", "***@")
-        password = login.partition(":")[2]
-        secrets += [login, password, unquote(password)]
-    for secret in secrets:
-        if secret and len(secret) > 3:  # a shorter one would be hit in the middle of words, and so be told
+    for variable in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        secret = os.environ.get(variable, "")
+        if len(secret) > 3:  # a shorter one would be hit in the middle of words, and so be told
             text = text.replace(secret, "***")
-    return text
+    return redacted(text, uri)

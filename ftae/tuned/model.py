@@ -18,7 +18,8 @@ from ftae.engine.release import CLASSES, load_released
 from ftae.errors import FtaeError
 from ftae.specs.data import ImageFolder
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.problems import one_of
+from ftae.specs.names import file_name_problem
+from ftae.specs.problems import one_of, shown
 from ftae.tuned.source import ModelSource
 
 
@@ -56,6 +57,9 @@ class TunedModel:
                 raise FtaeError(f"--label has no effect: {self.spec.model.family} is not conditioned on labels")
             return None, [f"sample-{i:04d}" for i in range(num)]
         chosen = [name] if name is not None else list(self.class_names or ())
+        for each in chosen:
+            if (reason := file_name_problem(each)) is not None:
+                raise FtaeError(f"the name of a class becomes that of a file: it {reason}, got {shown(each)}")
         labels = torch.tensor([self.label(each) for each in chosen], device=self.device).repeat_interleave(num)
         return labels, [f"{each}-{i:04d}" for each in chosen for i in range(num)]
 
@@ -119,7 +123,7 @@ def _restore(autoencoder: Autoencoder, checkpoint: Path) -> None:
 def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | None:
     """As the model was released with, or those of the training images, if they are here."""
     if weights is not None and (weights / CLASSES).is_file():
-        return tuple(json.loads((weights / CLASSES).read_text()))
+        return _read_class_names(weights / CLASSES)
     if not isinstance(spec.data, ImageFolder):
         return load_dataset(spec.data.model_copy(update={"fingerprint": None})).class_names
     try:
@@ -127,3 +131,17 @@ def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | 
     except FtaeError:  # they are elsewhere; a model that depends on them says so itself
         return None
     return found and tuple(name for name in found if name not in spec.data.anomaly_classes)
+
+
+def _read_class_names(file: Path) -> tuple[str, ...]:
+    """The names that a released model comes with, from whoever made it: they become names of files."""
+    try:
+        names = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise FtaeError(f"{file} cannot be read: {error}") from error
+    if not isinstance(names, list):
+        raise FtaeError(f"{file} must be a list of the names of classes, got {shown(names)}")
+    for name in names:
+        if (reason := file_name_problem(name)) is not None:
+            raise FtaeError(f"{file}: the name of a class {reason}, got {shown(name)}")
+    return tuple(names)

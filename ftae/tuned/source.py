@@ -19,6 +19,7 @@ from ftae.specs.overrides import apply_overrides
 from ftae.specs.problems import dotted, problems
 from ftae.specs.search import SearchSpec
 from ftae.specs.yamlfile import load_any, load_production
+from ftae.specs.yamlvalues import load
 from ftae.storage import JOURNAL, Store, searches_in
 
 PRODUCTION, MODEL = "production.yaml", "model"
@@ -80,7 +81,7 @@ def with_settings(source: ModelSource, texts: Sequence[str]) -> ModelSource:
                 "the rest of a run has no effect on a model that is trained"
             )
         try:
-            values[path] = yaml.safe_load(value)
+            values[path] = load(value)
         except yaml.YAMLError as error:
             raise FtaeError(f"--set {text}: the value is not valid YAML") from error
     if any(path.startswith("data.") for path in values):

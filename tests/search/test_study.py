@@ -1,15 +1,22 @@
 """The sampler's side: what params look like, what the study learns, and that a seed decides all of it."""
 
+import ast
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 
+from ftae.search import params as params_module
 from ftae.search import study as module
+from ftae.search.state import SearchState
 from ftae.search.study import Study
 from ftae.specs import SearchSpec
+from ftae.specs.configurations import count_up_to, identity
+from ftae.storage import Store
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
@@ -57,11 +64,17 @@ def told(value: float | None) -> dict[str, float]:
     return {} if value is None else {"val/psnr": value, "val/mse": value}
 
 
+def proposed(study: Study, number: int) -> dict[str, Any]:
+    params = study.propose(number)
+    assert params is not None
+    return params
+
+
 def suggestions(search: SearchSpec, count: int = 12) -> list[dict[str, Any]]:
     """Params of trials that do the better the closer their lr is to 0.01."""
     study, found = Study(search), []
     for number in range(2, 2 + count):
-        params = study.propose(number)
+        params = proposed(study, number)
         found.append(params)
         study.tell(number, "finished", told(-abs(params["optimizer.lr"] - 0.01)))
     return found
@@ -100,8 +113,7 @@ def test_a_log_range_is_sampled_in_the_logarithm(path: str) -> None:
 
 def test_an_int_range_reaches_both_ends() -> None:
     search = spec(space={"batch_size": {"low": 7, "high": 9}}, sampler="random")
-    study = Study(search)
-    assert {study.propose(number)["batch_size"] for number in range(30)} == {7, 8, 9}
+    assert {proposed(Study(search), number)["batch_size"] for number in range(30)} == {7, 8, 9}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -186,7 +198,7 @@ def test_a_study_that_forgot_suggests_the_same_when_replayed(short_memory: None)
     search = spec(num_trials=200)
     first, second = Study(search), Study(search)
     for number in range(2, 130):
-        params = first.propose(number)
+        params = proposed(first, number)
         if number > 120:
             assert second.propose(number) == params
         else:
@@ -201,13 +213,13 @@ def test_an_extended_search_suggests_what_one_of_its_length_would_have() -> None
     short, long = spec(num_trials=8), spec(num_trials=80)
     study, extended, fresh = Study(short), Study(long), Study(long)
     for number in range(2, 10):
-        params = study.propose(number)
+        params = proposed(study, number)
         for other in (extended, fresh):
             other.adopt(number, params)
         for other in (study, extended, fresh):
             other.tell(number, "finished", told(-abs(params["optimizer.lr"] - 0.01)))
     for number in range(10, 40):
-        params = extended.propose(number)
+        params = proposed(extended, number)
         assert fresh.propose(number) == params
         for other in (extended, fresh):
             other.tell(number, "finished", told(-abs(params["optimizer.lr"] - 0.01)))
@@ -219,7 +231,7 @@ def divergences(status: str, direction: str) -> list[bool]:
     search = spec(direction, {path: SPACE[path] for path in ("optimizer.lr", "max_grad_norm")}, num_trials=60)
     study, found = Study(search), []
     for number in range(2, 62):
-        lr = study.propose(number)["optimizer.lr"]
+        lr = proposed(study, number)["optimizer.lr"]
         found.append(lr > 0.02)
         if found[-1]:
             study.tell(number, status, told(None))
@@ -250,7 +262,7 @@ def rates(objective: Any, count: int = 60) -> list[float]:
     """Suggested rates where both metrics rise with the rate: psnr by 1 a decade, mse to 0.5 at 0.01."""
     study, found = Study(spec(space=RATE, objective=objective, num_trials=count)), []
     for number in range(2, 2 + count):
-        lr = study.propose(number)["optimizer.lr"]
+        lr = proposed(study, number)["optimizer.lr"]
         found.append(lr)
         study.tell(number, "finished", {"val/psnr": 10 + math.log10(lr), "val/mse": 0.5 + math.log10(lr / 0.01) / 4})
     return found
@@ -281,7 +293,7 @@ def test_tpe_spreads_over_the_front_of_two_metrics() -> None:
 )
 def test_how_far_a_constraint_is_missed_is_told(status: str, metrics: dict[str, float], violation: float) -> None:
     study = Study(spec(objective=CONSTRAINED))
-    params = study.propose(2)
+    params = proposed(study, 2)
     study.adopt(3, params)
     for number in (2, 3):
         study.report(number, 4, 1.0)
@@ -322,7 +334,7 @@ def test_of_two_metrics_a_pruned_trial_ranks_behind_the_full_ones_and_is_learnt_
         {"budget": pytest.approx(2 / 3)},
         {"budget": pytest.approx(1 / 3)},
     ]
-    assert study._ranked(study.trials[:4]) == [finished.number, diverged.number, second.number, first.number]
+    assert study._ranked(dict(zip(ends, study.trials[:4], strict=False))) == [3, 5, 4, 2]
     study.propose(7)
 
 
@@ -333,7 +345,7 @@ def test_a_study_of_constraints_or_two_metrics_suggests_the_same_when_replayed(
     search = spec(objective=objective, num_trials=200)
     first, second = Study(search), Study(search)
     for number in range(2, 110):
-        params = first.propose(number)
+        params = proposed(first, number)
         if number > 100:
             assert second.propose(number) == params
         else:
@@ -365,7 +377,7 @@ def test_a_trial_has_the_params_that_have_an_effect(sampler: str) -> None:
     search = spec(space=CONDITIONAL, sampler=sampler, num_trials=40)
     study, found = Study(search), []
     for number in range(2, 42):
-        params = study.propose(number)
+        params = proposed(study, number)
         found.append(params)
         study.tell(number, "finished", told(float(number % 7)))
         assert list(params) == [path for path in CONDITIONAL if path in params]
@@ -385,7 +397,7 @@ def test_tpe_learns_what_to_turn_on_and_how_far(objective: Any) -> None:
     """TV helps near 0.1 and harms far from it; Huber only harms."""
     study, found = Study(spec(space=CONDITIONAL, objective=objective, num_trials=80)), []
     for number in range(2, 82):
-        params = study.propose(number)
+        params = proposed(study, number)
         found.append(params)
         value = 20.0 - 5.0 * (params["losses.huber"] > 0.0)
         if params["losses.tv"]:
@@ -401,7 +413,7 @@ def test_a_conditional_study_suggests_the_same_when_replayed(short_memory: None)
     search = spec(space=CONDITIONAL, num_trials=200)
     first, second = Study(search), Study(search)
     for number in range(2, 110):
-        params = first.propose(number)
+        params = proposed(first, number)
         if number > 90:
             assert second.propose(number) == params
         else:
@@ -424,3 +436,191 @@ def test_params_that_have_no_effect_are_not_told() -> None:
         "max_grad_norm",
         "schedule.name",
     }
+
+
+# --------------------------------------------------------------- no configuration is trained twice
+
+SMALL: dict[str, Any] = {
+    "losses.huber": {"choices": [0.0, 1.0]},
+    "losses.huber_delta": {"low": 0.1, "high": 0.3, "step": 0.1},
+    "data.flip": {"choices": [False, True]},
+    "batch_size": {"low": 7, "high": 8},
+}  # 16: the delta has an effect only beside the loss
+
+
+def small(sampler: str = "tpe", num_trials: int = 40, objective: Any = None) -> SearchSpec:
+    given = spec(num_trials=num_trials, sampler=sampler, objective=objective).model_dump()
+    given["finetune"]["losses"] |= {"huber_delta": 0.2}
+    return SearchSpec.model_validate(given | {"search_space": SMALL})
+
+
+def run_through(search: SearchSpec, at_once: int) -> list[dict[str, Any]]:
+    """All that is proposed until nothing is, after the file's own; ``at_once`` trials run at a time."""
+    study, params = Study(search), search.file_params()
+    study.adopt(1, params)
+    found, running = [params], [1]
+    for number in range(2, 60):
+        if len(running) == at_once:
+            study.report(ended := running.pop(0), 4, 1.0)
+            study.tell(ended, ["finished", "pruned", "diverged"][ended % 3], told(float(ended % 5)))
+        if (proposal := study.propose(number)) is None:
+            return found
+        found.append(proposal)
+        running.append(number)
+    raise AssertionError("it goes on without end")
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize(
+    ("sampler", "objective"), [("tpe", None), ("tpe", TWO), ("random", None)], ids=["tpe", "two metrics", "random"]
+)
+def test_each_configuration_is_proposed_once_until_none_is_left(sampler: str, objective: Any, at_once: int) -> None:
+    search = small(sampler, objective=objective)
+    found = run_through(search, at_once)
+    assert run_through(search, at_once) == found
+    assert len({identity(search, params) for params in found}) == len(found) == count_up_to(100, search) == 16
+    for params in found:
+        search.trial_spec(params)  # as a worker builds it
+
+
+def test_a_space_that_is_not_exhausted_gives_as_many_as_are_wanted() -> None:
+    search = small(num_trials=15)
+    study = Study(search)
+    study.adopt(1, search.file_params())
+    found = [identity(search, proposed(study, number)) for number in range(2, 16)]
+    assert len({*found, identity(search, search.file_params())}) == 15
+    assert not study.is_exhausted
+
+
+def test_what_a_fault_of_the_machine_ended_may_be_tried_again() -> None:
+    search = spec(space={"data.flip": {"choices": [False, True]}})
+    study = Study(search)
+    study.adopt(1, {"data.flip": False})
+    assert study.propose(2) == {"data.flip": True}
+    assert study.is_exhausted
+    assert study.propose(3) is None
+    study.tell(2, "failed", {})
+    assert not study.is_exhausted
+    assert study.propose(3) == {"data.flip": True}
+    study.tell(3, "diverged", {})
+    assert study.propose(4) is None
+
+
+def test_off_is_not_tried_twice_though_its_range_has_no_end() -> None:
+    search = spec(space={"losses.tv": {"low": 0.1, "high": 1.0, "or_off": True}}, sampler="random", num_trials=40)
+    found = [params["losses.tv"] for params in run_for(search, 30)]
+    assert found.count(0.0) == 1
+    assert len(set(found)) == 30
+
+
+def run_for(search: SearchSpec, count: int) -> list[dict[str, Any]]:
+    study = Study(search)
+    return [proposed(study, number) for number in range(2, 2 + count)]
+
+
+def test_a_step_is_the_same_step_whatever_its_last_digit() -> None:
+    search = spec(space={"schedule.warmup_fraction": {"low": 0.05, "high": 0.85, "step": 0.1}})
+    assert identity(search, {"schedule.warmup_fraction": 0.05 + 3 * 0.1}) == identity(
+        search, {"schedule.warmup_fraction": 0.35}
+    )
+    assert count_up_to(100, search) == 9
+    assert 0.05 + 3 * 0.1 != 0.35
+
+
+def test_an_exhausted_study_is_the_same_when_replayed() -> None:
+    search = small()
+    first, second = Study(search), Study(search)
+    for number in range(2, 17):
+        params = proposed(first, number)
+        second.adopt(number, json.loads(json.dumps(params)))
+        for study in (first, second):
+            study.tell(number, ["finished", "failed"][number % 2], told(float(number % 7)))
+    assert second.is_exhausted is first.is_exhausted is False
+    assert second.propose(17) == first.propose(17)
+
+
+def test_optuna_is_as_talkative_as_before() -> None:
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    try:
+        optuna.logging.set_verbosity(optuna.logging.INFO)
+        Study(spec()).propose(2)
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def test_nothing_private_of_optuna_is_used() -> None:
+    """Names that begin with an underscore are of the modules' own classes."""
+    for file in (module.__file__, params_module.__file__):
+        tree = ast.walk(ast.parse(Path(file).read_text()))
+        private = [node for node in tree if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
+        assert private
+        assert {ast.unparse(node.value) for node in private} == {"self"}
+
+
+# ------------------------------------------------------------------------ the end of a small space
+
+
+def ended(state: SearchState, number: int, status: str = "finished") -> None:
+    """A trial's reports to the end, or a fault of the machine."""
+    if status == "failed":
+        state.end(number, "failed", "its machine was lost")
+        return
+    for step in (0, 4, 8, 12):
+        metrics = {"val/psnr": 20.0 + number, "val/mse": 0.1}
+        state.report(number, {"step": step, "metrics": metrics, "timing": {}, "checkpoint": None, "images": None})
+
+
+def choice_of_two(num_trials: int = 9) -> SearchSpec:
+    return spec(space={"data.flip": {"choices": [False, True]}}, num_trials=num_trials, scheduler={"name": "fifo"})
+
+
+def test_a_search_ends_when_all_configurations_have_been_tried(tmp_path: Path) -> None:
+    state = SearchState(choice_of_two(), Store(tmp_path))
+    given = []
+    while (trial := state.next_trial()) is not None:
+        assert not state.is_complete
+        given.append((trial.kind, trial.params))
+        ended(state, trial.number)
+    assert given == [("baseline", {}), ("file", {"data.flip": False}), ("sampled", {"data.flip": True})]
+    assert state.is_complete
+    assert state.ended_early == "all configurations of the search space have been tried: 2 trials instead of 9"
+    state.close("complete")
+    extended = SearchState(choice_of_two(20), Store(tmp_path))  # more trials find nothing new either
+    assert extended.is_complete
+    assert extended.next_trial() is None
+    extended.close("complete")
+
+
+def test_a_search_with_running_trials_is_not_at_its_end(tmp_path: Path) -> None:
+    """One that its machine fails gives its configuration back."""
+    state = SearchState(choice_of_two(), Store(tmp_path))
+    for _ in range(3):
+        assert state.next_trial() is not None
+    ended(state, 0)
+    ended(state, 1)
+    assert state.next_trial() is None
+    assert not state.is_complete
+    state.close("interrupted")
+    resumed = SearchState(choice_of_two(), Store(tmp_path))
+    again = resumed.next_trial()
+    assert (again is not None and again.number) == 2
+    ended(resumed, 2, "failed")
+    assert not resumed.is_complete
+    repeated = resumed.next_trial()
+    assert repeated is not None
+    assert (repeated.number, repeated.params) == (3, {"data.flip": True})
+    ended(resumed, 3)
+    assert resumed.is_complete
+    resumed.close("complete")
+
+
+def test_a_search_that_has_all_its_trials_did_not_end_early(tmp_path: Path) -> None:
+    state = SearchState(choice_of_two(2), Store(tmp_path))
+    while (trial := state.next_trial()) is not None:
+        ended(state, trial.number)
+    assert state.is_complete
+    assert state.ended_early is None
+    state.close("complete")

@@ -4,9 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from ftae.errors import SpecError
-from ftae.specs.yamlfile import load_any, load_search
+from ftae.specs import Range, SearchSpec
+from ftae.specs.folders import missing_folders
+from ftae.specs.problems import problems
+from ftae.specs.schema import alternatives, model_of
+from ftae.specs.yamlfile import dump, load_any, load_search
 
 # The expected lines below count from here: name is line 1, tracking line 33.
 GOOD = """\
@@ -52,7 +57,26 @@ CLIP = "max_grad_norm: {choices: [0.5, 1.0, null]}"
 ONE_FAULT = [
     # the top of the file
     ("name: photos-kl\n", "name: photos kl\n", "1: name: must be of letters, digits, dot, dash and underscore"),
-    ("name: photos-kl\n", "name: 2024-01-01\n", "1: name: must be text in quotes"),
+    ("name: photos-kl\n", "name: 2024-01-01\n", "1: name: must be text in quotes, got 2024-01-01"),
+    ("name: photos-kl\n", "name: 2024-13-45\n", "1: name: must be text in quotes, got 2024-13-45"),
+    ("name: photos-kl\n", "name: 2024-01-01 10:00:00\n", "1: name: must be text in quotes, got 2024-01-01 10:00:00"),
+    ("name: photos-kl\n", "name: no\n", "1: name: must be text in quotes, got no"),
+    ("name: photos-kl\n", "name: 1e4\n", "1: name: must be text in quotes, got 10000.0"),
+    ("name: photos-kl\n", "name: mlflow.db\n", "1: name: 'mlflow.db' is what the embedded MLflow store is called"),
+    ("name: photos-kl\n", "name: MLflow.DB-wal\n",
+     "1: name: 'MLflow.DB-wal' is what the embedded MLflow store is called"),
+    ("name: photos-kl\n", "name: mlartifacts\n", "1: name: 'mlartifacts' is what the embedded MLflow store is called"),
+    ("uri: null", "uri: ./mlruns", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE (or a database's, "
+     "postgresql, mysql, mssql), got './mlruns'"),
+    ("uri: null", "uri: 'file:///data/mlruns'", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("uri: null", "uri: 'sqlite:mlflow.db'", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("uri: null", "uri: sqlite://", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("uri: null", "uri: databricks", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("uri: null", "uri: gopher://host", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("uri: null", "uri: 'http:///x'", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("uri: null", "uri: localhost:5000", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
+    ("experiment: photos-kl", f"experiment: {'x' * 501}", "33: tracking.experiment: must have at most 500 characters"),
+    ("experiment: photos-kl", "experiment: ''", "33: tracking.experiment: must have at least 1 character"),
     ("name: photos-kl\n", "", "1: name: required"),
     ("name: photos-kl\n", f"name: {'x' * 81}\n", "1: name: must have at most 80 characters"),
     ("tracking:", "trackin:", "33: trackin: unknown key, must be one of name, finetune, search_space, objective, "
@@ -114,6 +138,36 @@ ONE_FAULT = [
     ("    - ssim\n", "    - accuracy\n", "18: finetune.metrics.1: accuracy needs the classification head"),
     ("max_steps: 2000\n  metrics:\n    - psnr\n    - ssim\n    - kl\n", "max_steps: 2000\n  metrics: []\n",
      "16: finetune.metrics: must have at least 1 item, got []"),
+    ("    - ssim\n", "    - SSIM\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl,"),
+    ("  metrics:\n    - psnr\n    - ssim\n    - kl\n", "  metrics: [PSNR]\n",
+     "16: finetune.metrics.0: must be one of mse, l1, psnr, ssim"),
+    # what YAML makes of it
+    ("mse: 1.0", "mse: true", "10: finetune.losses.mse: must be a number, got true"),
+    ("mse: 1.0", "mse: yes", "10: finetune.losses.mse: must be a number, got yes"),
+    ("mse: 1.0", "mse: Off", "10: finetune.losses.mse: must be a number, got Off"),
+    ("mse: 1.0", "mse: 1:30", "10: finetune.losses.mse: YAML reads 1:30 as 90: write that, or in quotes what is to be"),
+    ("mse: 1.0", "mse: -1:30.5", "10: finetune.losses.mse: YAML reads -1:30.5 as -90.5: write that"),
+    ("mse: 1.0", "mse: .inf", "10: finetune.losses.mse: must be a finite number, got inf"),
+    ("mse: 1.0", "mse: 1e999", "10: finetune.losses.mse: must be a finite number, got inf"),
+    ("freeze_depth: 7", "freeze_depth: 010", "9: finetune.freeze_depth: YAML reads 010 as 8: write that"),
+    ("freeze_depth: 7", "freeze_depth: on", "9: finetune.freeze_depth: must be a whole number, got on"),
+    ("val: 0.1", "val: true", "7: finetune.data.val: must be a number or text in quotes, got true"),
+    ("{encoder: 0.1}", "{encoder: yes}", "14: finetune.optimizer.lr_multipliers.encoder: must be a number, got yes"),
+    ("name: adamw", "name: adamw\n    betas: [0.9, no]", "13: finetune.optimizer.betas.1: must be a number, got no"),
+    ("    source: image_folder\n", "    source: image_folder\n    anomaly_classes: [01, 09]\n",
+     "6: finetune.data.anomaly_classes.0: YAML reads 01 as 1: write that, or in quotes what is to be text"),
+    ("high: 12}", "high: true}", "26: search_space.freeze_depth.high: must be a number, got true"),
+    ("high: 12}", "high: 12, step: yes}", "26: search_space.freeze_depth.step: must be a number, got true"),
+    ("      - 1e-4\n", "      - on\n", "25: search_space.losses.tv.choices.1: must be a number, got"),
+    ("num_trials: 32", "num_trials: true", "30: search.num_trials: must be a whole number, got true"),
+    ("num_trials: 32", "num_trials: 32\n  max_hours: 1:30", "31: search.max_hours: YAML reads 1:30 as 90"),
+    ("gpus: 1,", "gpus: yes,", "32: search.resources.gpus: must be a number, got yes"),
+    ("maximize}", "maximize, constraints: [val/psnr >= 30, val/psnr <= 20]}",
+     "28: objective.constraints.1: no trial can keep both val/psnr >= 30 and val/psnr <= 20"),
+    ("maximize}", "maximize, constraints: [val/ssim <= 0.1, val/psnr >= 5, val/ssim >= 0.2]}",
+     "28: objective.constraints.2: no trial can keep both val/ssim >= 0.2 and val/ssim <= 0.1"),
+    ("maximize}", "maximize, constraints: [val/psnr >= 30, val/psnr >= 20]}",
+     "28: objective.constraints.1: val/psnr >= 20 and val/psnr >= 30 bound val/psnr on the same side"),
     # the search space
     (LR, "{low: 1e-3, high: 2e-4}", "21: search_space.optimizer.lr.high: must be greater than low (0.001), got 0.0002"),
     (LR, "{low: 0, high: 2e-4, log: true}", "21: search_space.optimizer.lr.log: a log range needs low > 0, got 0"),
@@ -305,3 +359,91 @@ def test_the_override_that_made_or_replaced_a_section_is_named(path: Path) -> No
     ]
     # The file's own key is at fault here, not the override that made it so.
     assert problems_of(path, GOOD, ("data.source=photos",))[0].startswith("6: finetune.data.train: unknown key")
+
+
+def test_a_metric_in_capitals_is_recognised(path: Path) -> None:
+    (line,) = problems_of(path, replaced("    - ssim\n", "    - SSIM\n"))
+    assert line.endswith("got 'SSIM', did you mean 'ssim'?")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr=true", "finetune.optimizer.lr: must be a number, got true"),
+        ("losses.mse=yes", "finetune.losses.mse: must be a number, got true"),
+        ("search.max_hours=1:30", "YAML reads 1:30 as 90: write that"),
+        ("freeze_depth=010", "YAML reads 010 as 8: write that"),
+        ("name=2024-01-02", "name: must be text in quotes, got 2024-01-02"),
+        ("search_space.freeze_depth.high=yes", "search_space.freeze_depth.high: must be a number, got true"),
+        ("metrics=[PSNR]", "finetune.metrics.0: must be one of mse,"),
+    ],
+)
+def test_an_override_is_read_as_the_file_is(path: Path, override: str, expected: str) -> None:
+    (line,) = problems_of(path, GOOD, (override,))
+    assert line.startswith(f"--set {override}: {expected}")
+
+
+def test_equal_bounds_leave_a_value(path: Path) -> None:
+    path.write_text(replaced("maximize}", "maximize, constraints: [val/ssim >= 0.5, val/ssim <= 0.5]}"))
+    assert len(load_search(path).objective.constraints) == 2
+
+
+def test_numbers_are_numbers_wherever_they_stand(path: Path) -> None:
+    own = "{family: 'm:f', image_range: 0..1, kwargs: {rate: 1e-4, deep: [2E3, {x: -.5e1, y: '1e-4', z: 0x10}]}}"
+    path.write_text(replaced(MODEL, own))
+    spec = load_search(path)
+    kwargs = spec.finetune.model_dump()["model"]["kwargs"]
+    assert kwargs == {"rate": 1e-4, "deep": [2000.0, {"x": -5.0, "y": "1e-4", "z": 16}]}
+    path.write_text(dump(spec))
+    assert load_search(path) == spec
+
+
+def specs_below(spec_type: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:
+    """A spec and all that stand in its fields."""
+    if spec_type not in found:
+        found.add(spec_type)
+        for field in spec_type.model_fields.values():
+            for kind in alternatives(field.annotation):
+                if (inner := model_of(kind)) is not None:
+                    specs_below(inner, found)
+    return found
+
+
+NUMBERS = [
+    (spec_type, name)
+    for spec_type in sorted(specs_below(SearchSpec, {Range}), key=lambda kind: kind.__name__)
+    for name, field in spec_type.model_fields.items()
+    if {int, float} & set(kinds := alternatives(field.annotation)) and bool not in kinds
+]
+
+
+@pytest.mark.parametrize(("spec_type", "name"), NUMBERS)
+def test_no_number_takes_a_truth_value(spec_type: type[BaseModel], name: str) -> None:
+    for value in (True, False):
+        with pytest.raises(ValidationError) as refusal:
+            spec_type.model_validate({name: value})
+        rules = [rule for location, rule in problems(spec_type, refusal.value) if location == (name,)]
+        assert rules
+        assert all("number" in rule and f"got {str(value).lower()}" in rule for rule in rules)
+
+
+def test_a_missing_folder_has_its_place(path: Path, tmp_path: Path) -> None:
+    def found(*overrides: str) -> list[str]:
+        with pytest.raises(SpecError) as caught:
+            load_any(path, overrides, missing_folders)
+        return [problem.removeprefix(f"{path}:") for problem in caught.value.problems]
+
+    path.write_text(replaced("val: 0.1", "val: held-out"))
+    assert found() == [
+        "6: finetune.data.train: photos is not a folder",
+        "7: finetune.data.val: held-out is not a folder",
+    ]
+    assert found(f"data.train={tmp_path}", "data.val=nowhere") == [
+        "--set data.val=nowhere: finetune.data.val: nowhere is not a folder"
+    ]
+    (tmp_path / "file").touch()
+    assert found(f"data.val={tmp_path}", f"data.train={tmp_path}/file") == [
+        f"--set data.train={tmp_path}/file: finetune.data.train: {tmp_path / 'file'} is not a folder"
+    ]
+    load_any(path, (f"data.train={tmp_path}", f"data.val={tmp_path}"), missing_folders)
+    load_any(path)  # where the folders are another machine's

@@ -1,12 +1,19 @@
 """Distributions take the type of their leaf, and hold nothing that a trial could not be."""
 
+import json
+from contextlib import suppress
+from inspect import signature
+from itertools import combinations, product
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec
-from ftae.specs.distributions import coerced
+from ftae.errors import FtaeError
+from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec, distributions
+from ftae.specs.distributions import coerced, objections
+from ftae.specs.finetune import Optimizer, Schedule
+from ftae.specs.joint import RULES, joint_problems
 from ftae.specs.problems import dotted, problems
 from ftae.specs.search import FileDistribution
 
@@ -157,3 +164,122 @@ def test_file_params_and_trial_spec_use_the_paths_of_the_space() -> None:
     trial = spec.trial_spec({"optimizer.lr_multipliers.encoder": 0.2, "freeze": ["encoder"]})
     assert trial.optimizer.lr_multipliers == {"encoder": 0.2}
     assert trial.freeze == ("encoder",)
+
+
+# ------------------------------------------------------------------- values that do not go together
+
+
+WEIGHT = {"low": 0.0, "high": 1.0}
+LEAVES: dict[str, dict[str, Any]] = {
+    "losses.mse": {"choices": [0.0, 0.5, 1.0]},
+    "losses.kl": {"low": 1e-5, "high": 1.0, "or_off": True},
+    "losses.tv": WEIGHT,
+    "losses.huber": WEIGHT,
+    "losses.huber_delta": {"choices": [0.1, 0.2]},
+    "losses.ssim": WEIGHT,
+    "losses.ce": WEIGHT,
+    "losses.adversarial": WEIGHT,
+    "data.resolution": {"choices": [16, 32]},
+    "data.random_crop_from": {"choices": [None, 24, 48]},
+    "data.flip": {"choices": [False, True]},
+    "data.labelled_fraction": {"choices": [0.5, 1.0]},
+    "data.degrade.blur": {"choices": [0.0, 6.0]},
+    "data.degrade.noise": {"choices": [0.0, 0.1]},
+    "discriminator.depth": {"choices": [1, 2]},
+    "discriminator.start_fraction": {"choices": [0.2, 0.6]},
+    "discriminator.ramp_fraction": {"choices": [0.1, 0.6]},
+    "discriminator.adaptive": {"choices": [False, True]},
+    "discriminator.max_adaptive_weight": {"choices": [10.0, 100.0]},
+    "discriminator.warmup_fraction": {"choices": [0.0, 0.1]},
+    "sample_posterior": {"choices": [False, True]},
+    "optimizer.name": {"choices": ["adamw", "sgd"]},
+    "optimizer.lr": {"low": 1e-4, "high": 1e-2},
+    "optimizer.betas": {"choices": [None, [0.5, 0.9]]},
+    "optimizer.momentum": {"choices": [None, 0.9]},
+    "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
+    "schedule.final_fraction": {"choices": [0.0, 0.1]},
+    "schedule.num_cycles": {"choices": [2, 3]},
+    "batch_size": {"choices": [4, 8]},
+    "freeze_depth": {"choices": [0, 2]},
+    "max_grad_norm": {"choices": [0.5, 1.0]},
+}
+RUNS: list[dict[str, Any]] = [
+    {},
+    {"losses": {"mse": 0.5, "kl": 0.0, "adversarial": 0.1}},
+    {"data": {"source": "digits", "resolution": 16, "degrade": {"noise": 0.1}}, "metrics": ["psnr"]},
+    {"data": {"source": "digits", "resolution": 32, "random_crop_from": 48}, "losses": {"mse": 1.0, "ce": 1.0}},
+    {"optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0.9}, "schedule": {"name": "cosine", "final_fraction": 0.1}},
+]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_pairs_that_are_tried_refuse_what_all_pairs_would(run: dict[str, Any]) -> None:
+    finetune = FinetuneSpec.model_validate({**RUN.model_dump(), **run})
+    space = {}
+    for path, entry in LEAVES.items():
+        with suppress(ValidationError, FtaeError):
+            space[path] = coerced(finetune, path, READER.validate_python(entry))
+    assert len(space) > 15
+    refused = 0
+    for (path, some), (other, others) in combinations(space.items(), 2):
+        expected = any(
+            objections(finetune, {path: value, other: its_value})
+            for value, its_value in product(some.corners(), others.corners())
+        )
+        found = [at for at, _ in joint_problems(finetune, {path: some, other: others})]
+        assert ((other,) in found) is expected, f"{path} and {other}"
+        refused += expected
+    assert refused > 0
+
+
+def test_every_rule_between_fields_is_known_to_the_search_for_pairs() -> None:
+    """A validator that reads other fields than its own must be within one of the rules."""
+    never_searched = {"num_evals"}
+    for spec_type, prefix in ((FinetuneSpec, ""), (Optimizer, "optimizer."), (Schedule, "schedule.")):
+        validators = spec_type.__pydantic_decorators__.field_validators.values()
+        reading = [v for v in validators if "info" in signature(v.func).parameters]
+        assert reading
+        fields = {f"{prefix}{field}" for validator in reading for field in validator.info.fields}
+        assert fields - never_searched <= {part for rule in RULES for part in rule}
+
+
+def test_a_wide_space_of_many_choices_takes_few_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They grow with the leaves and their values, not with the square of both."""
+    validated = 0
+    validate = distributions.apply_overrides
+
+    def counting(spec: Any, values: Any) -> Any:
+        nonlocal validated
+        validated += 1
+        return validate(spec, values)
+
+    monkeypatch.setattr(distributions, "apply_overrides", counting)
+    counts = []
+    for num in (4, 8, 16):
+        choices = [float(i) for i in range(1, num + 1)]
+        space: dict[str, Any] = {f"losses.{term}": {"choices": choices} for term in ("mse", "l1", "tv", "edge", "kl")}
+        space |= {f"optimizer.lr_multipliers.g{i}": {"choices": choices} for i in range(6)}
+        space |= {"max_grad_norm": {"choices": choices}, "ema_half_life_fraction": {"choices": [None, 0.5]}}
+        multipliers = {f"g{i}": 1.0 for i in range(6)}
+        losses = dict.fromkeys(("mse", "l1", "tv", "edge", "kl"), 1.0)
+        validated = 0
+        search(space, losses=losses, optimizer={"lr": 1e-3, "lr_multipliers": multipliers})
+        counts.append(validated)
+    assert counts[2] - counts[1] == 2 * (counts[1] - counts[0])
+    assert counts[2] < 12 * 16 + 50
+
+
+def test_a_trusted_search_is_the_same_and_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    space: dict[str, Any] = {
+        "losses.kl": {"low": 1e-5, "high": 1.0, "or_off": True},
+        "max_grad_norm": {"low": 0.1, "high": 1.0, "or_off": True},
+        "freeze": {"choices": [[], ["encoder"]]},
+        "freeze_depth": {"low": 0, "high": 4, "step": 2},
+    }
+    spec = search(space)
+    monkeypatch.setattr(distributions, "objections", lambda run, values: pytest.fail("checked again"))
+    for dumped in (spec.model_dump(), json.loads(spec.model_dump_json())):
+        trusted = SearchSpec.trusted(dumped)
+        assert trusted == spec
+        assert [d.corners() for d in trusted.search_space.values()] == [d.corners() for d in spec.search_space.values()]
+        assert trusted.digest() == spec.digest()

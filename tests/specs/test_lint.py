@@ -23,7 +23,7 @@ def search(space: dict[str, Any] | None = None, objective: Any = None, settings:
             "finetune": finetune,
             "search_space": space or {"optimizer.lr": {"low": 1e-4, "high": 1e-2}},
             "objective": objective or {"metric": "val/psnr", "direction": "maximize"},
-            "search": settings or {},
+            "search": {"num_trials": 2, **(settings or {})},
         }
     )
 
@@ -56,6 +56,12 @@ DOUBTS = [
     (search(objective={"metric": "val/mse", "direction": "maximize"}, metrics=["mse"]),
      "objective.direction is maximize, "
      "but val/mse is better where it is lower"),
+    (search({"data.flip": {"choices": [False, True]}}, settings={"num_trials": 3}),
+     "search.num_trials (3) exceeds the 2 configurations of the search space: the search ends when all of them"),
+    (search({"losses.huber_delta": {"choices": [0.1, 0.2, 1.0]}, "losses.huber": {"choices": [0.0, 1.0]}},
+            settings={"num_trials": 5}), "search.num_trials (5) exceeds the 4 configurations"),
+    (search({"freeze_depth": {"low": 1, "high": 5, "step": 2, "or_off": True}}, settings={"num_trials": 16}),
+     "search.num_trials (16) exceeds the 4 configurations"),
     (search(settings={"num_trials": 4, "max_concurrent": 8}), "search.max_concurrent (8) is never reached: "
      "search.num_trials is 4"),
     (search(settings={"resources": {"gpus_per_trial": 2}}, device="cpu"),
@@ -87,6 +93,8 @@ QUIET = [
     search(objective={"metric": "val/kl", "direction": "minimize"}, metrics=["kl"]),
     search(objective={"metric": "val/kl", "direction": "maximize"}, metrics=["kl"]),
     search(settings={"num_trials": 8, "max_concurrent": 8}),
+    search({"freeze_depth": {"low": 0, "high": 2}}, settings={"num_trials": 3}),
+    search({"losses.tv": WEIGHT | {"low": 0.1, "or_off": True}}, settings={"num_trials": 500}),
     search(settings={"scheduler": {"name": "fifo"}}),
     search(settings={"resources": {"gpus_per_trial": 2}}),
     search(settings={"resources": {"workers": 2}}, device="cpu"),

@@ -29,7 +29,7 @@ def search(metric: str = "val/psnr", space: Any = None, replay: Any = None, **ru
     }
     fields = {"name": "a", "finetune": finetune, "objective": {"metric": metric, "direction": "maximize"}}
     space = space or {"data.replay.share": {"choices": [0.0, 0.25, 0.5]}}
-    return SearchSpec.model_validate(fields | {"search_space": space})
+    return SearchSpec.model_validate(fields | {"search_space": space, "search": {"num_trials": 3}})
 
 
 def test_resolution_and_colour_are_those_of_the_data() -> None:

@@ -17,6 +17,7 @@ from ftae.errors import SpecError
 from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
 from ftae.specs.overrides import apply_overrides, leaf
 from ftae.specs.yamlfile import dump, load_any, load_production, load_search
+from ftae.specs.yamlvalues import Dumper
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,8 +173,9 @@ def test_every_leaf_can_be_set_to_its_own_value_and_counts_in_the_digest(path: P
         value: Any = data
         for key in at.replace("decoder.*", "decoder|*").split("."):
             value = value[key.replace("|", ".")]
+        text = yaml.dump(value, Dumper=Dumper).removesuffix("...\n").strip()
         for prefix in ("", "finetune."):
-            assert load_production(path, [f"{prefix}{at}={yaml.safe_dump(value).removesuffix('...').strip()}"]) == spec
+            assert load_production(path, [f"{prefix}{at}={text}"]) == spec
 
 
 def test_the_digest_differs_when_a_value_differs() -> None:
@@ -274,6 +276,12 @@ def test_the_wrong_kind_gets_one_message_that_names_the_command(path: Path) -> N
     )
 
 
+BOMB = b"".join(
+    b"%c: &%c [%s]\n" % (name, name, b"x" if name == ord("a") else b", ".join([b"*%c" % (name - 1)] * 20))
+    for name in b"abcdef"
+)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -281,20 +289,25 @@ def test_the_wrong_kind_gets_one_message_that_names_the_command(path: Path) -> N
         (b"# only a comment\n", ":1: must be a mapping with the keys name, finetune, ..., got nothing"),
         (b"- 1\n- 2\n", ":1: must be a mapping with the keys name, finetune, ..., got [1, 2]"),
         (b"hello\n", ":1: must be a mapping with the keys name, finetune, ..., got 'hello'"),
-        (bytes(range(256)), ": cannot be read: it is not a text file (UTF-8)"),
-        ("name: caf\u00e9".encode("latin-1"), ": cannot be read: it is not a text file (UTF-8)"),
-        (b"name: \x00\n", ": not valid YAML: special characters are not allowed"),
+        (bytes(range(256)), ":2: cannot be read: it is not a text file (UTF-8)"),
+        ("name: caf\u00e9".encode("latin-1"), ":1: cannot be read: it is not a text file (UTF-8)"),
+        ("name: x".encode("utf-16"), ":1: cannot be read: it is not a text file (UTF-8)"),
+        (b"name: x\n\nfinetune: \x00\n", ":3: not valid YAML: special characters are not allowed (U+0000)"),
+        (b"name: x\r\nfinetune: \x1b\r\n", ":2: not valid YAML: special characters are not allowed (U+001B)"),
+        (b"name: x\nmax_steps: " + b"9" * 5000 + b"\n", ":2: not valid YAML: Exceeds the limit"),
+        (b"name: x\nb: !!binary '\xc3\xa9'\n", ":2: not valid YAML: failed to convert base64 data into ascii"),
+        (BOMB, ":5: not valid YAML: its aliases stand for more than 100000 values"),
+        (BOMB.replace(b"f: [", b"<<: ["), ":5: not valid YAML: its aliases stand for more than 100000 values"),
         (b"name: a: b\n", ":1: not valid YAML: mapping values are not allowed here"),
         (b"name: x\nfinetune:\n\tmodel: 3\n", ":3: not valid YAML: while scanning for the next token found character"),
         (b"name: x\nlist: [1\n\n\n", ":2: not valid YAML: while parsing a flow sequence"),
-        (b"name: 2024-13-45\n", ": not valid YAML: month must be in 1..12"),
         (b"a: 1\n---\nb: 2\n", ":2: not valid YAML: expected a single document in the stream"),
         (b"a: *x\n", ":1: not valid YAML: found undefined alias 'x'"),
         (b"a: !!python/name:os.system x\n", ":1: not valid YAML: could not determine a constructor for the tag"),
         (b"{[a]: 1}\n", ":1: not valid YAML: while constructing a mapping found unhashable key"),
         (b"name: x\nfinetune: &a\n  model: {deep: *a}\n", ":2: not valid YAML: an alias stands inside what it names"),
         (b"name: x\nfinetune: &a\n  <<: *a\n", ":2: not valid YAML: an alias stands inside what it names"),
-        (b"[" * 20_000, ": not valid YAML: nested too deeply"),
+        (b"[" * 20_000, ":1: not valid YAML: nested too deeply"),
     ],
 )
 def test_what_is_no_mapping_gets_one_line(path: Path, content: bytes, expected: str) -> None:
@@ -408,7 +421,7 @@ def test_a_password_in_the_file_is_refused_and_not_repeated(tmp_path: Path, uri:
     with pytest.raises(SpecError, match=r"tracking\.uri: must not hold a password") as refusal:
         load_search(path)
     assert "secret" not in str(refusal.value)
-    for fine in ("http://mlflow:5000", "http://me@mlflow:5000", "sqlite:///mlflow.db"):
+    for fine in ("http://mlflow:5000", "postgresql://me@db/mlflow", "sqlite:///mlflow.db"):
         path.write_text(yaml.safe_dump(SEARCH | {"tracking": {"uri": fine}}))
         assert load_search(path).tracking.uri == fine
 

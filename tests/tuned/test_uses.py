@@ -1,6 +1,8 @@
 """Reconstructions, interpolations and samples of models that were really trained."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +333,28 @@ def test_drawn_codes_are_codes(family: str, monkeypatch: pytest.MonkeyPatch) -> 
             assert distances.max() < 1e-5
         start += 3 * count
     assert start == known.shape[1]
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "..", "a\\b", "a\0b", "", 7, None])
+def test_no_class_of_a_strangers_model_becomes_a_path(home: Path, tmp_path: Path, name: Any) -> None:
+    shutil.copytree(home / "exports" / "small", tmp_path / "run")
+    (tmp_path / "run" / "model" / "classes.json").write_text(json.dumps(["3", name]))
+    source = find_model(str(tmp_path / "run"), "searches", say=lambda line: None)
+    with pytest.raises(FtaeError, match=r"classes\.json: the name of a class must "):
+        load_model(source)
+
+
+@pytest.mark.parametrize("content", ["{}", "[", "7"])
+def test_classes_that_are_no_list_are_refused(home: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(home / "exports" / "small", tmp_path / "run")
+    (tmp_path / "run" / "model" / "classes.json").write_text(content)
+    with pytest.raises(FtaeError, match=r"classes\.json"):
+        load_model(find_model(str(tmp_path / "run"), "searches", say=lambda line: None))
+
+
+def test_a_class_that_cannot_name_a_file_is_not_drawn() -> None:
+    model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
+    hostile = replace(model, class_names=("3", "../7"))
+    assert hostile.labels_to_sample(1, "3")[1] == ["3-0000"]
+    with pytest.raises(FtaeError, match="becomes that of a file"):
+        hostile.labels_to_sample(1, None)
