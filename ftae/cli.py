@@ -60,7 +60,7 @@ def best(
     from ftae.report import find_search
 
     result = best_of(find_search(name, storage), trial, _weights(weights, trial))
-    if result["verdict"].startswith("WARNING"):
+    if result["warning"]:
         typer.echo(result["verdict"], err=True)
     if as_json:
         typer.echo(json.dumps(result))

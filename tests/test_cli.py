@@ -225,6 +225,7 @@ def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None
         "baseline": 20.0,
         "beats_baseline": True,
         "verdict": "val/psnr 20.0000 -> 23.5000 (+3.5000)",
+        "warning": False,
         "params": record.trials[2].params,
         "metrics": {"val/psnr": 23.5},
         "checkpoint": str(tmp_path / "searches/small/trials/0002/checkpoints/step-00000012"),
@@ -244,7 +245,8 @@ def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None
 def test_best_says_loudly_that_the_untuned_model_won(ftae: Ftae, tmp_path: Path) -> None:
     make_search(tmp_path / "searches" / "small", 20.0, 19.0)
     result = ftae("best", "small", "--json")
-    assert (result.status, json.loads(result.out)["beats_baseline"]) == (0, False)
+    found = json.loads(result.out)
+    assert (result.status, found["beats_baseline"], found["warning"]) == (0, False, True)
     assert result.err.startswith("WARNING: the untuned model was not beaten. val/psnr 20.0000 -> 19.0000")
 
 

@@ -15,7 +15,12 @@ from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME, Journal, fold, read, replay
 from ftae.record import SearchRecord, trial_folder
 
-SEARCH = {"objective": {"metric": "val/psnr", "direction": "maximize"}, "search_space": {"optimizer.lr": {}}}
+SEARCH = {
+    "name": "made-up",
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "search_space": {"optimizer.lr": {}},
+    "search": {"num_trials": 6},
+}
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -31,7 +36,7 @@ def report(trial: int, step: int, value: float) -> dict[str, Any]:
         "metrics": {"val/psnr": value},
         "timing": {},
         "checkpoint": checkpoint if step else None,
-        "images": [],
+        "images": f"trials/{trial:04d}/images/step-{step:08d}.png",
     }
 
 

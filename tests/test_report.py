@@ -65,6 +65,7 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
         "baseline": 20.0,
         "beats_baseline": True,
         "verdict": f"{metric} 20.0000 -> {value:.4f} ({value - 20.0:+.4f})",
+        "warning": False,
         "params": params,
         "metrics": {"val/psnr": value, "val/mse": value, "train/lr": 1e-3},
         "checkpoint": str(folder / f"trials/000{number}/checkpoints/step-00000012"),

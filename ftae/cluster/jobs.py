@@ -17,6 +17,7 @@ import yaml
 from ftae.errors import FtaeError
 from ftae.lookup import code_option
 from ftae.specs.search import SearchSpec
+from ftae.specs.stored import stored
 from ftae.specs.yamlfile import dump
 
 if TYPE_CHECKING:
@@ -95,9 +96,13 @@ class Attempt:
         return f"attempt {self.number} of {self.search} {what} {at(self.ended or self.started)}{reason}"
 
     def spec(self) -> SearchSpec:
-        """The search it runs."""
+        """The search it runs.
+
+        Raises:
+            FtaeError: another version of ftae sent it, which has other fields.
+        """
         sent = self.entrypoint.partition("\n")[2].removesuffix(f"{END_OF_SPEC}\n")
-        return SearchSpec.model_validate(yaml.safe_load(sent))
+        return stored(SearchSpec, yaml.safe_load(sent), f"attempt {self.number} of {self.search}")
 
 
 def connect(address: str) -> Client:

@@ -23,6 +23,7 @@ from ftae.engine.partial_folder import PartialFolder
 from ftae.engine.random_state import rng_state, same_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.stored import stored
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 DISCRIMINATOR = "discriminator.safetensors"
@@ -141,10 +142,10 @@ def load_checkpoint(
     """Restore the full state in place; returns the report and the vital signs that were saved with it.
 
     Raises:
-        FtaeError: the checkpoint is of another configuration.
+        FtaeError: the checkpoint is of another configuration, or by another version of ftae.
     """
-    content = json.loads((folder / REPORT).read_text())
-    _same_run(content["spec"], spec.model_dump(mode="json"), folder)
+    report, vitals, saved = _read_report(folder)
+    _same_run(saved, spec.model_dump(mode="json"), folder)
     autoencoder.load_state_dict(load_file(folder / MODEL))
     if average is not None:
         average.load(load_file(folder / AVERAGE))
@@ -153,7 +154,19 @@ def load_checkpoint(
     if adversary is not None:
         adversary.load(load_file(folder / DISCRIMINATOR), training["adversary"])
     set_rng_state(training["rng"])
-    return EvalReport(**content["report"]), content["vitals"]
+    return report, vitals
+
+
+def _read_report(folder: Path) -> tuple[EvalReport, dict[str, float], dict[str, Any]]:
+    """The report of a checkpoint, its vital signs, and the run that made it."""
+    try:
+        content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        saved, vitals = dict(content["spec"]), dict(content["vitals"])
+        return EvalReport(**content["report"]), vitals, saved
+    except (ValueError, KeyError, TypeError) as error:
+        raise FtaeError(
+            f"the checkpoint {folder} is damaged, or by another version of ftae: {REPORT} describes no run"
+        ) from error
 
 
 def read_spec(folder: Path) -> FinetuneSpec | None:
@@ -164,10 +177,8 @@ def read_spec(folder: Path) -> FinetuneSpec | None:
     """
     if not (folder / REPORT).is_file():
         return None
-    try:
-        return FinetuneSpec.model_validate(json.loads((folder / REPORT).read_text())["spec"])
-    except (ValueError, KeyError) as error:
-        raise FtaeError(f"the checkpoint {folder} is damaged: {REPORT} describes no run") from error
+    *_, saved = _read_report(folder)
+    return stored(FinetuneSpec, saved, f"the checkpoint {folder}")
 
 
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
@@ -201,11 +212,13 @@ def usable_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Path | No
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, by the hashes taken when they were written; None if nothing."""
     try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text())
+        hashes: Any = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"{HASHES} is missing"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"{HASHES}: {error}"
+    if not isinstance(hashes, dict) or not {MODEL, TRAINING, REPORT} <= hashes.keys():
+        return f"{HASHES} lacks a file"
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -233,9 +246,10 @@ def _sha256(file: Path) -> str:
 
 
 def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    differing = [key for key in wanted if key not in MAY_DIFFER and saved.get(key) != wanted[key]]
+    keys = [key for key in (wanted | saved) if key not in MAY_DIFFER]
+    differing = [key for key in keys if key not in saved or key not in wanted or saved[key] != wanted[key]]
     batches = ("batch_size", "grad_accumulation")
-    if math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
+    if math.prod(saved.get(key, 0) for key in batches) == math.prod(wanted[key] for key in batches):
         differing = [key for key in differing if key not in batches]  # the same images a step
     if differing:
         raise FtaeError(
