@@ -12,7 +12,7 @@ from ray import tune
 
 from ftae import journal
 from ftae.engine.data import load_dataset
-from ftae.engine.estimate import Probe, expected_seconds
+from ftae.engine.estimate import Probe, expected_seconds, search_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
@@ -118,7 +118,7 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
     def on_probe(probe: Probe) -> None:
         accept(probe, spec, ground, progress.say)
         state.preflight(asdict(probe))
-        progress.follow(state.record)
+        progress.follow(state.record, search_seconds(probe, spec, ground.at_a_time))
         evals = pairwise([0, *spec.finetune.eval_steps()])
         coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
 
