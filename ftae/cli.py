@@ -138,7 +138,12 @@ def train(
 ) -> None:
     """Run a production file to its end; the same budget and workers repeat the trial's numbers exactly."""
     from ftae.specs.yamlfile import load_production
+    from ftae.storage import is_url
 
+    if is_url(storage):
+        raise FtaeError(
+            f"--storage must be a folder, for the store of MLflow that a run without tracking.uri has, got {storage}"
+        )
     file = file / "production.yaml" if file.is_dir() else file
     sets = [*(overrides or []), *([] if max_steps is None else [f"finetune.max_steps={max_steps}"])]
     spec = load_production(file, sets).located()
@@ -182,6 +187,10 @@ def ui(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
 ) -> None:
     """Open MLflow's UI on the embedded store of a storage folder."""
+    from ftae.storage import is_url
+
+    if is_url(storage):
+        raise FtaeError(f"--storage must be a folder, got {storage}: searches there are in the MLflow of tracking.uri")
     database = Path(storage).absolute() / "mlflow.db"
     if not database.is_file():
         raise FtaeError(f"{storage} has no embedded store yet (mlflow.db); run a search first, or name --storage")

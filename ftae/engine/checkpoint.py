@@ -19,7 +19,7 @@ from ftae.engine.adversary import Adversary
 from ftae.engine.artifacts import CHECKPOINTS, KEPT
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.optim import WeightAverage
-from ftae.engine.partial_folder import PartialFolder
+from ftae.engine.partial_folder import ASIDE, PartialFolder, put_back
 from ftae.engine.random_state import rng_state, same_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
@@ -232,11 +232,12 @@ def remove_older_checkpoints(newest: Path) -> None:
     # A run that began again in this folder must not be resumed from its predecessor's later steps.
     kept = [folder for folder in _newest_first(newest.parent.parent) if folder.name <= newest.name][:KEPT]
     stale = [folder for folder in newest.parent.glob("step-*") if folder not in kept]
-    for folder in [*stale, *newest.parent.glob(".step-*.tmp")]:
+    for folder in [*stale, *newest.parent.glob(".step-*.tmp"), *newest.parent.glob(f".step-*{ASIDE}")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _newest_first(run_folder: Path) -> list[Path]:
+    put_back(run_folder / CHECKPOINTS, "step-*")
     return sorted((run_folder / CHECKPOINTS).glob("step-*"), reverse=True)
 
 

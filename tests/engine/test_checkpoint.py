@@ -254,6 +254,31 @@ def test_what_a_killed_process_left_is_ignored_and_cleaned(tmp_path: Path) -> No
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
 
 
+def test_a_checkpoint_outlives_the_process_that_was_replacing_it(tmp_path: Path) -> None:
+    """The process dies where the old one has no name any more, and the new one has none yet."""
+    spec = spec_of()
+    list(finetune(spec, tmp_path))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoints/step-00000004").iterdir()}
+    code = f"""
+        import os
+        from pathlib import Path
+        from ftae.engine.partial_folder import PartialFolder
+
+        rename = Path.rename
+        Path.rename = lambda self, to: os._exit(9) if self.name.endswith(".tmp") else rename(self, to)
+        PartialFolder(Path({str(tmp_path)!r}) / "checkpoints/step-00000004").complete("sha256.json")
+        """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert killed.returncode == 9
+    assert not (tmp_path / "checkpoints/step-00000004").exists()
+    usable = usable_checkpoint(tmp_path, lambda message: None)
+    assert usable == tmp_path / "checkpoints/step-00000004"
+    assert {p.name: p.read_bytes() for p in usable.iterdir()} == before
+    (tmp_path / "checkpoints/.step-00000004.1.old").mkdir()  # died a moment later
+    list(finetune(spec, tmp_path))
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
+
+
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for report in finetune(spec_of(num_evals=4), tmp_path):
         kept = sorted(p.name for p in tmp_path.glob("checkpoints/*"))
