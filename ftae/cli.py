@@ -1,7 +1,5 @@
 """The commands. Results go to stdout, progress to stderr; every heavy import is inside its command."""
 
-import atexit
-import gc
 import json
 import os
 import sys
@@ -10,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ftae import cli_cluster, cli_model, cli_run
+from ftae import __version__, cli_cluster, cli_model, cli_run
 from ftae.cli_options import STORAGE, AllowCode, Json, SearchName, Sets, Storage, print_table
 from ftae.errors import FtaeError
 
@@ -35,8 +33,19 @@ Weights = Annotated[
 File = Annotated[Path, typer.Argument(help="A search file, or a production file.", show_default=False)]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ftae {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
     if debug:
         os.environ["FTAE_DEBUG"] = "1"
 
@@ -203,7 +212,6 @@ def ui(
 
 def main() -> None:
     """The ``ftae`` script: one message and exit status 1 for what the user can fix."""
-    atexit.register(gc.freeze)  # looking for garbage in all that was imported would take the exit of a search 2 s
     try:
         app()
     except (FtaeError, OSError) as error:  # the user's files, disk and network are theirs to mend
