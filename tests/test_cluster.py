@@ -54,7 +54,7 @@ class Cluster:
 
     def submit_job(self, *, submission_id: str, **sent: Any) -> str:
         if submission_id in self.jobs:
-            raise RuntimeError(f"500: Job with submission_id {submission_id} already exists.")
+            raise RuntimeError("500: no")
         begun = 1000 * (1 + len(self.jobs))
         details = {"type": "SUBMISSION", "status": "PENDING", "start_time": begun}
         self.jobs[submission_id] = JobDetails(submission_id=submission_id, **details, **sent)
@@ -70,11 +70,14 @@ class Cluster:
                 raise now
             status, exit_code, self.log = now
             self.end(job, status, exit_code)
+        if job not in self.jobs:
+            raise RuntimeError("404")
         return self.jobs[job]
 
     def get_job_logs(self, job: str) -> str:
         sent = self.jobs[job].entrypoint
-        return f"Runtime env is setting up.\nRunning entrypoint for job {job}: {sent}\n{self.log}" if self.log else ""
+        said = subprocess.run(sent.partition(";")[0], shell=True, capture_output=True, check=True, text=True).stdout
+        return f"Whatever Ray says of {job}: {sent}\n{said}{self.log}" if self.log else ""
 
     def stop_job(self, job: str) -> bool:
         return True
@@ -107,8 +110,10 @@ def test_an_attempt_is_a_job_of_its_own() -> None:
     assert [a.job for a in attempts(cluster)] == ["small-a1", "other-a1", "small-a2"]
     assert first.spec() == spec()
     assert (first.storage, first.python, first.last, first.started) == ("/shared/searches", "python3", 3, 1.0)
-    assert first.entrypoint.startswith("exec python3 -m ftae search - --attempt 1 <<'END_OF_SEARCH'\nname: small\n")
-    assert second.entrypoint.startswith("exec python3 -m ftae search - --attempt 2 --resume <<")
+    assert first.entrypoint.startswith(
+        "echo '--- ftae ---'; exec python3 -m ftae search - --attempt 1 <<'END_OF_SEARCH'\nname: small\n"
+    )
+    assert second.entrypoint.startswith("echo '--- ftae ---'; exec python3 -m ftae search - --attempt 2 --resume <<")
     job = cluster.jobs["small-a1"]
     assert job.runtime_env == {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     with pytest.raises(FtaeError, match="small-a2 was submitted by somebody else just now; see ftae status small"):
@@ -130,7 +135,7 @@ def test_the_shell_passes_any_spec_on_as_it_is(tmp_path: Path) -> None:
     submit(cluster, nasty, number=1, resume=False, python=str(cat), last=1)
     [attempt] = attempts(cluster)
     got = subprocess.run(attempt.entrypoint, shell=True, capture_output=True, check=True, text=True)
-    assert (got.stdout, got.stderr) == (dump(nasty), "")
+    assert (got.stdout, got.stderr) == (f"--- ftae ---\n{dump(nasty)}", "")
     assert attempt.spec() == nasty
 
 
