@@ -65,8 +65,6 @@ def _train(
     say: Callable[[str], None],
 ) -> tuple[EvalReport, Release]:
     checkpoint = _prepare(out, resume, say)
-    tracking = _Tracking(spec, out, storage, say)
-    tracking.check()
     data = load_dataset(spec.finetune.data)
     if data.skipped:
         say(data.skipped_message())
@@ -75,6 +73,8 @@ def _train(
         kept = f"kept from {spec.finetune.model.pretrained}"
         say(f"new stages: {', '.join(new)}; the others are {kept}" if new else f"all stages are {kept}")
     with local_workers(spec.finetune, workers) as group:
+        tracking = _Tracking(spec, out, storage, say)
+        tracking.check()
         run = finetune(spec.finetune, out, resume_from=checkpoint, group=group)
         first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is
         (out / "production.yaml").write_text(dump(spec), encoding="utf-8")

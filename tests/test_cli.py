@@ -153,6 +153,19 @@ def test_a_wrong_call_is_2(ftae: Ftae, arguments: list[str]) -> None:
         (["show", "none", "--storage", "elsewhere"], "error: there is no search 'none' in elsewhere; it holds none"),
         (["export", "none"], "error: there is no search 'none' in searches"),
         (["sync", "none"], "error: there is no search 'none' in searches"),
+        (["train", "production.yaml", "--storage", "s3://b/p"], "error: --storage must be a folder, for the store of "),
+        (
+            ["ui", "--storage", "s3://b/p"],
+            "error: --storage must be a folder, got s3://b/p: searches there are in the ",
+        ),
+        (
+            ["list", "--storage", "sftp://b/p"],
+            "error: search.storage must be a folder, or the URL of an object store by",
+        ),
+        (
+            ["best", "none", "--storage", "nfs://b/p"],
+            "error: search.storage must be a folder, or the URL of an object ",
+        ),
         (["ui"], "error: searches has no embedded store yet (mlflow.db); run a search first, or name --storage"),
         (["train", "production.yaml", "--workers", "3"], "error: 3 workers cannot share batch_size 8 evenly; use a "),
         (["train", "production.yaml", "--resume"], "error: runs/small has no checkpoint to resume from"),
@@ -166,6 +179,7 @@ def test_what_the_user_can_fix_is_1_with_one_message(ftae: Ftae, arguments: list
     assert len(said) == 1
     assert said[0].startswith(message)
     assert "Traceback" not in result.err
+    assert not Path("s3:").exists()
 
 
 def test_every_problem_of_a_file_is_a_line(ftae: Ftae) -> None:

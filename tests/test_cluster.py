@@ -60,6 +60,9 @@ class Cluster:
         self.jobs[submission_id] = JobDetails(submission_id=submission_id, **details, **sent)
         return submission_id
 
+    def refuse(self, **details: Any) -> str:
+        raise RuntimeError("500: no")
+
     def list_jobs(self) -> list[JobDetails]:
         return [JobDetails(type="DRIVER", status="RUNNING", entrypoint="other"), *self.jobs.values()]
 
@@ -118,6 +121,13 @@ def test_an_attempt_is_a_job_of_its_own() -> None:
     assert job.runtime_env == {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     with pytest.raises(FtaeError, match="small-a2 was submitted by somebody else just now; see ftae status small"):
         submitted(cluster, number=2)
+
+
+def test_a_job_that_the_cluster_refuses_is_told_in_its_words() -> None:
+    cluster: Any = Cluster()
+    cluster.submit_job = cluster.refuse
+    with pytest.raises(FtaeError, match="the cluster refuses the job small-a1: 500: no"):
+        submitted(cluster)
 
 
 def test_code_may_run_there_only_if_it_may_here(monkeypatch: pytest.MonkeyPatch) -> None:

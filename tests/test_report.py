@@ -98,6 +98,17 @@ def test_the_leaderboard_has_the_ranked_trials_then_the_baseline_then_the_rest(t
     assert (rows[2]["params.optimizer.lr"], rows[3]["reason"]) == (None, "non-finite loss at step 3")
 
 
+@pytest.mark.parametrize("status", ["running", "failed", "diverged"])
+def test_a_baseline_that_was_not_measured_is_on_the_leaderboard(tmp_path: Path, status: Any) -> None:
+    state = make_search(tmp_path / "made-up", {})
+    state.next_trial()
+    if status != "running":
+        state.end(0, status, "RuntimeError: boom")
+    [row] = state.record.leaderboard()
+    assert (row["trial"], row["kind"], row["status"], row["val/psnr"]) == (0, "baseline", status, None)
+    assert row["reason"] == (None if status == "running" else "RuntimeError: boom")
+
+
 def test_a_search_is_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "searches" / "made-up"
     make_search(folder, {0: 20.0})
