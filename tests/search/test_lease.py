@@ -81,7 +81,8 @@ def test_a_lease_names_its_owner_and_is_renewed_until_it_is_given_back(store: St
     assert driver.said == other.said == []
 
 
-def test_a_living_driver_keeps_it(store: Store) -> None:
+def test_a_living_driver_keeps_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)  # it is seen as soon as it renews
     driver, other = Driver(store, "one"), Driver(store, "two")
     driver.take()
     with pytest.raises(FtaeError) as refusal:
