@@ -49,6 +49,10 @@ def search(
     """Run a search on this machine, or on the cluster that RAY_ADDRESS names."""
     from ftae.specs.yamlfile import STDIN, load_search
 
+    if attempt:
+        from ftae.cluster.jobs import LOG_BEGINS
+
+        typer.echo(LOG_BEGINS, err=True)
     spec = load_search(file, overrides or [])
     sets = [part for text in overrides or [] for part in ("--set", text)]
     again = shlex.join(["ftae", "search", str(file), *sets, "--resume", *code_option()])

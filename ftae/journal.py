@@ -204,7 +204,7 @@ def fold(folder: Path) -> SearchRecord:
 
 def _wrong(event: Event, record: SearchRecord) -> str | None:
     """Why an event cannot be folded into ``record``; None if it can."""
-    kind, at = event["event"], event.get("time")
+    kind, at = event["event"], event.get("time", -1)
     if not _is(at, float | int) or not 0 <= at < LAST_TIME:
         return f"{kind!r} has no time"
     for name, wanted in _FIELDS[kind].items():

@@ -410,6 +410,16 @@ def test_a_name_that_is_no_text_is_printed(tmp_path: Path) -> None:
     assert b"'w\\udcfcst' in searches; choose one of gr\\udcfcn" in missing.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [["train", "production.yaml", "--out"], ["train", "production.yaml", "--storage"]]
+)
+def test_a_folder_whose_name_is_no_text_is_not_begun(ftae: Ftae, arguments: list[str]) -> None:
+    result = ftae(*arguments, os.fsdecode(b"gr\xfcn"))
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: {arguments[2]}: the name of a folder to write to must be UTF-8, got 'gr")
+    assert not Path("runs").exists()
+
+
 def test_the_version_is_told(ftae: Ftae) -> None:
     assert ftae("--version") == Result(0, f"ftae {__version__}\n", "")
 

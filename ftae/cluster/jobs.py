@@ -31,7 +31,7 @@ SUCCESSOR_SECONDS = 20.0  # how long the next attempt may take to appear
 LOG_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # how long the cluster may be out of reach while a log is followed
 END_OF_SPEC = "END_OF_SEARCH"
-LOG_BEGINS = "--- ftae ---"  # the line of a job's log behind which its driver writes
+LOG_BEGINS = "--- ftae ---"  # the first line of a driver that is a job: what is before it in the log is Ray's
 # A job is stopped as Ctrl-C stops a driver; Ray's own way kills it after 3 s.
 ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
@@ -182,7 +182,7 @@ def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, pytho
     try:
         return client.submit_job(
             # By ``exec`` the driver is the job's own process: what ends the one ends the other.
-            entrypoint=f"echo '{LOG_BEGINS}'; exec {shlex.join(command)} <<'{END_OF_SPEC}'\n{text}{END_OF_SPEC}\n",
+            entrypoint=f"exec {shlex.join(command)} <<'{END_OF_SPEC}'\n{text}{END_OF_SPEC}\n",
             submission_id=job,
             metadata={f"ftae.{key}": str(value) for key, value in metadata.items()},
             runtime_env={"env_vars": dict(ENVIRONMENT)},

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -146,13 +147,13 @@ def load_checkpoint(
     """
     report, vitals, saved = _read_report(folder)
     _same_run(saved, spec.model_dump(mode="json"), folder)
-    autoencoder.load_state_dict(load_file(folder / MODEL))
+    autoencoder.load_state_dict(_read_weights(folder / MODEL))
     if average is not None:
-        average.load(load_file(folder / AVERAGE))
+        average.load(_read_weights(folder / AVERAGE))
     training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(training["optimizer"])
     if adversary is not None:
-        adversary.load(load_file(folder / DISCRIMINATOR), training["adversary"])
+        adversary.load(_read_weights(folder / DISCRIMINATOR), training["adversary"])
     set_rng_state(training["rng"])
     return report, vitals
 
@@ -189,10 +190,17 @@ def evaluated_weights(folder: Path) -> dict[str, Tensor]:
     """
     if wrong := damage(folder):
         raise FtaeError(f"the checkpoint {folder} is damaged: {wrong}")
-    weights = load_file(folder / MODEL)
+    weights = _read_weights(folder / MODEL)
     if (folder / AVERAGE).is_file():
-        weights |= load_file(folder / AVERAGE)
+        weights |= _read_weights(folder / AVERAGE)
     return weights
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise FtaeError(f"the weights cannot be read: {error}") from error
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
@@ -250,7 +258,8 @@ def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> No
     keys = [key for key in (wanted | saved) if key not in MAY_DIFFER]
     differing = [key for key in keys if key not in saved or key not in wanted or saved[key] != wanted[key]]
     batches = ("batch_size", "grad_accumulation")
-    if math.prod(saved.get(key, 0) for key in batches) == math.prod(wanted[key] for key in batches):
+    has_both = all(isinstance(saved.get(key), int) for key in batches)
+    if has_both and math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
         differing = [key for key in differing if key not in batches]  # the same images a step
     if differing:
         raise FtaeError(
