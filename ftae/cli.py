@@ -1,7 +1,5 @@
 """The commands. Results go to stdout, progress to stderr; every heavy import is inside its command."""
 
-import atexit
-import gc
 import io
 import json
 import os
@@ -11,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ftae import cli_cluster, cli_model, cli_run
+from ftae import __version__, cli_cluster, cli_model, cli_run
 from ftae.cli_options import STORAGE, AllowCode, Json, LocalStorage, SearchName, Sets, Storage, local, print_table
 from ftae.errors import FtaeError
 
@@ -36,8 +34,19 @@ Weights = Annotated[
 File = Annotated[Path, typer.Argument(help="A search file, or a production file.", show_default=False)]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ftae {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
     if debug:
         os.environ["FTAE_DEBUG"] = "1"
 
@@ -62,7 +71,7 @@ def best(
     from ftae.report import find_search
 
     result = best_of(find_search(name, storage), trial, _weights(weights, trial))
-    if result["verdict"].startswith("WARNING"):
+    if result["warning"]:
         typer.echo(result["verdict"], err=True)
     if as_json:
         typer.echo(json.dumps(result))
@@ -120,6 +129,7 @@ def export(
     from ftae.export import export as export_to
 
     target = out or Path("exports") / store.name
+    _check_name("--out", target)
     winner, released = export_to(store, target, trial, _weights(weights, trial))
     typer.echo(f"trial {winner.number} of {store.name} is in {target}. {journal.replay(store.folder).verdict(winner)}")
     if not released.latents_compatible:
@@ -160,6 +170,8 @@ def train(
     from ftae.production import train as run
 
     target = out or Path("runs") / spec.name
+    for option, path in (("--out", target), ("--storage", storage)):
+        _check_name(option, path)
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
@@ -177,6 +189,14 @@ def train(
     typer.echo(f"{spec.name}: {values} at step {report.step}; the model is in {target / 'model'}")
     if spec.finetune.model.pretrained is not None and not released.latents_compatible:
         typer.echo("its latents are no longer compatible with the pretrained model's")
+
+
+def _check_name(option: str, path: Path | str) -> None:
+    """Refuse a folder to write to that neither safetensors nor a database could open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise FtaeError(f"{option}: the name of a folder to write to must be UTF-8, got {str(path)!r}") from error
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -203,7 +223,7 @@ def ui(
     uri = f"sqlite:///{database}"
     os.execv(
         sys.executable,
-        [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)],
+        [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)],
     )
 
 
@@ -211,7 +231,6 @@ def main() -> None:
     """The ``ftae`` script: one message and exit status 1 for what the user can fix."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the names of files need not be UTF-8
-    atexit.register(gc.freeze)  # looking for garbage in all that was imported would take the exit of a search 2 s
     try:
         app()
     except (FtaeError, OSError) as error:  # the user's files, disk and network are theirs to mend

@@ -36,7 +36,7 @@ def list_searches(
 ) -> None:
     """Print every search of a cluster, or of a storage, and how far it is."""
     from ftae.cluster import jobs
-    from ftae.status import describe, record_of, row
+    from ftae.status import row
     from ftae.storage import searches_in
 
     attempts: dict[str, list[Attempt]] = {}
@@ -47,10 +47,7 @@ def list_searches(
     else:
         where = storage or STORAGE
         attempts = {name: [] for name in searches_in(where)}
-    found = [
-        describe(name, tries, record_of(name, tries[-1].storage if tries else where))
-        for name, tries in sorted(attempts.items())
-    ]
+    found = [_looked_at(name, tries, tries[-1].storage if tries else where) for name, tries in sorted(attempts.items())]
     if as_json:
         typer.echo(json.dumps({"searches": found}))
     elif found:
@@ -74,7 +71,7 @@ def status(name: SearchName, address: MaybeAddress = None, storage: Storage = ST
         from ftae.status import describe
 
         store = find_search(name, storage)
-        found = describe(store.name, [], journal.replay(store.folder))
+        found = describe(store.name, [], journal.replay(store.folder))  # raises what is wrong with it
     _print_status(found, as_json)
 
 
@@ -139,12 +136,22 @@ def _attempts(client: "Client", name: str) -> "list[Attempt]":
 def _described(client: "Client", attempts: "list[Attempt]") -> dict[str, Any]:
     """The status of a search; where its journal cannot be seen, the driver's last word stands for it."""
     from ftae.cluster import jobs
-    from ftae.status import describe, record_of
 
     newest = attempts[-1]
-    record = record_of(newest.search, newest.storage)
-    said = jobs.log(client, newest).splitlines() if record is None else []
-    return describe(newest.search, attempts, record, said[-1] if said else None)
+    found = _looked_at(newest.search, attempts, newest.storage)
+    said = jobs.log(client, newest).splitlines() if found["progress"] is None else []
+    return found | {"last_line": said[-1] if said else None}
+
+
+def _looked_at(search: str, attempts: "list[Attempt]", storage: str) -> dict[str, Any]:
+    """The status of a search; what is wrong with its journal is told and ends nothing."""
+    from ftae.status import Unseen, describe, look
+
+    found = look(search, storage)
+    # A machine that only follows a cluster need not see its storage.
+    if isinstance(found, Unseen) and not (attempts and found.state == "unreadable"):
+        typer.echo(f"warning: {search}: {found.error}", err=True)
+    return describe(search, attempts, found)
 
 
 def _print_status(found: dict[str, Any], as_json: bool = False) -> None:

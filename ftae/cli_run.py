@@ -52,6 +52,10 @@ def search(
     from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import STDIN, load_search
 
+    if attempt:
+        from ftae.cluster.jobs import LOG_BEGINS
+
+        typer.echo(LOG_BEGINS, err=True)
     spec = load_search(file, overrides or [], missing_folders)
     sets = [part for text in overrides or [] for part in ("--set", text)]
     again = shlex.join(["ftae", "search", str(file), *sets, "--resume", *code_option()])

@@ -11,7 +11,7 @@ from ftae import journal
 from ftae.engine.output_folder import check_output
 from ftae.engine.release import Release, release
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord, TrialRecord
+from ftae.record import SearchRecord, TrialRecord, run_of, search_of
 from ftae.specs.metrics import is_held_out
 from ftae.specs.search import ProductionSpec, SearchSpec
 from ftae.specs.yamlfile import dump
@@ -30,12 +30,11 @@ def export(
 
     Raises:
         FtaeError: no trial ran to its full budget, the given one did not or its checkpoint was not
-            kept, or ``out`` exists or lies among the images.
+            kept, or ``out`` exists or lies among the images; the search was run by another version of ftae.
     """
     record = journal.replay(store.folder)
     trial = chosen_trial(record, store, trial_number, weights)
-    search = SearchSpec.model_validate(record.search)
-    spec = search.trial_spec(trial.settings)
+    search, spec = search_of(record), run_of(record, trial)
     check_output(out, spec.data.image_folders())
     if out.exists():
         raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
@@ -55,12 +54,12 @@ def export(
                 "dataset_fingerprint": record.facts.get("dataset_fingerprint"),
             },
         )
-        (parts / "production.yaml").write_text(dump(production))
+        (parts / "production.yaml").write_text(dump(production), encoding="utf-8")
         provenance = _provenance(record, search, trial, released)
-        (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+        (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         picture = store.fetch(trial.reports[-1]["images"])
         shutil.copyfile(picture, parts / "reconstructions.png")
-        (parts / "README.md").write_text(_readme(record, search, trial, released))
+        (parts / "README.md").write_text(_readme(record, search, trial, released), encoding="utf-8")
         parts.rename(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
@@ -97,7 +96,7 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, re
         "params": trial.params,
         "changes": trial.changes,
         "seed": search.finetune.seed,
-        "finetune_digest": search.trial_spec(trial.settings).digest(),
+        "finetune_digest": run_of(record, trial).digest(),
         "objective": search.objective.model_dump(),
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
@@ -110,10 +109,7 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, re
 def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: Release) -> str:
     baseline = record.baseline
     names = [name for name in trial.metrics if is_held_out(name)]
-    rows = "\n".join(
-        f"| {name} | {'' if baseline is None else f'{baseline.metrics[name]:.6g}'} | {trial.metrics[name]:.6g} |"
-        for name in names
-    )
+    rows = "\n".join(f"| {name} | {_cell(baseline, name)} | {trial.metrics[name]:.6g} |" for name in names)
     workers = search.search.resources.workers
     command = "ftae train production.yaml" + (f" --workers {workers}" if workers > 1 else "")
     params = "\n".join(f"- `{path}`: {value}" for path, value in trial.settings.items())
@@ -142,6 +138,10 @@ Fixed validation images, each as input | reconstruction | absolute difference.
   kind of machine; `--max-steps N` trains for longer, `--resume` goes on with an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
 """
+
+
+def _cell(baseline: TrialRecord | None, metric: str) -> str:
+    return "" if baseline is None or metric not in baseline.metrics else f"{baseline.metrics[metric]:.6g}"
 
 
 def _latents_note(search: SearchSpec, released: Release) -> str:

@@ -229,8 +229,7 @@ def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
 
     if not (folder / JOURNAL).is_file():
         return []
-    measured = journal.fold(folder).facts.get("probe")
-    if measured is None:
+    probe = Probe.of(journal.fold(folder).facts.get("probe", {}))
+    if probe is None:
         return []
-    probe = Probe(**measured)
     return [f"preflight    {probe} on {probe.node}; about {duration(trial_seconds(probe, spec.finetune))} a full trial"]

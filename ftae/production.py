@@ -1,10 +1,13 @@
 """A production run: the same loop as a trial, run to the end, tracked, its model saved."""
 
+import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +21,7 @@ from ftae.engine.workers import local_workers
 from ftae.errors import FtaeError
 from ftae.specs.search import ProductionSpec
 from ftae.specs.yamlfile import dump
-from ftae.tracking import RunTracker, TrackingUnavailable
+from ftae.tracking import RunTracker, TrackingUnavailable, check_experiment
 
 REPORTS = "reports.jsonl"
 
@@ -43,11 +46,27 @@ def train(
     numbers of one but for the last digits. ``say`` is told a line per report.
 
     Raises:
-        FtaeError: ``out`` lies among the images, or holds a run already, or (with ``resume``) none; the spec cannot
-            be run, or not by so many workers; one of them was lost; the model is to be registered and MLflow is away.
+        FtaeError: ``out`` lies among the images, or holds a run already, or (with ``resume``) none, or another process trains into it; the
+            spec cannot be run, or not by so many workers; one of them was lost; MLflow refuses the run; the model
+            is to be registered and MLflow is away.
     """
     for folder in (out, storage / "mlartifacts"):
         check_output(folder, spec.finetune.data.image_folders())
+    if resume and latest_checkpoint(out) is None:
+        raise FtaeError(f"{out} has no checkpoint to resume from; start the run without --resume")
+    with _alone_in(out):
+        return _train(spec, out, storage, resume, register, workers, say)
+
+
+def _train(
+    spec: ProductionSpec,
+    out: Path,
+    storage: Path,
+    resume: bool,
+    register: str | None,
+    workers: int,
+    say: Callable[[str], None],
+) -> tuple[EvalReport, Release]:
     checkpoint = _prepare(out, resume, say)
     data = data_of(spec.finetune)
     for note in data.notes:
@@ -60,13 +79,15 @@ def train(
         kept = f"kept from {spec.finetune.model.pretrained}"
         say(f"new stages: {', '.join(new)}; the others are {kept}" if new else f"all stages are {kept}")
     with local_workers(spec.finetune, workers) as group:
+        tracking = _Tracking(spec, out, storage, say)
+        tracking.check()
         run = finetune(spec.finetune, out, resume_from=checkpoint, group=group)
         first = next(run)  # what cannot be run is refused here, and an earlier run in ``out`` left as it is
-        (out / "production.yaml").write_text(dump(spec))
-        earlier, at = _earlier_reports(out, first.step)
-        tracking = _Tracking(spec, out, storage, earlier[0]["time"] if earlier else at, say)
+        (out / "production.yaml").write_text(dump(spec), encoding="utf-8")
+        earlier, at = _earlier_reports(out, first.step, say)
+        tracking.begin(earlier[0]["time"] if earlier else at)
         try:
-            for report in _recorded(chain([first], run), out, earlier, at):
+            for report in _recorded(chain([first], run), out, at):
                 say(describe(report))
                 tracking.send()
             assert report.checkpoint is not None
@@ -86,33 +107,52 @@ def describe(report: EvalReport) -> str:
     return f"step {report.step}  {values}"
 
 
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of ``out``; the system forgets it with the process that asked.
+
+    Raises:
+        FtaeError: another process trains into it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / REPORTS).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FtaeError(
+                f"another ftae process trains into {out}; wait for it or stop it, or choose another folder with --out"
+            ) from error
+        yield
+
+
 def _prepare(out: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
     checkpoint = usable_checkpoint(out, say) if resume else latest_checkpoint(out)
     if resume and checkpoint is None:
-        raise FtaeError(f"{out} has no checkpoint to resume from; start the run without --resume")
+        raise FtaeError(f"{out} has no checkpoint that is whole; start the run in another folder without --resume")
     if not resume and checkpoint is not None:
         raise FtaeError(f"{out} holds a run already; go on with it by --resume, or choose another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
     return checkpoint
 
 
-def _earlier_reports(out: Path, step: int) -> tuple[list[dict[str, Any]], float]:
-    """The reports before the one that the run begins with, and the time of that one.
+def _earlier_reports(out: Path, step: int, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], float]:
+    """The reports before the one that the run begins with, and the time of that one; the file is cut behind them.
 
     A run that goes on begins with its newest checkpoint's report, which was made at its own time. Later
-    reports belong to no checkpoint.
+    reports belong to no checkpoint. ``say`` is told of lines that are lost.
     """
-    found = _read_reports(out) if step > 0 else []
+    lines = _read_lines(out) if step > 0 else []
+    found = [report for _, report in takewhile(lambda line: line[1], lines)]
+    if len(found) < len(lines):
+        say(f"{out / REPORTS}: line {len(found) + 1} is damaged and left out, with those behind it")
     at = next((report["time"] for report in found if report["step"] == step), time.time())
-    return [report for report in found if report["step"] < step], at
+    earlier = [report for report in found if report["step"] < step]
+    os.truncate(out / REPORTS, sum(length for length, _ in lines[: len(earlier)]))
+    return earlier, at
 
 
-def _recorded(
-    run: Iterator[EvalReport], out: Path, earlier: list[dict[str, Any]], first_at: float
-) -> Iterator[EvalReport]:
-    """The reports of a run, each written to the file with its time, in seconds since the epoch."""
-    with (out / REPORTS).open("w") as file:
-        file.writelines(json.dumps(report) + "\n" for report in earlier)
+def _recorded(run: Iterator[EvalReport], out: Path, first_at: float) -> Iterator[EvalReport]:
+    """The reports of a run, each added to the file with its time, in seconds since the epoch."""
+    with (out / REPORTS).open("a", encoding="utf-8") as file:
         for number, report in enumerate(run):
             at = time.time() if number else first_at
             file.write(json.dumps({"time": at, **asdict(report)}) + "\n")
@@ -120,12 +160,19 @@ def _recorded(
             yield report
 
 
-def _read_reports(out: Path) -> list[dict[str, Any]]:
-    """What the file holds; a half-written last line is left out."""
-    if not (out / REPORTS).exists():
-        return []
-    lines = (out / REPORTS).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _read_lines(out: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The length in bytes of every whole line of the file, and the report in it; empty where it is damaged."""
+    with (out / REPORTS).open("rb") as file:
+        return [(len(line), _read_report(line)) for line in file if line.endswith(b"\n")]
+
+
+def _read_report(line: bytes) -> dict[str, Any]:
+    try:
+        report = json.loads(line)
+        EvalReport(**{key: value for key, value in report.items() if key != "time"})
+        return dict(report) if isinstance(report["time"], float) else {}
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return {}
 
 
 class _Tracking:
@@ -134,22 +181,37 @@ class _Tracking:
     What could not be sent is sent with a later report, or in the end.
     """
 
-    def __init__(
-        self, spec: ProductionSpec, out: Path, storage: Path, started: float, say: Callable[[str], None]
-    ) -> None:
-        self._spec, self._out, self._storage, self._started, self._say = spec, out, storage, started, say
+    def __init__(self, spec: ProductionSpec, out: Path, storage: Path, say: Callable[[str], None]) -> None:
+        self._spec, self._out, self._storage, self._say = spec, out, storage, say
+        self._experiment = spec.tracking.experiment or spec.name
+        self._started = 0.0
         self._tracker: RunTracker | None = None
         self._sent = 0  # reports
         self._failure: TrackingUnavailable | None = None
+
+    def check(self) -> None:
+        """Refuse a run that MLflow will not take; that the server is away is only told.
+
+        Raises:
+            FtaeError: it refuses, whenever it is asked.
+        """
+        try:
+            check_experiment(self._spec.tracking.uri, self._storage, self._experiment)
+        except TrackingUnavailable as error:
+            if error.permanent:
+                raise
+            self._away(error)
+
+    def begin(self, started: float) -> None:
+        """The run is the one that began then, in seconds since the epoch."""
+        self._started = started
 
     def send(self) -> None:
         """Send the reports that MLflow lacks. It is said, once each, when the server goes and comes."""
         try:
             self._catch_up()
         except TrackingUnavailable as error:
-            if self._failure is None:
-                self._say(f"{error}; the run goes on and sends it later")
-            self._lost(error)
+            self._away(error)
         else:
             if self._failure is not None:
                 self._say("tracking is back; everything missed was sent")
@@ -187,17 +249,22 @@ class _Tracking:
             self._tracker = RunTracker(
                 spec.tracking.uri,
                 storage=self._storage,
-                experiment=spec.tracking.experiment or spec.name,
+                experiment=self._experiment,
                 name=spec.name,
                 started=self._started,
                 params=spec.finetune.model_dump(mode="json"),
                 tags={"ftae.kind": "production"} | {f"ftae.{k}": str(v) for k, v in (spec.from_search or {}).items()},
             )
-        for report in _read_reports(self._out)[self._sent :]:
+        for _, report in _read_lines(self._out)[self._sent :]:
             metrics = report["metrics"] | report["timing"]
             self._tracker.log(report["step"], metrics, report["time"], self._out / report["images"])
             self._sent += 1
         return self._tracker
+
+    def _away(self, error: TrackingUnavailable) -> None:
+        if self._failure is None:
+            self._say(f"{error}; the run goes on and sends it later")
+        self._lost(error)
 
     def _lost(self, error: TrackingUnavailable) -> None:
         """Begin anew next time: the server may come back as another, or the run have been deleted in it."""

@@ -9,10 +9,14 @@ from typing import Any, Literal
 
 from ftae import ranking
 from ftae.errors import FtaeError
+from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.names import leads_out
 from ftae.specs.objective import AnyObjective, read_objective
+from ftae.specs.search import SearchSpec
+from ftae.specs.stored import reading_back, stored
 
 Event = dict[str, Any]
+Kind = Literal["baseline", "file", "sampled"]
 Status = Literal["running", "finished", "pruned", "diverged", "failed"]
 
 
@@ -21,7 +25,7 @@ class TrialRecord:
     """What the journal knows of one trial. ``reports`` are its report events, in order of step."""
 
     number: int
-    kind: Literal["baseline", "file", "sampled"]
+    kind: Kind
     params: dict[str, Any]
     started: float
     reports: list[Event] = field(default_factory=list)
@@ -193,16 +197,24 @@ class SearchRecord:
 
     def verdict(self, trial: TrialRecord) -> str:
         """A sentence or two: a trial against the constraints and the untuned model."""
+        text = self._compared(trial)
+        return f"WARNING: {text}" if self.warns_of(trial) else text
+
+    def warns_of(self, trial: TrialRecord) -> bool:
+        """Whether nobody should use a trial unread: it misses constraints, or does not beat the untuned model."""
+        return self.is_feasible(trial) is False or self.beats_baseline(trial) is False
+
+    def _compared(self, trial: TrialRecord) -> str:
         changes = "; ".join(self._change(goal.metric, trial) for goal in self.objective.goals)
         missed = self.objective.missed(trial.metrics) if trial.reports else []
         if missed and not any(self.is_feasible(t) for t in self.ranked()):
-            return f"WARNING: no trial keeps the constraints. This one misses {', '.join(missed)}. {changes}."
+            return f"no trial keeps the constraints. This one misses {', '.join(missed)}. {changes}."
         if missed:
-            return f"WARNING: this trial misses {', '.join(missed)}. {changes}."
+            return f"this trial misses {', '.join(missed)}. {changes}."
         if self.baseline is None or not self.baseline.reports or not trial.reports:
             return f"{changes}; the baseline was not measured."
         if not self.beats_baseline(trial):
-            return f"WARNING: the untuned model was not beaten. {changes}. Use the model as it was."
+            return f"the untuned model was not beaten. {changes}. Use the model as it was."
         missed = self.objective.missed(self.baseline.metrics)
         return f"{changes}. The untuned model misses {', '.join(missed)}" if missed else changes
 
@@ -214,13 +226,13 @@ class SearchRecord:
         return f"{metric} {untuned:.4f} -> {value:.4f} ({value - untuned:+.4f})"
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """One row a trial: the ranked ones first, then the baseline, then the rest by number.
+        """One row a trial: the ranked ones first, then the baseline, however it ended, then the rest by number.
 
         ``front``: whether it is on the Pareto front, where there are several metrics. ``feasible``: whether it keeps
         the constraints, where there are any.
         """
-        others = [t for t in self.trials.values() if t.kind != "baseline" and t.status != "finished"]
-        ordered = [*self.ranked(), *([self.baseline] if self.baseline else []), *others]
+        others = [t for t in self.trials.values() if t.kind == "baseline" or t.status != "finished"]
+        ordered = [*self.ranked(), *sorted(others, key=lambda trial: trial.number)]
         front = {trial.number for trial in self.front()} if len(self.objective.goals) > 1 else None
         return [
             {
@@ -236,6 +248,37 @@ class SearchRecord:
             }
             for trial in ordered
         ]
+
+
+def search_of(record: SearchRecord) -> SearchSpec:
+    """The spec of a search, as its newest driver had it.
+
+    Raises:
+        FtaeError: it was written by another version of ftae, which has other fields.
+    """
+    return stored(SearchSpec, record.search, _named(record), _version(record))
+
+
+def run_of(record: SearchRecord, trial: TrialRecord) -> FinetuneSpec:
+    """The complete run of a trial, with what had to be changed on the way. Raises as ``search_of``."""
+    search = search_of(record)
+    with reading_back(_named(record), FinetuneSpec, _version(record)):
+        return search.trial_spec(trial.settings)
+
+
+def _named(record: SearchRecord) -> str:
+    return f"the journal of {record.search.get('name')}"
+
+
+def _version(record: SearchRecord) -> str | None:
+    versions = record.facts.get("versions")
+    version = versions.get("ftae") if isinstance(versions, dict) else None
+    return version if isinstance(version, str) else None
+
+
+def done_of_asked(done: int, asked: int, of: str = "/") -> str:
+    """``3/8``; where a search was told to do with fewer trials than had begun: ``3 (1 asked for since)``."""
+    return f"{done}{of}{asked}" if done <= asked else f"{done} ({asked} asked for since)"
 
 
 def trial_folder(number: int) -> str:

@@ -27,19 +27,19 @@ def find_search(name: str, storage: str) -> Store:
 
 
 def best(store: Store, number: int | None = None, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The best trial that ran to its full budget (see ``SearchRecord.best``), or the given one, as one plain object.
+    """The best trial that ran to its full budget (see ``SearchRecord.chosen``), or the given one, as one plain object.
 
     ``value`` and ``baseline`` are the objective (of several metrics, the first); ``checkpoint`` is a folder, None if it
-    was not kept; ``verdict`` and ``beats_baseline`` say whether tuning helped at all. Where there are constraints,
-    ``feasible`` and ``baseline_feasible`` say who keeps them; where there are several metrics, ``front`` lists the
-    trials that no other dominates.
+    was not kept; ``verdict`` and ``beats_baseline`` say whether tuning helped at all, ``warning`` that the verdict is
+    one. Where there are constraints, ``feasible`` and ``baseline_feasible`` say who keeps them; where there are
+    several metrics, ``front`` lists the trials that no other dominates.
 
     Raises:
         FtaeError: no tuned trial ran to its full budget yet, or not the given one; the weights cannot choose.
     """
     record = journal.replay(store.folder)
     trial, baseline = record.chosen(number, weights), record.baseline
-    assert trial.checkpoint is not None
+    kept = trial.checkpoint if trial.checkpoint and store.names(trial.checkpoint) else None
     result = {
         "search": record.search["name"],
         "trial": trial.number,
@@ -48,13 +48,14 @@ def best(store: Store, number: int | None = None, weights: Mapping[str, float] |
         "baseline": None if baseline is None else baseline.value,
         "beats_baseline": record.beats_baseline(trial),
         "verdict": record.verdict(trial),
+        "warning": record.warns_of(trial),
         "params": trial.params,
         "metrics": trial.metrics,
-        "checkpoint": str(store.fetch(trial.checkpoint)) if store.names(trial.checkpoint) else None,
+        "checkpoint": str(store.fetch(kept)) if kept else None,
     }
     if record.objective.constraints:
-        kept = None if baseline is None else record.is_feasible(baseline)
-        result |= {"feasible": record.is_feasible(trial), "baseline_feasible": kept}
+        untuned = None if baseline is None else record.is_feasible(baseline)
+        result |= {"feasible": record.is_feasible(trial), "baseline_feasible": untuned}
     if len(record.objective.goals) > 1:
         result["front"] = [other.number for other in record.front()]
     return result

@@ -2,44 +2,63 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ftae import journal
 from ftae.cluster.jobs import Attempt, at
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord, TrialRecord
+from ftae.journal import UnreadableJournal
+from ftae.record import SearchRecord, TrialRecord, done_of_asked
 from ftae.storage import open_store
 
 
-def record_of(search: str, storage: str) -> SearchRecord | None:
-    """What the journal of a search holds; None if this machine sees none in ``storage``.
+@dataclass(frozen=True)
+class Unseen:
+    """A journal that cannot be read: its state in a word or two, and what reading it raised."""
 
-    Raises:
-        FtaeError: the journal is damaged.
-    """
+    state: str
+    error: FtaeError | OSError
+
+
+def look(search: str, storage: str) -> SearchRecord | Unseen | None:
+    """What the journal of a search holds; None if this machine sees none in ``storage``."""
     try:
         store = open_store(storage, search, "reader")
-        is_visible = store.exists()
-    except (FtaeError, OSError):  # an object store that this machine may not read
-        return None
-    if not is_visible:
-        return None
-    store.refresh()
-    return journal.replay(store.folder)
+        if not store.exists():
+            return None
+        store.refresh()
+        return journal.replay(store.folder)
+    except UnreadableJournal as error:
+        return Unseen(error.state, error)
+    except (FtaeError, OSError) as error:  # such as an object store that this machine may not read
+        return Unseen("unreadable", error)
+
+
+def record_of(search: str, storage: str) -> SearchRecord | None:
+    """What the journal of a search holds; None if this machine sees none in ``storage``, or it never began.
+
+    Raises:
+        UnreadableJournal: it is damaged.
+    """
+    found = look(search, storage)
+    if isinstance(found, Unseen) and found.state == "damaged":
+        raise found.error
+    return found if isinstance(found, SearchRecord) else None
 
 
 def describe(
-    search: str, attempts: Sequence[Attempt], record: SearchRecord | None, last_line: str | None = None
+    search: str, attempts: Sequence[Attempt], found: SearchRecord | Unseen | None, last_line: str | None = None
 ) -> dict[str, Any]:
-    """The status of a search as one plain object. At least one of ``attempts`` and ``record`` is given.
+    """The status of a search as one plain object.
 
     ``progress`` is None where the journal is not visible; ``last_line`` of the driver's log may then tell.
     Times are seconds since the epoch.
     """
     return {
         "search": search,
-        "state": state(attempts, record),
-        "progress": None if record is None else progress(record),
+        "state": state(attempts, found),
+        "progress": progress(found) if isinstance(found, SearchRecord) else None,
         "last_line": last_line,
         "attempts": [
             {
@@ -55,17 +74,18 @@ def describe(
     }
 
 
-def state(attempts: Sequence[Attempt], record: SearchRecord | None) -> str:
+def state(attempts: Sequence[Attempt], found: SearchRecord | Unseen | None) -> str:
     """What an attempt that is not over does; else complete, interrupted or failed, as its journal says.
 
-    Without the journal it is the newest attempt's status, and without either attempts or the end of the
+    Without the journal it is the newest attempt's status; without either attempts or the end of the
     journal nobody can tell.
     """
-    if attempts and (record is None or not attempts[-1].is_over):
+    if attempts and (not isinstance(found, SearchRecord) or not attempts[-1].is_over):
         return attempts[-1].status.lower()
-    assert record is not None
-    if record.close is not None:
-        return str(record.close["status"])
+    if not isinstance(found, SearchRecord):
+        return "not visible here" if found is None else found.state
+    if found.close is not None:
+        return str(found.close["status"])
     return "killed" if attempts else "running or killed"
 
 
@@ -107,12 +127,12 @@ def lines(status: dict[str, Any]) -> list[str]:
 def row(status: dict[str, Any]) -> dict[str, Any]:
     """A status as one row of a table."""
     found, attempts = status["progress"] or {}, status["attempts"]
-    began = attempts[0]["started"] if attempts else found["began"]
+    began = attempts[0]["started"] if attempts else found.get("began")
     return {
         "search": status["search"],
         "state": status["state"],
         "attempt": attempts[-1]["number"] if attempts else None,
-        "trials": f"{found['done']}/{found['num_trials']}" if found else None,
+        "trials": done_of_asked(found["done"], found["num_trials"]) if found else None,
         "metric": found.get("metric"),
         "best": (found.get("best") or {}).get("value"),
         "baseline": found.get("baseline"),
@@ -125,7 +145,7 @@ def _trials(status: dict[str, Any]) -> str:
     begun = {"running": "running" if "running" in status["state"] else "unfinished"}
     kinds = [s for s in ("running", "pruned", "diverged", "failed") if found[s]]
     counts = "".join(f", {found[kind]} {begun.get(kind, kind)}" for kind in kinds)
-    return f"{found['done']} of {found['num_trials']} done{counts}"
+    return f"{done_of_asked(found['done'], found['num_trials'], ' of ')} done{counts}"
 
 
 def _best(found: dict[str, Any]) -> str:

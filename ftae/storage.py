@@ -20,9 +20,12 @@ from typing import Any, BinaryIO, Literal
 from filelock import FileLock
 
 from ftae.errors import FtaeError
+from ftae.lookup import did_you_mean
 
 JOURNAL = "journal.jsonl"
 JOURNAL_PIECES = "journal"
+# Those whose client creates an object only where there is none, each with what installs it.
+CLIENTS = {"s3": "ftae[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 Role = Literal["driver", "worker", "reader"]
 
 
@@ -43,13 +46,14 @@ class Store:
 
     def exists(self) -> bool:
         """Whether a search ever began here."""
-        return (self.folder / JOURNAL).is_file()
+        return (self.folder / JOURNAL).exists()
 
     def refresh(self) -> None:
         """Bring the mirror's journal up to date."""
 
-    def replicate(self, offset: int, line: bytes) -> None:
-        """Make the journal's line that begins at byte ``offset`` last, before it is written to ``folder``."""
+    def replicate(self, offset: int, line: bytes) -> bool:
+        """Make the journal's line that begins at byte ``offset`` last elsewhere than in ``folder``, if it is to."""
+        return False
 
     def push(self, below: str) -> None:
         """Make the file or folder ``below`` last; a folder's files in the order of their names."""
@@ -127,7 +131,8 @@ class ObjectStore(Store):
             if end and not self._mirrors(file):
                 end = file.truncate(0)
                 self.release("trials")
-            pieces = {int(name): f"{self._root}/{JOURNAL_PIECES}/{name}" for name in self.names(JOURNAL_PIECES)}
+            names = [name for name in self.names(JOURNAL_PIECES) if name.isdecimal()]  # no mark of a folder
+            pieces = {int(name): f"{self._root}/{JOURNAL_PIECES}/{name}" for name in names}
             missing = {begin: key for begin, key in sorted(pieces.items()) if begin >= end}
             with _as_os_error():
                 contents = self._fs.cat(list(missing.values())) if missing else {}
@@ -141,9 +146,10 @@ class ObjectStore(Store):
         file.seek(0)
         return file.readline() == self._read_piece(0)
 
-    def replicate(self, offset: int, line: bytes) -> None:
+    def replicate(self, offset: int, line: bytes) -> bool:
         if not self.create(f"{JOURNAL_PIECES}/{offset:015d}", line) and self._read_piece(offset) != line:
             raise FtaeError(f"{self.url} was taken over by another ftae driver; this one ends")
+        return True
 
     def _read_piece(self, offset: int) -> bytes | None:
         # A request that was answered with an error may have been carried out, and is then sent again.
@@ -216,7 +222,7 @@ def open_store(storage: str, name: str, role: Role) -> Store:
     Each ``role`` has a mirror of its own on a machine, since each writes other parts of it.
 
     Raises:
-        FtaeError: the object store's package is missing.
+        FtaeError: it is no object store that can hold searches, or its package is missing.
     """
     if not is_url(storage):
         return Store(Path(storage).expanduser().absolute() / name)
@@ -236,13 +242,26 @@ def searches_in(storage: str) -> list[str]:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's filesystem for a URL, and the path in it. Credentials come from the environment."""
-    import fsspec
+    """fsspec's filesystem for a URL, and the path in it. Credentials come from the environment.
 
+    Raises:
+        FtaeError: no driver could hold a search there against others, or the client is not installed.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in CLIENTS:
+        choices = ", ".join(f"{name}://" for name in CLIENTS)
+        raise FtaeError(
+            f"search.storage must be a folder, or the URL of an object store by one of {choices}, got {scheme}://..."
+            f"{did_you_mean(scheme, CLIENTS)}; elsewhere two drivers could write the same search"
+        )
     try:
+        import fsspec
+
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise FtaeError(f"search.storage {url}: {error}; for s3:// install ftae[s3]") from error
+    except ImportError as error:
+        raise FtaeError(f"search.storage: {scheme}:// needs pip install '{CLIENTS[scheme]}' ({error})") from error
+    except ValueError as error:
+        raise FtaeError(f"search.storage {scheme}://...: {error}") from error
     return fs, root
 
 

@@ -14,7 +14,7 @@ import typer
 import yaml
 from mlflow import MlflowClient
 
-from ftae import cli
+from ftae import __version__, cli
 from ftae.record import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
@@ -181,6 +181,19 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(ftae: Ftae, argum
         (["show", "none", "--storage", "elsewhere"], "error: there is no search 'none' in elsewhere; it holds none"),
         (["export", "none"], "error: there is no search 'none' in searches"),
         (["sync", "none"], "error: there is no search 'none' in searches"),
+        (["train", "production.yaml", "--storage", "s3://b/p"], "error: --storage must be a folder, for the store of "),
+        (
+            ["ui", "--storage", "s3://b/p"],
+            "error: --storage must be a folder, got s3://b/p: searches there are in the ",
+        ),
+        (
+            ["list", "--storage", "sftp://b/p"],
+            "error: search.storage must be a folder, or the URL of an object store by",
+        ),
+        (
+            ["best", "none", "--storage", "nfs://b/p"],
+            "error: search.storage must be a folder, or the URL of an object ",
+        ),
         (["ui"], "error: searches has no embedded store yet (mlflow.db); run a search first, or name --storage"),
         (["train", "production.yaml", "--workers", "3"], "error: 3 workers cannot share batch_size 8 evenly; use a "),
         (["train", "production.yaml", "--resume"], "error: runs/small has no checkpoint to resume from"),
@@ -194,6 +207,7 @@ def test_what_the_user_can_fix_is_1_with_one_message(ftae: Ftae, arguments: list
     assert len(said) == 1
     assert said[0].startswith(message)
     assert "Traceback" not in result.err
+    assert not Path("s3:").exists()
 
 
 def test_every_problem_of_a_file_is_a_line(ftae: Ftae) -> None:
@@ -253,6 +267,7 @@ def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None
         "baseline": 20.0,
         "beats_baseline": True,
         "verdict": "val/psnr 20.0000 -> 23.5000 (+3.5000)",
+        "warning": False,
         "params": record.trials[2].params,
         "metrics": {"val/psnr": 23.5},
         "checkpoint": str(tmp_path / "searches/small/trials/0002/checkpoints/step-00000012"),
@@ -272,7 +287,8 @@ def test_best_is_read_by_machines_and_people(ftae: Ftae, tmp_path: Path) -> None
 def test_best_says_loudly_that_the_untuned_model_won(ftae: Ftae, tmp_path: Path) -> None:
     make_search(tmp_path / "searches" / "small", 20.0, 19.0)
     result = ftae("best", "small", "--json")
-    assert (result.status, json.loads(result.out)["beats_baseline"]) == (0, False)
+    found = json.loads(result.out)
+    assert (result.status, found["beats_baseline"], found["warning"]) == (0, False, True)
     assert result.err.startswith("WARNING: the untuned model was not beaten. val/psnr 20.0000 -> 19.0000")
 
 
@@ -360,6 +376,80 @@ def test_commands_find_their_files_from_any_folder(ftae: Ftae, tmp_path: Path, m
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert ftae("best", "../searches/small").status == 0
     assert load_search(tmp_path / "search.yaml").name == "small"
+
+
+# ---------------------------------------------------------------------------------- standard streams
+
+
+def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    """A command line, where ``FTAE`` is the script."""
+    command = line.replace("FTAE", f"{sys.executable} -m ftae")
+    return subprocess.run(["bash", "-c", command], capture_output=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "err"),
+    [
+        ("FTAE list >&-", 0, b""),
+        ("FTAE show small >&-", 0, b""),
+        ("FTAE best small --json >&- 2>&- <&-", 0, b""),
+        ("FTAE best none 2>&-", 1, b""),
+        ("FTAE best none 2> /dev/full", 1, b""),
+        ("FTAE best none >&-", 1, b"error: there is no search 'none' in searches; choose one of small\n"),
+        ("FTAE list > /dev/full", 1, b"error: [Errno 28] No space left on device\n"),
+        ("FTAE best small > /dev/full", 1, b"error: [Errno 28] No space left on device\n"),
+        ("FTAE best small --trial 0 2>&1 | head -c 6", 0, b""),
+        ("FTAE --version >&-", 0, b""),
+    ],
+)
+def test_closed_and_full_streams_make_no_noise(line: str, status: int, err: bytes, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
+    result = shell(line, tmp_path)
+    assert (result.returncode, result.stderr) == (status, err)
+
+
+@pytest.mark.parametrize("command", ["list", "show small", "best small", "best small --json"])
+def test_a_reader_that_has_gone_is_no_error_to_tell(command: str, tmp_path: Path) -> None:
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
+    read, write = os.pipe()
+    os.close(read)
+    run = [sys.executable, "-m", "ftae", *command.split()]
+    result = subprocess.run(run, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+def test_nothing_is_written_into_a_file_that_has_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    code = "import ftae.__main__ as m, os; m._open_streams(); f = open('file', 'w'); os.write(1, b'said'); print('x')"
+    shell(f'{sys.executable} -c "{code}" >&- 2>&- <&-', tmp_path)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_name_that_is_no_text_is_printed(tmp_path: Path) -> None:
+    name = os.fsdecode(b"gr\xfcn")
+    make_search(tmp_path / "searches" / "small", 20.0, 21.0)
+    (tmp_path / "searches" / "small").rename(tmp_path / "searches" / name)
+    for command in ("list", "list --json", "best 'searches/'*", "show 'searches/'*", "status searches/*"):
+        result = shell(f"FTAE {command}".replace("'", ""), tmp_path)
+        assert (result.returncode, result.stderr) == (0, b""), command
+    assert b"gr\\udcfcn" in shell("FTAE list", tmp_path).stdout
+    missing = shell("FTAE best $'w\\xfcst'", tmp_path)
+    assert (missing.returncode, missing.stderr.count(b"\n")) == (1, 1)
+    assert b"'w\\udcfcst' in searches; choose one of gr\\udcfcn" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "production.yaml", "--out"], ["train", "production.yaml", "--storage"]]
+)
+def test_a_folder_whose_name_is_no_text_is_not_begun(ftae: Ftae, arguments: list[str]) -> None:
+    result = ftae(*arguments, os.fsdecode(b"gr\xfcn"))
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: {arguments[2]}: the name of a folder to write to must be UTF-8, got 'gr")
+    assert not Path("runs").exists()
+
+
+def test_the_version_is_told(ftae: Ftae) -> None:
+    assert ftae("--version") == Result(0, f"ftae {__version__}\n", "")
 
 
 # ------------------------------------------------------------------------------------- an object store

@@ -9,7 +9,7 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.job_submission import JobStatus
 
 from ftae.cluster import jobs
-from ftae.cluster.jobs import Attempt, attempts, connect, follow, log, newest, stop, submit
+from ftae.cluster.jobs import LOG_BEGINS, Attempt, attempts, connect, follow, log, newest, stop, submit
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.specs import SearchSpec
@@ -54,11 +54,14 @@ class Cluster:
 
     def submit_job(self, *, submission_id: str, **sent: Any) -> str:
         if submission_id in self.jobs:
-            raise RuntimeError(f"500: Job with submission_id {submission_id} already exists.")
+            raise RuntimeError("500: no")
         begun = 1000 * (1 + len(self.jobs))
         details = {"type": "SUBMISSION", "status": "PENDING", "start_time": begun}
         self.jobs[submission_id] = JobDetails(submission_id=submission_id, **details, **sent)
         return submission_id
+
+    def refuse(self, **details: Any) -> str:
+        raise RuntimeError("500: no")
 
     def list_jobs(self) -> list[JobDetails]:
         return [JobDetails(type="DRIVER", status="RUNNING", entrypoint="other"), *self.jobs.values()]
@@ -70,11 +73,13 @@ class Cluster:
                 raise now
             status, exit_code, self.log = now
             self.end(job, status, exit_code)
+        if job not in self.jobs:
+            raise RuntimeError("404")
         return self.jobs[job]
 
     def get_job_logs(self, job: str) -> str:
         sent = self.jobs[job].entrypoint
-        return f"Runtime env is setting up.\nRunning entrypoint for job {job}: {sent}\n{self.log}" if self.log else ""
+        return f"Whatever Ray says of {job}: {sent}\n{LOG_BEGINS}\n{self.log}" if self.log else ""
 
     def stop_job(self, job: str) -> bool:
         return True
@@ -113,6 +118,13 @@ def test_an_attempt_is_a_job_of_its_own() -> None:
     assert job.runtime_env == {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     with pytest.raises(FtaeError, match="small-a2 was submitted by somebody else just now; see ftae status small"):
         submitted(cluster, number=2)
+
+
+def test_a_job_that_the_cluster_refuses_is_told_in_its_words() -> None:
+    cluster: Any = Cluster()
+    cluster.submit_job = cluster.refuse
+    with pytest.raises(FtaeError, match="the cluster refuses the job small-a1: 500: no"):
+        submitted(cluster)
 
 
 def test_code_may_run_there_only_if_it_may_here(monkeypatch: pytest.MonkeyPatch) -> None:

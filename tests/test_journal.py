@@ -15,7 +15,12 @@ from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME, Journal, fold, read, replay
 from ftae.record import SearchRecord, trial_folder
 
-SEARCH = {"objective": {"metric": "val/psnr", "direction": "maximize"}, "search_space": {"optimizer.lr": {}}}
+SEARCH = {
+    "name": "made-up",
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "search_space": {"optimizer.lr": {}},
+    "search": {"num_trials": 6},
+}
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -31,7 +36,7 @@ def report(trial: int, step: int, value: float) -> dict[str, Any]:
         "metrics": {"val/psnr": value},
         "timing": {},
         "checkpoint": checkpoint if step else None,
-        "images": [],
+        "images": f"trials/{trial:04d}/images/step-{step:08d}.png",
     }
 
 
@@ -250,6 +255,37 @@ def test_a_full_disk_leaves_no_half_line(together: bool, tmp_path: Path) -> None
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["OSError", "OSError"]
     assert [event["trial"] for event in events(tmp_path)] == [0, 1]
     assert (tmp_path / FILE_NAME).read_bytes().count(b"\n") == 2
+
+
+def test_what_lasts_elsewhere_and_could_not_be_written_here_is_written_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of a mirror stays full for as long as a driver has patience; then there is room again."""
+    elsewhere: dict[int, bytes] = {}
+
+    def replicate(offset: int, line: bytes) -> bool:
+        if elsewhere.setdefault(offset, line) != line:
+            raise FtaeError("taken over")
+        return True
+
+    def refuse(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    journal = Journal(tmp_path, replicate)
+    journal.append("suggest", trial=0)
+    lost = {"event": "note", "time": 1.0, "text": "lost"}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                journal.append_all([lost])
+        with pytest.raises(OSError, match="No space left"):
+            journal.append("close", status="failed", reason=None)
+    assert len(events(tmp_path)) == 1
+    journal.append("close", status="failed", reason=None)
+    assert [event["event"] for event in events(tmp_path)] == ["suggest", "note", "close"]
+    assert (tmp_path / FILE_NAME).read_bytes() == b"".join(line for _, line in sorted(elsewhere.items()))
+    journal.close()
 
 
 # ------------------------------------------------------------------------------------------- replay

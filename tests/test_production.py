@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,7 +210,7 @@ def test_what_mlflow_missed_is_sent_when_it_is_back(tmp_path: Path) -> None:
             storage.unlink()
 
     train(spec(), tmp_path / "run", storage=storage, say=say)
-    assert [line.split()[0] for line in said] == ["step", "MLflow", "step", "step", "tracking", "step"]
+    assert [line.split()[0] for line in said] == ["MLflow", "step", "step", "step", "tracking", "step"]
     came = MlflowClient(store_uri(None, storage))
     run = only_run(came, "digits")
     assert run.info.status == "FINISHED"
@@ -251,6 +253,56 @@ def test_a_report_that_was_cut_short_is_made_again(
     (tmp_path / "reports.jsonl").write_text(text[:-30])
     train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
     assert reports(tmp_path) == reports(finished[0])
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"\0" * 80 + b"\n", b'{"time": 1.0, "ste\n', b"[]\n", b'{"step": 8}\n', b"\xff\xfe\n"]
+)
+def test_a_line_that_is_damaged_is_cut_off_with_those_behind_it(
+    damaged: bytes, finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    lines = (out / "reports.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "reports.jsonl").write_bytes(b"".join([*lines[:2], damaged, *lines[2:]]))
+    said: list[str] = []
+    train(nowhere(spec()), out, storage=storage, resume=True, say=said.append)
+    assert f"{out}/reports.jsonl: line 3 is damaged and left out, with those behind it" in said
+    assert [report["step"] for report in reports(out)] == [0, 4, 12]
+
+
+def test_two_runs_never_share_a_folder(storage: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from ftae.production import _alone_in\n"
+        "with _alone_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(FtaeError, match=r"another ftae process trains into .*; wait for it or stop it, or choose"):
+            train(nowhere(spec()), tmp_path, storage=storage, say=silent)
+        assert not (tmp_path / "checkpoints").exists()
+        other.kill()
+    train(nowhere(spec(max_steps=1, num_evals=1)), tmp_path, storage=storage, say=silent)
+    assert [report["step"] for report in reports(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("uri", ["nosuch://somewhere", "./mlruns", "http:///nobody"])
+def test_an_address_of_no_use_is_told_before_the_first_step(uri: str, storage: Path, tmp_path: Path) -> None:
+    tracking = spec().tracking.model_copy(update={"uri": uri})
+    said: list[str] = []
+    with pytest.raises(FtaeError, match="MLflow at"):
+        train(spec().model_copy(update={"tracking": tracking}), tmp_path, storage=storage, say=said.append)
+    assert (said, reports(tmp_path)) == ([], [])
+
+
+def test_an_experiment_that_is_deleted_is_told_before_the_first_step(tmp_path: Path) -> None:
+    uri = store_uri(None, tmp_path)
+    client = MlflowClient(uri, registry_uri=uri)
+    client.delete_experiment(client.create_experiment("digits"))
+    with pytest.raises(FtaeError, match="the MLflow experiment 'digits' is deleted"):
+        train(spec(), tmp_path / "run", storage=tmp_path, say=silent)
+    assert reports(tmp_path / "run") == []
 
 
 def test_a_finished_run_can_go_on_for_longer(finished: tuple[Path, list[str]], storage: Path, tmp_path: Path) -> None:
@@ -308,8 +360,8 @@ def test_what_of_the_files_is_not_used_is_said(storage: Path, tmp_path: Path) ->
 def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:
     said: list[str] = []
     train(nowhere(spec()), tmp_path, storage=storage, say=said.append)
-    assert [line.split()[0] for line in said] == ["step", "MLflow", "step", "step", "step", "not"]
-    assert said[1].endswith("; the run goes on and sends it later")
+    assert [line.split()[0] for line in said] == ["MLflow", "step", "step", "step", "step", "not"]
+    assert said[0].endswith("; the run goes on and sends it later")
     assert said[-1].startswith("not tracked: MLflow at http://127.0.0.1:9: ")
     assert said[-1].endswith(f"All figures are in {tmp_path / 'reports.jsonl'}")
     with pytest.raises(FtaeError, match=r"the model is in .*/model, but was not registered: MLflow at"):

@@ -65,6 +65,7 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
         "baseline": 20.0,
         "beats_baseline": True,
         "verdict": f"{metric} 20.0000 -> {value:.4f} ({value - 20.0:+.4f})",
+        "warning": False,
         "params": params,
         "metrics": {"val/psnr": value, "val/mse": value, "train/lr": 1e-3},
         "checkpoint": str(folder / f"trials/000{number}/checkpoints/step-00000012"),
@@ -95,6 +96,17 @@ def test_the_leaderboard_has_the_ranked_trials_then_the_baseline_then_the_rest(t
     assert rows[1]["params.optimizer.lr"] == 1e-3
     assert rows[1]["params.max_grad_norm"] == 1.0
     assert (rows[2]["params.optimizer.lr"], rows[3]["reason"]) == (None, "non-finite loss at step 3")
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "diverged"])
+def test_a_baseline_that_was_not_measured_is_on_the_leaderboard(tmp_path: Path, status: Any) -> None:
+    state = make_search(tmp_path / "made-up", {})
+    state.next_trial()
+    if status != "running":
+        state.end(0, status, "RuntimeError: boom")
+    [row] = state.record.leaderboard()
+    assert (row["trial"], row["kind"], row["status"], row["val/psnr"]) == (0, "baseline", status, None)
+    assert row["reason"] == (None if status == "running" else "RuntimeError: boom")
 
 
 def test_a_search_is_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

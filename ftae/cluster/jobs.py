@@ -17,6 +17,7 @@ import yaml
 from ftae.errors import FtaeError
 from ftae.lookup import code_option
 from ftae.specs.search import SearchSpec
+from ftae.specs.stored import stored
 from ftae.specs.yamlfile import dump
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SUCCESSOR_SECONDS = 20.0  # how long the next attempt may take to appear
 LOG_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # how long the cluster may be out of reach while a log is followed
 END_OF_SPEC = "END_OF_SEARCH"
+LOG_BEGINS = "--- ftae ---"  # the first line of a driver that is a job: what is before it in the log is Ray's
 # A job is stopped as Ctrl-C stops a driver; Ray's own way kills it after 3 s.
 ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
@@ -95,9 +97,13 @@ class Attempt:
         return f"attempt {self.number} of {self.search} {what} {at(self.ended or self.started)}{reason}"
 
     def spec(self) -> SearchSpec:
-        """The search it runs."""
+        """The search it runs.
+
+        Raises:
+            FtaeError: another version of ftae sent it, which has other fields.
+        """
         sent = self.entrypoint.partition("\n")[2].removesuffix(f"{END_OF_SPEC}\n")
-        return SearchSpec.model_validate(yaml.safe_load(sent))
+        return stored(SearchSpec, yaml.safe_load(sent), f"attempt {self.number} of {self.search}")
 
 
 def connect(address: str) -> Client:
@@ -182,9 +188,17 @@ def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, pytho
             runtime_env={"env_vars": dict(ENVIRONMENT)},
         )
     except RuntimeError as error:
-        if "already exists" in str(error):
+        if _is_known(client, job):
             raise FtaeError(f"{job} was submitted by somebody else just now; see ftae status {spec.name}") from error
         raise FtaeError(f"the cluster refuses the job {job}: {error}") from error
+
+
+def _is_known(client: Client, job: str) -> bool:
+    try:
+        client.get_job_info(job)
+    except RuntimeError:  # Ray's for any answer but 200
+        return False
+    return True
 
 
 def stop(client: Client, attempt: Attempt) -> Attempt:
@@ -198,9 +212,9 @@ def stop(client: Client, attempt: Attempt) -> Attempt:
 
 def log(client: Client, attempt: Attempt) -> str:
     """What the driver has written so far, without what Ray writes before it."""
-    text = client.get_job_logs(attempt.job)
-    before, echo, written = text.partition(f"Running entrypoint for job {attempt.job}: {attempt.entrypoint}\n")
-    return written if echo or not attempt.is_over else before
+    text: str = client.get_job_logs(attempt.job)
+    _, begun, written = f"\n{text}".partition(f"\n{LOG_BEGINS}\n")
+    return written if begun or not attempt.is_over else text
 
 
 def follow(client: Client, attempt: Attempt, write: Callable[[str], None]) -> Attempt:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.cluster.jobs import attempts, connect, submit
 from ftae.errors import FtaeError
@@ -48,7 +49,8 @@ def _is_watched(address: str, search: str) -> bool:
         lifetime="detached",
         max_restarts=-1,
         num_cpus=0,
-        resources={"node:__internal_head__": 0.001},
+        # Where the driver is, which is the head node; a later head's, if that one is started anew.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
     )
     try:
         watcher: Any = options.remote(address, search)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,10 +20,11 @@ from ftae.engine.adversary import Adversary
 from ftae.engine.artifacts import CHECKPOINTS, KEPT
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.optim import WeightAverage
-from ftae.engine.partial_folder import PartialFolder
+from ftae.engine.partial_folder import ASIDE, PartialFolder, put_back
 from ftae.engine.random_state import rng_state, same_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.stored import stored
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 DISCRIMINATOR = "discriminator.safetensors"
@@ -141,20 +143,32 @@ def load_checkpoint(
     """Restore the full state in place; returns the report and the vital signs that were saved with it.
 
     Raises:
-        FtaeError: the checkpoint is of another configuration.
+        FtaeError: the checkpoint is of another configuration, or by another version of ftae.
     """
-    content = json.loads((folder / REPORT).read_text())
-    saved = FinetuneSpec.model_validate(content["spec"])  # with what an older ftae did not know of
+    report, vitals, content = _read_report(folder)
+    saved = stored(FinetuneSpec, content, f"the checkpoint {folder}")  # with what an older ftae did not know of
     _same_run(saved.model_dump(mode="json"), spec.model_dump(mode="json"), folder)
-    autoencoder.load_state_dict(load_file(folder / MODEL))
+    autoencoder.load_state_dict(_read_weights(folder / MODEL))
     if average is not None:
-        average.load(load_file(folder / AVERAGE))
+        average.load(_read_weights(folder / AVERAGE))
     training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(training["optimizer"])
     if adversary is not None:
-        adversary.load(load_file(folder / DISCRIMINATOR), training["adversary"])
+        adversary.load(_read_weights(folder / DISCRIMINATOR), training["adversary"])
     set_rng_state(training["rng"])
-    return EvalReport(**content["report"]), content["vitals"]
+    return report, vitals
+
+
+def _read_report(folder: Path) -> tuple[EvalReport, dict[str, float], dict[str, Any]]:
+    """The report of a checkpoint, its vital signs, and the run that made it."""
+    try:
+        content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        saved, vitals = dict(content["spec"]), dict(content["vitals"])
+        return EvalReport(**content["report"]), vitals, saved
+    except (ValueError, KeyError, TypeError) as error:
+        raise FtaeError(
+            f"the checkpoint {folder} is damaged, or by another version of ftae: {REPORT} describes no run"
+        ) from error
 
 
 def read_spec(folder: Path) -> FinetuneSpec | None:
@@ -165,10 +179,8 @@ def read_spec(folder: Path) -> FinetuneSpec | None:
     """
     if not (folder / REPORT).is_file():
         return None
-    try:
-        return FinetuneSpec.model_validate(json.loads((folder / REPORT).read_text())["spec"])
-    except (ValueError, KeyError) as error:
-        raise FtaeError(f"the checkpoint {folder} is damaged: {REPORT} describes no run") from error
+    *_, saved = _read_report(folder)
+    return stored(FinetuneSpec, saved, f"the checkpoint {folder}")
 
 
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
@@ -179,10 +191,17 @@ def evaluated_weights(folder: Path) -> dict[str, Tensor]:
     """
     if wrong := damage(folder):
         raise FtaeError(f"the checkpoint {folder} is damaged: {wrong}")
-    weights = load_file(folder / MODEL)
+    weights = _read_weights(folder / MODEL)
     if (folder / AVERAGE).is_file():
-        weights |= load_file(folder / AVERAGE)
+        weights |= _read_weights(folder / AVERAGE)
     return weights
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise FtaeError(f"the weights cannot be read: {error}") from error
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
@@ -202,11 +221,13 @@ def usable_checkpoint(run_folder: Path, say: Callable[[str], None]) -> Path | No
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, by the hashes taken when they were written; None if nothing."""
     try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text())
+        hashes: Any = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"{HASHES} is missing"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"{HASHES}: {error}"
+    if not isinstance(hashes, dict) or not {MODEL, TRAINING, REPORT} <= hashes.keys():
+        return f"{HASHES} lacks a file"
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -220,11 +241,12 @@ def remove_older_checkpoints(newest: Path) -> None:
     # A run that began again in this folder must not be resumed from its predecessor's later steps.
     kept = [folder for folder in _newest_first(newest.parent.parent) if folder.name <= newest.name][:KEPT]
     stale = [folder for folder in newest.parent.glob("step-*") if folder not in kept]
-    for folder in [*stale, *newest.parent.glob(".step-*.tmp")]:
+    for folder in [*stale, *newest.parent.glob(".step-*.tmp"), *newest.parent.glob(f".step-*{ASIDE}")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _newest_first(run_folder: Path) -> list[Path]:
+    put_back(run_folder / CHECKPOINTS, "step-*")
     return sorted((run_folder / CHECKPOINTS).glob("step-*"), reverse=True)
 
 
@@ -234,9 +256,11 @@ def _sha256(file: Path) -> str:
 
 
 def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    differing = [key for key in wanted if key not in MAY_DIFFER and saved.get(key) != wanted[key]]
+    keys = [key for key in (wanted | saved) if key not in MAY_DIFFER]
+    differing = [key for key in keys if key not in saved or key not in wanted or saved[key] != wanted[key]]
     batches = ("batch_size", "grad_accumulation")
-    if math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
+    has_both = all(isinstance(saved.get(key), int) for key in batches)
+    if has_both and math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
         differing = [key for key in differing if key not in batches]  # the same images a step
     if differing:
         raise FtaeError(

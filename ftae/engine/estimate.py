@@ -1,8 +1,10 @@
 """What a few measured steps say of whole runs and searches."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import Asha, SearchSpec
@@ -25,6 +27,14 @@ class Probe:
     memory_bytes: int | None
     device: str
     node: str
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Probe | None":
+        """What a journal holds of one; None where another version of ftae measured other things."""
+        try:
+            return cls(**stored)
+        except TypeError:
+            return None
 
     def __str__(self) -> str:
         return f"a step {duration(self.step_seconds)}, peak memory {size(self.peak_bytes)} ({self.device})"

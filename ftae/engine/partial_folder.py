@@ -1,13 +1,19 @@
-"""A folder that is either there whole or not at all; its files are written while other work goes on."""
+"""A folder that is either there whole or not at all; its files are written while other work goes on.
+
+A folder cannot take the place of another in one step: the one before it is set aside first, as ``.NAME.PID.old``,
+and ``put_back`` undoes that if the process ended in between.
+"""
 
 import hashlib
 import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+ASIDE = ".old"
 THREADS = 4  # they wait for the disk, most of the time
 
 
@@ -50,8 +56,20 @@ class PartialFolder:
         self.add(hashes, json.dumps(found).encode())
         for written in self._written.values():
             written.result()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        aside = self._parts.with_suffix(ASIDE)
+        with suppress(FileNotFoundError):
+            self._folder.rename(aside)
         self._parts.rename(self._folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(parent: Path, pattern: str) -> None:
+    """Give the folders in ``parent`` whose names match theirs again, where the one to replace them never came."""
+    for aside in parent.glob(f".{pattern}.*{ASIDE}"):
+        folder = parent / aside.name[1:].partition(".")[0]
+        if not folder.exists():
+            with suppress(OSError):  # it has come now; or nobody may write here
+                aside.rename(folder)
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -31,9 +31,8 @@ class Share:
 
     @property
     def num_bytes(self) -> int:
-        return (
-            0 if self.boundary is None else self.num_images * (self.boundary.num_bytes + 1)
-        )  # and whether it is there
+        # Of each image its rows, and a byte that says whether they are there.
+        return 0 if self.boundary is None else self.num_images * (self.boundary.num_bytes + 1)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import math
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,6 +78,8 @@ class PrefixStore:
         in_use = os.open(folder / FILLED, os.O_RDONLY)
         weakref.finalize(self, os.close, in_use)
         fcntl.flock(in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as this object lives
+        self._turn = os.open(folder / ABOUT, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._turn)
         self._filled = _mapped(folder / FILLED, (count,))
         self._rows = [
             _mapped(folder / ROWS.format(i), (count, layout.num_bytes)) for i, layout in enumerate(self.layouts)
@@ -86,7 +88,8 @@ class PrefixStore:
 
     def filled(self, numbers: Tensor) -> Tensor:
         """Which of these images have their rows: bool (B,)."""
-        return self._filled[numbers].bool()
+        with self._in_turn():
+            return self._filled[numbers].bool()
 
     def read(self, numbers: Tensor) -> list[Tensor]:
         """The rows of these images, of each tensor: uint8 (B, bytes)."""
@@ -96,7 +99,20 @@ class PrefixStore:
         """Store the rows of these images, as ``read`` gives them."""
         for rows, its in zip(self._rows, values, strict=True):
             rows.index_copy_(0, numbers, its)
-        self._filled[numbers] = 1  # last: who sees it finds the rows
+        with self._in_turn():
+            self._filled[numbers] = 1
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One process after the other: who sees in its turn that rows are filled finds the rows, too.
+
+        Without it another processor may see what was written last before what was written first.
+        """
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
 def find(key: str) -> PrefixStore | None:

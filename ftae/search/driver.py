@@ -15,7 +15,7 @@ from ftae import journal
 from ftae.engine.build import check_search
 from ftae.engine.data import data_of
 from ftae.engine.enough import check_images
-from ftae.engine.estimate import expected_seconds
+from ftae.engine.estimate import expected_seconds, search_seconds
 from ftae.engine.output_folder import check_output
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
@@ -121,7 +121,7 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
     probe = rehearse(spec, fingerprint, progress.say)
     accept(probe, spec, ground, progress.say)
     state.preflight(asdict(probe))
-    progress.follow(state.record)
+    progress.follow(state.record, search_seconds(probe, spec, ground.at_a_time))
     retention = patiently(lambda: Retention(state, progress.say), progress.say)
 
     def on_change(number: int) -> None:

@@ -2,7 +2,7 @@
 
 from ftae import journal
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord
+from ftae.record import SearchRecord, done_of_asked
 from ftae.specs.search import SearchSpec
 from ftae.storage import open_store
 
@@ -20,9 +20,9 @@ def earlier(spec: SearchSpec, resume: bool | None) -> SearchRecord | None:
     if resume and before is None:
         raise FtaeError(f"there is nothing to resume in {store}; start the search without --resume")
     if before is not None and resume is False:
-        ended = sum(t.status != "running" for t in before.trials.values() if t.kind != "baseline")
+        ended, asked = before.ended.total(), before.search["search"]["num_trials"]
         raise FtaeError(
-            f"{store} holds a search already ({ended} of {before.search['search']['num_trials']} trials done). "
+            f"{store} holds a search already ({done_of_asked(ended, asked, ' of ')} trials done). "
             "Go on with it by --resume, or give the new one another name (--set name=...)"
         )
     return before

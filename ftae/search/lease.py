@@ -122,8 +122,10 @@ class Lease:
     def _read(self) -> dict[str, Any] | None:
         data = self._store.read(FILE_NAME)
         try:
-            found: dict[str, Any] | None = None if data is None else json.loads(data)
-        except ValueError:  # its writer was killed: nobody's
+            found: dict[str, Any] | None = None if data is None else dict(json.loads(data))
+            if found is not None and not self._me.keys() <= found.keys():
+                raise ValueError(found)
+        except (ValueError, TypeError, RecursionError):  # its writer was killed: nobody's
             found = {"owner": None, "lock": None, "host": "a driver that was killed", "pid": None}
         return found
 

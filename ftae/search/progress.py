@@ -8,12 +8,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ftae.record import SearchRecord, TrialRecord
+from ftae.record import SearchRecord, TrialRecord, done_of_asked
 from ftae.specs.search import SearchSpec
 from ftae.units import duration
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
 SHOWN_TRIALS = 12
+# How much of a search must be done for what it took to weigh as much as what was expected of it.
+EXPECTED_SHARE = 0.05
 
 
 class _Terminal(Console):
@@ -24,7 +26,10 @@ class _Terminal(Console):
 
 
 class Progress:
-    """A context manager. ``say`` for anything; ``update`` after every event of a trial, once there is a record."""
+    """A context manager. ``say`` for anything; ``update`` after every event of a trial, once there is a record.
+
+    A live table is drawn by another thread, from what ``update`` has noted: the record grows meanwhile.
+    """
 
     def __init__(self, spec: SearchSpec) -> None:
         self._spec, self._record = spec, SearchRecord(search={})
@@ -34,11 +39,18 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def follow(self, record: SearchRecord) -> None:
-        """The search begins: show what ``record`` holds, live on a terminal."""
-        self._record = record
-        self._started = time.monotonic()
-        self._share_at_start = self._share_done()
+    def follow(self, record: SearchRecord, expected_seconds: float) -> None:
+        """The search begins: show what ``record`` holds, live on a terminal.
+
+        ``expected_seconds``: what the whole search would take by what the preflight measured.
+        """
+        self._record, self._expected = record, expected_seconds
+        self._started = self._advanced = time.monotonic()
+        self._share_at_start = self._share = self._share_done()
+        if (begun := self._num_begun()) > self._spec.search.num_trials:
+            asked = self._spec.search.num_trials
+            self.say(f"{begun} trials have begun and search.num_trials is {asked}: those are finished, none is added")
+        self._note()
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.__enter__()
@@ -50,8 +62,9 @@ class Progress:
     def update(self, number: int) -> None:
         """A trial began, reported or ended."""
         trial = self._record.trials[number]
+        self._note()
         if self._live is None and trial.status != "running":
-            self._console.print(Text(f"{self._line(trial)} | {self._summary()}"), soft_wrap=True)
+            self._console.print(Text(f"{self._line(trial)} | {self._summary()} | {self._time_left()}"), soft_wrap=True)
 
     def say(self, message: str) -> None:
         """One line that stays."""
@@ -74,9 +87,9 @@ class Progress:
 
     def _summary(self) -> str:
         ended, running = self._record.ended, self._tuned_running()
-        counts = f"{ended.total()}/{self._spec.search.num_trials} trials done, {len(running)} running"
+        counts = f"{done_of_asked(ended.total(), self._spec.search.num_trials)} trials done, {len(running)} running"
         counts += "".join(f", {ended[s]} {s}" for s in ("pruned", "diverged", "failed") if ended[s])
-        return f"{counts} | {self._best()} | {self._time_left()}"
+        return f"{counts} | {self._best()}"
 
     def _best(self) -> str:
         ranked, baseline = self._record.ranked(), self._record.baseline
@@ -91,39 +104,54 @@ class Progress:
         return ", ".join(parts)
 
     def _share_done(self) -> float:
+        """How much of all that will be trained was: 1 at the end."""
         steps = sum(trial.step for trial in self._tuned_running())
         done = self._record.ended.total() + steps / self._spec.finetune.max_steps
-        return done / self._spec.search.num_trials
+        return done / max(self._spec.search.num_trials, self._num_begun())
+
+    def _num_begun(self) -> int:
+        """Of the tuned trials."""
+        return self._record.ended.total() + len(self._tuned_running())
 
     def _tuned_running(self) -> list[TrialRecord]:
-        return [trial for trial in self._running() if trial.kind != "baseline"]
-
-    def _running(self) -> list[TrialRecord]:
-        return list(self._record.running.values())  # a copy: the table is drawn by another thread
+        return [trial for trial in self._record.running.values() if trial.kind != "baseline"]
 
     def _time_left(self) -> str:
-        share, elapsed = self._share_done(), time.monotonic() - self._started
-        gained = share - self._share_at_start
-        if gained <= 0.0:
-            return "time left unknown"
-        return f"about {duration(elapsed / gained * (1.0 - share))} left"
+        """By what was expected, and the more is done, the more by what that took; between two reports it runs down."""
+        gained, took = self._share - self._share_at_start, self._advanced - self._started
+        whole = (EXPECTED_SHARE * self._expected + took) / (EXPECTED_SHARE + gained)
+        left = whole * (1.0 - self._share) - (time.monotonic() - self._advanced)
+        if left >= 1.0:
+            return f"about {duration(left)} left"
+        return "about to end" if self._share >= 1.0 else "later than expected"
+
+    def _note(self) -> None:
+        """What there is to show now."""
+        share = self._share_done()
+        if share > self._share:
+            self._share, self._advanced = share, time.monotonic()
+        self._shown = self._table(), f"{self._spec.name}: {self._summary()}"
 
     def _render(self) -> Group:
+        table, summary = self._shown
+        return Group(table, Text(f"{summary} | {self._time_left()}", "bold"))
+
+    def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         objective = self._spec.objective
         kept = ["feasible"] if objective.constraints else []
         for column in ("trial", "status", "step", *objective.shown_metrics, *kept, "params"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
-        for trial in self._shown():
+        for trial in self._newest():
             cells = [str(trial.step), *self._values(trial).values()]
             cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if kept else []
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
             table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), *cells, params)
-        return Group(table, Text(f"{self._spec.name}: {self._summary()}", "bold"))
+        return table
 
-    def _shown(self) -> list[TrialRecord]:
+    def _newest(self) -> list[TrialRecord]:
         """The running trials, then the newest that ended."""
-        running = sorted(self._running(), key=lambda trial: -trial.number)
+        running = sorted(self._record.running.values(), key=lambda trial: -trial.number)
         newest = list(islice(reversed(self._record.trials.values()), SHOWN_TRIALS + len(running)))
         return [*running, *(trial for trial in newest if trial.status != "running")][:SHOWN_TRIALS]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftae import journal
 from ftae.errors import FtaeError
+from ftae.record import run_of, search_of
 from ftae.specs.metrics import is_held_out
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
@@ -65,6 +66,12 @@ class Shipper(threading.Thread):
 
     def run(self) -> None:
         """Ship what is new, over and over; once more after ``finish``. Never raises."""
+        try:
+            self._ship()
+        except Exception as error:  # tracking must never end a search
+            self._gone(f"tracking stopped: {type(error).__name__}: {error}; the search goes on")
+
+    def _ship(self) -> None:
         tracker: SearchTracker | None = None
         while True:
             # Also before the first round: the driver has enough to import meanwhile.
@@ -81,9 +88,6 @@ class Shipper(threading.Thread):
                     return
             except OSError as error:
                 self._gone(f"tracking waits for the storage: {error}")
-            except Exception as error:  # tracking must never end a search
-                self._gone(f"tracking stopped: {type(error).__name__}: {error}; the search goes on")
-                return
             if last_round:
                 return
 
@@ -122,10 +126,10 @@ def publish(store: Store, tracker: "SearchTracker") -> None:
         metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
     if ranked := record.ranked():
         best = ranked[0]
-        assert best.checkpoint is not None
-        best_config = dump(SearchSpec.model_validate(record.search).trial_spec(best.settings))
-        # A folder of its own, or a later winner's files would mix with those of an earlier one.
-        files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
+        best_config = dump(run_of(record, best))
+        if best.checkpoint is not None:
+            # A folder of its own, or a later winner's files would mix with those of an earlier one.
+            files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
         tags["ftae.best_trial"] = str(best.number)
         if record.objective.constraints:
             tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
@@ -171,7 +175,7 @@ def sync(store: Store) -> int:
     Raises:
         TrackingUnavailable: the server is away still.
     """
-    tracker = tracker_of(SearchSpec.model_validate(journal.replay(store.folder).search), store)
+    tracker = tracker_of(search_of(journal.replay(store.folder)), store)
     sent = _ship_from(0, store, tracker)
     publish(store, tracker)
     return sent

@@ -23,10 +23,10 @@ for _name, _value in {
 
 from ftae.tracking.run_tracker import RunTracker  # noqa: E402
 from ftae.tracking.search_tracker import SearchTracker  # noqa: E402
-from ftae.tracking.server import TrackingUnavailable, store_uri  # noqa: E402
+from ftae.tracking.server import TrackingUnavailable, check_experiment, store_uri  # noqa: E402
 
 if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # what goes wrong is raised; told once is enough
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
-__all__ = ["RunTracker", "SearchTracker", "TrackingUnavailable", "store_uri"]
+__all__ = ["RunTracker", "SearchTracker", "TrackingUnavailable", "check_experiment", "store_uri"]

@@ -261,7 +261,7 @@ class _Run:
             self.set_tags({"ftae.status": "running"} | ({"ftae.reason": ""} if "ftae.reason" in self.tags else {}))
 
     def end(self, status: str, at: int, reason: str | None = None) -> None:
-        self.status, self.ended = RUN_STATUS[status], at
+        self.status, self.ended = RUN_STATUS.get(status, "KILLED"), at  # another: of a later version of ftae
         self.set_tags({"ftae.status": status} | ({"ftae.reason": clip(reason, MAX_TAG)} if reason else {}))
 
     def written(self) -> None:

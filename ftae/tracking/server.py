@@ -41,6 +41,15 @@ def store_uri(uri: str | None, storage: Path) -> str:
     return uri if uri is not None else f"sqlite:///{storage.absolute() / 'mlflow.db'}"
 
 
+def check_experiment(uri: str | None, storage: Path, name: str) -> None:
+    """Make sure that runs can be logged to the experiment ``name``, which is made if missing.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached, or refuses.
+    """
+    Server(uri, storage).experiment(name)
+
+
 class Server:
     """The tracking server or database: connected to on first use, its failures made TrackingUnavailable."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 
@@ -13,11 +14,11 @@ from ftae.engine.artifacts import CHECKPOINTS
 from ftae.engine.checkpoint import damage, read_spec, usable_checkpoint
 from ftae.errors import FtaeError, SpecError
 from ftae.export import chosen_trial
+from ftae.record import run_of, search_of
 from ftae.report import find_search
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.overrides import apply_overrides
 from ftae.specs.problems import dotted, problems
-from ftae.specs.search import SearchSpec
 from ftae.specs.yamlfile import load_any, load_production
 from ftae.specs.yamlvalues import load
 from ftae.storage import JOURNAL, Store, searches_in
@@ -86,6 +87,8 @@ def with_settings(source: ModelSource, texts: Sequence[str]) -> ModelSource:
             raise FtaeError(f"--set {text}: the value is not valid YAML") from error
     if any(path.startswith("data.") for path in values):
         values.setdefault("data.fingerprint", None)  # they are other images
+    if values.get("device") == "cuda" and not torch.cuda.is_available():  # a run's own falls back to the CPU
+        raise FtaeError("--set device=cuda: cuda is asked for, but torch sees no GPU here; leave it out, or set cpu")
     return ModelSource(changed(source.spec, values), source.weights, source.told)
 
 
@@ -112,12 +115,12 @@ def _search(name: str, path: Path, storage: str) -> Store | None:
 
 def _of_search(store: Store, number: int | None, baseline: bool) -> ModelSource:
     record = journal.replay(store.folder)
-    search = SearchSpec.model_validate(record.search)
+    search = search_of(record)
     if baseline or number == 0:
         return ModelSource(_pinned(search.trial_spec({}), record.facts), None, f"the untuned model of {search.name}")
     trial = chosen_trial(record, store, number)
     assert trial.checkpoint is not None
-    spec = _pinned(search.trial_spec(trial.settings), record.facts)
+    spec = _pinned(run_of(record, trial), record.facts)
     return ModelSource(spec, store.fetch(trial.checkpoint), f"trial {trial.number} of {search.name}")
 
 

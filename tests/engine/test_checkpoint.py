@@ -24,6 +24,7 @@ from ftae.engine.checkpoint import (
     evaluated_weights,
     latest_checkpoint,
     load_checkpoint,
+    read_spec,
     save_checkpoint,
     usable_checkpoint,
 )
@@ -254,6 +255,31 @@ def test_what_a_killed_process_left_is_ignored_and_cleaned(tmp_path: Path) -> No
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
 
 
+def test_a_checkpoint_outlives_the_process_that_was_replacing_it(tmp_path: Path) -> None:
+    """The process dies where the old one has no name any more, and the new one has none yet."""
+    spec = spec_of()
+    list(finetune(spec, tmp_path))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoints/step-00000004").iterdir()}
+    code = f"""
+        import os
+        from pathlib import Path
+        from ftae.engine.partial_folder import PartialFolder
+
+        rename = Path.rename
+        Path.rename = lambda self, to: os._exit(9) if self.name.endswith(".tmp") else rename(self, to)
+        PartialFolder(Path({str(tmp_path)!r}) / "checkpoints/step-00000004").complete("sha256.json")
+        """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert killed.returncode == 9
+    assert not (tmp_path / "checkpoints/step-00000004").exists()
+    usable = usable_checkpoint(tmp_path, lambda message: None)
+    assert usable == tmp_path / "checkpoints/step-00000004"
+    assert {p.name: p.read_bytes() for p in usable.iterdir()} == before
+    (tmp_path / "checkpoints/.step-00000004.1.old").mkdir()  # died a moment later
+    list(finetune(spec, tmp_path))
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
+
+
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for report in finetune(spec_of(num_evals=4), tmp_path):
         kept = sorted(p.name for p in tmp_path.glob("checkpoints/*"))
@@ -322,6 +348,52 @@ def test_with_nothing_usable_a_run_begins_again(tmp_path: Path) -> None:
     said: list[str] = []
     assert usable_checkpoint(tmp_path, said.append) is None
     assert ["sha256.json is missing" in message for message in said] == [True]
+
+
+def test_weights_that_cannot_be_opened_are_one_message(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"gr\xfcn")  # safetensors wants text
+    save(folder, spec_of(), state_of(spec_of()))
+    with pytest.raises(FtaeError, match="the weights cannot be read: "):
+        evaluated_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"spec": {}, "vitals": {}},
+        {"spec": [1], "vitals": {}, "report": {}},
+        {"spec": {}, "vitals": {}, "report": {"speed": 1}},
+    ],
+)
+def test_a_report_of_another_version_is_one_message(content: Any, tmp_path: Path) -> None:
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of()))
+    (tmp_path / "step-1" / "report.json").write_text(json.dumps(content))
+    with pytest.raises(FtaeError, match=r"is damaged, or by another version of ftae: report\.json describes no run"):
+        read_spec(tmp_path / "step-1")
+    with pytest.raises(FtaeError, match=r"is damaged, or by another version of ftae: report\.json describes no run"):
+        load_checkpoint(tmp_path / "step-1", spec_of(), *state_of(spec_of()))
+
+
+@pytest.mark.parametrize("change", [{"priority": 1}, {"batch_size": None}, {"model": {"family": "conv_vae_3"}}])
+def test_a_run_of_another_version_is_one_message(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "step-1"
+    save(folder, spec_of(), state_of(spec_of()))
+    content = json.loads((folder / "report.json").read_text())
+    content["spec"] |= change
+    (folder / "report.json").write_text(json.dumps(content))
+    with pytest.raises(FtaeError, match="was written by another version of ftae, or changed since: "):
+        read_spec(folder)
+    with pytest.raises(FtaeError, match=f"belongs to another configuration: {next(iter(change))}"):
+        load_checkpoint(folder, spec_of(), *state_of(spec_of()))
+
+
+@pytest.mark.parametrize("hashes", ["[]", "{}", "5", '{"model.safetensors": "x"}', "[" * 100_000])
+def test_hashes_that_name_no_files_are_damage(hashes: str, tmp_path: Path) -> None:
+    save(tmp_path / "step-1", spec_of(), state_of(spec_of()))
+    (tmp_path / "step-1" / "sha256.json").write_text(hashes)
+    assert "sha256.json" in (damage(tmp_path / "step-1") or "")
 
 
 def test_no_checkpoint_yet(tmp_path: Path) -> None:

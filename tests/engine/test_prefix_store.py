@@ -1,7 +1,10 @@
 """Where the outputs of frozen stages are kept: their bytes, their room, and what is wrong with them."""
 
 import errno
+import fcntl
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,28 @@ def test_a_batch_comes_back_as_it_was(
     assert again.stride()[1:] == batch.stride()[1:]
     assert again.dtype == dtype
     assert torch.equal(layout.tensor(found.read(numbers.flip(0))[0]), batch.flip(0))
+
+
+def test_what_is_filled_is_told_and_asked_one_after_the_other(stores: Path) -> None:
+    """So that a process which sees the mark sees the rows, on any processor."""
+    rows = torch.arange(6, dtype=torch.uint8).view(2, 3)
+    store = prefix_store.create("key", 2, [Layout((3,), (1,), "uint8")], 100)
+    asked: list[torch.Tensor] = []
+    calls: list[Callable[[], object]] = [
+        lambda: store.write(torch.tensor([0, 1]), [rows]),
+        lambda: asked.append(store.filled(torch.tensor([0]))),
+    ]
+    with (stores / "key" / "about.json").open() as other:
+        for call in calls:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive(), "it waits for the turn of another"
+            fcntl.flock(other, fcntl.LOCK_UN)
+            thread.join()
+    assert (stores / "key" / "filled").read_bytes() == b"\1\1"
+    assert asked == [torch.tensor([True])]
 
 
 def test_what_has_gaps_or_is_shared_has_no_layout() -> None:

@@ -6,7 +6,7 @@ import pty
 import re
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from ftae.record import SearchRecord
 from ftae.search import progress as module
 from ftae.search.progress import Progress, short_params
 from ftae.specs import SearchSpec
+from ftae.units import duration
 
 SPEC = SearchSpec.model_validate(
     {
@@ -48,12 +49,14 @@ CONSTRAINED = SearchSpec.model_validate(
 class Search:
     """A record that grows, and what is shown of it on a console that writes into a string."""
 
-    def __init__(self, terminal: bool, spec: SearchSpec = SPEC) -> None:
-        self.record = SearchRecord(search=spec.model_dump(mode="json"))
+    def __init__(
+        self, terminal: bool, spec: SearchSpec = SPEC, record: SearchRecord | None = None, expected: float = 400.0
+    ) -> None:
+        self.record = record or SearchRecord(search=spec.model_dump(mode="json"))
         self.progress = Progress(spec)
         self.output = io.StringIO()
         self.progress._console = Console(file=self.output, force_terminal=terminal, width=120, color_system=None)
-        self.progress.follow(self.record)
+        self.progress.follow(self.record, expected)
 
     def trial(
         self,
@@ -103,17 +106,17 @@ def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> No
         search.trial(5, 12, 19.0, "failed", "RuntimeError: boom [/x]")
     assert search.lines == [
         "baseline finished val/psnr 18.0000 at step 0 | 0/8 trials done, 0 running | "
-        "no full trial yet, baseline 18.0000 | time left unknown",
+        "no full trial yet, baseline 18.0000 | about 6 min 40 s left",
         "trial 2 finished val/psnr 21.5000 at step 12 | 1/8 trials done, 1 running | "
-        "best 21.5000, baseline 18.0000, +3.5000 | about 2 min 30 s left",
+        "best 21.5000, baseline 18.0000, +3.5000 | about 3 min 12 s left",
         "trial 3 pruned val/psnr 17.0000 at step 4 | 2/8 trials done, 1 running, 1 pruned | "
-        "best 21.5000, baseline 18.0000, +3.5000 | about 1 min 13 s left",
+        "best 21.5000, baseline 18.0000, +3.5000 | about 1 min 44 s left",
         "trial 4 diverged val/psnr 17.0000 at step 4 (non-finite loss at step 5) | "
         "3/8 trials done, 1 running, 1 pruned, 1 diverged | "
-        "best 21.5000, baseline 18.0000, +3.5000 | about 42 s left",
+        "best 21.5000, baseline 18.0000, +3.5000 | about 1 min 2 s left",
         "trial 5 failed val/psnr 19.0000 at step 12 (RuntimeError: boom [/x]) | "
         "4/8 trials done, 1 running, 1 pruned, 1 diverged, 1 failed | "
-        "best 21.5000, baseline 18.0000, +3.5000 | about 25 s left",
+        "best 21.5000, baseline 18.0000, +3.5000 | about 39 s left",
     ]
 
 
@@ -178,25 +181,92 @@ def test_the_table_shows_running_trials_and_the_newest() -> None:
     assert numbers == ["1", *(str(number) for number in range(39, 28, -1))]
 
 
+def lowered(num_trials: int) -> SearchSpec:
+    return SPEC.model_copy(update={"search": SPEC.search.model_copy(update={"num_trials": num_trials})})
+
+
+def left(search: Search) -> str:
+    return search.lines[-1].rpartition(" | ")[2]
+
+
 def test_a_search_taken_up_again_does_not_count_what_was_there(clock: list[float]) -> None:
     earlier = Search(terminal=False)
     for number in range(5):
         earlier.trial(number, 12, 20.0, "finished")
-    search = Search(terminal=False)
-    search.record = earlier.record
-    search.progress = Progress(SPEC)
-    search.progress._console = Console(file=search.output, width=120)
-    search.progress.follow(search.record)
+    search = Search(terminal=False, record=earlier.record, expected=8 * 60.0)
     clock[0] += 60.0
     search.trial(5, 12, 20.0, "finished")
-    # 60 s for one of eight trials, three are left.
+    # 60 s for one of eight trials, as was expected; three are left.
     assert search.lines[0].endswith(
         "5/8 trials done, 0 running | best 20.0000, baseline 20.0000, +0.0000 | about 3 min 0 s left"
     )
 
 
+def test_the_time_left_begins_with_what_was_expected_and_moves_to_what_is_measured(clock: list[float]) -> None:
+    search = Search(terminal=False, expected=400.0)
+    search.trial(0, 0, 18.0, "finished")
+    assert left(search) == "about 6 min 40 s left"
+    clock[0] += 10.0
+    search.trial(1, 0, 18.0, "failed")  # an eighth is done; what is measured says 80 s
+    whole = (0.05 * 400.0 + 10.0) / (0.05 + 0.125)
+    assert left(search) == f"about {duration(whole * 7 / 8)} left"
+    for number in range(2, 8):
+        clock[0] += 10.0
+        search.trial(number, 12, 20.0, "finished")
+    assert left(search) == f"about {duration((0.05 * 400.0 + 70.0) / 0.925 / 8)} left"
+
+
+def test_between_reports_the_time_left_runs_down_and_never_below_nothing(clock: list[float]) -> None:
+    search = Search(terminal=False, expected=80.0)
+    with search.progress:
+        search.trial(0, 0, 18.0, "finished")
+        shown = []
+        for _ in range(5):
+            shown.append(search.progress._time_left())
+            clock[0] += 20.0
+    assert shown == [
+        "about 1 min 20 s left",
+        "about 1 min 0 s left",
+        "about 40 s left",
+        "about 20 s left",
+        "later than expected",
+    ]
+    for number in range(1, 9):
+        search.trial(number, 12, 20.0, "finished")
+    assert left(search) == "about to end"
+
+
+def test_fewer_trials_than_have_begun_are_told_as_such(clock: list[float]) -> None:
+    earlier = Search(terminal=False)
+    for number in range(3):
+        earlier.trial(number, 12, 20.0, "finished")
+    earlier.trial(3, 4)
+    search = Search(terminal=False, spec=lowered(1), record=earlier.record, expected=30.0)
+    assert search.lines == ["3 trials have begun and search.num_trials is 1: those are finished, none is added"]
+    clock[0] += 4.0
+    search.record.apply({"event": "end", "trial": 3, "time": 0.0, "status": "finished", "reason": None})
+    search.progress.update(3)
+    assert "3 (1 asked for since) trials done, 0 running" in search.lines[1]
+    assert left(search) == "about to end"
+
+
+def test_a_table_is_drawn_while_the_record_grows() -> None:
+    objective = {"metrics": [{"metric": f"val/{name}", "direction": "maximize"} for name in ("psnr", "mse")]}
+    finetune = SPEC.finetune.model_dump() | {"metrics": ["psnr", "mse"]}
+    spec = SearchSpec.model_validate(SPEC.model_dump() | {"finetune": finetune, "objective": objective})
+    search = Search(terminal=False, spec=spec)
+    search.trial(1, 12, 20.0, "finished", mse=0.1)
+    shown = search.progress._render()
+    # The other thread draws between an event and ``update``, when the trials are not in order.
+    search.record.trials = None  # type: ignore[assignment]
+    with search.progress._console.capture() as capture:
+        search.progress._console.print(shown)
+        search.progress._console.print(search.progress._render())
+    assert capture.get().count("1/8 trials done") == 2
+
+
 def test_days_are_told_in_hours(clock: list[float]) -> None:
-    search = Search(terminal=False)
+    search = Search(terminal=False, expected=80 * 3600.0)
     clock[0] += 36_000.0
     search.trial(1, 12, 20.0, "finished")
     assert search.lines[0].endswith("about 70 h 0 min left")
@@ -213,7 +283,7 @@ def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
         "from ftae.search.progress import Progress\n"
         "spec = SearchSpec.model_validate_json(sys.argv[1])\n"
         "record = SearchRecord(search=spec.model_dump(mode='json'))\n"
-        "with Progress(spec) as progress: progress.follow(record); progress.say('hello')\n"
+        "with Progress(spec) as progress: progress.follow(record, 400.0); progress.say('hello')\n"
     )
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", code, SPEC.model_dump_json()]
@@ -221,8 +291,10 @@ def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
         command, stderr=theirs, stdout=subprocess.PIPE, env=os.environ | {"TERM": "xterm"}, check=True
     )
     os.close(theirs)
-    time.sleep(0.1)
-    shown = os.read(ours, 100_000).decode()
+    shown = ""
+    with suppress(OSError):  # the end of what a terminal was written
+        while part := os.read(ours, 100_000).decode():
+            shown += part
     os.close(ours)
     assert result.stdout == b""
     assert "hello" in shown

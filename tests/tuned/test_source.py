@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,18 @@ def test_a_released_model_needs_neither_images_nor_what_it_began_with(find: Find
 
 
 def test_a_run_made_on_a_gpu_is_used_without(find: Find) -> None:
-    source = with_settings(find("small"), ["device=cuda"])
-    assert source.spec.device == "cuda"
+    found = find("small")
+    source = replace(found, spec=found.spec.model_copy(update={"device": "cuda"}))
     assert load_model(source).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_gpu_that_is_asked_for_is_not_passed_over(find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert with_settings(find("small"), ["device=cuda"]).spec.device == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for text in ("device=cuda", "finetune.device=cuda"):
+        with pytest.raises(FtaeError, match="device=cuda: cuda is asked for, but torch sees no GPU here"):
+            with_settings(find("small"), [text])
 
 
 def test_a_damaged_checkpoint_is_passed_over_in_a_run_and_refused_by_name(find: Find, tmp_path: Path) -> None:

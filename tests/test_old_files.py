@@ -1,0 +1,242 @@
+"""What searches leave behind, damaged or by another version of ftae: one message, and the rest is told."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_search import SEARCH
+
+from ftae import cli
+from ftae.errors import FtaeError
+from ftae.journal import FILE_NAME, replay
+from ftae.record import run_of, search_of
+from ftae.search.state import SearchState
+from ftae.status import Unseen, describe, look, record_of, state
+from ftae.storage import Store
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+Ftae = Callable[..., Result]
+
+
+@pytest.fixture
+def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
+    """Runs a command in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "FTAE_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Result(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def make_search(folder: Path) -> list[Event]:
+    """A closed search of a baseline and two trials; returns the events of its journal."""
+    folder.mkdir(parents=True)
+    search = SEARCH.model_copy(update={"name": folder.name})
+    made = SearchState(search, Store(folder), {"versions": {"ftae": "0.0.7"}})
+    for number in range(3):
+        made.next_trial()
+        made.start(number, "here", 1, 0)
+        checkpoint = folder / f"trials/{number:04d}/checkpoints/step-00000012"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(b"weights")
+        metrics = {"val/psnr": 20.0 + number, "val/ssim": 0.5, "val/accuracy": 0.5}
+        report: Event = {"step": 12 if number else 0, "metrics": metrics, "timing": {}, "images": "images/none.png"}
+        made.report(number, report | {"checkpoint": "checkpoints/step-00000012" if number else None})
+    made.close("complete")
+    return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+
+
+def write(folder: Path, events: list[Any]) -> None:
+    (folder / FILE_NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def lay(folder: Path, content: bytes | None) -> None:
+    """A journal of these bytes; None: a folder in its place."""
+    folder.mkdir(parents=True)
+    if content is None:
+        (folder / FILE_NAME).mkdir()
+    else:
+        (folder / FILE_NAME).write_bytes(content)
+
+
+BAD = {
+    "empty": (b"", "never began"),
+    "cut in its first line": (b'{"event": "open", "ti', "never began"),
+    "binary": (bytes(range(256)) * 8 + b"\n", "damaged"),
+    "zeros": (bytes(4096) + b"\n", "damaged"),
+    "nested": (b"[" * 100_000 + b"\n", "damaged"),
+    "no events": (b'5\n"text"\n[]\n', "damaged"),
+    "of nothing": (b'{"event": "close", "time": 1.0, "status": "complete", "reason": null}\n', "damaged"),
+    "a folder": (None, "unreadable"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_one_bad_journal_is_one_row_of_the_list(kind: str, ftae: Ftae, tmp_path: Path) -> None:
+    content, expected = BAD[kind]
+    make_search(tmp_path / "searches" / "good")
+    lay(tmp_path / "searches" / "bad", content)
+    result = ftae("list", "--json")
+    states = {status["search"]: status["state"] for status in json.loads(result.out)["searches"]}
+    assert (result.status, states) == (0, {"good": "complete", "bad": expected})
+    assert result.err.startswith("warning: bad: ")
+    assert len(result.err.splitlines()) == 1
+    row = ftae("list").out.splitlines()[2]
+    assert row.split()[0] == "bad"
+    assert expected in row
+    good = ftae("status", "good")
+    assert (good.status, good.err) == (0, "")
+
+
+def readers(name: str) -> list[list[str]]:
+    """The commands that read a search and start nothing."""
+    plain = [[command, name] for command in ("status", "show", "best", "export", "sync", "resume", "evaluate")]
+    return [*plain, ["extend", name, "--trials", "1"], ["sample", name, "--out", "o"], ["reconstruct", name, ".", "o"]]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_whoever_reads_a_bad_journal_says_so_in_one_message(kind: str, ftae: Ftae, tmp_path: Path) -> None:
+    lay(tmp_path / "searches" / "bad", BAD[kind][0])
+    for arguments in readers("bad"):
+        result = ftae(*arguments)
+        assert (result.status, result.out) == (1, ""), arguments
+        assert result.err.startswith("error: "), arguments
+        assert len(result.err.splitlines()) == 1, arguments
+
+
+def test_a_storage_that_cannot_be_read_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_search(tmp_path / "small")
+    assert look("other", str(tmp_path)) is None
+    assert describe("other", [], None)["state"] == "not visible here"
+
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("ftae.journal.replay", refused)
+    found = look("small", str(tmp_path))
+    assert isinstance(found, Unseen)
+    assert (state([], found), str(found.error)) == ("unreadable", f"[Errno 13] Permission denied: '{tmp_path}/small'")
+    assert record_of("small", str(tmp_path)) is None
+
+
+def without(events: list[Event], kind: str, field: str) -> list[Event]:
+    return [{k: v for k, v in e.items() if k != field} if e["event"] == kind else e for e in events]
+
+
+def test_no_field_of_an_event_that_is_missing_or_of_another_type_is_a_traceback(tmp_path: Path) -> None:
+    events = make_search(tmp_path / "small")
+    tried = 0
+    for kind in {event["event"] for event in events}:
+        for field in {field for event in events if event["event"] == kind for field in event}:
+            others: list[Any] = [None, True, -1, 1e999, "x", [], {}]
+            changed = [[e | {field: other} if e["event"] == kind else e for e in events] for other in others]
+            for variant in [without(events, kind, field), *changed]:
+                write(tmp_path / "small", variant)
+                tried += 1
+                with suppress(FtaeError):
+                    record = replay(tmp_path / "small")
+                    describe("small", [], record)
+                    record.leaderboard()
+                    for trial in record.ranked():
+                        record.verdict(trial)
+                        run_of(record, trial)
+    assert tried > 200
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        ({"event": "report", "trial": 7, "step": 12}, "'report' has no value"),
+        ({"event": "note", "trial": 7, "text": "lost"}, "'note' is of trial 7, which is not known"),
+        ({"event": "end", "trial": 1, "status": "finished", "reason": None}, "which is not running"),
+        ({"event": "suggest", "trial": 1, "params": {}, "kind": "sampled"}, "it suggests trial 1 in an unknown way"),
+        ({"event": "suggest", "trial": 3, "params": {}, "kind": "guessed"}, "it suggests trial 3 in an unknown way"),
+        ({"event": "note", "text": "lost"}, "'note' has no trial"),
+    ],
+)
+def test_an_event_that_does_not_fit_is_named(event: Event, why: str, tmp_path: Path) -> None:
+    events = make_search(tmp_path / "small")
+    write(tmp_path / "small", [*events, {"time": 1.0} | event])
+    with pytest.raises(FtaeError, match=f"is damaged, or by another version of ftae: .*{why}"):
+        replay(tmp_path / "small")
+
+
+def test_events_of_a_later_version_are_left_out_and_told(tmp_path: Path) -> None:
+    events = make_search(tmp_path / "searches" / "small")
+    promoted = {"event": "promote", "time": 1.0, "trial": 9}
+    write(tmp_path / "searches" / "small", [*events[:4], promoted, promoted, *events[4:]])
+    result = run("-m", "ftae", "show", "small", "--json", cwd=tmp_path)
+    assert (result.returncode, len(json.loads(result.stdout)["trials"])) == (0, 3)
+    told = "events of a kind that this version of ftae lacks are left out: 2 of 'promote'\n"
+    assert result.stderr.endswith(told)
+    assert result.stderr.count("\n") == 1
+
+
+def changed(events: list[Event], change: Callable[[Any], object]) -> list[Event]:
+    """The events with another search."""
+    copied: list[Event] = json.loads(json.dumps(events))
+    change(copied[0]["search"])
+    return copied
+
+
+OTHER_VERSIONS: dict[str, Callable[[Any], object]] = {
+    "a new field": lambda search: search.update(priority=1),
+    "a new field deeper down": lambda search: search["finetune"]["model"].update(attention=True),
+    "a new family": lambda search: search["finetune"]["model"].update(family="conv_vae_3"),
+    "a new metric": lambda search: search["finetune"].update(metrics=["psnr", "ssim", "accuracy", "dreamsim"]),
+    "a field that is gone": lambda search: search["finetune"].pop("data"),
+    "a new kind of value": lambda search: search["search"].update(scheduler="asha"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_VERSIONS)
+def test_a_search_of_another_version_is_read_or_refused_in_one_message(kind: str, ftae: Ftae, tmp_path: Path) -> None:
+    folder = tmp_path / "searches" / "small"
+    write(folder, changed(make_search(folder), OTHER_VERSIONS[kind]))
+    for command in ("list", "status", "show", "best"):  # need not run it
+        assert ftae(command, *([] if command == "list" else ["small"])).status == 0
+    for arguments in readers("small")[3:]:
+        if arguments[0] in ("resume", "extend"):  # have another reader
+            continue
+        result = ftae(*arguments)
+        assert (result.status, result.out) == (1, ""), arguments
+        assert result.err.startswith(
+            "error: the journal of small was written by another version of ftae (0.0.7, this is"
+        )
+        assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "exports").exists()
+
+
+def test_the_params_of_another_version_are_refused(tmp_path: Path) -> None:
+    events = make_search(tmp_path / "small")
+    renamed = [e | {"params": {"optimizer.rate": 1.0}} if e["event"] == "suggest" else e for e in events]
+    write(tmp_path / "small", renamed)
+    record = replay(tmp_path / "small")
+    assert search_of(record) == SEARCH.model_copy(update={"name": "small"})
+    with pytest.raises(FtaeError, match=r"unknown key 'rate' in optimizer"):
+        run_of(record, record.ranked()[0])
