@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.discriminator import build_discriminator
 from ftae.engine.losses import weighted_sum
-from ftae.engine.optim import eager, lr_factor
+from ftae.engine.optim import lr_factor
 from ftae.errors import TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
@@ -33,8 +33,9 @@ class Adversary:
     def __init__(self, spec: FinetuneSpec, autoencoder: Autoencoder, device: torch.device) -> None:
         self._run, self._spec = spec, spec.discriminator
         self.net = build_discriminator(spec).to(device)
-        adam = eager(torch.optim.Adam)
-        self._optimizer = adam(self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True)
+        self._optimizer = torch.optim.Adam(
+            self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True
+        )
         self._averages = torch.zeros(2, device=device)  # of the logits of real and of fake images, for LeCam
         self._shown: list[tuple[Tensor, Tensor]] = []
         self._balanced_at = _last_decoder_weight(autoencoder) if self._spec.adaptive else None

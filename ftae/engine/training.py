@@ -19,7 +19,6 @@ from ftae.engine.build import device_of
 from ftae.engine.companions import Companions
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.evaluation import Judged
-from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.judged import Subject
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.optim import WeightAverage, build_optimizer, set_lr
@@ -48,8 +47,6 @@ class Training:
         if spec.num_threads is not None:
             torch.set_num_threads(spec.num_threads)
         _be_deterministic(self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.data = load_dataset(spec.data)
         self._warm = warm if warm is not None and group.size == 1 else Cold()
         self.autoencoder = self._warm.model(spec, self.data.num_classes, self.device)
@@ -183,9 +180,7 @@ class Training:
 
         All are read at once: a GPU is waited for once a step.
         """
-        # As ``torch.nn.utils.get_total_norm`` has it, which first sorts them by what all have in common.
-        norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         *values, norm_value = torch.stack([*chain(*parts), norm]).tolist()
         means = iter(self.group.mean(values))
         for _ in parts:

@@ -289,7 +289,9 @@ class Named(nn.Module):
         self.net = nn.Sequential(nn.Conv2d(1, 4, 3), layer)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.Dropout(0.1)])
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.Dropout(0.1), nn.Dropout2d(0.1), nn.AlphaDropout(0.1)]
+)
 def test_a_model_that_works_on_whole_batches_is_refused(layer: nn.Module) -> None:
     model = Named(layer).train()
     with pytest.raises(FtaeError, match=rf"1 \({type(layer).__name__}\) works on whole batches: .* or use one worker"):
