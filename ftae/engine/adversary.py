@@ -12,11 +12,11 @@ from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.discriminator import build_discriminator
 from ftae.engine.losses import weighted_sum
 from ftae.engine.optim import lr_factor
-from ftae.errors import TrainingFailed
+from ftae.errors import Reason, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
 TERM = "adversarial"
-BLOW_UP = "adversarial blow-up"
+BLOW_UP = Reason.BLOW_UP
 LECAM_DECAY = 0.99  # of the averages, a step (Tseng et al. 2021)
 EPSILON = 1e-4  # of the adaptive weight (Esser et al. 2021)
 

@@ -20,7 +20,8 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
     name, or the parameter's name. Norms and biases (at most one dimension) get no weight decay.
 
     Raises:
-        FtaeError: a multiplier matches no parameter at all (frozen ones count as matched).
+        FtaeError: a multiplier matches no parameter at all. Those that ftae has frozen count as matched, since a
+            search may freeze more or fewer; those that the module itself has frozen do not.
     """
     _every_multiplier_matches(autoencoder, spec.lr_multipliers)
     names = {id(p): name for name, p in autoencoder.named_parameters()}
@@ -119,7 +120,12 @@ def _matches(pattern: str, stage: Stage, parameter_name: str) -> bool:
 def _every_multiplier_matches(autoencoder: Autoencoder, multipliers: dict[str, float]) -> None:
     names = {id(p): name for name, p in autoencoder.named_parameters()}
     for pattern in multipliers:
-        if not any(_matches(pattern, s, names[id(p)]) for s in autoencoder.stages for p in s.parameters()):
+        matched = [p for s in autoencoder.stages for p in s.parameters() if _matches(pattern, s, names[id(p)])]
+        if matched and all(map(autoencoder.came_frozen, matched)):
+            raise FtaeError(
+                f"optimizer.lr_multipliers: {pattern!r} has no effect: the module itself has frozen all that it matches"
+            )
+        if not matched:
             groups = dict.fromkeys(stage.group for stage in autoencoder.stages)
             stages = ", ".join(stage.name for stage in autoencoder.stages)
             raise FtaeError(

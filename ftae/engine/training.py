@@ -1,5 +1,6 @@
 """Training: what every process of a run does."""
 
+import logging
 import math
 import os
 import time
@@ -29,9 +30,13 @@ from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.replay import source_spec, training_batch
 from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.engine.warm import Cold, Warm
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, raised
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.models import CustomModel
+
+BROKEN = ("gloo", "Gloo", "NCCL", "CUDA error")  # plain RuntimeErrors of what joins processes, and of older drivers
+
+logger = logging.getLogger(__name__)
 
 
 class Training:
@@ -186,10 +191,10 @@ class Training:
         for _ in parts:
             measured = {name: next(means) for name in names}
             if not math.isfinite(measured["loss"]):
-                raise TrainingFailed("non-finite loss", self.step)
+                raise TrainingFailed(Reason.NON_FINITE_LOSS, self.step)
             self._measure(measured, share=1.0 / len(parts))
         if not math.isfinite(norm_value):
-            raise TrainingFailed("non-finite gradient", self.step)
+            raise TrainingFailed(Reason.NON_FINITE_GRADIENT, self.step)
         return float(norm_value)
 
     def _clip(self, norm: float, max_norm: float) -> None:
@@ -247,12 +252,35 @@ class _Terms(nn.Module):
 
 
 @contextmanager
-def out_of_memory_fails(step: Callable[[], int]) -> Iterator[None]:
-    """A configuration that does not fit the device is at fault itself."""
+def configuration_fails(step: Callable[[], int]) -> Iterator[None]:
+    """What is raised inside is the configuration's own fault, unless it is the machine's, or the user's to fix.
+
+    Raises:
+        TrainingFailed: out of memory, or what the model raised.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingFailed("out of memory", step()) from error
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, FtaeError) and error.__cause__ is not None else error
+        if _is_out_of_memory(cause):
+            raise TrainingFailed(Reason.OUT_OF_MEMORY, step()) from cause
+        if isinstance(error, FtaeError) and not isinstance(error, ModelRaised):
+            raise
+        if _is_of_machine(cause):
+            raise cause
+        raise TrainingFailed(f"raised {raised(cause)}", step()) from cause
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the processor, where torch has no error of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    """Whether it may go well elsewhere or later: files, a GPU that fails, another process that is gone."""
+    if isinstance(error, OSError | torch.AcceleratorError | torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN)
 
 
 def _memory_format(spec: FinetuneSpec, device: torch.device) -> torch.memory_format:
