@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ftae import cli_cluster, cli_model, cli_run
-from ftae.cli_options import STORAGE, AllowCode, Json, SearchName, Sets, Storage, print_table
+from ftae.cli_options import STORAGE, AllowCode, Json, SearchName, Sets, Storage, print_table, prints_to_stderr
 from ftae.errors import FtaeError
 
 app = typer.Typer(
@@ -47,7 +47,9 @@ def validate(file: File, overrides: Sets = None, allow_code: AllowCode = False) 
     from ftae.plan import plan
     from ftae.specs.yamlfile import load_any
 
-    for line in plan(load_any(file, overrides or [])):
+    with prints_to_stderr():
+        lines = plan(load_any(file, overrides or []))
+    for line in lines:
         typer.echo(line)
 
 
@@ -116,7 +118,8 @@ def export(
     from ftae.export import export as export_to
 
     target = out or Path("exports") / store.name
-    winner, released = export_to(store, target, trial, _weights(weights, trial))
+    with prints_to_stderr():
+        winner, released = export_to(store, target, trial, _weights(weights, trial))
     typer.echo(f"trial {winner.number} of {store.name} is in {target}. {journal.replay(store.folder).verdict(winner)}")
     if not released.latents_compatible:
         typer.echo("see README.md there: its latents are not those of the model it started from")
@@ -142,17 +145,20 @@ def train(
     file = file / "production.yaml" if file.is_dir() else file
     sets = [*(overrides or []), *([] if max_steps is None else [f"finetune.max_steps={max_steps}"])]
     spec = load_production(file, sets).located()
+    from ftae.engine.freed_memory import keep_freed_memory
     from ftae.production import train as run
 
+    keep_freed_memory()
     target = out or Path("runs") / spec.name
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
     try:
-        report, released = run(
-            spec, target, storage=Path(storage), resume=resume, register=register, workers=workers, say=say
-        )
+        with prints_to_stderr():
+            report, released = run(
+                spec, target, storage=Path(storage), resume=resume, register=register, workers=workers, say=say
+            )
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} was stopped; the same command with --resume goes on from its checkpoint", err=True)
         raise typer.Exit(130) from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftae.cli_options import STORAGE, AllowCode, Json, Storage
+from ftae.cli_options import STORAGE, AllowCode, Json, Storage, prints_to_stderr
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
@@ -58,20 +58,22 @@ def evaluate(
     """Measure a model: the metrics of its run on the validation images, or on a folder of others."""
     if heatmaps and out is None:
         raise FtaeError("--heatmaps needs --out, the folder to write them to")
-    model, told = _load(name, storage, trial, baseline, overrides)
-    from ftae.tuned import scores
+    with prints_to_stderr():
+        model, told = _load(name, storage, trial, baseline, overrides)
+        from ftae.tuned import scores
 
-    judged = scores.images_to_judge(model, data)
-    for note in judged.notes:
-        typer.echo(note, err=True)
-    chosen = scores.metrics_for(model, judged, None if metrics is None else metrics.split(","))
-    values = scores.measure(model, judged, chosen)
+        judged = scores.images_to_judge(model, data)
+        for note in judged.notes:
+            typer.echo(note, err=True)
+        chosen = scores.metrics_for(model, judged, None if metrics is None else metrics.split(","))
+        values = scores.measure(model, judged, chosen)
     if as_json:
         typer.echo(json.dumps({"model": told, "num_images": len(judged), "metrics": values}))
     else:
         typer.echo("\n".join(f"{metric}: {value:.6g}" for metric, value in values.items()))
     if out is not None:
-        _write_scores(model, judged, out, heatmaps)
+        with prints_to_stderr():
+            _write_scores(model, judged, out, heatmaps)
 
 
 @app.command(rich_help_panel=PANEL)

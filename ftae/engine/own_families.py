@@ -37,7 +37,7 @@ def own_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None
         if model.pretrained is not None:
             config, weights = _pretrained_config(config, model, data)
         build_net = partial(net_type, **config["options"], **{fact: config[fact] for fact in _facts(net_type)})
-        check_room(build_net)
+        check_room(build_net, _given(model))
         net: Any = build_net()
         has_line = isinstance(net, Chain) and not model.needs_labels  # labels enter at either end
         prior, kept, wanted = getattr(net, "prior", None), config.get(OUTER, 0), getattr(model, OUTER, None)

@@ -145,6 +145,8 @@ class Training:
             is_last = micro == spec.grad_accumulation - 1
             with nullcontext() if is_last else self.group.accumulating(self._terms):
                 parts.append(self._backward(self.step * spec.grad_accumulation + micro, weights))
+        if self.step == 0 and self.group.rank == 0:
+            self._note_unreached()
         norm = self._check(["loss", *weights], parts)
         if spec.max_grad_norm is not None:
             self._clip(norm, spec.max_grad_norm)
@@ -179,6 +181,13 @@ class Training:
         # By a factor, not as ``grad_tensors``: to compare shapes, torch imports sympy for a third of a second.
         torch.autograd.backward(loss if spec.grad_accumulation == 1 else loss / spec.grad_accumulation)
         return [part.detach() for part in (loss, *terms.values())]
+
+    def _note_unreached(self) -> None:
+        """Say which stages are called trained, and no gradient has reached."""
+        stages = [(stage.name, list(stage.parameters())) for stage in self.autoencoder.trainable_stages()]
+        still = [name for name, parameters in stages if parameters and all(p.grad is None for p in parameters)]
+        if still:
+            logger.warning("no gradient reaches %s: the losses of the first step do not depend on it", ", ".join(still))
 
     def _check(self, names: list[str], parts: list[list[Tensor]]) -> float:
         """Take note of the parts of each batch's loss; returns the norm of the gradient.

@@ -5,7 +5,7 @@ import platform
 from ftae.engine.estimate import Probe
 from ftae.engine.probe import probe
 from ftae.engine.warm import Warm
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.search.rehearsal import WHAT_TO_DO
 from ftae.specs.search import SearchSpec
 
@@ -21,10 +21,10 @@ def try_step(search: SearchSpec, fingerprint: str, warm: Warm | None = None) -> 
     try:
         return probe(run.model_copy(update={"data": data, "batch_size": batch_size}), warm=warm)
     except TrainingFailed as failure:
-        what_to_do = WHAT_TO_DO[failure.reason]
-        if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given
+        what_to_do = WHAT_TO_DO.get(failure.reason)
+        if failure.step == 0 and failure.reason == Reason.NON_FINITE_LOSS:  # of the model as it was given
             weights = run.model.pretrained
             what_to_do = f"look at the weights (finetune.model.pretrained: {weights}), or set precision to fp32"
-        return f"on {platform.node()}: {failure}; {what_to_do}"
+        return f"on {platform.node()}: {failure}" + (f"; {what_to_do}" if what_to_do else "")
     except (FtaeError, OSError) as error:
         return f"on {platform.node()}: {error}"

@@ -5,17 +5,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ftae.engine.estimate import Probe
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, Reason
 from ftae.units import duration
 
 REHEARSAL, WARM_UP = -1, -2  # in the place of a trial's number
 SILENT_SECONDS = 10.0  # of waiting without a word
 SAY_SECONDS = 60.0
-WHAT_TO_DO = {
-    "out of memory": "lower finetune.batch_size (grad_accumulation keeps the images of a step), set "
+WHAT_TO_DO: dict[str, str] = {
+    Reason.OUT_OF_MEMORY: "lower finetune.batch_size (grad_accumulation keeps the images of a step), set "
     "finetune.precision to bf16, or let fewer trials share a GPU (search.resources.gpus)",
-    "non-finite loss": "lower finetune.optimizer.lr, or set finetune.precision to fp32",
-    "non-finite gradient": "lower finetune.optimizer.lr, set finetune.max_grad_norm, or finetune.precision to fp32",
+    Reason.NON_FINITE_LOSS: "lower finetune.optimizer.lr, or set finetune.precision to fp32",
+    Reason.NON_FINITE_GRADIENT: "lower finetune.optimizer.lr, set finetune.max_grad_norm, "
+    "or finetune.precision to fp32",
+    Reason.POSTERIOR_COLLAPSE: "lower finetune.losses.kl",
+    Reason.CODEBOOK_COLLAPSE: "lower finetune.optimizer.lr",
+    Reason.BLOW_UP: "lower finetune.discriminator.lr and its r1 and lecam, or finetune.losses.adversarial",
 }
 
 
@@ -59,7 +63,7 @@ class Rehearsal:
         Raises:
             FtaeError: always; a worker that dies in it would die in a trial, too.
         """
-        raise _failed(f"its worker was lost ({why}); {WHAT_TO_DO['out of memory']}")
+        raise _failed(f"its worker was lost ({why}); {WHAT_TO_DO[Reason.OUT_OF_MEMORY]}")
 
     def remind(self) -> None:
         """Say that it is waited for, now and then."""

@@ -19,10 +19,10 @@ from ftae.engine.artifacts import CHECKPOINTS
 from ftae.engine.checkpoint import EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
 from ftae.engine.estimate import Probe
-from ftae.engine.freed_memory import give_back_freed_memory
+from ftae.engine.freed_memory import give_back_freed_memory, keep_freed_memory
 from ftae.engine.loop import finetune
 from ftae.engine.warm import Warm
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.record import trial_folder
 from ftae.search.first_step import try_step
 from ftae.search.followers import followers
@@ -45,6 +45,7 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
     fault of the machine may raise, and the trial is tried again.
     """
     _free_memory()
+    keep_freed_memory()
     spec = SearchSpec.model_validate(search)
     if config["number"] == REHEARSAL:
         return _rehearse(spec, fingerprint)
@@ -102,7 +103,7 @@ class _Trial:
             except OSError as error:
                 self._patience.bear(error)
             except TrainingFailed as failure:
-                if failure.reason != "out of memory":
+                if failure.reason != Reason.OUT_OF_MEMORY:
                     raise
                 WARM.forget()
                 if not self._adapt(failure):
