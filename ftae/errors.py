@@ -94,7 +94,7 @@ def raised(error: BaseException) -> str:
 
 def _first_line(text: str) -> str:
     if wanted := re.search(r"tried to allocate (\d+) bytes", text):  # torch's allocator, among its own source lines
-        return f"{int(wanted[1]) / 1e9:.3g} GB of memory cannot be had"
+        return f"{round(int(wanted[1]) / 1e9, 1):,g} GB of memory cannot be had"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
     return first if len(first) <= MAX_TEXT else f"{first[: MAX_TEXT - 3]}..."

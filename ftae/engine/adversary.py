@@ -33,9 +33,7 @@ class Adversary:
     def __init__(self, spec: FinetuneSpec, autoencoder: Autoencoder, device: torch.device) -> None:
         self._run, self._spec = spec, spec.discriminator
         self.net = build_discriminator(spec).to(device)
-        self._optimizer = torch.optim.Adam(
-            self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True
-        )
+        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True)
         self._averages = torch.zeros(2, device=device)  # of the logits of real and of fake images, for LeCam
         self._shown: list[tuple[Tensor, Tensor]] = []
         self._balanced_at = _last_decoder_weight(autoencoder) if self._spec.adaptive else None

@@ -47,16 +47,17 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     return prepared(*new_model(spec, num_classes), spec, num_classes)
 
 
+@one_message("the model cannot be built", passing=(OSError,))
 def new_model(spec: FinetuneSpec, num_classes: int | None) -> tuple[Autoencoder, Encoding]:
     """The model as it was given, or drawn, and what it says of a grey image. Seeds the random generators."""
     random.seed(spec.seed)
     np.random.seed(spec.seed)
     torch.manual_seed(spec.seed)
-    with one_message("the model cannot be built", passing=(OSError,)):
-        autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
+    autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
     return autoencoder, _check_shapes(autoencoder, spec, num_classes)
 
 
+@one_message("the model cannot be prepared", passing=(OSError,))
 def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     """What ``new_model`` gave, with the head that the losses ask for, and with its stages frozen."""
     _check_posterior(encoding, spec)

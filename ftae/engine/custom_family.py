@@ -32,6 +32,7 @@ def custom_family(model: CustomModel) -> Autoencoder:
     if not isinstance(net, nn.Module):
         raise FtaeError(f"{model.family} must return a torch.nn.Module, got {_kind(net)}")
     with one_message(f"{model.family} cannot be used"):
+        net.eval()
         _can_be_trained(net, model.family)
         if model.pretrained is not None:
             load_state(net, Path(model.pretrained).expanduser())
@@ -209,5 +210,9 @@ def _covers_every_parameter(net: nn.Module, stages: list[Stage], family: str) ->
     for name, parameter in net.named_parameters():
         held = holders[id(parameter)]
         if len(held) != 1:
-            told = f"is in {' and '.join(held)}: only one may hold it" if held else "is in none: name it, or a sub-module of it"
+            told = (
+                f"is in {' and '.join(held)}: only one may hold it"
+                if held
+                else "is in none: name it, or a sub-module of it"
+            )
             raise FtaeError(f"model.stages: every parameter of {family} must be in exactly one stage; {name} {told}")

@@ -60,7 +60,11 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         ):
             yield f"{section} has no effect: none of {', '.join(users)} is a loss or metric of the run"
     loads_itself = isinstance(run.model, CustomModel)  # it may, whatever the file says
-    if run.model.pretrained is None and not loads_itself and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
+    if (
+        run.model.pretrained is None
+        and not loads_itself
+        and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys())
+    ):
         yield "frozen stages keep random weights: model.pretrained is null"
 
 
