@@ -77,7 +77,9 @@ def one_message(
     """
     try:
         yield
-    except (KeyboardInterrupt, GeneratorExit, *passing):
+    except passing:
+        raise
+    except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
         if isinstance(error, FtaeError) and not isinstance(error, ModelRaised):

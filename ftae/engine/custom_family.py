@@ -210,9 +210,6 @@ def _covers_every_parameter(net: nn.Module, stages: list[Stage], family: str) ->
     for name, parameter in net.named_parameters():
         held = holders[id(parameter)]
         if len(held) != 1:
-            told = (
-                f"is in {' and '.join(held)}: only one may hold it"
-                if held
-                else "is in none: name it, or a sub-module of it"
-            )
+            several = f"is in {' and '.join(held)}: only one may hold it"
+            told = several if held else "is in none: name it, or the sub-module that holds it"
             raise FtaeError(f"model.stages: every parameter of {family} must be in exactly one stage; {name} {told}")

@@ -276,7 +276,7 @@ def configuration_fails(step: Callable[[], int]) -> Iterator[None]:
         if isinstance(error, FtaeError) and not isinstance(error, ModelRaised):
             raise
         if _is_of_machine(cause):
-            raise cause
+            raise cause from cause.__cause__
         raise TrainingFailed(f"raised {raised(cause)}", step()) from cause
 
 

@@ -59,12 +59,9 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
             f"losses.{name}" in space or name in (*run.losses.weights(), *run.metrics) for name in users
         ):
             yield f"{section} has no effect: none of {', '.join(users)} is a loss or metric of the run"
-    loads_itself = isinstance(run.model, CustomModel)  # it may, whatever the file says
-    if (
-        run.model.pretrained is None
-        and not loads_itself
-        and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys())
-    ):
+    freezes = run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()
+    may_load_itself = isinstance(run.model, CustomModel)
+    if freezes and run.model.pretrained is None and not may_load_itself:
         yield "frozen stages keep random weights: model.pretrained is null"
 
 

@@ -495,7 +495,7 @@ def test_parameters_can_be_named_as_stages(home: Path) -> None:
         ("shift", "decoder", 1),
     ]
     missing = staged(home, model={"stages": {**named, "decoder": ["decoder", "gain"]}})
-    assert "shift is in none: name it, or a sub-module of it" in message_of(lambda: summary(missing))
+    assert "shift is in none: name it, or the sub-module that holds it" in message_of(lambda: summary(missing))
     unknown = staged(home, model={"stages": {**named, "decoder": ["decoder", "gian"]}})
     assert "no sub-module or parameter 'gian', did you mean 'gain'?" in message_of(lambda: summary(unknown))
 
