@@ -137,6 +137,8 @@ def _unfit(tensor: Tensor, *, is_parameter: bool) -> str | None:
         return f"{where}: the module must be returned on the CPU, with its values; ftae moves it"
     if tensor.layout != torch.strided:
         return f"is a {str(tensor.layout).removeprefix('torch.')} tensor; ftae takes dense ones"
+    if tensor.is_quantized or tensor.dtype == torch.complex128:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, which safetensors cannot hold"
     if is_parameter and tensor.dtype != torch.float32:
         return f"is {str(tensor.dtype).removeprefix('torch.')}; ftae trains float32: call float() on the module"
     return None

@@ -205,7 +205,7 @@ class VqModel(DiffusersModel):
 
 
 class CustomStages(Spec):
-    """Sub-modules of a user's model, in data-flow order, by dotted name."""
+    """Sub-modules and parameters of a user's model, in data-flow order, by dotted name."""
 
     encoder: tuple[str, ...] = ()
     bottleneck: tuple[str, ...] = ()

@@ -138,6 +138,7 @@ class Weights(Net):
         elif what == "lazy": self.encoder[0] = nn.LazyConv2d(4, 4, 2, 1)
         elif what == "meta": self.to("meta")
         elif what == "buffer": self.register_buffer("mask", torch.ones(3, device="meta"))
+        elif what == "wide": self.register_buffer("mask", torch.ones(3, dtype=torch.complex128))
         elif what == "shared": self.decoder[0].weight = self.encoder[2].weight
         elif what == "frozen": self.requires_grad_(False)
         else: self.to(getattr(torch, what))
@@ -332,6 +333,7 @@ WRONG = [
     ("Weights", {"what": "lazy"}, "encoder.0.weight is not initialised: give the lazy layer its size"),
     ("Weights", {"what": "meta"}, "encoder.0.weight has no values (it is on the meta device)"),
     ("Weights", {"what": "buffer"}, "mask has no values (it is on the meta device)"),
+    ("Weights", {"what": "wide"}, "mask is complex128, which safetensors cannot hold"),
     ("Weights", {"what": "shared"}, "encoder.2.weight is in encoder.2 and decoder.0: only one may hold it"),
     ("Weights", {"what": "frozen"}, "nothing is left to train: the module itself has frozen all its parameters"),
     ("Extra", {}, "its state_dict holds _extra_state, a dict of v; ftae saves tensors alone"),
