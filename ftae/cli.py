@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from ftae import __version__, cli_cluster, cli_model, cli_run
-from ftae.cli_options import STORAGE, AllowCode, Json, LocalStorage, SearchName, Sets, Storage, local, print_table
+from ftae.cli_options import (
+    STORAGE,
+    AllowCode,
+    Json,
+    LocalStorage,
+    SearchName,
+    Sets,
+    Storage,
+    local,
+    print_table,
+    prints_to_stderr,
+)
 from ftae.errors import FtaeError
 
 app = typer.Typer(
@@ -58,7 +69,9 @@ def validate(file: File, overrides: Sets = None, allow_code: AllowCode = False) 
     from ftae.specs.folders import missing_folders
     from ftae.specs.yamlfile import load_any
 
-    for line in plan(load_any(file, overrides or [], missing_folders)):
+    with prints_to_stderr():
+        lines = plan(load_any(file, overrides or [], missing_folders))
+    for line in lines:
         typer.echo(line)
 
 
@@ -130,7 +143,8 @@ def export(
 
     target = out or Path("exports") / store.name
     _check_name("--out", target)
-    winner, released = export_to(store, target, trial, _weights(weights, trial))
+    with prints_to_stderr():
+        winner, released = export_to(store, target, trial, _weights(weights, trial))
     typer.echo(f"trial {winner.number} of {store.name} is in {target}. {journal.replay(store.folder).verdict(winner)}")
     if not released.latents_compatible:
         typer.echo("see README.md there: its latents are not those of the model it started from")
@@ -167,8 +181,10 @@ def train(
     file = file / "production.yaml" if file.is_dir() else file
     sets = [*(overrides or []), *([] if max_steps is None else [f"finetune.max_steps={max_steps}"])]
     spec = load_production(file, sets, missing_folders).located()
+    from ftae.engine.freed_memory import keep_freed_memory
     from ftae.production import train as run
 
+    keep_freed_memory()
     target = out or Path("runs") / spec.name
     for option, path in (("--out", target), ("--storage", storage)):
         _check_name(option, path)
@@ -177,9 +193,10 @@ def train(
         typer.echo(line, err=True)
 
     try:
-        report, released = run(
-            spec, target, storage=Path(storage), resume=resume, register=register, workers=workers, say=say
-        )
+        with prints_to_stderr():
+            report, released = run(
+                spec, target, storage=Path(storage), resume=resume, register=register, workers=workers, say=say
+            )
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} was stopped; the same command with --resume goes on from its checkpoint", err=True)
         raise typer.Exit(130) from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ftae.cli_options import STORAGE, AllowCode, Json, Storage, local
+from ftae.cli_options import STORAGE, AllowCode, Json, Storage, local, prints_to_stderr
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
@@ -60,26 +60,28 @@ def evaluate(
     """Measure a model: the metrics of its run on the validation images, or on a folder of others."""
     if heatmaps and out is None:
         raise FtaeError("--heatmaps needs --out, the folder to write them to")
-    model, told = _load(name, storage, trial, baseline, overrides)
-    from ftae.engine.output_folder import check_output
-    from ftae.tuned import scores
+    with prints_to_stderr():
+        model, told = _load(name, storage, trial, baseline, overrides)
+        from ftae.engine.output_folder import check_output
+        from ftae.tuned import scores
 
-    if out is not None:
-        folders = model.spec.data.image_folders() | ({} if data is None else {"--data": data})
-        check_output(out, folders, writes_folders=False)
-    judged = scores.images_to_judge(model, data)
-    for note in judged.notes:
-        typer.echo(note, err=True)
-    chosen = scores.metrics_for(model, judged, None if metrics is None else metrics.split(","))
-    for reason in scores.left_out(model, judged) if metrics is None else []:
-        typer.echo(f"not measured: {reason}", err=True)
-    values = scores.measure(model, judged, chosen)
+        if out is not None:
+            folders = model.spec.data.image_folders() | ({} if data is None else {"--data": data})
+            check_output(out, folders, writes_folders=False)
+        judged = scores.images_to_judge(model, data)
+        for note in judged.notes:
+            typer.echo(note, err=True)
+        chosen = scores.metrics_for(model, judged, None if metrics is None else metrics.split(","))
+        for reason in scores.left_out(model, judged) if metrics is None else []:
+            typer.echo(f"not measured: {reason}", err=True)
+        values = scores.measure(model, judged, chosen)
     if as_json:
         typer.echo(json.dumps({"model": told, "num_images": len(judged), "metrics": values}))
     else:
         typer.echo("\n".join(f"{metric}: {value:.6g}" for metric, value in values.items()))
     if out is not None:
-        _write_scores(model, judged, out, heatmaps)
+        with prints_to_stderr():
+            _write_scores(model, judged, out, heatmaps)
 
 
 @app.command(rich_help_panel=PANEL)

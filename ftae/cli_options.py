@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,11 @@ AllowCode = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 STORAGE = "searches"
+
+
+def prints_to_stderr() -> AbstractContextManager[object]:
+    """Inside, what a user's own module prints goes to stderr, since stdout is for results."""
+    return redirect_stdout(sys.stderr)
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

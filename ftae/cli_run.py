@@ -2,9 +2,8 @@
 
 import shlex
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftae.cli_cluster import ADDRESS, Address, Follow, MaybeAddress, follow_log
-from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage
+from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage, prints_to_stderr
 from ftae.errors import FtaeError
 from ftae.lookup import check_code_allowed, code_option
 
@@ -140,7 +139,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
             watch(spec.name, lambda line: typer.echo(line, err=True))
         from ftae.search.driver import run_search
 
-        with _ended_in_order(), redirect_stdout(sys.stderr):  # models and libraries may print; results are ours
+        with _ended_in_order(), prints_to_stderr():
             record = run_search(spec, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {again}", err=True)

@@ -1,11 +1,24 @@
-"""The errors ftae raises on purpose.
+"""The errors ftae raises on purpose, and how it tells of what other code raises.
 
 FtaeError             something the user can fix: one message, exit status 1, no traceback
 ├── SpecError         a search or production file is wrong; carries every problem found
+├── ModelRaised       a user's own module raised while it ran
 └── TrainingFailed    a configuration could not be trained; the search scores it as the worst
 """
 
-from collections.abc import Sequence
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+MAX_TEXT = 300  # characters of another's message
+OWN_FILES = f"{Path(__file__).parent}{os.sep}"
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+INSTALLED = ("site-packages", "dist-packages")
 
 
 class FtaeError(Exception):
@@ -23,18 +36,96 @@ class SpecError(FtaeError):
         super().__init__("\n".join(self.problems))
 
 
+class ModelRaised(FtaeError):
+    """A user's own module raised while it ran; ``__cause__`` is what it raised."""
+
+
+class Reason(StrEnum):
+    """Why a configuration could not be trained, besides ``non-finite METRIC`` and ``raised ERROR``."""
+
+    NON_FINITE_LOSS = "non-finite loss"
+    NON_FINITE_GRADIENT = "non-finite gradient"
+    OUT_OF_MEMORY = "out of memory"
+    POSTERIOR_COLLAPSE = "posterior collapse"
+    CODEBOOK_COLLAPSE = "codebook collapse"
+    BLOW_UP = "adversarial blow-up"
+
+
 class TrainingFailed(FtaeError):
     """Training stopped because of the configuration itself (not because of the machine).
 
-    ``reason`` is one of: non-finite loss, non-finite gradient, out of memory, posterior collapse,
-    codebook collapse.
+    ``reason`` is a ``Reason``, ``non-finite val/NAME`` of a metric, or ``raised TYPE: MESSAGE (FILE:LINE)``.
     ``step`` is the optimizer step at which it was seen.
     """
 
     def __init__(self, reason: str, step: int) -> None:
-        self.reason = reason
+        self.reason = str(reason)
         self.step = step
         super().__init__(f"{reason} at step {step}")
 
     def __reduce__(self) -> tuple[type["TrainingFailed"], tuple[str, int]]:
         return type(self), (self.reason, self.step)
+
+
+@contextmanager
+def one_message(
+    what: str, *, kind: type[FtaeError] = FtaeError, passing: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Whatever other code raises inside becomes one ``kind``, whose message is ``what`` and then as ``raised`` has it.
+
+    ftae's own errors stay as they are, and so do ``passing``.
+    """
+    try:
+        yield
+    except passing:
+        raise
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if isinstance(error, FtaeError) and not isinstance(error, ModelRaised):
+            raise
+        cause = error if error.__cause__ is None or not isinstance(error, ModelRaised) else error.__cause__
+        raise kind(f"{what}: {raised(cause)}") from cause
+
+
+def raised(error: BaseException) -> str:
+    """An error of other code in one line: ``TYPE: MESSAGE (FILE:LINE)``, the line of the user's that led to it."""
+    text = _first_line(error.msg if isinstance(error, SyntaxError) else str(error))
+    return type(error).__name__ + (f": {text}" if text else "") + _place(error)
+
+
+def _first_line(text: str) -> str:
+    if wanted := re.search(r"tried to allocate (\d+) bytes", text):  # torch's allocator, among its own source lines
+        return f"{round(int(wanted[1]) / 1e9, 1):,g} GB of memory cannot be had"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
+    return first if len(first) <= MAX_TEXT else f"{first[: MAX_TEXT - 3]}..."
+
+
+def _place(error: BaseException) -> str:
+    """`` (FILE:LINE)`` of the deepest call in the user's files; empty where there is none."""
+    if isinstance(error, SyntaxError) and error.filename is not None and Path(error.filename).is_file():
+        return _shown(error.filename, error.lineno)
+    calls = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    calls = [(file, line) for file, line in calls if not _is_ours_or_pythons(file)]
+    users = [call for call in calls if _package(call[0]) is None]
+    if not users and calls:  # a module that was installed: the package that was called first is its own
+        users = [call for call in calls if _package(call[0]) == _package(calls[0][0])]
+    return _shown(*users[-1]) if users else ""
+
+
+def _is_ours_or_pythons(file: str) -> bool:
+    pythons = file.startswith(("<", STANDARD_LIBRARY)) and _package(file) is None
+    return pythons or file.startswith(OWN_FILES) or _package(file) == "torch"
+
+
+def _package(file: str) -> str | None:
+    """The installed package that a file belongs to."""
+    parts = Path(file).parts
+    return next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part in INSTALLED), None)
+
+
+def _shown(file: str, line: int | None) -> str:
+    path, here = Path(file), Path.cwd()
+    name = path.relative_to(here) if _package(file) is None and path.is_relative_to(here) else path.name
+    return f" ({name}:{line})"

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, one_message
 
 ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, since a search's workers must have it, too
 
@@ -42,18 +42,22 @@ def import_attr(reference: str) -> Any:
     """Import ``package.module:attr``, which runs that module's code.
 
     Raises:
-        FtaeError: code may not run; the module cannot be imported, or has no such attribute.
+        FtaeError: code may not run; the module cannot be imported, whatever it raises, or has no such attribute.
     """
     check_code_allowed(reference)
     module_name, _, attr = reference.partition(":")
     if (here := str(Path.cwd())) not in sys.path:  # a script's own folder is there, the current one is not
         sys.path.insert(0, here)
-    try:
-        return getattr(importlib.import_module(module_name), attr)
-    except (ImportError, SyntaxError) as error:
-        raise FtaeError(
-            f"cannot import {module_name!r} of {reference!r}: {error}. "
-            "The module must be importable from the current folder or installed on every node"
-        ) from error
-    except AttributeError as error:
-        raise FtaeError(f"{module_name!r} has no attribute {attr!r}") from error
+    with one_message(f"cannot import {module_name}"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # it is there, and imports something that is not
+            raise FtaeError(
+                f"cannot import {module_name!r} of {reference!r}: {error}. "
+                "The module must be importable from the current folder or installed on every node"
+            ) from error
+        if not hasattr(module, attr):
+            raise FtaeError(f"{module_name!r} has no attribute {attr!r}{did_you_mean(attr, vars(module))}")
+        return getattr(module, attr)

@@ -20,6 +20,7 @@ from ftae.storage import JOURNAL
 from ftae.units import duration, size
 
 if TYPE_CHECKING:
+    from ftae.engine.build import StageSummary
     from ftae.engine.prefix_plan import PrefixPlan
 
 
@@ -127,8 +128,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         f"trainable ({share:.0%}) in {sum(s.trainable for s in summary.stages)} of {len(summary.stages)} stages"
     ]
     for i, stage in enumerate(summary.stages):
-        state = "trained" if stage.trainable else "idle" if stage.idle else "frozen"
-        state += ", new" if stage.new else ""
+        state = _state_of(stage)
         lines.append(f"  {i:2d} {stage.name:<25} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
     if summary.new_stages:
         lines.append(f"new          {', '.join(summary.new_stages)}; the others are kept from {run.model.pretrained}")
@@ -138,6 +138,14 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
         lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
     return [*lines, *_prefix_lines(summary.prefix)], summary.checkpoint_bytes
+
+
+def _state_of(stage: "StageSummary") -> str:
+    state = "trained" if stage.trainable else "idle" if stage.idle else "frozen"
+    if stage.num_came_frozen:
+        count = f"{stage.num_came_frozen:,} of them " if stage.num_came_frozen < stage.num_parameters else ""
+        state += f", {count}frozen by the module itself" if stage.trainable else " by the module itself"
+    return state + (", new" if stage.new else "")
 
 
 def _prefix_lines(prefix: "PrefixPlan") -> list[str]:

@@ -46,9 +46,9 @@ def train(
     numbers of one but for the last digits. ``say`` is told a line per report.
 
     Raises:
-        FtaeError: ``out`` lies among the images, or holds a run already, or (with ``resume``) none, or another process trains into it; the
-            spec cannot be run, or not by so many workers; one of them was lost; MLflow refuses the run; the model
-            is to be registered and MLflow is away.
+        FtaeError: ``out`` lies among the images, or holds a run already, or (with ``resume``) none, or another
+            process trains into it; the spec cannot be run, or not by so many workers; one of them was lost; MLflow
+            refuses the run; the model is to be registered and MLflow is away.
     """
     for folder in (out, storage / "mlartifacts"):
         check_output(folder, spec.finetune.data.image_folders())

@@ -138,3 +138,48 @@ def test_what_the_user_can_fix_is_1_with_one_message(
     said = [line for line in result.err.splitlines() if not line.startswith("model: ")]
     assert len(said) == 1
     assert said[0].startswith(message)
+
+
+LOUD = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        print("making attention of some type")
+        self.encoder, self.decoder = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+    def encode(self, images):
+        print("encoding")
+        return self.encoder(images)
+    def decode(self, latents): return self.decoder(latents)
+"""
+
+
+def test_what_a_users_module_prints_is_no_result(ftae: Ftae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud_nets.py").write_text(LOUD)
+    finetune = {
+        "model": {"family": "loud_nets:Net", "image_range": [0, 1]},
+        "data": {"source": "digits", "resolution": 16, "classes": [3, 7]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-2},
+        "max_steps": 2,
+        "num_evals": 1,
+        "metrics": ["psnr"],
+    }
+    (tmp_path / "loud.yaml").write_text(json.dumps({"name": "loud", "finetune": finetune}))
+    monkeypatch.chdir(tmp_path)
+    try:
+        plan = ftae("validate", "loud.yaml", "--allow-code")
+        trained = ftae("train", "loud.yaml", "--allow-code")
+        judged = ftae("evaluate", "runs/loud", "--json", "--allow-code", "--out", "scores")
+    finally:
+        sys.modules.pop("loud_nets", None)
+        sys.path.remove(str(tmp_path))
+    assert plan.out.startswith("loud: a valid training run\n")
+    assert trained.out.startswith("loud: val/psnr ")
+    assert json.loads(judged.out)["num_images"] > 0
+    for result in (plan, trained, judged):
+        assert result.status == 0
+        assert "encoding" in result.err
+        assert "making attention" in result.err
+        assert "encoding" not in result.out

@@ -28,7 +28,10 @@ def test_import_attr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert import_attr("lookup_package.models:answer") == 42
         with pytest.raises(FtaeError, match=r"'lookup_package\.models' has no attribute 'question'"):
             import_attr("lookup_package.models:question")
-        with pytest.raises(FtaeError, match=r"cannot import 'lookup_package\.broken'.*no_such_dependency"):
+        with pytest.raises(
+            FtaeError,
+            match=r"cannot import lookup_package\.broken: ModuleNotFoundError: .*no_such_dependency' \(broken\.py:1\)",
+        ):
             import_attr("lookup_package.broken:answer")
     finally:
         for name in [name for name in sys.modules if name.startswith("lookup_package")]:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.discriminator import build_discriminator
 from ftae.engine.losses import weighted_sum
-from ftae.engine.optim import eager, lr_factor
-from ftae.errors import TrainingFailed
+from ftae.engine.optim import lr_factor
+from ftae.errors import Reason, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
 
 TERM = "adversarial"
-BLOW_UP = "adversarial blow-up"
+BLOW_UP = Reason.BLOW_UP
 LECAM_DECAY = 0.99  # of the averages, a step (Tseng et al. 2021)
 EPSILON = 1e-4  # of the adaptive weight (Esser et al. 2021)
 
@@ -33,8 +33,7 @@ class Adversary:
     def __init__(self, spec: FinetuneSpec, autoencoder: Autoencoder, device: torch.device) -> None:
         self._run, self._spec = spec, spec.discriminator
         self.net = build_discriminator(spec).to(device)
-        adam = eager(torch.optim.Adam)
-        self._optimizer = adam(self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True)
+        self._optimizer = torch.optim.Adam(self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True)
         self._averages = torch.zeros(2, device=device)  # of the logits of real and of fake images, for LeCam
         self._shown: list[tuple[Tensor, Tensor]] = []
         self._balanced_at = _last_decoder_weight(autoencoder) if self._spec.adaptive else None

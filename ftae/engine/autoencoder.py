@@ -188,6 +188,7 @@ class Autoencoder(nn.Module):
         self.line = line
         self._encode, self._decode, self._save = encode, decode, save
         self._frozen: tuple[Stage, ...] = ()
+        self._given_frozen = {id(p) for p in net.parameters() if not p.requires_grad}
 
     def encode(self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None) -> Encoding:
         """What the encoder says of images in ``image_range``; ``draw``: None takes the mode of a posterior."""
@@ -234,7 +235,7 @@ class Autoencoder(nn.Module):
     # ------------------------------------------------------------------------------ freezing
 
     def freeze(self, depth: int, patterns: tuple[str, ...]) -> None:
-        """Freeze the first ``depth`` stages, those that match a pattern, and the idle ones.
+        """Freeze the first ``depth`` stages, those that match a pattern, the idle ones, and those that came frozen.
 
         Frozen means: no gradient, not in the optimizer (``trainable_stages``), and eval mode that
         survives ``train()``, so that dropout is off and running statistics do not move.
@@ -248,8 +249,11 @@ class Autoencoder(nn.Module):
         for pattern in patterns:
             if not any(stage.matches(pattern) for stage in self.stages):
                 raise FtaeError(f"freeze: {pattern!r} matches no stage. Stages: {self._stage_names()}")
-        frozen = [s for s in self.stages if s.idle or s in line[:depth] or any(s.matches(p) for p in patterns)]
+        asked = [s for s in self.stages if s.idle or s in line[:depth] or any(s.matches(p) for p in patterns)]
+        frozen = [s for s in self.stages if s in asked or self.came_frozen(s)]
         if not any(p.requires_grad for s in self.stages if s not in frozen for p in s.parameters()):
+            if not asked:
+                raise FtaeError("nothing is left to train: the module itself has frozen all its parameters")
             raise FtaeError(
                 f"freeze_depth {depth} and freeze {list(patterns)} leave nothing to train. "
                 f"Stages: {self._stage_names()}"
@@ -269,6 +273,11 @@ class Autoencoder(nn.Module):
 
     def trainable_stages(self) -> list[Stage]:
         return [stage for stage in self.stages if stage not in self._frozen]
+
+    def came_frozen(self, part: Stage | nn.Parameter) -> bool:
+        """Whether the network itself had frozen a parameter (by ``requires_grad``), or all of a stage."""
+        parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+        return bool(parameters) and all(id(p) in self._given_frozen for p in parameters)
 
     def _stage_names(self) -> str:
         return ", ".join(stage.name for stage in self.stages)

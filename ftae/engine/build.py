@@ -1,6 +1,7 @@
 """From a spec to a model ready to train: weights loaded, head attached, stages frozen, shapes checked."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from ftae.engine.families import build_autoencoder
 from ftae.engine.optim import build_optimizer
 from ftae.engine.prefix_plan import PrefixPlan, num_images, plan_prefixes
 from ftae.engine.vision_networks import check_weights
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, one_message
 from ftae.specs import needs
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.losses import Losses
@@ -46,6 +47,7 @@ def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     return prepared(*new_model(spec, num_classes), spec, num_classes)
 
 
+@one_message("the model cannot be built", passing=(OSError,))
 def new_model(spec: FinetuneSpec, num_classes: int | None) -> tuple[Autoencoder, Encoding]:
     """The model as it was given, or drawn, and what it says of a grey image. Seeds the random generators."""
     random.seed(spec.seed)
@@ -55,6 +57,7 @@ def new_model(spec: FinetuneSpec, num_classes: int | None) -> tuple[Autoencoder,
     return autoencoder, _check_shapes(autoencoder, spec, num_classes)
 
 
+@one_message("the model cannot be prepared", passing=(OSError,))
 def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
     """What ``new_model`` gave, with the head that the losses ask for, and with its stages frozen."""
     _check_posterior(encoding, spec)
@@ -70,19 +73,16 @@ def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, n
 @torch.no_grad()
 def _check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Encoding:
     """Run one grey image through; returns what the encoder says of it."""
-    side = spec.data.resolution
-    images = autoencoder.to_range(torch.full((1, spec.data.channels, side, side), 0.5))
+    shape = (spec.data.channels, spec.data.resolution, spec.data.resolution)
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
-    try:
+    with one_message(f"the model cannot take images of shape {shape}"):
+        images = autoencoder.to_range(torch.full((1, *shape), 0.5))
         encoding = autoencoder.encode(images, labels)
         output = autoencoder.decode(encoding.latents, labels)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # a user's own module may raise any
-        raise FtaeError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {error}") from error
-    for name, value in (("encode", encoding.latents), ("decode", output)):
-        if not isinstance(value, Tensor):
-            raise FtaeError(
-                f"the model's {name} must give a tensor (encode also mean, logvar), got {type(value).__name__}"
-            )
+    if encoding.latents.ndim < 2 or len(encoding.latents) != 1:
+        raise FtaeError(
+            f"the model's encode must give latents of shape (B, ...), got {tuple(encoding.latents.shape)} for one image"
+        )
     if output.shape != images.shape:
         raise FtaeError(
             f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
@@ -110,11 +110,16 @@ def _check_codebook(encoding: Encoding, spec: FinetuneSpec) -> None:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """``new`` and ``idle`` as a ``Stage`` has them; without a pretrained model none is called new."""
+    """``new`` and ``idle`` as a ``Stage`` has them; without a pretrained model none is called new.
+
+    ``num_trainable``: parameters that are trained; ``num_came_frozen``: those that the module itself has frozen.
+    """
 
     name: str
     group: Group
     num_parameters: int
+    num_trainable: int
+    num_came_frozen: int
     trainable: bool
     new: bool
     idle: bool
@@ -142,7 +147,7 @@ class ModelSummary:
 
     @property
     def num_trainable(self) -> int:
-        return sum(stage.num_parameters for stage in self.stages if stage.trainable)
+        return sum(stage.num_trainable for stage in self.stages)
 
     @property
     def new_stages(self) -> list[str]:
@@ -154,13 +159,21 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     check_weights(spec)
     autoencoder = build_model(spec, num_classes)
     build_optimizer(autoencoder, spec.optimizer)  # a multiplier that matches nothing is an error here
-    trainable = autoencoder.trainable_stages()
-    tuned = spec.model.pretrained is not None
+    trainable, tuned = autoencoder.trainable_stages(), spec.model.pretrained is not None
     stages = tuple(
-        StageSummary(s.name, s.group, _count(s.modules), s in trainable, s.new and tuned, s.idle)
-        for s in autoencoder.stages
+        StageSummary(
+            stage.name,
+            stage.group,
+            num_parameters=_count(stage.parameters()),
+            num_trainable=_count(p for p in stage.parameters() if p.requires_grad),
+            num_came_frozen=_count(filter(autoencoder.came_frozen, stage.parameters())),
+            trainable=stage in trainable,
+            new=stage.new and tuned,
+            idle=stage.idle,
+        )
+        for stage in autoencoder.stages
     )
-    moving = sum(stage.num_parameters for stage in stages if stage.trainable)
+    moving = sum(stage.num_trainable for stage in stages)
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
@@ -204,5 +217,5 @@ def _discriminator_bytes(spec: FinetuneSpec) -> int:
     return 3 * sum(t.numel() * t.element_size() for t in weights)
 
 
-def _count(modules: tuple[nn.Module, ...]) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)

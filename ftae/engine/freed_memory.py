@@ -11,7 +11,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator of this process keep blocks of up to a gigabyte.
+    """Have the allocator of this process keep blocks of up to a gigabyte: for a process that is ftae's own.
 
     By default each step gives its activations back and is given them again, page by page and full of zeros: 10,000
     page faults, a tenth of a step on images of 32 pixels.

@@ -17,7 +17,7 @@ from ftae.engine.checkpoint import (
 from ftae.engine.evaluation import Grid, evaluate_all
 from ftae.engine.parallel import ALONE, Group
 from ftae.engine.random_state import rng_state, set_rng_state
-from ftae.engine.training import Training, out_of_memory_fails
+from ftae.engine.training import Training, configuration_fails
 from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import FinetuneSpec
@@ -42,17 +42,17 @@ def finetune(
 
     Raises:
         FtaeError: the spec cannot be run (see ``build_model`` and ``load_dataset``).
-        TrainingFailed: non-finite loss or gradient, out of memory, posterior or codebook
-            collapse, or adversarial blow-up.
+        TrainingFailed: for one of ``Reason``, a metric that is not finite, or what the model raised.
+        OSError: files cannot be read or written.
     """
-    with out_of_memory_fails(step=lambda: 0):
+    with configuration_fails(step=lambda: 0):
         run = FinetuneRun(spec, workdir, group, warm)
-    with out_of_memory_fails(step=lambda: run.step):
+    with configuration_fails(step=lambda: run.step):
         report = run.resume(resume_from) if resume_from is not None else run.report()
     yield from run.keep_rng(report)
     for eval_step in spec.eval_steps():
         if eval_step > run.step:
-            with group.failing_together(), out_of_memory_fails(step=lambda: run.step):
+            with group.failing_together(), configuration_fails(step=lambda: run.step):
                 run.train_to(eval_step)
                 report = run.report()
             yield from run.keep_rng(report)
@@ -60,9 +60,9 @@ def finetune(
 
 def follow(spec: FinetuneSpec, group: Group) -> NoReturn:
     """What a rank above 0 does: it trains as ``finetune`` does on rank 0, until it is ended. Raises as that."""
-    with out_of_memory_fails(step=lambda: 0):
+    with configuration_fails(step=lambda: 0):
         training = Training(spec, group)
-    with out_of_memory_fails(step=lambda: training.step):
+    with configuration_fails(step=lambda: training.step):
         training.follow()
 
 

@@ -1,11 +1,9 @@
 """Parameter groups, optimizers, the learning-rate schedule and the moving average of the weights."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,8 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
     name, or the parameter's name. Norms and biases (at most one dimension) get no weight decay.
 
     Raises:
-        FtaeError: a multiplier matches no parameter at all (frozen ones count as matched).
+        FtaeError: a multiplier matches no parameter at all. Those that ftae has frozen count as matched, since a
+            search may freeze more or fewer; those that the module itself has frozen do not.
     """
     _every_multiplier_matches(autoencoder, spec.lr_multipliers)
     names = {id(p): name for name, p in autoencoder.named_parameters()}
@@ -42,25 +41,12 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
         for (multiplier, decay), parameters in groups.items()
     ]
     if spec.name == "sgd":
-        return eager(torch.optim.SGD)(param_groups, momentum=spec.momentum or 0.0, fused=True)
+        return torch.optim.SGD(param_groups, momentum=spec.momentum or 0.0, fused=True)
     betas = spec.betas or (0.9, 0.999)
     if spec.name == "radam":
-        return eager(torch.optim.RAdam)(param_groups, betas=betas)
+        return torch.optim.RAdam(param_groups, betas=betas)
     adam = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-    return eager(adam)(param_groups, betas=betas, fused=True)
-
-
-def eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimizer without the decorators that serve ``torch.compile`` alone, and without hooks of its steps.
-
-    The decorators import torch's compiler at the first call, which takes more than a second of every process.
-    What would call the hooks also notes each step for a profiler, whether there is one or not: as long as a layer.
-    """
-    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    step: Any = torch.no_grad()(inspect.unwrap(kind.step))
-    step.hooked = True  # so torch takes it as it is
-    return type(kind.__name__, (kind,), methods | {"step": step})
+    return adam(param_groups, betas=betas, fused=True)
 
 
 def lr_factor(schedule: Schedule, progress: float) -> float:
@@ -100,12 +86,11 @@ class WeightAverage:
         self.decay = 0.5 ** (1.0 / half_life_steps)
         self._live = {name: p for name, p in autoencoder.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach().clone() for name, p in self._live.items()}
-        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.weights.values()), list(self._live.values()))
 
     @torch.no_grad()
     def update(self) -> None:
-        averaged, live = self._pairs
-        torch._foreach_lerp_(averaged, live, 1.0 - self.decay)
+        for name, average in self.weights.items():
+            average.lerp_(self._live[name], 1.0 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -135,7 +120,12 @@ def _matches(pattern: str, stage: Stage, parameter_name: str) -> bool:
 def _every_multiplier_matches(autoencoder: Autoencoder, multipliers: dict[str, float]) -> None:
     names = {id(p): name for name, p in autoencoder.named_parameters()}
     for pattern in multipliers:
-        if not any(_matches(pattern, s, names[id(p)]) for s in autoencoder.stages for p in s.parameters()):
+        matched = [p for s in autoencoder.stages for p in s.parameters() if _matches(pattern, s, names[id(p)])]
+        if matched and all(map(autoencoder.came_frozen, matched)):
+            raise FtaeError(
+                f"optimizer.lr_multipliers: {pattern!r} has no effect: the module itself has frozen all that it matches"
+            )
+        if not matched:
             groups = dict.fromkeys(stage.group for stage in autoencoder.stages)
             stages = ", ".join(stage.name for stage in autoencoder.stages)
             raise FtaeError(

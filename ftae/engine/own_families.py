@@ -3,12 +3,14 @@
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ftae.engine.autoencoder import Autoencoder
+from ftae.engine.memory import check_room
 from ftae.engine.model_files import CONFIG, WEIGHTS, pretrained_folder
 from ftae.engine.networks import Chain
 from ftae.engine.outer_stages import OuterStages
@@ -34,7 +36,9 @@ def own_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None
         config, weights = _config(net_type, model, data, num_classes), None
         if model.pretrained is not None:
             config, weights = _pretrained_config(config, model, data)
-        net: Any = net_type(**config["options"], **{fact: config[fact] for fact in _facts(net_type)})
+        build_net = partial(net_type, **config["options"], **{fact: config[fact] for fact in _facts(net_type)})
+        check_room(build_net, _given(model))
+        net: Any = build_net()
         has_line = isinstance(net, Chain) and not model.needs_labels  # labels enter at either end
         prior, kept, wanted = getattr(net, "prior", None), config.get(OUTER, 0), getattr(model, OUTER, None)
         for _ in range(kept):

@@ -194,7 +194,8 @@ class Leader(_Peers):
         try:
             yield
         except Exception as error:
-            if isinstance(error, RuntimeError):  # a broken collective, felt before its reason is known?
+            # A broken collective, felt before its reason is known?
+            if isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError):
                 self._failed.wait(GRACE_SECONDS)
             if self._failure is None or self._failure is error:
                 raise

@@ -14,7 +14,7 @@ from ftae.engine.estimate import Probe
 from ftae.engine.evaluation import Judged, Judging
 from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.parallel import ALONE, Group
-from ftae.engine.training import Training, out_of_memory_fails
+from ftae.engine.training import Training, configuration_fails
 from ftae.engine.warm import Warm
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import METRICS
@@ -32,13 +32,13 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, warm: Warm | None = None) ->
 
     Raises:
         FtaeError: the spec cannot be run (see ``Training``).
-        TrainingFailed: non-finite loss or gradient, or out of memory.
+        TrainingFailed: non-finite loss or gradient, out of memory, or what the model raised.
     """
     _forget_peak()
     spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
-    with out_of_memory_fails(step=lambda: 0):
+    with configuration_fails(step=lambda: 0):
         training = Training(spec, group, warm)
-    with out_of_memory_fails(step=lambda: training.step):
+    with configuration_fails(step=lambda: training.step):
         step_seconds = _step_seconds(training)
         eval_seconds = _eval_seconds(training)
     device = training.device

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -79,8 +80,8 @@ def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneS
 
 @torch.no_grad()
 def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> float | None:
-    config = getattr(autoencoder.net, "config", None)
-    if config is None or "scaling_factor" not in config:
+    config: Any = getattr(autoencoder.net, "config", None)
+    if not isinstance(spec.model, DiffusersModel) or "scaling_factor" not in config:
         return None
     total, squares, count = 0.0, 0.0, 0
     few = images.taken(slice(None, None, max(1, len(images) // SCALING_IMAGES)))

@@ -2,10 +2,11 @@
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from ftae.errors import FtaeError
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def check_rows_apart(model: nn.Module) -> None:
@@ -15,8 +16,8 @@ def check_rows_apart(model: nn.Module) -> None:
         FtaeError: it has batch normalisation or dropout that is trained.
     """
     for name, module in model.named_modules():
-        draws = isinstance(module, _DropoutNd) and module.p > 0.0
-        if module.training and (draws or isinstance(module, _BatchNorm)):
+        draws = isinstance(module, DROPOUTS) and module.p > 0.0
+        if module.training and (draws or isinstance(module, BATCH_NORMS)):
             raise FtaeError(_refusal(f"{name.removeprefix('net.')} ({type(module).__name__}) works on whole batches"))
 
 

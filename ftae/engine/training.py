@@ -1,5 +1,6 @@
 """Training: what every process of a run does."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ from ftae.engine.companions import Companions
 from ftae.engine.data import Dataset, load_dataset
 from ftae.engine.enough import check_images
 from ftae.engine.evaluation import Judged
-from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.judged import Subject
 from ftae.engine.kernels import choose_kernels, lay_out
 from ftae.engine.losses import LossInputs, loss_terms, weighted_sum, weights_at
@@ -31,8 +31,12 @@ from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.engine.replay import source_spec, training_batch
 from ftae.engine.shareable import Buffers, check_rows_apart
 from ftae.engine.warm import Cold, Warm
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, raised
 from ftae.specs.finetune import FinetuneSpec
+
+BROKEN = ("gloo", "Gloo", "NCCL", "CUDA error")  # plain RuntimeErrors of what joins processes, and of older drivers
+
+logger = logging.getLogger(__name__)
 
 
 class Training:
@@ -46,8 +50,6 @@ class Training:
         self.spec, self.group = spec, group
         self.device = device_of(spec)
         choose_kernels(spec, self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.data = load_dataset(spec.data)
         check_images(spec, self.data)
         self._warm = warm if warm is not None and group.size == 1 else Cold()
@@ -141,6 +143,8 @@ class Training:
             is_last = micro == spec.grad_accumulation - 1
             with nullcontext() if is_last else self.group.accumulating(self._terms):
                 parts.append(self._backward(self.step * spec.grad_accumulation + micro, weights))
+        if self.step == 0 and self.group.rank == 0:
+            self._note_unreached()
         norm = self._check(["loss", *weights], parts)
         if spec.max_grad_norm is not None:
             self._clip(norm, spec.max_grad_norm)
@@ -176,23 +180,28 @@ class Training:
         torch.autograd.backward(loss if spec.grad_accumulation == 1 else loss / spec.grad_accumulation)
         return [part.detach() for part in (loss, *terms.values())]
 
+    def _note_unreached(self) -> None:
+        """Say which stages are called trained, and no gradient has reached."""
+        stages = [(stage.name, list(stage.parameters())) for stage in self.autoencoder.trainable_stages()]
+        still = [name for name, parameters in stages if parameters and all(p.grad is None for p in parameters)]
+        if still:
+            logger.warning("no gradient reaches %s: the losses of the first step do not depend on it", ", ".join(still))
+
     def _check(self, names: list[str], parts: list[list[Tensor]]) -> float:
         """Take note of the parts of each batch's loss; returns the norm of the gradient.
 
         All are read at once: a GPU is waited for once a step.
         """
-        # As ``torch.nn.utils.get_total_norm`` has it, which first sorts them by what all have in common.
-        norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         *values, norm_value = torch.stack([*chain(*parts), norm]).tolist()
         means = iter(self.group.mean(values))
         for _ in parts:
             measured = {name: next(means) for name in names}
             if not math.isfinite(measured["loss"]):
-                raise TrainingFailed("non-finite loss", self.step)
+                raise TrainingFailed(Reason.NON_FINITE_LOSS, self.step)
             self._measure(measured, share=1.0 / len(parts))
         if not math.isfinite(norm_value):
-            raise TrainingFailed("non-finite gradient", self.step)
+            raise TrainingFailed(Reason.NON_FINITE_GRADIENT, self.step)
         return float(norm_value)
 
     def _clip(self, norm: float, max_norm: float) -> None:
@@ -250,9 +259,32 @@ class _Terms(nn.Module):
 
 
 @contextmanager
-def out_of_memory_fails(step: Callable[[], int]) -> Iterator[None]:
-    """A configuration that does not fit the device is at fault itself."""
+def configuration_fails(step: Callable[[], int]) -> Iterator[None]:
+    """What is raised inside is the configuration's own fault, unless it is the machine's, or the user's to fix.
+
+    Raises:
+        TrainingFailed: out of memory, or what the model raised.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingFailed("out of memory", step()) from error
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, FtaeError) and error.__cause__ is not None else error
+        if _is_out_of_memory(cause):
+            raise TrainingFailed(Reason.OUT_OF_MEMORY, step()) from cause
+        if isinstance(error, FtaeError) and not isinstance(error, ModelRaised):
+            raise
+        if _is_of_machine(cause):
+            raise cause from cause.__cause__
+        raise TrainingFailed(f"raised {raised(cause)}", step()) from cause
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of the processor, where torch has no error of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    """Whether it may go well elsewhere or later: files, a GPU that fails, another process that is gone."""
+    if isinstance(error, OSError | torch.AcceleratorError | torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN)

@@ -3,15 +3,17 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import torch
 
 from ftae.engine.build import device_of
+from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.loop import follow
 from ftae.engine.parallel import ALONE, Follower, Group, leading
 from ftae.errors import FtaeError
@@ -92,8 +94,10 @@ def _follow(spec: FinetuneSpec, rank: int, size: int, leader: tuple[str, int], r
     _share_cores(size)
     if device_of(spec).type == "cuda":
         torch.cuda.set_device(rank)
+    keep_freed_memory()
     try:
-        follow(spec, Follower(rank, size, leader, HOST))
+        with redirect_stdout(sys.stderr):  # a user's own module may print
+            follow(spec, Follower(rank, size, leader, HOST))
     except (FtaeError, OSError, RuntimeError) as error:
         with suppress(BrokenPipeError):  # rank 0 is gone itself
             reason.send(error)

@@ -12,6 +12,7 @@ from ray.util import get_node_ip_address
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ftae.engine.freed_memory import keep_freed_memory
 from ftae.engine.loop import follow
 from ftae.engine.parallel import ALONE, Follower, Group, leading
 from ftae.specs.finetune import FinetuneSpec
@@ -56,6 +57,7 @@ class _Actors:
 
 class _Worker:
     def follow(self, spec: dict[str, Any], rank: int, size: int, leader: tuple[str, int]) -> None:
+        keep_freed_memory()
         follow(FinetuneSpec.model_validate(spec), Follower(rank, size, leader, _host()))
 
 

@@ -9,16 +9,19 @@ from ray.exceptions import RayError, RayTaskError
 
 from ftae.engine.estimate import Probe
 from ftae.engine.probe import probe
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.search.survey import reason_of, results
 from ftae.specs.search import SearchSpec
 
-ADVICE = {
-    "out of memory": "lower finetune.batch_size (grad_accumulation keeps the images of a step), set "
+ADVICE: dict[str, str] = {
+    Reason.OUT_OF_MEMORY: "lower finetune.batch_size (grad_accumulation keeps the images of a step), set "
     "finetune.precision to bf16, or let fewer trials share a GPU (search.resources.gpus)",
-    "non-finite loss": "lower finetune.optimizer.lr, or set finetune.precision to fp32",
-    "non-finite gradient": "lower finetune.optimizer.lr, set finetune.max_grad_norm, or finetune.precision to fp32",
-    "adversarial blow-up": "lower finetune.losses.adversarial, or the discriminator's lr and r1",
+    Reason.NON_FINITE_LOSS: "lower finetune.optimizer.lr, or set finetune.precision to fp32",
+    Reason.NON_FINITE_GRADIENT: "lower finetune.optimizer.lr, set finetune.max_grad_norm, "
+    "or finetune.precision to fp32",
+    Reason.POSTERIOR_COLLAPSE: "lower finetune.losses.kl",
+    Reason.CODEBOOK_COLLAPSE: "lower finetune.optimizer.lr",
+    Reason.BLOW_UP: "lower finetune.discriminator.lr and its r1 and lecam, or finetune.losses.adversarial",
 }
 LOST = "a worker that is killed is most often short of memory: lower finetune.batch_size or search.max_concurrent"
 
@@ -58,8 +61,8 @@ def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
     try:
         return probe(run.model_copy(update={"data": data, "batch_size": batch_size}))
     except TrainingFailed as failure:
-        advice = ADVICE.get(failure.reason, "`ftae train` runs the same configuration, and shows more with --debug")
-        if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given
+        advice = ADVICE.get(failure.reason, "ftae --debug train shows more of the same configuration")
+        if failure.step == 0 and failure.reason == Reason.NON_FINITE_LOSS:  # of the model as it was given
             advice = (
                 f"look at the weights (finetune.model.pretrained: {run.model.pretrained}), or set precision to fp32"
             )

@@ -12,10 +12,10 @@ from ray import tune
 from ftae.engine.artifacts import CHECKPOINTS
 from ftae.engine.checkpoint import EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
-from ftae.engine.freed_memory import give_back_freed_memory
+from ftae.engine.freed_memory import give_back_freed_memory, keep_freed_memory
 from ftae.engine.loop import finetune
 from ftae.engine.warm import Warm
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.record import trial_folder
 from ftae.search.followers import followers
 from ftae.search.patience import Patience
@@ -34,6 +34,7 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
     fault of the machine may raise, and the trial is tried again.
     """
     _free_memory()
+    keep_freed_memory()
     spec = SearchSpec.model_validate(search)
     store = open_store(spec.search.storage, spec.name, "worker")
     try:
@@ -73,7 +74,7 @@ class _Trial:
             except OSError as error:
                 self._patience.bear(error)
             except TrainingFailed as failure:
-                if failure.reason != "out of memory":
+                if failure.reason != Reason.OUT_OF_MEMORY:
                     raise
                 WARM.forget()
                 if not self._adapt(failure):

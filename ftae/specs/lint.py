@@ -7,6 +7,7 @@ from ftae.specs.configurations import count_up_to
 from ftae.specs.distributions import Distribution
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.metrics import facts_of
+from ftae.specs.models import CustomModel
 from ftae.specs.overrides import value_at
 from ftae.specs.problems import shown
 from ftae.specs.search import Asha, ProductionSpec, SearchSpec
@@ -59,7 +60,9 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
             f"losses.{name}" in space or name in (*run.losses.weights(), *run.metrics) for name in users
         ):
             yield f"{section} has no effect: none of {', '.join(users)} is a loss or metric of the run"
-    if run.model.pretrained is None and (run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()):
+    freezes = run.freeze or run.freeze_depth or {"freeze", "freeze_depth"} & space.keys()
+    may_load_itself = isinstance(run.model, CustomModel)
+    if freezes and run.model.pretrained is None and not may_load_itself:
         yield "frozen stages keep random weights: model.pretrained is null"
 
 

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
-from ftae.specs.base import Positive, Spec, Weight
+from ftae.specs.base import Spec, Weight
 from ftae.specs.problems import matching
+
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; how much of it fits is a question of the machine
 
 
 class ModelSpec(Spec):
@@ -50,8 +52,8 @@ class MlpVae(FixedResolution):
     """
 
     family: Literal["mlp_vae"]
-    hidden: Positive | None = None
-    latent_dim: Positive | None = None
+    hidden: Size | None = None
+    latent_dim: Size | None = None
     has_posterior: ClassVar[bool | None] = True
     bounded_output: ClassVar[bool] = True
 
@@ -63,9 +65,9 @@ class ConvAe(ModelSpec):
     """
 
     family: Literal["conv_ae"]
-    channels: Positive | None = None
+    channels: Size | None = None
     depth: Annotated[int, Field(ge=1, le=6)] | None = None
-    latent_channels: Positive | None = None
+    latent_channels: Size | None = None
     bounded_output: ClassVar[bool] = True
 
 
@@ -76,9 +78,9 @@ class ConvVae(FixedResolution):
     """
 
     family: Literal["conv_vae"]
-    channels: Positive | None = None
+    channels: Size | None = None
     depth: Annotated[int, Field(ge=1, le=6)] | None = None
-    latent_dim: Positive | None = None
+    latent_dim: Size | None = None
     has_posterior: ClassVar[bool | None] = True
     bounded_output: ClassVar[bool] = True
 
@@ -104,9 +106,9 @@ class HierarchicalVae(FixedResolution):
     """
 
     family: Literal["hierarchical_vae"]
-    channels: Positive | None = None
+    channels: Size | None = None
     depth: Annotated[int, Field(ge=1, le=6)] | None = None
-    latent_channels: Positive | None = None
+    latent_channels: Size | None = None
     has_posterior: ClassVar[bool | None] = True
     bounded_output: ClassVar[bool] = True
 
@@ -121,10 +123,10 @@ class Quantized(ModelSpec):
     dead_code_threshold 0.
     """
 
-    channels: Positive | None = None
+    channels: Size | None = None
     depth: Annotated[int, Field(ge=1, le=6)] | None = None
-    codebook_size: Annotated[int, Field(ge=2)] | None = None
-    code_dim: Positive | None = None
+    codebook_size: Annotated[int, Field(ge=2, le=2**20)] | None = None
+    code_dim: Size | None = None
     codebook: Literal["ema", "gradient"] | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     dead_code_threshold: Weight | None = None
@@ -203,11 +205,18 @@ class VqModel(DiffusersModel):
 
 
 class CustomStages(Spec):
-    """Sub-modules of a user's model, in data-flow order, by dotted name."""
+    """Sub-modules and parameters of a user's model, in data-flow order, by dotted name."""
 
     encoder: tuple[str, ...] = ()
     bottleneck: tuple[str, ...] = ()
     decoder: tuple[str, ...] = ()
+
+
+def _named_range(value: Any) -> Any:
+    """A pair of numbers as the range that it is."""
+    pairs = {(0, 1): "0..1", (-1, 1): "-1..1"}
+    is_pair = isinstance(value, list | tuple) and all(type(end) in (int, float) for end in value)
+    return pairs.get(tuple(value), value) if is_pair else value
 
 
 class CustomModel(ModelSpec):
@@ -215,13 +224,14 @@ class CustomModel(ModelSpec):
 
     The attribute is called with ``kwargs`` and returns a module with ``encode`` and ``decode``, or
     with ``forward`` alone. ``encode`` returns latents, or ``(mean, logvar)``. ``pretrained`` is a
-    state dict: ``.safetensors``, or ``.pt`` loaded with ``weights_only``.
+    state dict: ``.safetensors``, or ``.pt`` loaded with ``weights_only``. ``image_range`` may also be
+    written as a pair of numbers.
     """
 
     family: Annotated[str, matching(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "written package.module:attr")]
     kwargs: dict[str, JsonValue] = {}
     stages: CustomStages | None = None
-    image_range: Literal["0..1", "-1..1"]
+    image_range: Annotated[Literal["0..1", "-1..1"], BeforeValidator(_named_range)]
     has_posterior: ClassVar[bool | None] = None
 
 

@@ -73,12 +73,6 @@ class Plain(nn.Module):
         return torch.sigmoid(self.decode_linear(self.code(features))).view(-1, 3, 16, 16)
 
 
-class OutsideParameter(Vae):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-
 def not_a_module():
     return "a string"
 '''
@@ -622,11 +616,11 @@ def test_weights_with_code_are_refused_and_not_run(home: Path, tmp_path: Path) -
 
 
 def test_modules_that_cannot_be_staged_are_refused(home: Path) -> None:
-    own = {"family": "family_contract:OutsideParameter", "image_range": "0..1"}
-    assert "must belong to exactly one stage; not so: scale" in refused(own)
     twice = NAMED_STAGES | {"encoder": ["encoder", "encoder.1"]}
-    assert "not so: encoder.1.weight" in refused(CUSTOM | {"stages": twice})
-    assert "the model has no sub-module 'decoder.9'" in refused(CUSTOM | {"stages": {"decoder": ["decoder.9"]}})
+    assert "encoder.1.weight is in encoder and encoder.1: only one may hold it" in refused(CUSTOM | {"stages": twice})
+    assert "the model has no sub-module or parameter 'decoder.9'" in refused(
+        CUSTOM | {"stages": {"decoder": ["decoder.9"]}}
+    )
     assert "must return a torch.nn.Module, got str" in refused(
         {"family": "family_contract:not_a_module", "image_range": "0..1"}
     )
@@ -660,7 +654,7 @@ class Plain(nn.Module):
     [
         (
             {"model": {"family": "broken_modules:Tuple", "image_range": "0..1"}},
-            "decode must give a tensor",
+            "forward must give the reconstruction alone",
         ),
         (
             {"model": {"family": "broken_modules:Plain", "image_range": "0..1", "kwargs": {"width": 3}}},

@@ -3,8 +3,13 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ftae.engine import freed_memory
+from ftae.engine.loop import finetune
+from ftae.specs.finetune import FinetuneSpec
 
 CODE = """
 import resource, threading
@@ -33,6 +38,25 @@ thread.start()
 thread.join()
 print(*found)
 """
+
+
+def test_a_run_leaves_the_allocator_to_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program that trains by way of the engine keeps its own settings; the processes of ftae set them."""
+    settings: list[str] = []
+    monkeypatch.setattr(freed_memory, "_call", lambda name, *arguments: settings.append(name))
+    fields = {
+        "model": {"family": "conv_ae", "channels": 4, "depth": 1},
+        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
+        "losses": {"mse": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "max_steps": 1,
+        "num_evals": 1,
+        "metrics": ["mse"],
+    }
+    list(finetune(FinetuneSpec.model_validate(fields), tmp_path))
+    assert settings == []
+    freed_memory.keep_freed_memory()
+    assert settings == ["mallopt"] * 3
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only of glibc it is known how")

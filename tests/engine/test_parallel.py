@@ -51,7 +51,7 @@ def lead(spec, folder, connection):
 
 
 class Net(nn.Module):
-    """Something happens to rank 1, in its third forward pass of training."""
+    """Something happens to rank 1, or to rank 0, in its third forward pass of training."""
 
     def __init__(self, fault):
         super().__init__()
@@ -62,15 +62,17 @@ class Net(nn.Module):
     def encode(self, images):
         self.count += self.training
         features = self.encoder(images)
-        if not self.training or self.count != 3 or dist.get_rank() != 1:
+        if not self.training or self.count != 3 or dist.get_rank() != int(self.fault != "first"):
             return features
         if self.fault == "loss":
             return features * float("nan")
-        raise {
+        faults = {
             "memory": torch.OutOfMemoryError("tried to allocate too much"),
             "disk": OSError(28, "No space left on device"),
             "bug": RuntimeError("shapes do not fit"),
-        }[self.fault]
+            "first": ValueError("an odd batch"),
+        }
+        raise faults[self.fault]
 
     def decode(self, latents):
         return self.decoder(latents)
@@ -226,6 +228,8 @@ def test_a_run_goes_on_exactly_with_as_many_workers_and_closely_with_another_num
 
 # ----------------------------------------------------------------------------------------- one fate
 
+RAISED_AT = f"parallel_nets.py:{1 + USER_MODULE.splitlines().index('        raise faults[self.fault]')}"
+
 
 @pytest.mark.parametrize(
     ("fault", "expected"),
@@ -233,7 +237,8 @@ def test_a_run_goes_on_exactly_with_as_many_workers_and_closely_with_another_num
         ("loss", TrainingFailed("non-finite loss", 2)),
         ("memory", TrainingFailed("out of memory", 2)),
         ("disk", OSError(28, "No space left on device")),
-        ("bug", RuntimeError("shapes do not fit")),
+        ("bug", TrainingFailed(f"raised RuntimeError: shapes do not fit ({RAISED_AT})", 2)),
+        ("first", TrainingFailed(f"raised ValueError: an odd batch ({RAISED_AT})", 2)),
     ],
 )
 def test_what_happens_to_one_worker_is_raised_by_the_first(fault: str, expected: Exception, tmp_path: Path) -> None:
@@ -289,7 +294,9 @@ class Named(nn.Module):
         self.net = nn.Sequential(nn.Conv2d(1, 4, 3), layer)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.Dropout(0.1)])
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.Dropout(0.1), nn.Dropout2d(0.1), nn.AlphaDropout(0.1)]
+)
 def test_a_model_that_works_on_whole_batches_is_refused(layer: nn.Module) -> None:
     model = Named(layer).train()
     with pytest.raises(FtaeError, match=rf"1 \({type(layer).__name__}\) works on whole batches: .* or use one worker"):

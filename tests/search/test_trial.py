@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,13 @@ class Large(nn.Module):
 
     def decode(self, latents):
         return self.decoder(latents)
+
+
+class Even(Large):
+    def encode(self, images):
+        if self.training and len(images) % 2:
+            raise ValueError("an odd batch")
+        return self.encoder(images)
 '''
 
 SEARCH: dict[str, Any] = {
@@ -256,6 +264,15 @@ def test_params_that_cannot_be_trained_have_diverged(worker: Worker) -> None:
 def test_a_fault_of_the_user_fails_the_trial(worker: Worker) -> None:
     reason = "freeze leaves nothing to train that losses (kl) depend on"
     assert worker.run(losses__mse=0.0, freeze_depth=2) == [started(0), 0, {"failed": reason}]
+
+
+def test_params_on_which_the_model_raises_have_diverged(make: Callable[..., Worker]) -> None:
+    space = {"batch_size": {"choices": [4, 3]}}
+    model = {"family": "large_nets:Even", "kwargs": {"fits": 8}, "image_range": "0..1"}
+    worker = make(space=space, model=model, losses={"mse": 1.0}, batch_size=4)
+    [begun, baseline, failed] = worker.run(batch_size=3)
+    assert (begun, baseline) == (started(0), 0)
+    assert re.fullmatch(r"raised ValueError: an odd batch \(large_nets\.py:\d+\) at step 0", failed["diverged"])
 
 
 def large(make: Callable[..., Worker], fits: int, batch_size: int = 8, after: int = 0) -> Worker:

@@ -29,6 +29,7 @@ def search(space: dict[str, Any] | None = None, objective: Any = None, settings:
 
 
 UNTRAINED = {"family": "conv_vae"}
+OWN = {"family": "nets:Net", "image_range": "0..1"}
 GRADIENT = {"family": "vq_vae", "codebook": "gradient"}
 WEIGHT = {"low": 0, "high": 1}
 
@@ -90,6 +91,7 @@ QUIET = [
     search(losses={"mse": 1, "adversarial": 0.1}, discriminator={"r1": 1}),
     search({"data.flip": {"choices": [False, True]}}),
     search({"freeze_depth": {"low": 0, "high": 2}}),
+    search({"freeze_depth": {"low": 0, "high": 2}}, model=OWN, freeze=["encoder"]),  # it may load its own weights
     search(objective={"metric": "val/kl", "direction": "minimize"}, metrics=["kl"]),
     search(objective={"metric": "val/kl", "direction": "maximize"}, metrics=["kl"]),
     search(settings={"num_trials": 8, "max_concurrent": 8}),

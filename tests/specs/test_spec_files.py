@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ftae.errors import SpecError
 from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
+from ftae.specs.models import CustomModel
 from ftae.specs.overrides import apply_overrides, leaf
 from ftae.specs.yamlfile import dump, load_any, load_production, load_search
 from ftae.specs.yamlvalues import Dumper
@@ -104,6 +105,18 @@ def test_a_dump_loads_back_to_an_equal_spec(path: Path, kind: str) -> None:
     assert again == spec
     assert again.digest() == spec.digest()
     assert type(spec).model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("[0, 1]", "0..1"), ("[0.0, 1.0]", "0..1"), ("0..1", "0..1"), ("[-1, 1]", "-1..1"), ("[-1.0, 1]", "-1..1")],
+)
+def test_an_image_range_may_be_a_pair_of_numbers(path: Path, written: str, meant: str) -> None:
+    write(path, {"name": "own", "finetune": CUSTOM})
+    path.write_text(path.read_text().replace("image_range: -1..1", f"image_range: {written}"))
+    model = load_any(path).finetune.model
+    assert isinstance(model, CustomModel)
+    assert model.image_range == meant
 
 
 def shuffled(data: Any, rng: random.Random) -> Any:
