@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ftae.engine.data import Dataset
-from ftae.engine.model_files import weights_digest
+from ftae.engine.model_files import model_digest, weights_digest
 from ftae.specs.search import SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
@@ -19,7 +19,7 @@ def facts(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
     run = spec.finetune
     return {
         "dataset_fingerprint": data.fingerprint,
-        "pretrained_digest": weights_digest(spec.finetune.model.pretrained),
+        "pretrained_digest": model_digest(run.model),
         "perceptual_digest": weights_digest(None if run.perceptual is None else run.perceptual.weights),
         "features_digest": weights_digest(None if run.features is None else run.features.weights),
         "skipped_images": list(data.skipped),
