@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftae.engine.build import summarize
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpoint
+from ftae.engine.checkpoint import EvalReport, latest_checkpoint, read_spec, usable_checkpoint
 from ftae.engine.data import load_dataset
+from ftae.engine.hub import pinned
 from ftae.engine.loop import finetune
 from ftae.engine.release import Release, release
 from ftae.engine.workers import local_workers
@@ -46,6 +47,9 @@ def train(
             so many workers; one of them was lost; the model is to be registered and MLflow is away.
     """
     checkpoint = _prepare(out, resume, say)
+    before = None if checkpoint is None else read_spec(checkpoint)
+    named = [] if before is None else [before.model.pretrained]
+    spec = spec.model_copy(update={"finetune": pinned(spec.finetune, named)})
     data = load_dataset(spec.finetune.data)
     if data.skipped:
         say(data.skipped_message())

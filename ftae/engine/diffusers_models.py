@@ -19,6 +19,7 @@ from ftae.engine.model_files import (
     DiffusersWeights,
     diffusers_weights,
     hub_id,
+    looks_local,
     pretrained_folder,
     read_json,
     suggested,
@@ -26,8 +27,8 @@ from ftae.engine.model_files import (
 from ftae.engine.pretrained import fill, note
 from ftae.engine.quiet_libraries import quiet_libraries
 from ftae.engine.random_state import keep_random_state
-from ftae.engine.weights_file import check_content, first_line, read_state
-from ftae.errors import FtaeError
+from ftae.engine.weights_file import check_content, read_state
+from ftae.errors import FtaeError, first_line
 from ftae.importing import importing
 from ftae.lookup import did_you_mean
 
@@ -61,13 +62,12 @@ def load_network(family: str, pretrained: str, subfolder: str | None) -> Any:
 
 
 def _of_hub(pretrained: str, subfolder: str | None) -> Path:
-    wanted, path = hub_id(pretrained), Path(pretrained).expanduser()
-    near = suggested(path)
+    wanted, near = hub_id(pretrained), suggested(Path(pretrained).expanduser())
     if wanted is None:
         raise FtaeError(
             f"model.pretrained: {pretrained!r} is neither an existing folder nor a hub id (owner/name){near}"
         )
-    if near or path.parent.is_dir():
+    if looks_local(pretrained):
         raise FtaeError(f"model.pretrained: there is no folder {pretrained!r} here{near}")
     return fetched(wanted, pretrained, subfolder)
 

@@ -1,73 +1,76 @@
 """Models on the Hugging Face hub: pinned to a commit, fetched into the hub's own cache on this disk."""
 
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ftae.engine.model_files import DIFFUSERS_CONFIG, PIPELINE, HubId, diffusers_weights, hub_id
-from ftae.errors import FtaeError
-from ftae.specs.models import AnyModel, DiffusersModel
+from ftae.engine.model_files import DIFFUSERS_CONFIG, PIPELINE, HubId, diffusers_weights, hub_id, looks_local
+from ftae.errors import FtaeError, first_line
+from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.models import DiffusersModel
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
+logger = logging.getLogger(__name__)
+
 SECONDS = 10.0  # that the hub may take to answer
 
 
-def pinned(model: AnyModel, before: AnyModel | None = None) -> AnyModel:
-    """``model`` with its commit on the hub, so that whatever loads it gets the same weights; others as they are.
+def pinned(run: FinetuneSpec, earlier: Iterable[str | None] = ()) -> FinetuneSpec:
+    """``run`` with the commit of its model on the hub, so that whoever loads it gets the same weights.
 
-    ``before``: the model of the run to go on with. Where it is the same, so is its commit.
-
-    Raises:
-        FtaeError: the hub does not have it, or cannot be reached while it is not in the cache.
+    ``earlier``: the models of the run to go on with. Raises as ``pinned_id``.
     """
-    if not isinstance(model, DiffusersModel):
-        return model
-    earlier = [before.pretrained] if isinstance(before, DiffusersModel) else []
-    return model.model_copy(update={"pretrained": pinned_id(model.pretrained, earlier)})
+    if not isinstance(run.model, DiffusersModel):
+        return run
+    model = run.model.model_copy(update={"pretrained": pinned_id(run.model.pretrained, earlier)})
+    return run.model_copy(update={"model": model})
 
 
-def pinned_id(pretrained: str, earlier: Iterable[str] = ()) -> str:
+def pinned_id(pretrained: str, earlier: Iterable[str | None] = ()) -> str:
     """``owner/name@commit`` for a model of the hub; anything else as it is.
 
-    ``earlier``: names that were pinned before; one of the same repository counts where ``pretrained`` asks for no
-    revision. Raises as ``pinned``.
+    ``earlier``: names that were pinned before. One of the same repository counts where ``pretrained`` asks for no
+    revision.
+
+    Raises:
+        FtaeError: the hub does not have it, or cannot be reached while the cache does not have it either.
     """
     wanted = hub_id(pretrained)
-    if wanted is None or wanted.commit or Path(wanted.repository.partition("/")[0]).is_dir():
+    if wanted is None or wanted.commit or looks_local(pretrained):
         return pretrained  # where it is no model at all, loading it says why
-    if wanted.revision is None and (known := [e for e in earlier if e.partition("@")[0] == wanted.repository]):
+    known = [name for name in earlier if name is not None and name.startswith(f"{wanted.repository}@")]
+    if wanted.revision is None and known:
         return known[0]
     try:
-        commit = _info(wanted).sha
-    except Exception as error:
+        _info(wanted)
+        folder = _snapshot(wanted, DIFFUSERS_CONFIG)  # so that the cache knows the revision without the hub, too
+    except Exception as error:  # of the network, of the hub
         if (cached := _cached(wanted)) is None:
             raise _unreachable(pretrained, error) from error
-        commit = cached.name
-    return f"{wanted.repository}@{commit}"
+        folder = cached
+    return f"{wanted.repository}@{folder.name}"
 
 
 def fetched(wanted: HubId, pretrained: str, subfolder: str | None) -> Path:
     """The folder of this disk that holds the model's repository: what of it is read, fetched if it is not there.
 
-    ``pretrained``: as the file names it, for messages. Raises as ``pinned``.
+    ``pretrained``: as the file names it, for messages. Raises as ``pinned_id``.
     """
-    from huggingface_hub import snapshot_download
-
-    from ftae.engine.quiet_libraries import quiet_libraries
-
     cached = _cached(wanted)
-    if cached is not None and wanted.commit and _is_whole(cached / (subfolder or "")):
-        return cached
+    there = None if cached is None else _weights_in(cached / (subfolder or ""))
+    if cached is not None and wanted.commit and there == (None, "safetensors"):
+        return cached  # the first choice, whatever else the hub has
+    if there is None:
+        logger.warning("fetching %s from the hub", pretrained)
     try:
-        with quiet_libraries():
-            info = _info(wanted)
-            names = _files_to_read([file.rfilename for file in info.siblings or ()], subfolder)
-            return Path(snapshot_download(wanted.repository, revision=info.sha, allow_patterns=names))
+        names = [file.rfilename for file in _info(wanted).siblings or ()]
+        return _snapshot(wanted, _files_to_read(names, subfolder))
     except Exception as error:  # of the network, of the hub, of the disk
-        if cached is not None and _is_whole(cached / (subfolder or "")):
+        if cached is not None and there is not None:
             return cached
         raise _unreachable(pretrained, error) from error
 
@@ -81,23 +84,32 @@ def _info(wanted: HubId) -> "ModelInfo":
         return HfApi().model_info(wanted.repository, revision=wanted.revision, timeout=SECONDS)
 
 
-def _cached(wanted: HubId) -> Path | None:
-    """What the cache holds of a revision, maybe not all of it: a folder whose name is the commit."""
+def _snapshot(wanted: HubId, names: str | list[str], *, cached: bool = False) -> Path:
+    """The folder of a revision in the cache, whose name is the commit, with the files of these names in it."""
     from huggingface_hub import snapshot_download
 
-    with suppress(Exception):  # it holds nothing, or cannot be read
-        return Path(
-            snapshot_download(
-                wanted.repository, revision=wanted.revision, local_files_only=True, allow_patterns=DIFFUSERS_CONFIG
-            )
+    from ftae.engine.quiet_libraries import quiet_libraries
+
+    with quiet_libraries():
+        folder = snapshot_download(
+            wanted.repository, revision=wanted.revision, allow_patterns=names, local_files_only=cached
         )
+    return Path(folder)
+
+
+def _cached(wanted: HubId) -> Path | None:
+    """What the cache holds of a revision, maybe not all of it."""
+    with suppress(Exception):  # it holds nothing, or cannot be read
+        return _snapshot(wanted, DIFFUSERS_CONFIG, cached=True)
     return None
 
 
-def _is_whole(folder: Path) -> bool:
-    names = {file.name for file in folder.iterdir() if file.is_file()} if folder.is_dir() else set()
+def _weights_in(folder: Path) -> tuple[str | None, str] | None:
+    """The variant and the format that loading a folder would take; None if a part of the model is not there."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     sets = diffusers_weights(names)
-    return DIFFUSERS_CONFIG in names and bool(sets) and not sets[0].absent_shards
+    whole = DIFFUSERS_CONFIG in names and sets and not sets[0].absent_shards
+    return (sets[0].variant, sets[0].format) if whole else None
 
 
 def _files_to_read(names: list[str], subfolder: str | None) -> list[str]:
@@ -112,8 +124,6 @@ def _files_to_read(names: list[str], subfolder: str | None) -> list[str]:
 
 def _unreachable(pretrained: str, error: Exception) -> FtaeError:
     from huggingface_hub import errors
-
-    from ftae.engine.weights_file import first_line
 
     reasons: list[tuple[type[Exception], str]] = [
         (errors.GatedRepoError, "it is gated: accept its terms on the hub, and set HF_TOKEN"),

@@ -166,3 +166,9 @@ def suggested(path: Path) -> str:
             return ""
         here = there
     return f", did you mean {str(here)!r}?"
+
+
+def looks_local(pretrained: str) -> bool:
+    """Whether a hub id is rather a path with a fault: its first part is a folder here, or it is nearly a path."""
+    path = Path(pretrained)
+    return path.parent.is_dir() or bool(suggested(path))

@@ -21,8 +21,7 @@ from ftae.engine.model_files import (
 from ftae.engine.networks import Chain
 from ftae.engine.outer_stages import OuterStages
 from ftae.engine.pretrained import load_state, save_state
-from ftae.engine.weights_file import first_line
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, first_line
 from ftae.specs.data import DataSpec
 
 OUTER = "outer_stages"  # an option of the families that are built for one resolution

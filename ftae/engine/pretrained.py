@@ -12,8 +12,8 @@ from torch import nn
 
 from ftae.engine.fitting import best_fit
 from ftae.engine.model_files import WEIGHTS, pretrained_folder, suggested
-from ftae.engine.weights_file import first_line, read_state
-from ftae.errors import FtaeError
+from ftae.engine.weights_file import read_state
+from ftae.errors import FtaeError, first_line
 
 logger = logging.getLogger(__name__)
 

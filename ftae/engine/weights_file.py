@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, first_line
 
 
 def read_state(path: Path, setting: str = "model.pretrained") -> Mapping[Any, Any]:
@@ -52,16 +52,9 @@ def check_content(path: Path, setting: str = "model.pretrained") -> Literal["saf
     if not head:
         raise FtaeError(f"{setting}: {path} is empty")
     if head.startswith(b"version https://git-lfs"):
-        raise FtaeError(f"{setting}: {path} is a git-lfs pointer, not the weights: run git lfs pull where it came from")
+        raise FtaeError(f"{setting}: {path} is a git-lfs pointer: run 'git lfs pull' in its repository")
     begins = ascii(head.decode("latin-1").strip()[:20])
     raise FtaeError(f"{setting}: {path} is no file of weights: it begins with {begins}")
-
-
-def first_line(error: BaseException) -> str:
-    """The type of an exception, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines and len(lines[0]) <= 160 else f"{lines[0][:157]}..." if lines else ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _unpickled(path: Path, setting: str) -> Any:
@@ -89,5 +82,6 @@ def _foreign_content(path: Path, error: Exception) -> str | None:
         return "an archive that torch.save did not write"
     kinds: list[str] = []
     with suppress(Exception):  # it is damaged
-        kinds = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        kinds = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        kinds.sort(key=lambda kind: (kind.startswith("torch."), kind))
     return f"a whole module or other objects ({', '.join(kinds[:3])})" if kinds else None

@@ -22,7 +22,7 @@ from ftae.search.nodes import connecting, room
 from ftae.search.patience import patiently
 from ftae.search.preflight import Ground, accept, preflight
 from ftae.search.progress import Progress
-from ftae.search.provenance import QUESTION, facts
+from ftae.search.provenance import QUESTION, facts, pinned
 from ftae.search.rehearsal import Rehearsal
 from ftae.search.retention import Retention
 from ftae.search.shipper import Shipper, publish, tracker_of
@@ -66,6 +66,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
     spec = spec.located()
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
+    spec = pinned(spec, before)
     # Here, so that what is wrong with data or model is said before any worker is asked.
     data = load_dataset(spec.finetune.data)
     num_bytes = checkpoint_bytes(spec, data.num_classes)

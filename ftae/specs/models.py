@@ -11,7 +11,8 @@ from ftae.specs.problems import matching
 class ModelSpec(Spec):
     """What every family shares.
 
-    ``pretrained``: a local folder (diffusers format, or written by ``ftae train``), or a hub id.
+    ``pretrained``: a local folder (diffusers format, or written by ``ftae train``), or a hub id: ``owner/name``,
+    or ``owner/name@revision``. A run takes the commit that it finds, and keeps to it.
     """
 
     pretrained: str | None = None
@@ -159,7 +160,10 @@ class VqVae2(Quantized):
 
 
 class DiffusersModel(ModelSpec):
-    """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline."""
+    """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline.
+
+    ``pretrained`` may also be a file of weights that has the ``config.json`` of its model beside it.
+    """
 
     pretrained: str
     subfolder: str | None = None
