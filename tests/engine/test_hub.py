@@ -1,5 +1,6 @@
 """Models of the hub: pinned to a commit when a run begins, and loaded from the cache after that."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -178,24 +179,26 @@ def test_a_production_run_that_is_resumed_keeps_its_commit(cache: Path, tmp_path
 # ------------------------------------------------------------------------------------------ over the network
 
 CHILD = """
-import json, sys
-from ftae.engine.hub import pinned_id
-from ftae.engine.diffusers_models import load_network
+import hashlib, json, sys
+from ftae.engine.hub import fetched, pinned_id
+from ftae.engine.model_files import hub_id
 from ftae.errors import FtaeError
 
 found = []
 for name, subfolder in json.loads(sys.argv[1]):
     try:
         name = pinned_id(name)
-        net = load_network("autoencoder_kl", name, subfolder)
-        found.append([name, net.encoder.conv_in.bias.tolist()])
+        folder = fetched(hub_id(name), name, subfolder)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        found.append([name, {str(f.relative_to(folder)): hashlib.sha1(f.read_bytes()).hexdigest() for f in files}])
     except FtaeError as error:
         found.append(str(error))
+assert "torch" not in sys.modules  # a driver has no need of it
 print(json.dumps(found))
 """
 
 
-def loaded(tmp_path: Path, *models: tuple[str, str | None], **settings: str) -> tuple[list[Any], str]:
+def fetch(tmp_path: Path, *models: tuple[str, str | None], **settings: str) -> tuple[list[Any], str]:
     """What a process of its own finds, and its stderr: the hub's settings are read as it is imported."""
     result = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(models)],
@@ -210,21 +213,26 @@ def loaded(tmp_path: Path, *models: tuple[str, str | None], **settings: str) -> 
 
 
 def test_only_what_is_read_is_fetched_and_later_no_network_is_needed(commits: dict[str, Path], tmp_path: Path) -> None:
-    before = load_file(commits[OLD] / "vae" / WEIGHTS)["encoder.conv_in.bias"].tolist()
+    names = ("vae/config.json", f"vae/{WEIGHTS}")
+    files = {name: hashlib.sha1((commits[OLD] / name).read_bytes()).hexdigest() for name in names}
+    vae = ("owner/name", "vae")
     with served(Hub(commits[OLD], OLD)) as hub:
-        found, stderr = loaded(tmp_path, ("owner/name", "vae"), ("owner/name", None), HF_ENDPOINT=hub.url)
-        assert found[0] == [f"owner/name@{OLD}", before]
-        assert found[1].endswith("is a whole pipeline: set model.subfolder to vae")
-        assert stderr == "".join(f"fetching owner/name@{OLD} from the hub\n" for _ in range(2))
-        assert {path for path in hub.asked if WEIGHTS in path} == {f"owner/name/resolve/{OLD}/vae/{WEIGHTS}"}
+        found, stderr = fetch(tmp_path, vae, ("owner/other", None), HF_ENDPOINT=hub.url)
+        assert found[0] == [f"owner/name@{OLD}", files]
+        assert found[1].endswith("the hub has no such model, or it is private and HF_TOKEN is not set")
+        assert stderr == f"fetching owner/name@{OLD} from the hub\n"
         hub.move(commits[NEW], NEW)
         hub.asked.clear()
-        found, stderr = loaded(tmp_path, (f"owner/name@{OLD}", "vae"), ("owner/other", None), HF_ENDPOINT=hub.url)
-        assert found[0] == [f"owner/name@{OLD}", before]
-        assert found[1].endswith("the hub has no such model, or it is private and HF_TOKEN is not set")
-        assert stderr == ""
-        assert not [path for path in hub.asked if "owner/name" in path]
-    found, stderr = loaded(tmp_path, ("owner/name", "vae"), ("owner/x", None), HF_ENDPOINT="http://127.0.0.1:9")
-    assert found[0] == [f"owner/name@{OLD}", before]
+        found, stderr = fetch(tmp_path, (f"owner/name@{OLD}", "vae"), HF_ENDPOINT=hub.url)
+        assert found == [[f"owner/name@{OLD}", files]]
+        assert (stderr, hub.asked) == ("", [])
+    found, stderr = fetch(tmp_path, vae, ("owner/x", None), HF_ENDPOINT="http://127.0.0.1:9")
+    assert found[0] == [f"owner/name@{OLD}", files]
     assert "there is no folder 'owner/x' here, and as a hub id it could not be fetched: ConnectError" in found[1]
     assert stderr == ""
+
+
+def test_of_a_whole_pipeline_only_what_tells_its_parts_is_fetched(commits: dict[str, Path], tmp_path: Path) -> None:
+    with served(Hub(commits[OLD], OLD)) as hub:
+        (found,), _ = fetch(tmp_path, ("owner/name", None), HF_ENDPOINT=hub.url)
+    assert found[1].keys() == {"model_index.json", "unet/config.json", "vae/config.json"}
