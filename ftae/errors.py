@@ -38,10 +38,3 @@ class TrainingFailed(FtaeError):
 
     def __reduce__(self) -> tuple[type["TrainingFailed"], tuple[str, int]]:
         return type(self), (self.reason, self.step)
-
-
-def first_line(error: BaseException) -> str:
-    """The type of an exception of somebody else, and the first line of what it says, cut where it is long."""
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0] if len(lines[0]) <= 160 else f"{lines[0][:157]}..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

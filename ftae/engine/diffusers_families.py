@@ -15,7 +15,7 @@ from ftae.specs.data import DataSpec
 from ftae.specs.models import DiffusersModel
 
 
-def _load_diffusers(model: DiffusersModel) -> Any:
+def _load_diffusers(model: Any) -> Any:
     from ftae.engine.diffusers_models import load_network  # where it is needed: seconds
 
     return load_network(model.family, model.pretrained, model.subfolder)

@@ -25,10 +25,10 @@ from ftae.engine.model_files import (
     suggested,
 )
 from ftae.engine.pretrained import fill, note
-from ftae.engine.quiet_libraries import quiet_libraries
+from ftae.engine.quiet_libraries import first_line, quiet_libraries
 from ftae.engine.random_state import keep_random_state
 from ftae.engine.weights_file import check_content, read_state
-from ftae.errors import FtaeError, first_line
+from ftae.errors import FtaeError
 from ftae.importing import importing
 from ftae.lookup import did_you_mean
 

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ftae.engine.model_files import DIFFUSERS_CONFIG, PIPELINE, HubId, diffusers_weights, hub_id, looks_local
-from ftae.errors import FtaeError, first_line
+from ftae.engine.quiet_libraries import first_line, quiet_libraries
+from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.models import DiffusersModel
 
@@ -78,8 +79,6 @@ def fetched(wanted: HubId, pretrained: str, subfolder: str | None) -> Path:
 def _info(wanted: HubId) -> "ModelInfo":
     from huggingface_hub import HfApi
 
-    from ftae.engine.quiet_libraries import quiet_libraries
-
     with quiet_libraries():
         return HfApi().model_info(wanted.repository, revision=wanted.revision, timeout=SECONDS)
 
@@ -87,8 +86,6 @@ def _info(wanted: HubId) -> "ModelInfo":
 def _snapshot(wanted: HubId, names: str | list[str], *, cached: bool = False) -> Path:
     """The folder of a revision in the cache, whose name is the commit, with the files of these names in it."""
     from huggingface_hub import snapshot_download
-
-    from ftae.engine.quiet_libraries import quiet_libraries
 
     with quiet_libraries():
         folder = snapshot_download(

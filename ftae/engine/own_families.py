@@ -21,7 +21,8 @@ from ftae.engine.model_files import (
 from ftae.engine.networks import Chain
 from ftae.engine.outer_stages import OuterStages
 from ftae.engine.pretrained import load_state, save_state
-from ftae.errors import FtaeError, first_line
+from ftae.engine.quiet_libraries import first_line
+from ftae.errors import FtaeError
 from ftae.specs.data import DataSpec
 
 OUTER = "outer_stages"  # an option of the families that are built for one resolution
@@ -155,7 +156,7 @@ def _own_files(net_type: type[nn.Module], family: str, pretrained: str) -> tuple
     config = read_json(folder / CONFIG)
     if (holds := config.get("family")) != family:
         raise FtaeError(f"model.pretrained: {pretrained!r} holds a {holds}, not a {family}")
-    numbers = {fact: config.get(fact) for fact in _facts(net_type)} | {OUTER: config.get(OUTER, 0)}
+    numbers: dict[str, Any] = {fact: config.get(fact) for fact in _facts(net_type)} | {OUTER: config.get(OUTER, 0)}
     wrong = [name for name, number in numbers.items() if not isinstance(number, int) or number < 0]
     if wrong or numbers[OUTER] > MOST_OUTER or not isinstance(config.get("options"), dict):
         reason = f"{wrong[0]} is {numbers[wrong[0]]!r}" if wrong else "its options or outer_stages are none of a model"

@@ -12,8 +12,9 @@ from torch import nn
 
 from ftae.engine.fitting import best_fit
 from ftae.engine.model_files import WEIGHTS, pretrained_folder, suggested
+from ftae.engine.quiet_libraries import first_line
 from ftae.engine.weights_file import read_state
-from ftae.errors import FtaeError, first_line
+from ftae.errors import FtaeError
 
 logger = logging.getLogger(__name__)
 

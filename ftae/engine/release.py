@@ -70,24 +70,6 @@ def load_released(spec: FinetuneSpec, folder: Path, num_classes: int | None) -> 
     return autoencoder
 
 
-def released_classes(folder: Path) -> tuple[str, ...] | None:
-    """The names of the classes that the model in ``folder`` was trained with, by index; None where there were none.
-
-    Raises:
-        FtaeError: the file that says so is damaged.
-    """
-    file = folder / CLASSES
-    if not file.is_file():
-        return None
-    try:
-        names = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FtaeError(f"{file} is damaged: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FtaeError(f"{file} is damaged: it must hold a list of the names of classes")
-    return tuple(names)
-
-
 @torch.no_grad()
 def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
     # All of them: quantised latents of a few images may be the same though the encoder has moved.

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from ftae.errors import FtaeError, first_line
+from ftae.engine.quiet_libraries import first_line
+from ftae.errors import FtaeError
 
 
 def read_state(path: Path, setting: str = "model.pretrained") -> Mapping[Any, Any]:

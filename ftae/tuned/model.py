@@ -1,5 +1,6 @@
 """A model, loaded for use: images in [0, 1] in and out, in eval mode, without gradients."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ftae.engine.build import build_model, device_of
 from ftae.engine.checkpoint import evaluated_weights, read_spec
 from ftae.engine.data import load_dataset
 from ftae.engine.random_state import keep_random_state
-from ftae.engine.release import load_released, released_classes
+from ftae.engine.release import CLASSES, load_released
 from ftae.engine.sources import list_images
 from ftae.errors import FtaeError
 from ftae.specs.data import ImageFolder
@@ -119,8 +120,8 @@ def _restore(autoencoder: Autoencoder, checkpoint: Path) -> None:
 
 def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | None:
     """As the model was released with, or those of the training images, if they are here."""
-    if weights is not None and (names := released_classes(weights)) is not None:
-        return names
+    if weights is not None and (weights / CLASSES).is_file():
+        return tuple(json.loads((weights / CLASSES).read_text()))
     if not isinstance(spec.data, ImageFolder):
         return load_dataset(spec.data.model_copy(update={"fingerprint": None})).class_names
     try:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ftae.engine.build import build_model
 from ftae.engine.model_files import model_digest, weights_digest
 from ftae.engine.pretrained import load_state
-from ftae.engine.release import released_classes
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -260,13 +259,6 @@ def test_a_description_of_an_earlier_version_takes_the_defaults(tmp_path: Path) 
     del saved["options"]["channels"]
     file.write_text(json.dumps(saved))
     build_model(spec_of({"family": "conv_vae", "pretrained": str(tmp_path), "channels": 32}), None)
-
-
-@pytest.mark.parametrize("content", [b"", b"[", b"\xff", b"{}", b'"abc"', b"[1, 2]", b"[" * 100_000])
-def test_damaged_class_names_are_one_message(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "classes.json").write_bytes(content)
-    with pytest.raises(FtaeError, match=r"classes\.json is damaged"):
-        released_classes(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------- the digest
