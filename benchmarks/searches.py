@@ -20,7 +20,6 @@ from ftae.record import trial_folder
 from ftae.search import driver
 from ftae.search.adapters import Coordinator
 from ftae.search.progress import Progress
-from ftae.search.rehearsal import Rehearsal
 from ftae.search.retention import Retention
 from ftae.search.shipper import Shipper, tracker_of
 from ftae.search.state import SearchState
@@ -81,9 +80,7 @@ def run_alone(spec: SearchSpec) -> None:
                 retention.ended(number)
 
         shipper.start()
-        rehearsal = Rehearsal(lambda probe: None, progress.say)
-        rehearsal.is_over = True
-        coordinator = Coordinator(state, None, on_change, progress.say, rehearsal)
+        coordinator = Coordinator(state, None, on_change, progress.say)
         working = [_worker(spec, store, coordinator) for _ in range(spec.search.max_concurrent or 1)]
         while working and not coordinator.must_stop():
             working = [worker for worker in working if next(worker, False)]

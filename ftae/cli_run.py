@@ -2,6 +2,9 @@
 
 import shlex
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +14,6 @@ import typer
 from ftae.cli_cluster import ADDRESS, Address, Follow, MaybeAddress, follow_log
 from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage
 from ftae.errors import FtaeError
-from ftae.importing import importing
 from ftae.lookup import check_code_allowed, code_option
 
 if TYPE_CHECKING:
@@ -131,19 +133,10 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
             from ftae.cluster.watcher import watch
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
-        from ftae.search.template import template
+        from ftae.search.driver import run_search
 
-        with template(spec):  # each starts beside the import of what comes after it
-            with importing():
-                from ftae.search.earlier import earlier
-                from ftae.search.nodes import connecting
-
-            earlier(spec.located(), resume)
-            with connecting(spec.finetune.model) as cluster:
-                with importing():
-                    from ftae.search.driver import search_on
-
-                record = search_on(cluster, spec, resume=resume)
+        with _ended_in_order(), redirect_stdout(sys.stderr):  # models and libraries may print; results are ours
+            record = run_search(spec, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {again}", err=True)
         raise typer.Exit(130) from None
@@ -159,6 +152,20 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
         raise typer.Exit(130 if "user" in record.close["reason"] else 0)
     if not ranked:
         raise FtaeError(f"{spec.name}: no trial ran to its full budget; see ftae show {spec.name}")
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Inside, what batch systems and lost terminals send ends the search as Ctrl-C does."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_new(spec: "SearchSpec", before: "Attempt | None") -> None:

@@ -72,13 +72,9 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local cluster of 2 CPUs for the whole session; ``run_search`` joins it."""
-    import ray
+def ray_session() -> Iterator[None]:
+    """The Ray that ``ftae search`` starts, for the whole session; ``run_search`` finds it there."""
+    from ftae.search import session
 
-    import ftae.search  # sets what Ray reads while it is imported
-
-    assert ftae.search
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with session.ray_session():
+        yield

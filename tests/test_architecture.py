@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ PACKAGE = ROOT / "ftae"
 
 LAYERS = [
     {"errors"},
-    {"lookup", "units", "importing"},
+    {"lookup", "units"},
     {"specs"},
     {"storage", "ranking"},
     {"record"},
@@ -104,6 +105,45 @@ def test_heavy_packages_have_one_importer() -> None:
             if allowed is not None and part_of(path) not in allowed:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert wrong == []
+
+
+# Private names of other packages, where nothing public does it: who uses them, and why. At most 8.
+FOREIGN_PRIVATE: dict[tuple[str, str], str] = {}
+
+
+def defined_in(path: Path) -> set[str]:
+    """The names that a module gives to functions, classes, attributes and variables."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def private_names(path: Path) -> set[str]:
+    """The names with a leading underscore that a module takes from elsewhere: by import, attribute, or as text."""
+    here, inherited = defined_in(path), set[str]().union(*map(defined_in, modules()))
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            used |= {node.attr} - (inherited if of_self else here)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            used |= {part for name in names for part in name.split(".")}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # for getattr and its like
+            used |= {part for part in node.value.split(".") if re.fullmatch(r"_[a-z]\w+", part)} - here
+    return {name for name in used if re.match(r"_[^_]", name)} - {"_exit"}  # documented: os._exit
+
+
+def test_private_parts_of_other_packages_are_few_and_have_their_reason() -> None:
+    found = {(str(path.relative_to(PACKAGE)), name) for path in modules() for name in private_names(path)}
+    assert found == FOREIGN_PRIVATE.keys()
+    assert len(found) <= 8
 
 
 def test_the_command_line_starts_light() -> None:

@@ -62,7 +62,7 @@ def make_search(folder: Path, search: dict[str, Any] = SEARCH) -> None:
     state.close("complete")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_session")
 def test_a_finished_search_goes_on_with_more_trials(ftae: Ftae, tmp_path: Path) -> None:
     make_search(tmp_path / "moved" / "small")
     here = ["small", "--storage", "moved"]
@@ -80,7 +80,7 @@ def test_a_finished_search_goes_on_with_more_trials(ftae: Ftae, tmp_path: Path) 
     assert ftae("status", "moved/small")[1].startswith("small: complete\ntrials       3 of 3 done\n")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_session")
 def test_a_search_that_exists_is_not_started_again(ftae: Ftae, tmp_path: Path) -> None:
     longer = SEARCH | {"search": SEARCH["search"] | {"num_trials": 3}}
     Path("search.yaml").write_text(yaml.safe_dump(longer))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from ftae.engine.hub import fetched
@@ -29,19 +30,9 @@ from ftae.engine.quiet_libraries import first_line, quiet_libraries
 from ftae.engine.random_state import keep_random_state
 from ftae.engine.weights_file import check_content, read_state
 from ftae.errors import FtaeError
-from ftae.importing import importing
 from ftae.lookup import did_you_mean
 
-with importing():
-    from diffusers import AsymmetricAutoencoderKL, AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
-
-NETWORKS: dict[str, Any] = {
-    "autoencoder_kl": AutoencoderKL,
-    "asymmetric_autoencoder_kl": AsymmetricAutoencoderKL,
-    "autoencoder_tiny": AutoencoderTiny,
-    "autoencoder_dc": AutoencoderDC,
-    "vq_model": VQModel,
-}
+NETWORKS: dict[str, Any] = {family: getattr(diffusers, class_name) for family, class_name in DIFFUSERS.items()}
 FAMILIES = {class_name: family for family, class_name in DIFFUSERS.items()}
 
 

@@ -16,7 +16,6 @@ from ray.tune.search import Searcher
 
 from ftae.errors import FtaeError
 from ftae.record import Status, TrialRecord
-from ftae.search.rehearsal import REHEARSAL, WARM_UP, Rehearsal
 from ftae.search.state import Assignment, SearchState
 from ftae.search.watch import Watch
 
@@ -28,7 +27,6 @@ class Coordinator:
 
     Methods never raise: an exception inside Tune's loop would tear the search down without a word.
     ``on_change`` is called with a trial's number after each of its events, ``say`` told of what was mended.
-    ``rehearsal`` comes before any trial.
     """
 
     def __init__(
@@ -37,10 +35,8 @@ class Coordinator:
         deadline: float | None,
         on_change: Callable[[int], None],
         say: Callable[[str], None],
-        rehearsal: Rehearsal,
     ) -> None:
         self.state, self.deadline, self._on_change, self._say = state, deadline, on_change, say
-        self._rehearsal = rehearsal
         self._watch = Watch(self._note)
         self.failure: Exception | None = None
         self._failed_in_a_row = 0
@@ -52,8 +48,6 @@ class Coordinator:
         self._watch.expect(seconds)
 
     def assign(self) -> dict[str, Any] | None:
-        if not self._rehearsal.is_over:
-            return self._rehearsal.assign()
         assignment: Assignment | None = self._safely(self.state.next_trial)
         if assignment is None:
             return None
@@ -66,11 +60,6 @@ class Coordinator:
 
     def message(self, number: int, message: dict[str, Any]) -> bool:
         """Take what a trial says (see ``trial.run_trial``); returns whether the trial goes on."""
-        if number == REHEARSAL:
-            self._safely(lambda: self._rehearsal.take(message))
-            return False
-        if number == WARM_UP:  # one that is free too early Tune would end
-            return self.failure is None and not self._rehearsal.is_over
         self._watch.heard(number, message)
         self._without_worker.discard(number)
         goes_on = self._safely(lambda: self._take(number, message))
@@ -81,9 +70,6 @@ class Coordinator:
 
     def given_up(self, number: int, errors: str | None) -> None:
         """A trial failed for the last time; the file ``errors`` ends with the newest error's message."""
-        if number < 0:
-            self._lost_before_trials(number, errors)
-            return
         self._watch.forget(number)
         # The loss of a worker that was to be reused Tune takes for two failures, and gives up at the second.
         if number in self._without_worker and self._losses[number] <= self.state.spec.search.max_failures:
@@ -94,21 +80,13 @@ class Coordinator:
 
     def recovered(self, number: int, errors: str | None) -> None:
         """The worker of a trial was lost; Tune starts the trial again."""
-        if number < 0:
-            self._lost_before_trials(number, errors)
-            return
         self._watch.forget(number)
         self._losses[number] += 1
         self._without_worker.add(number)
         self._note(number, f"its worker was lost ({_last_line(errors)}); it goes on from its newest checkpoint")
 
-    def _lost_before_trials(self, number: int, errors: str | None) -> None:
-        if number == REHEARSAL:  # without a warm-up, only the worker's first trial takes longer
-            self._safely(lambda: self._rehearsal.lost(_last_line(errors)))
-
     def must_stop(self) -> bool:
         """Asked again and again by Tune, whether or not anything happened."""
-        self._safely(self._rehearsal.remind)
         self._safely(self._watch.kill_hung)
         return self.failure is not None or self.is_overdue() or self.baseline_failed()
 
@@ -167,8 +145,12 @@ class Coordinator:
 
 
 def _last_line(file: str | None) -> str:
-    """The message of the newest error in one of Tune's error files."""
-    return Path(file).read_text().rstrip().splitlines()[-1][:300] if file else "the worker died"
+    """The message of the newest error in one of Tune's error files, which may be gone, empty or of any encoding."""
+    try:
+        lines = Path(file).read_text(errors="replace").split("\n") if file else []
+    except OSError:
+        lines = []
+    return next((line[:300] for line in reversed(lines) if line.strip()), "the worker died")
 
 
 class _NeverPickled:
@@ -206,14 +188,6 @@ class StateScheduler(_NeverPickled, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         goes_on = self._coordinator.message(trial.config["number"], json.loads(result["message"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The trials that ended before this one are dropped: Tune would keep all, and write them down at the end."""
-        tune = tune_controller  # private parts: ray is pinned, tests/search/test_adapters.py holds them
-        ended = tune._stopped_trials | tune._failed_trials
-        tune._trials = [other for other in tune._trials if other not in ended]
-        for known in (tune._trials_to_cache, tune._stopped_trials, tune._failed_trials):
-            known -= ended
 
 
 class FailureCallback(_NeverPickled, Callback):

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
@@ -11,24 +11,24 @@ from typing import Any
 from ray import tune
 
 from ftae import journal
+from ftae.engine.build import check_search
 from ftae.engine.data import load_dataset
-from ftae.engine.estimate import Probe, expected_seconds
+from ftae.engine.estimate import expected_seconds
 from ftae.errors import FtaeError
 from ftae.record import SearchRecord
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
-from ftae.search.check import checkpoint_bytes
 from ftae.search.earlier import earlier
-from ftae.search.nodes import connecting, room
+from ftae.search.nodes import placement, room, start_workers
 from ftae.search.patience import patiently
 from ftae.search.preflight import Ground, accept, preflight
 from ftae.search.progress import Progress
 from ftae.search.provenance import QUESTION, facts, pinned
-from ftae.search.rehearsal import Rehearsal
+from ftae.search.rehearsal import rehearse
 from ftae.search.retention import Retention
+from ftae.search.session import ray_session
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
-from ftae.search.trainable import run_trial
-from ftae.search.tune_workers import placement, spared
+from ftae.search.trial import run_trial
 from ftae.specs.search import SearchSettings, SearchSpec
 from ftae.specs.yamlfile import dump
 from ftae.storage import Store, open_store
@@ -43,33 +43,37 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "max_storage_gb",
     "max_failures",
+    "wait_for_nodes_minutes",
     "storage",
 )
 
 
 def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
-    """``search_on`` a cluster that starts beside what is checked first. Raises as that."""
-    with connecting(spec.finetune.model) as cluster:
-        return search_on(cluster, spec, resume=resume)
-
-
-def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
     """Run a search to its end, its deadline or Ctrl-C; returns what the journal holds then.
 
     The search lives in ``<storage>/<name>/``. With ``resume`` an existing one goes on; None takes up an
-    existing one and begins it otherwise. ``cluster`` waits until Ray is there.
+    existing one and begins it otherwise.
 
     Raises:
         FtaeError: the search exists (without ``resume``) or does not (with it), or asks another question
-            than the one to resume; the preflight found a fault; the baseline cannot be run; no space is left.
+            than the one to resume; Ray cannot be had; the preflight found a fault; the baseline cannot be run; no
+            space is left.
     """
     spec = spec.located()
+    earlier(spec, resume)  # before Ray starts, which takes seconds
+    with ray_session() as own:
+        if own:
+            start_workers(spec.search)
+        return _search(spec, resume, own)
+
+
+def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
     spec = pinned(spec, before)
     # Here, so that what is wrong with data or model is said before any worker is asked.
     data = load_dataset(spec.finetune.data)
-    num_bytes = checkpoint_bytes(spec, data.num_classes)
+    num_bytes = check_search(spec, data.num_classes).checkpoint_bytes
     found = facts(spec, data)
     if before is not None:
         _same_question(before, spec, found)
@@ -86,8 +90,7 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
             if state.is_complete:
                 outcome = "complete", None
             else:
-                cluster()
-                ground = preflight(spec, store, data, num_bytes, progress.say)
+                ground = preflight(spec, store, data, num_bytes, progress.say, own=own)
                 outcome = _run_trials(state, ground, progress)
         except (KeyboardInterrupt, SystemExit):
             outcome = "interrupted", "stopped by the user"
@@ -108,6 +111,11 @@ def search_on(cluster: Callable[[], None], spec: SearchSpec, *, resume: bool | N
 def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple[str, str | None]:
     """Let Tune run what the state hands out; returns the status of the search and a reason."""
     spec, settings = state.spec, state.spec.search
+    fingerprint = state.record.facts["dataset_fingerprint"]
+    probe = rehearse(spec, fingerprint, progress.say)
+    accept(probe, spec, ground, progress.say)
+    state.preflight(asdict(probe))
+    progress.follow(state.record)
     retention = patiently(lambda: Retention(state, progress.say), progress.say)
 
     def on_change(number: int) -> None:
@@ -116,24 +124,15 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
         if state.record.trials[number].status != "running":
             retention.ended(number)
 
-    def on_probe(probe: Probe) -> None:
-        accept(probe, spec, ground, progress.say)
-        state.preflight(asdict(probe))
-        progress.follow(state.record)
-        evals = pairwise([0, *spec.finetune.eval_steps()])
-        coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
-
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
-    others = ground.at_a_time - 1 if settings.resources.workers == 1 else 0
-    coordinator = Coordinator(state, deadline, on_change, progress.say, Rehearsal(on_probe, progress.say, others))
-    trainable = tune.with_parameters(
-        run_trial, search=spec.model_dump(mode="json"), fingerprint=state.record.facts["dataset_fingerprint"]
-    )
+    coordinator = Coordinator(state, deadline, on_change, progress.say)
+    evals = pairwise([0, *spec.finetune.eval_steps()])
+    coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
+    trainable = tune.with_parameters(run_trial, search=spec.model_dump(mode="json"), fingerprint=fingerprint)
     with (
         closing(retention),
-        spared(settings.resources),
-        tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch,
-    ):  # Tune's own files; nobody reads them
+        tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch,  # Tune's own files; nobody reads them
+    ):
         tune.Tuner(
             tune.with_resources(trainable, placement(settings.resources)),
             tune_config=_tune_config(settings, coordinator),

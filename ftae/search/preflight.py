@@ -14,8 +14,8 @@ from ftae.engine.data import Dataset
 from ftae.engine.estimate import Probe, search_seconds, trial_seconds
 from ftae.engine.space import LOWER, check_quota, space_needed
 from ftae.errors import FtaeError
-from ftae.search.autoscaling import wait_for_room
-from ftae.search.nodes import Node, nodes_with_room, room
+from ftae.search.capacity import wait_for_room
+from ftae.search.nodes import Node, at_a_time, nodes_with_room
 from ftae.search.survey import look_around
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
@@ -33,10 +33,11 @@ class Ground:
     at_a_time: int
 
 
-def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: int, say: Say) -> Ground:
+def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: int, say: Say, *, own: bool) -> Ground:
     """Check that there is room, and that every node can use storage and images; the driver's own has shown it.
 
-    ``checkpoint_bytes``: of one checkpoint. ``say`` is told what takes long.
+    ``checkpoint_bytes``: of one checkpoint. ``say`` is told what takes long. ``own``: the Ray is this machine's own,
+    and never grows.
 
     Raises:
         FtaeError: the cluster has no room for a trial; a node cannot use storage or images; the storage is too
@@ -45,16 +46,16 @@ def preflight(spec: SearchSpec, store: Store, data: Dataset, checkpoint_bytes: i
     settings = spec.search
     nodes = nodes_with_room(settings.resources)
     if not nodes:
-        wait_for_room(settings.resources, say)
+        wait_for_room(settings.resources, 0.0 if own else 60.0 * settings.wait_for_nodes_minutes, say)
         nodes = nodes_with_room(settings.resources)
         if settings.max_concurrent is None:
             say("search.max_concurrent is not set: no more trials run at a time than have room now")
-    fitting = room(settings.resources)
-    at_a_time = min(settings.max_concurrent or fitting, settings.num_trials)
-    _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(at_a_time))
-    own = ray.get_runtime_context().get_node_id()
-    look_around(spec, store, data.fingerprint, [node for node in nodes if node.id != own], say)
-    return Ground(nodes, min(at_a_time, fitting))
+    at_once = at_a_time(settings)
+    most = min(settings.max_concurrent or at_once, settings.num_trials)  # of a cluster that may grow
+    _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(most))
+    here = ray.get_runtime_context().get_node_id()
+    look_around(spec, store, data.fingerprint, [node for node in nodes if node.id != here], say)
+    return Ground(nodes, at_once)
 
 
 def accept(probe: Probe, spec: SearchSpec, ground: Ground, say: Say) -> None:

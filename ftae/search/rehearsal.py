@@ -1,75 +1,71 @@
-"""A few steps of the file's own configuration, made before the first trial by the worker that will run it."""
+"""A few steps of the file's own configuration, made by one worker before the first trial."""
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
 
 from ftae.engine.estimate import Probe
-from ftae.errors import FtaeError
-from ftae.units import duration
+from ftae.engine.probe import probe
+from ftae.errors import FtaeError, TrainingFailed
+from ftae.search.survey import reason_of, results
+from ftae.specs.search import SearchSpec
 
-REHEARSAL, WARM_UP = -1, -2  # in the place of a trial's number
-SILENT_SECONDS = 10.0  # of waiting without a word
-SAY_SECONDS = 60.0
-WHAT_TO_DO = {
+ADVICE = {
     "out of memory": "lower finetune.batch_size (grad_accumulation keeps the images of a step), set "
     "finetune.precision to bf16, or let fewer trials share a GPU (search.resources.gpus)",
     "non-finite loss": "lower finetune.optimizer.lr, or set finetune.precision to fp32",
     "non-finite gradient": "lower finetune.optimizer.lr, set finetune.max_grad_norm, or finetune.precision to fp32",
+    "adversarial blow-up": "lower finetune.losses.adversarial, or the discriminator's lr and r1",
 }
+LOST = "a worker that is killed is most often short of memory: lower finetune.batch_size or search.max_concurrent"
 
 
-class Rehearsal:
-    """The driver's side of it. No trial starts before it is over.
+def rehearse(spec: SearchSpec, fingerprint: str, say: Callable[[str], None]) -> Probe:
+    """What a step of the file's own configuration takes of a trial's worker.
 
-    ``accept`` is given what was measured, ``say`` told while that takes long. ``others``: how many workers warm up
-    meanwhile.
+    A worker or node that is lost over it costs one of ``search.max_failures``. ``say`` is told of that, and of long
+    waits.
+
+    Raises:
+        FtaeError: the step fails, or one worker after the other is lost: why, and what to do.
     """
+    resources = spec.search.resources
+    task = ray.remote(try_step).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+    doing = "a worker tries a step of the file's own configuration, or waits for room"
+    for left in range(spec.search.max_failures, -1, -1):
+        asked = {task.remote(spec.model_dump(mode="json"), fingerprint): None}
+        [(_, found)] = results(asked, doing, say)
+        if isinstance(found, Probe):
+            return found
+        if not isinstance(found, RayError):
+            raise _failed(found)
+        if isinstance(found, RayTaskError):
+            raise _failed(reason_of(found))
+        if left:
+            say(f"preflight: the worker that tried a step was lost ({reason_of(found)}); another one tries it")
+    raise _failed(f"its worker was lost ({reason_of(found)}); {LOST}")
 
-    def __init__(self, accept: Callable[[Probe], None], say: Callable[[str], None], others: int = 0) -> None:
-        self._accept, self._say, self._others = accept, say, others
-        self._begun: float | None = None
-        self._patience = SILENT_SECONDS
-        self.is_over = False
 
-    def assign(self) -> dict[str, Any] | None:
-        """What to hand out instead of a trial: the rehearsal to one worker, a warm-up to the others."""
-        if self._begun is None:
-            self._begun = time.monotonic()
-            return {"number": REHEARSAL}
-        if self.is_over or self._others == 0:
-            return None
-        self._others -= 1
-        return {"number": WARM_UP}
-
-    def take(self, message: Mapping[str, Any]) -> None:
-        """What the worker found.
-
-        Raises:
-            FtaeError: the step failed: why, and what to do; or what ``accept`` raises.
-        """
-        if "refused" in message:
-            raise _failed(message["refused"])
-        self.is_over = True
-        self._accept(Probe(**message["probe"]))
-
-    def lost(self, why: str) -> NoReturn:
-        """Its worker is gone.
-
-        Raises:
-            FtaeError: always; a worker that dies in it would die in a trial, too.
-        """
-        raise _failed(f"its worker was lost ({why}); {WHAT_TO_DO['out of memory']}")
-
-    def remind(self) -> None:
-        """Say that it is waited for, now and then."""
-        if self._begun is None or self.is_over:
-            return
-        waited = time.monotonic() - self._begun
-        if waited > self._patience:
-            doing = "a worker tries a step of the file's own configuration, or waits for room"
-            self._say(f"preflight: {doing}, {duration(waited)} so far")
-            self._patience = waited + SAY_SECONDS
+def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
+    """The worker's side: what it took for its share of the configuration; or why that cannot be run."""
+    spec = SearchSpec.model_validate(search)
+    run = spec.trial_spec({})
+    data = run.data.model_copy(update={"fingerprint": fingerprint})
+    batch_size = run.batch_size // spec.search.resources.workers
+    try:
+        return probe(run.model_copy(update={"data": data, "batch_size": batch_size}))
+    except TrainingFailed as failure:
+        advice = ADVICE.get(failure.reason, "`ftae train` runs the same configuration, and shows more with --debug")
+        if failure.step == 0 and failure.reason == "non-finite loss":  # of the model as it was given
+            advice = (
+                f"look at the weights (finetune.model.pretrained: {run.model.pretrained}), or set precision to fp32"
+            )
+        return f"on {platform.node()}: {failure}; {advice}"
+    except (FtaeError, OSError) as error:
+        return f"on {platform.node()}: {error}"
 
 
 def _failed(why: str) -> FtaeError:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ftae import journal
 from ftae.errors import FtaeError
-from ftae.importing import importing
 from ftae.specs.metrics import is_held_out
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
@@ -30,8 +29,7 @@ SEARCH_FILE = "search.yaml"
 
 def tracker_of(spec: SearchSpec, store: Store) -> "SearchTracker":
     """The tracker that a search's spec names."""
-    with importing():
-        from ftae.tracking import SearchTracker
+    from ftae.tracking import SearchTracker
 
     folder = store.folder
     return SearchTracker(

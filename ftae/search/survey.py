@@ -13,10 +13,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ftae.errors import FtaeError
 from ftae.search.look import Look, look
 from ftae.search.nodes import Node, live_nodes
-from ftae.search.rehearsal import SAY_SECONDS, SILENT_SECONDS
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store
 from ftae.units import duration
+
+SILENT_SECONDS = 10.0  # of waiting without a word
+SAY_SECONDS = 60.0  # between two words of waiting
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -46,7 +48,7 @@ def _looked(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[No
     try:
         search, faults = spec.model_dump(mode="json"), []
         tasks = {_on(node, look).remote(search, fingerprint, token, left[node.id]): node for node in nodes}
-        for node, seen in _results(tasks, "the nodes look at storage and images", say):
+        for node, seen in results(tasks, "the nodes look at storage and images", say):
             faults += [(what, why, node) for what, why in _faults(seen, store, token, left[node.id])]
         return faults
     finally:
@@ -56,7 +58,7 @@ def _looked(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[No
 
 def _faults(seen: Look | RayError, store: Store, token: str, left: str) -> Iterator[tuple[What, str]]:
     if isinstance(seen, RayError):
-        yield "code", _reason(seen)
+        yield "code", reason_of(seen)
         return
     if seen.storage is not None:
         yield "storage", seen.storage
@@ -96,7 +98,7 @@ def _on(node: Node, function: Callable[..., Any]) -> Any:
     return ray.remote(function).options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
 
 
-def _results(tasks: Mapping[ObjectRef[Any], T], doing: str, say: Say) -> Iterator[tuple[T, Any]]:
+def results(tasks: Mapping[ObjectRef[Any], T], doing: str, say: Say) -> Iterator[tuple[T, Any]]:
     """What each task returned, or the RayError that ended it; ``say`` is told ``doing`` while that takes long."""
     pending, start, patience = list(tasks), time.monotonic(), SILENT_SECONDS
     try:
@@ -119,7 +121,7 @@ def _result(task: ObjectRef[Any]) -> Any:
         return error
 
 
-def _reason(error: RayError) -> str:
+def reason_of(error: RayError) -> str:
     """The telling line of an error: the last of a traceback, else the first."""
     lines = str(error).strip().splitlines()
     return lines[-1 if isinstance(error, RayTaskError) else 0][:300]

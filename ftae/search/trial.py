@@ -3,12 +3,6 @@
 import gc
 import json
 import os
-import sys
-import time
-from contextlib import suppress
-from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -18,27 +12,22 @@ from ray import tune
 from ftae.engine.artifacts import CHECKPOINTS
 from ftae.engine.checkpoint import EvalReport, usable_checkpoint
 from ftae.engine.data import ImagesChanged
-from ftae.engine.estimate import Probe
 from ftae.engine.freed_memory import give_back_freed_memory
 from ftae.engine.loop import finetune
 from ftae.engine.warm import Warm
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.record import trial_folder
-from ftae.search.first_step import try_step
 from ftae.search.followers import followers
 from ftae.search.patience import Patience
-from ftae.search.rehearsal import REHEARSAL, WARM_UP
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.search import SearchSpec
 from ftae.storage import Store, open_store
 
-READY_SECONDS = 0.1  # between two words of a worker that waits for its first trial
 WARM = Warm()  # a worker runs one trial after the other
-_imported = 0  # modules that the garbage collector does not look at any more
 
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
-    """Tune's function trainable. ``config``: number, kind, params and changes of the trial; or ``Rehearsal.assign``'s.
+    """Tune's function trainable. ``config``: number, kind, params and changes of the trial.
 
     Everything a report names is in the storage before it is reported, since Tune may end the function
     inside any report. Faults of the params, of the user and of the storage are said, not raised: only a
@@ -46,10 +35,6 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
     """
     _free_memory()
     spec = SearchSpec.model_validate(search)
-    if config["number"] == REHEARSAL:
-        return _rehearse(spec, fingerprint)
-    if config["number"] == WARM_UP:
-        return _warm_up(spec, fingerprint)
     store = open_store(spec.search.storage, spec.name, "worker")
     try:
         _Trial(config, spec, store, fingerprint).run()
@@ -63,20 +48,6 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
         _say({"storage": f"trial {config['number']} cannot use its files: {error}"})
     finally:
         store.release(trial_folder(config["number"]))
-
-
-def _rehearse(search: SearchSpec, fingerprint: str) -> None:
-    tried = try_step(search, fingerprint, WARM)
-    _say({"probe": asdict(tried)} if isinstance(tried, Probe) else {"refused": tried})
-
-
-def _warm_up(search: SearchSpec, fingerprint: str) -> None:
-    """Have images, model and the untuned model's report ready; what keeps them away, a trial will tell."""
-    with TemporaryDirectory() as scratch, suppress(FtaeError, TrainingFailed, OSError):
-        next(finetune(_pinned(search.trial_spec({}), fingerprint), Path(scratch), warm=WARM))
-    while True:  # until Tune ends it inside the report
-        _say({"ready": True})
-        time.sleep(READY_SECONDS)
 
 
 def _pinned(spec: FinetuneSpec, fingerprint: str) -> FinetuneSpec:
@@ -169,12 +140,7 @@ def _say(message: dict[str, Any]) -> None:
 
 def _free_memory() -> None:
     """A reused worker still holds what the trial before it left, or the try that ran out of memory."""
-    global _imported
     gc.collect()
     give_back_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if len(sys.modules) > _imported:
-        # They stay for good: looking for garbage in them would take a third of a second each time.
-        gc.freeze()
-        _imported = len(sys.modules)

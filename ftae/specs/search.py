@@ -61,7 +61,8 @@ class SearchSettings(Spec):
     ``max_concurrent``: None runs as many trials as the cluster has room for. ``keep_checkpoints``:
     the best K of the whole search stay on disk. ``max_storage_gb``: what a search may take of its
     storage, in 1e9 bytes. ``max_failures``: how often a trial is started again after a fault of the
-    machine. ``max_hours`` counts anew with every ``--resume``.
+    machine. ``max_hours`` counts anew with every ``--resume``. ``wait_for_nodes_minutes``: how long a search waits for
+    a cluster that has no room for a trial to add nodes; a Ray of this machine's own adds none, and is not waited for.
     ``storage``: the folder searches live in, on all nodes the same, or an object store's URL (``s3://bucket/prefix``).
     """
 
@@ -74,6 +75,7 @@ class SearchSettings(Spec):
     keep_checkpoints: Positive = 3
     max_storage_gb: Annotated[float, Field(gt=0.0)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 2
+    wait_for_nodes_minutes: Annotated[float, Field(ge=0.0)] = 15.0
     storage: str = "searches"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.autoencoders import AutoencoderKLWan
 from diffusers.models.unets import UNet2DModel
 
-assert AutoencoderKL is models.AutoencoderKL is diffusers.models.autoencoders.AutoencoderKL
+assert AutoencoderKL is models.NETWORKS["autoencoder_kl"] is diffusers.models.autoencoders.AutoencoderKL
 assert UNet2DModel.__module__ == "diffusers.models.unets.unet_2d"
 assert callable(diffusers.hooks.apply_faster_cache)
 made = [name for name, module in sys.modules.items() if type(module).__module__.startswith("ftae")]

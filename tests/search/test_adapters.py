@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 
 from ftae import journal
-from ftae.engine.estimate import Probe
 from ftae.errors import FtaeError
-from ftae.search import patience, rehearsal
+from ftae.search import patience
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
-from ftae.search.rehearsal import REHEARSAL, WARM_UP, Rehearsal
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store
@@ -51,9 +49,7 @@ def coordinate(
     say: Callable[[str], None] = lambda message: None,
     deadline: float | None = None,
 ) -> Coordinator:
-    rehearsal = Rehearsal(lambda probe: None, say)
-    rehearsal.is_over = True
-    return Coordinator(state, deadline, on_change, say, rehearsal)
+    return Coordinator(state, deadline, on_change, say)
 
 
 @pytest.fixture
@@ -96,89 +92,6 @@ def test_tune_gets_the_trials_of_the_state(state: SearchState) -> None:
     for number in range(4):
         state.end(number, "failed")
     assert searcher.suggest("e") == StateSearcher.FINISHED
-
-
-PROBE = Probe(step_seconds=0.1, eval_seconds=1.0, peak_bytes=2**28, memory_bytes=None, device="cpu", node="here")
-
-
-def rehearsed(state: SearchState, say: Callable[[str], None] = lambda message: None) -> tuple[Coordinator, list[Probe]]:
-    """A coordinator whose rehearsal has been handed out, and what is accepted of it."""
-    accepted: list[Probe] = []
-    coordinator = Coordinator(state, None, lambda number: None, say, Rehearsal(accepted.append, say))
-    assert StateSearcher(coordinator).suggest("a") == {"number": REHEARSAL}
-    return coordinator, accepted
-
-
-def test_no_trial_starts_before_the_rehearsal_is_over(state: SearchState) -> None:
-    coordinator, accepted = rehearsed(state)
-    searcher, scheduler = StateSearcher(coordinator), StateScheduler(coordinator)
-    assert searcher.suggest("b") is None
-    assert state.record.trials == {}
-    worker = SimpleNamespace(config={"number": REHEARSAL})
-    assert scheduler.on_trial_result(None, worker, {"message": json.dumps({"probe": vars(PROBE)})}) == "STOP"
-    assert accepted == [PROBE]
-    assert searcher.suggest("b")["number"] == 0
-    assert not coordinator.must_stop()
-
-
-def test_the_other_workers_warm_up_until_the_rehearsal_is_over(state: SearchState, tmp_path: Path) -> None:
-    coordinator = Coordinator(state, None, lambda number: None, lambda message: None, Rehearsal(vars, print, others=2))
-    searcher, scheduler = StateSearcher(coordinator), StateScheduler(coordinator)
-    handed_out = [searcher.suggest(name) for name in "abcd"]
-    assert handed_out == [{"number": REHEARSAL}, {"number": WARM_UP}, {"number": WARM_UP}, None]
-
-    def result(number: int, message: dict[str, Any]) -> str:
-        trial = SimpleNamespace(config={"number": number})
-        return scheduler.on_trial_result(None, trial, {"message": json.dumps(message)})
-
-    assert result(WARM_UP, {"ready": True}) == "CONTINUE", "Tune would end a worker that is free too early"
-    errors = tmp_path / "error.txt"
-    errors.write_text("The actor died\n")
-    FailureCallback(coordinator).on_trial_error(
-        7, [], SimpleNamespace(config={"number": WARM_UP}, error_file=str(errors))
-    )
-    assert not coordinator.must_stop(), "its first trial takes longer, that is all"
-    assert result(REHEARSAL, {"probe": vars(PROBE)}) == "STOP"
-    assert result(WARM_UP, {"ready": True}) == "STOP"
-    assert searcher.suggest("d")["number"] == 0
-
-
-def test_a_rehearsal_that_fails_ends_the_search_before_it_has_a_trial(state: SearchState, tmp_path: Path) -> None:
-    coordinator, accepted = rehearsed(state)
-    assert coordinator.message(REHEARSAL, {"refused": "on n1: out of memory at step 0; lower it"}) is False
-    assert coordinator.must_stop()
-    assert str(coordinator.failure) == (
-        "a step of the file's own configuration was tried and failed: on n1: out of memory at step 0; lower it"
-    )
-    assert StateSearcher(coordinator).suggest("b") == StateSearcher.FINISHED
-    assert accepted == []
-    assert state.record.trials == {}
-
-
-@pytest.mark.parametrize("tell", ["on_trial_recover", "on_trial_error"])
-def test_a_rehearsal_whose_worker_dies_is_not_tried_again(state: SearchState, tmp_path: Path, tell: str) -> None:
-    coordinator, _ = rehearsed(state)
-    errors = tmp_path / "error.txt"
-    errors.write_text("Traceback ...\nThe actor died unexpectedly\n")
-    worker = SimpleNamespace(config={"number": REHEARSAL}, error_file=str(errors))
-    getattr(FailureCallback(coordinator), tell)(7, [], worker)
-    assert coordinator.must_stop()
-    assert "its worker was lost (The actor died unexpectedly); lower finetune.batch_size" in str(coordinator.failure)
-
-
-def test_a_rehearsal_that_takes_long_is_told_of(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, said = [100.0], list[str]()
-    monkeypatch.setattr(rehearsal.time, "monotonic", lambda: now[0])
-    coordinator, _ = rehearsed(state, said.append)
-    for seconds in range(0, 141, 5):
-        now[0] = 100.0 + seconds
-        assert not coordinator.must_stop()
-    told = "preflight: a worker tries a step of the file's own configuration, or waits for room, {} so far"
-    assert said == [told.format(duration) for duration in ("15 s", "1 min 20 s")]
-    coordinator.message(REHEARSAL, {"probe": vars(PROBE)})
-    now[0] += 1000.0
-    assert not coordinator.must_stop()
-    assert len(said) == 2
 
 
 def test_the_end_of_tunes_trial_is_not_that_of_the_states(state: SearchState) -> None:
@@ -311,6 +224,20 @@ def test_leaving_with_a_full_disk_gives_the_journal_free(state: SearchState) -> 
     assert SearchState(state.spec, state.store).record.close is None
 
 
+@pytest.mark.parametrize("content", [None, b"", b"\n\n", b"\xff\xfe no text\n"])
+def test_a_loss_that_tune_says_nothing_of_is_a_loss(state: SearchState, tmp_path: Path, content: bytes | None) -> None:
+    errors = tmp_path / "error.txt"
+    if content is not None:
+        errors.write_bytes(content)
+    coordinator = coordinate(state)
+    coordinator.assign()
+    coordinator.assign()
+    coordinator.recovered(1, str(errors))
+    coordinator.given_up(1, str(errors))
+    assert coordinator.failure is None
+    assert state.record.trials[1].notes[0].startswith("its worker was lost (")
+
+
 @pytest.mark.parametrize("call", ["assign", "message", "given_up"])
 def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> None:
     def broken(number: int) -> None:
@@ -322,8 +249,8 @@ def test_nothing_that_goes_wrong_is_raised(state: SearchState, call: str) -> Non
     elif call == "message":
         coordinator.message(7, report(0))  # no such trial
     else:
-        coordinator.given_up(1, "no/such/file")
-    expected = {"assign": RuntimeError, "message": KeyError, "given_up": FileNotFoundError}[call]
+        coordinator.given_up(1, None)  # no such trial
+    expected = {"assign": RuntimeError, "message": KeyError, "given_up": KeyError}[call]
     assert isinstance(coordinator.failure, expected)
     assert coordinator.must_stop()
 
@@ -396,33 +323,3 @@ def test_failures_with_others_between_do_not(state: SearchState) -> None:
         coordinator.assign()
         coordinator.message(number, message)
     assert not coordinator.must_stop()
-
-
-def test_tune_keeps_no_trial_that_ended(state: SearchState, ray_cluster: None, tmp_path: Path) -> None:
-    from ray import tune  # here: ftae.search prepares the environment it reads
-
-    state.spec = state.spec.model_copy(update={"search": state.spec.search.model_copy(update={"num_trials": 12})})
-    coordinator, messages = coordinate(state), [json.dumps(report(step)) for step in (0, 4, 8, 12)]
-    kept: list[int] = []
-
-    class Count(tune.Callback):  # type: ignore[misc]
-        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            kept.append(len(trials))
-
-    def trainable(config: dict[str, Any]) -> None:
-        for message in messages:
-            tune.report({"message": message})
-
-    tune_config = tune.TuneConfig(
-        search_alg=StateSearcher(coordinator),
-        scheduler=StateScheduler(coordinator),
-        num_samples=-1,
-        max_concurrent_trials=2,
-        reuse_actors=True,
-    )
-    run_config = tune.RunConfig(name="tune", storage_path=str(tmp_path / "scratch"), callbacks=[Count()], verbose=0)
-    tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
-    assert state.is_complete
-    assert max(kept) <= 4  # two that run, those of them that end at once
-    [snapshot] = (tmp_path / "scratch" / "tune").glob("experiment_state-*.json")
-    assert len(json.loads(snapshot.read_text())["trial_data"]) <= 4

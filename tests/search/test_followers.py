@@ -15,7 +15,7 @@ from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search.driver import run_search
 from ftae.search.followers import followers
-from ftae.search.tune_workers import placement
+from ftae.search.nodes import placement
 from ftae.specs import SearchSpec
 from ftae.specs.resources import Resources
 
@@ -103,7 +103,7 @@ def test_one_worker_needs_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_session")
 def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path: Path) -> None:
     record = run_search(search(tmp_path))
     assert [trial.status for trial in record.trials.values()] == ["finished", "finished", "pruned"]
@@ -113,7 +113,7 @@ def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["_Worker", "ImplicitFunc"])
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_session")
 def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> None:
     killer = Killer(tmp_path / "shared", victim)
     killer.start()

@@ -29,7 +29,7 @@ from ftae.specs.yamlfile import load_search
 from ftae.storage import Store
 from ftae.tracking import TrackingUnavailable, store_uri
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def spec(storage: Path, **changes: Any) -> SearchSpec:
@@ -76,13 +76,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def searched(storage: Path, ray_cluster: None) -> SearchRecord:
+def searched(storage: Path, ray_session: None) -> SearchRecord:
     """A search that ran to its end, one trial at a time."""
     return run_search(spec(storage))
 
 
 @pytest.fixture(scope="module")
-def troubled(storage: Path, ray_cluster: None) -> SearchRecord:
+def troubled(storage: Path, ray_session: None) -> SearchRecord:
     """A search, as many trials at a time as there is room for, some of whose configurations cannot be trained."""
     return run_search(troubled_spec(storage))
 
@@ -431,7 +431,7 @@ class Killer(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def harmed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[SearchSpec, list[int], SearchRecord]:
+def harmed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[SearchSpec, list[int], SearchRecord]:
     """A search whose workers died, one in trial 1 and two in trial 3, while MLflow was away.
 
     Its spec, the trials that lost their worker, and its journal.

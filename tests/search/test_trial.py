@@ -16,15 +16,12 @@ from PIL import Image
 
 from ftae.engine import build as engine_build
 from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.build import build_model
 from ftae.engine.checkpoint import latest_checkpoint
 from ftae.engine.data import load_dataset
-from ftae.engine.loop import FinetuneRun
 from ftae.engine.partial_folder import PartialFolder
 from ftae.engine.training import Training
 from ftae.engine.warm import Warm
 from ftae.search import patience, trial
-from ftae.search.rehearsal import WARM_UP
 from ftae.search.trial import run_trial
 from ftae.specs import SearchSpec
 from ftae.storage import open_store
@@ -384,38 +381,3 @@ def test_images_that_change_during_a_search(
         reason = f"the images of {photos} are not those of data.fingerprint {worker.fingerprint}: files came"
         assert said[1]["storage"].startswith(reason)
         assert len(said) == 2
-
-
-@pytest.mark.parametrize("channels", [4, 5])
-def test_a_worker_that_warms_up_says_so_until_it_is_ended(
-    make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, channels: int
-) -> None:
-    """With 5 channels the pretrained model is another, which is for a trial to tell."""
-    monkeypatch.setattr(trial, "WARM", Warm())
-    monkeypatch.setattr(trial, "READY_SECONDS", 0.0)
-    model = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
-    build_model(make(model=model).search.finetune, 10).save_pretrained(tmp_path / "given")
-    worker = make(model=model | {"pretrained": str(tmp_path / "given"), "channels": channels})
-
-    def end(message: dict[str, Any]) -> None:
-        if len(worker.said) == 3:
-            raise Stopped
-
-    worker.on_message = end
-    with pytest.raises(Stopped):
-        run_trial({"number": WARM_UP}, search=worker.search.model_dump(mode="json"), fingerprint=worker.fingerprint)
-    assert worker.said == [{"ready": True}] * 3
-    assert not (tmp_path / "small").exists(), "it is no trial"
-
-    judged: list[int] = []
-    evaluate = FinetuneRun._evaluate
-    monkeypatch.setattr(
-        FinetuneRun, "_evaluate", lambda run, picture: (judged.append(run.step), evaluate(run, picture))[1]
-    )
-    worker.on_message = lambda message: None
-    said = worker.run(optimizer__lr=1e-2)
-    if channels == 4:
-        assert said[1:] == [0, 4, 8, 12]
-        assert judged == [4, 8, 12], "the untuned model was judged before"
-    else:
-        assert "was built with 4" in said[-1]["failed"]

@@ -135,7 +135,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("how", ["asleep", "suspended"])
 def test_a_worker_that_hangs_is_killed_though_all_cpus_are_taken(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_PATIENCE_SECONDS", 0.5)
@@ -164,7 +164,7 @@ def test_a_worker_that_hangs_is_killed_though_all_cpus_are_taken(how: str, monke
     ray.kill(other)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_session")
 def test_a_process_that_is_not_rays_is_spared() -> None:
     node = ray.get_runtime_context().get_node_id()
     with subprocess.Popen(["sleep", "60"]) as other:

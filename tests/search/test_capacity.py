@@ -24,15 +24,15 @@ import json, sys
 import ray
 
 from ftae.errors import FtaeError
-from ftae.search.autoscaling import wait_for_room
+from ftae.search.capacity import wait_for_room
 from ftae.search.nodes import nodes_with_room
 from ftae.specs.resources import Resources
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 said = []
-for cpus in (2, 5):
+for cpus, seconds in ((2, 120.0), (5, 15.0)):
     try:
-        wait_for_room(Resources(cpus=cpus), said.append)
+        wait_for_room(Resources(cpus=cpus), seconds, said.append)
         said.append(len(nodes_with_room(Resources(cpus=cpus))))
     except FtaeError as error:
         said.append(str(error))

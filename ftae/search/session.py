@@ -1,0 +1,161 @@
+"""The Ray of a search: started, or joined, and left again."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, nullcontext
+from pathlib import Path
+
+import ray
+
+from ftae.errors import FtaeError
+from ftae.lookup import ALLOW_CODE
+from ftae.search.ray_address import cluster_address, unreachable
+
+# For the driver and its workers, where the user has not set them.
+ENVIRONMENT = {
+    # Tune loses the slot of a stopped trial whose teardown outlasts this.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
+    # The journal is the truth: no snapshots, no result files, no output of Tune's own.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # A trial without a GPU must not see one.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+FOR_WORKERS = (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE)
+PRELOAD = {"RAY_preload_python_modules": "ftae.search.trial"}
+# Tune asks for this in every worker. With it in the environment of all, a trial can take a worker that is up already.
+OF_TUNE = {"PL_DISABLE_FORK": "1"}
+
+JOIN_SECONDS = 30.0  # a cluster that has not answered by then does not answer
+LONGEST_TEMPORARY = 40  # characters; Ray's sockets add 62 to it, and the system allows 107
+JOIN = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_driver=False)"
+
+
+@contextmanager
+def ray_session() -> Iterator[bool]:
+    """Inside, Ray is up: one that this process has joined before, the cluster of ``RAY_ADDRESS``, or one of our own.
+
+    Yields whether it is our own. One that this process had joined before is left as it is.
+
+    Raises:
+        FtaeError: no cluster answers at the address, or Ray cannot start here.
+    """
+    if ray.is_initialized():
+        with _environment(ENVIRONMENT):
+            yield False
+        return
+    address = cluster_address()
+    if address is not None:
+        _check_reachable(address)
+    logger = logging.getLogger("ray")
+    level = logger.level
+    with _environment(ENVIRONMENT):
+        try:
+            with _signals_of_the_caller(), _no_folder_on_the_path():
+                _start() if address is None else _join(address)
+            logger.setLevel(logging.CRITICAL)  # what goes wrong is in the journal and the progress
+            yield address is None
+        finally:
+            ray.shutdown()
+            logger.setLevel(level)
+
+
+def _start() -> None:
+    shorter = {"RAY_TMPDIR": "/tmp"} if len(tempfile.gettempdir()) > LONGEST_TEMPORARY else {}
+    with _environment(PRELOAD | shorter):
+        try:
+            _init("local", include_dashboard=False)
+        except Exception as error:  # Ray has no type of its own for a node that does not start
+            logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray/session_latest/logs"
+            raise FtaeError(
+                f"Ray cannot start on this machine: {_first_line(error)}. Its logs are in {logs}; a full disk, a limit "
+                "of the shell (ulimit -a), or a folder too long for sockets (RAY_TMPDIR) are the usual reasons"
+            ) from error
+
+
+def _join(address: str) -> None:
+    try:
+        _init(address)
+    except Exception as error:
+        raise unreachable(address, _first_line(error)) from error
+
+
+def _init(address: str, include_dashboard: bool | None = None) -> None:
+    workers = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ}
+    ray.init(
+        address=address,
+        runtime_env={"env_vars": workers | OF_TUNE},
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        include_dashboard=include_dashboard,
+    )
+
+
+def _check_reachable(address: str) -> None:
+    """Join in another process first: Ray itself tries for many minutes, and writes to stderr all the while."""
+    command = [sys.executable, "-P", "-c", JOIN, address]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise unreachable(address, f"nothing that is Ray answered within {JOIN_SECONDS:.0f} s") from None
+    if tried.returncode:
+        if "InvalidAuthToken" in tried.stderr or "AuthenticationError" in tried.stderr:
+            reason = (
+                "it wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's own "
+                "(or put it into ~/.ray/auth_token)"
+            )
+        else:
+            reason = tried.stderr.strip().splitlines()[-1].rstrip(".")
+        raise unreachable(address, reason)
+
+
+@contextmanager
+def _signals_of_the_caller() -> Iterator[None]:
+    """Inside, Ray's processes are started: they outlive a lost terminal, so that the driver can end in order.
+
+    Ray takes over SIGTERM, which is given back to who had it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGHUP, hang_up)
+
+
+def _no_folder_on_the_path() -> "chdir[Path] | nullcontext[None]":
+    """Inside, the current folder is one that the workers import from anyway, unless the user allows code.
+
+    Ray puts the driver's current folder first on the import path of its workers.
+    """
+    return nullcontext() if os.environ.get(ALLOW_CODE) else chdir(Path(ray.__file__).parents[1])
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Inside, these variables are set, where they were not."""
+    added = values.keys() - os.environ.keys()
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".rstrip(". ")

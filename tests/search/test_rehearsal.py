@@ -1,0 +1,103 @@
+"""The rehearsal: a step of the file's own configuration, tried by a worker before the first trial."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_search import SEARCH
+
+from ftae.engine.estimate import Probe
+from ftae.errors import FtaeError
+from ftae.search import rehearsal
+from ftae.search.rehearsal import rehearse, try_step
+from ftae.specs import SearchSpec
+
+
+def search(max_failures: int = 1, **finetune: Any) -> SearchSpec:
+    dumped = SEARCH.model_dump(mode="json")
+    dumped["finetune"] |= finetune
+    dumped["search_space"]["optimizer.lr"]["high"] = 1e30
+    dumped["search"]["max_failures"] = max_failures
+    return SearchSpec.model_validate(dumped)
+
+
+def fingerprint(spec: SearchSpec) -> str:
+    from ftae.engine.data import load_dataset
+
+    return load_dataset(spec.finetune.data).fingerprint
+
+
+def dies(times: int, folder: Path) -> Callable[..., Any]:
+    """A step in which the worker is killed, so many times; then the step that it is."""
+
+    def step(given: dict[str, Any], fingerprint: str) -> Probe | str:
+        before = len(list(folder.iterdir()))
+        (folder / str(before)).write_text("")
+        if before < times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return try_step(given, fingerprint)
+
+    return step
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_measures_a_step() -> None:
+    spec = search()
+    said: list[str] = []
+    found = rehearse(spec, fingerprint(spec), said.append)
+    assert found.step_seconds > 0.0
+    assert found.eval_seconds > 0.0
+    assert [line for line in said if "lost" in line] == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_is_lost_over_it_is_one_of_max_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = search(max_failures=1)
+    said: list[str] = []
+    monkeypatch.setattr(rehearsal, "try_step", dies(1, tmp_path))
+    assert isinstance(rehearse(spec, fingerprint(spec), said.append), Probe)
+    [lost] = [line for line in said if "was lost" in line]
+    assert lost.startswith("preflight: the worker that tried a step was lost (")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_one_lost_worker_too_many_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = search(max_failures=1)
+    monkeypatch.setattr(rehearsal, "try_step", dies(2, tmp_path))
+    with pytest.raises(FtaeError, match=r"tried and failed: its worker was lost \(.*\); a worker that is killed"):
+        rehearse(spec, fingerprint(spec), lambda message: None)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_step_that_fails_ends_the_search_with_what_to_do() -> None:
+    spec = search(optimizer={"name": "sgd", "lr": 1e30}, max_grad_norm=None)
+    with pytest.raises(FtaeError, match=r"tried and failed: on .*: non-finite .* at step \d+; lower finetune"):
+        rehearse(spec, fingerprint(spec), lambda message: None)
+
+
+@pytest.mark.parametrize("reason", [*rehearsal.ADVICE, "a reason of tomorrow"])
+def test_every_reason_has_its_advice(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftae.errors import TrainingFailed
+
+    def fails(*given: Any, **settings: Any) -> Probe:
+        raise TrainingFailed(reason, 3)
+
+    monkeypatch.setattr(rehearsal, "probe", fails)
+    told = try_step(search().model_dump(mode="json"), "any")
+    assert isinstance(told, str)
+    assert f"{reason} at step 3; " in told
+    assert len(told.partition("; ")[2]) > 20
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_code_that_a_worker_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(given: dict[str, Any], fingerprint: str) -> Probe | str:
+        raise ModuleNotFoundError("No module named 'ftae.tomorrow'")
+
+    monkeypatch.setattr(rehearsal, "try_step", step)
+    with pytest.raises(FtaeError, match=r"tried and failed: ModuleNotFoundError: No module named 'ftae\.tomorrow'"):
+        rehearse(search(), "any", lambda message: None)
