@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftae.engine.build import summarize
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpoint
+from ftae.engine.checkpoint import EvalReport, latest_checkpoint, read_spec, usable_checkpoint
 from ftae.engine.data import data_of
+from ftae.engine.hub import pinned
 from ftae.engine.loop import finetune
 from ftae.engine.output_folder import check_output
 from ftae.engine.release import Release, release
@@ -68,6 +69,9 @@ def _train(
     say: Callable[[str], None],
 ) -> tuple[EvalReport, Release]:
     checkpoint = _prepare(out, resume, say)
+    before = None if checkpoint is None else read_spec(checkpoint)
+    named = [] if before is None else [before.model.pretrained]
+    spec = spec.model_copy(update={"finetune": pinned(spec.finetune, named)})
     data = data_of(spec.finetune)
     for note in data.notes:
         say(note)

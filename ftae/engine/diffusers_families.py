@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.autoencoder import Autoencoder, Draw, Encoding, Group, Line, Posterior, Run, Stage
-from ftae.engine.model_files import pretrained_folder
 from ftae.engine.networks import plain
 from ftae.engine.quantizer import chosen
 from ftae.errors import FtaeError
@@ -16,36 +15,15 @@ from ftae.specs.data import DataSpec
 from ftae.specs.models import DiffusersModel
 
 
-def _load_diffusers(model: DiffusersModel, class_name: str) -> Any:
-    from ftae.engine import diffusers_models  # where it is needed: half a second
+def _load_diffusers(model: Any) -> Any:
+    from ftae.engine.diffusers_models import load_network  # where it is needed: seconds
 
-    folder = pretrained_folder(model.pretrained)
-    source = str(folder) if folder is not None else model.pretrained
-    if folder is None and (model.pretrained.count("/") != 1 or model.pretrained.startswith((".", "/", "~"))):
-        raise FtaeError(
-            f"model.pretrained: {model.pretrained!r} is neither an existing folder nor a hub id (owner/name)"
-        )
-    try:
-        net, info = getattr(diffusers_models, class_name).from_pretrained(
-            source,
-            subfolder=model.subfolder,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise FtaeError(f"model.pretrained: {class_name} cannot be loaded from {source!r}: {error}") from error
-    absent = [*info["missing_keys"], *info["mismatched_keys"]]
-    if absent:
-        raise FtaeError(
-            f"model.pretrained: {source!r} lacks weights of {class_name}: {', '.join(map(str, absent[:5]))}"
-        )
-    return net
+    return load_network(model.family, model.pretrained, model.subfolder)
 
 
 def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
-    net = _load_diffusers(model, "AutoencoderKL")
+    net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
     return _autoencoder(net, Line(_encoder(net), _diagonal_gaussian, _decoder(net)))
 
@@ -56,7 +34,7 @@ def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | Non
     Its decoder can be given the known part of an image with a mask of the rest, which
     ``decoder.condition_encoder`` encodes. Here it is given neither, so that this stage is idle.
     """
-    net = _load_diffusers(model, "AsymmetricAutoencoderKL")
+    net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.down_block_out_channels) - 1), model)
     stages = list(_decoder(net))
     middle = next(i for i, stage in enumerate(stages) if stage.name == "decoder.mid_block")
@@ -129,7 +107,7 @@ def _decoder(net: Any) -> tuple[Stage, ...]:
 
 def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """VQModel, the VQGAN of Esser et al. (2021). Latents are the chosen codes. Raises as ``build_autoencoder``."""
-    net = _load_diffusers(model, "VQModel")
+    net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
     # Its own loss, which is not used here, would else weigh the commitment with 1 and the codebook with beta.
     net.quantize.legacy = False
@@ -158,7 +136,7 @@ def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder
 
 def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderTiny, the distilled TAESD. Raises as ``build_autoencoder``."""
-    net = _load_diffusers(model, "AutoencoderTiny")
+    net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.encoder_block_out_channels) - 1), model)
     # forward() rounds the latents to 8 bit, which gives the encoder no gradient: encode and decode do not.
     encoder = _tiny_stages(net.encoder.layers, "encoder", first=lambda images: images.add(1).div(2))
@@ -197,7 +175,7 @@ def _tiny_stages(layers: nn.Sequential, group: Group, *, first: Run, last: Run |
 
 def autoencoder_dc(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderDC, the deep compression autoencoder (Chen et al. 2024). Raises as ``build_autoencoder``."""
-    net = _load_diffusers(model, "AutoencoderDC")
+    net = _load_diffusers(model)
     _check_multiple(data, net.spatial_compression_ratio, model)
     return _autoencoder(net, Line(_dc_encoder(net.encoder), plain, _dc_decoder(net.decoder)))
 

@@ -18,7 +18,7 @@ from ftae.engine.autoencoder import Autoencoder
 from ftae.engine.build import build_model, new_model, prepared
 from ftae.engine.companions import Companions, build_companions
 from ftae.engine.image_cache import cache_folder, digest, make_once
-from ftae.engine.model_files import WEIGHTS, pretrained_folder, weights_digest
+from ftae.engine.model_files import WEIGHTS, files_read, hub_commit, model_digest
 from ftae.engine.random_state import rng_state, set_rng_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
@@ -71,7 +71,7 @@ class Warm(Cold):
 
     The last model is kept with its weights as they were given, and so are the frozen networks of the last run and
     the findings about untuned models. Not kept is what may change unseen: a user's own module, whose constructor
-    may remember something, and a model from the hub.
+    may remember something, and a model from the hub that is not pinned to a commit.
     """
 
     def __init__(self) -> None:
@@ -175,17 +175,13 @@ def _given(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None
     own = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in _tensors(autoencoder)}
     if spec.model.pretrained is None:
         return own
-    key = digest([weights_digest(spec.model.pretrained), _of_model(spec, num_classes), torch.__version__])
+    key = digest([model_digest(spec.model), _of_model(spec, num_classes), torch.__version__])
     folder = cache_folder() / "models" / key
     try:
         num_bytes = sum(t.nbytes for t in own.values())
         make_once(folder, num_bytes, lambda partial: _write(partial / WEIGHTS, own))
         shared = load_file(folder / WEIGHTS)
-    except (
-        FtaeError,
-        OSError,
-        SafetensorError,
-    ):  # there is no room, or the file is damaged: a copy of one's own does as well
+    except (FtaeError, OSError, SafetensorError):  # no room, or a damaged file: a copy of one's own does as well
         return own
     same = shared.keys() == own.keys() and all(torch.equal(shared[name], own[name]) for name in own)
     return shared if same else own
@@ -202,17 +198,17 @@ def _of_model(spec: FinetuneSpec, num_classes: int | None) -> list[Any]:
 
 def _model_key(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> str | None:
     """None: it is not kept."""
-    pretrained = spec.model.pretrained
-    folder = None if pretrained is None else pretrained_folder(pretrained)
-    if isinstance(spec.model, CustomModel) or (pretrained is not None and folder is None):
+    model, files = spec.model, files_read(spec.model)
+    may_change = model.pretrained is not None and not files and hub_commit(model.pretrained) is None
+    if isinstance(model, CustomModel) or may_change:
         return None
-    return digest([_of_model(spec, num_classes), folder and _state_of_files(folder), str(device)])
+    return digest([_of_model(spec, num_classes), _state_of_files(files), str(device)])
 
 
 def _network_key(network: NetworkSpec | None, device: torch.device) -> str | None:
     if network is None:
         return None
-    return digest([network.model_dump(mode="json"), _state_of_files(Path(network.weights).expanduser()), str(device)])
+    return digest([network.model_dump(mode="json"), _state_of_files([Path(network.weights).expanduser()]), str(device)])
 
 
 def _baseline_key(spec: FinetuneSpec, fingerprint: str, device: torch.device) -> str | None:
@@ -226,8 +222,7 @@ def _baseline_key(spec: FinetuneSpec, fingerprint: str, device: torch.device) ->
     return digest([model, shown, networks, seen_of_losses, fingerprint, torch.get_num_threads()])
 
 
-def _state_of_files(path: Path) -> list[Any]:
-    """Changes whenever a file of a folder, or a file, does."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+def _state_of_files(files: list[Path]) -> list[Any]:
+    """Changes whenever one of them does."""
     stats = [(str(file), file.stat()) for file in files if file.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

@@ -25,7 +25,7 @@ from ftae.search.nodes import placement, room, start_workers
 from ftae.search.patience import patiently
 from ftae.search.preflight import Ground, accept, preflight
 from ftae.search.progress import Progress
-from ftae.search.provenance import QUESTION, facts
+from ftae.search.provenance import QUESTION, facts, pinned
 from ftae.search.rehearsal import rehearse
 from ftae.search.retention import Retention
 from ftae.search.session import ray_session
@@ -75,6 +75,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
 def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
+    spec = pinned(spec, before)
     data = data_of(spec.finetune)
     check_images(spec.finetune, data)
     num_bytes = check_search(spec, data.num_classes).checkpoint_bytes

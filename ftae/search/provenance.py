@@ -2,14 +2,20 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ftae.engine import hub
 from ftae.engine.data import Dataset
-from ftae.engine.model_files import weights_digest
+from ftae.engine.model_files import model_digest, weights_digest
+from ftae.record import SearchRecord
+from ftae.specs.distributions import Choices
+from ftae.specs.models import DiffusersModel
 from ftae.specs.search import SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
+PRETRAINED = "model.pretrained"
 # What must be as it was for trials to be comparable.
 QUESTION = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
 
@@ -19,13 +25,33 @@ def facts(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
     run = spec.finetune
     return {
         "dataset_fingerprint": data.fingerprint,
-        "pretrained_digest": weights_digest(spec.finetune.model.pretrained),
+        "pretrained_digest": model_digest(run.model),
         "perceptual_digest": weights_digest(None if run.perceptual is None else run.perceptual.weights),
         "features_digest": weights_digest(None if run.features is None else run.features.weights),
         "skipped_images": list(data.skipped),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
     }
+
+
+def pinned(spec: SearchSpec, before: SearchRecord | None) -> SearchSpec:
+    """``spec`` with the commits of its models on the hub, so that all trials begin with the same weights.
+
+    ``before``: the search to resume, whose commits stay. Raises as ``engine.hub.pinned_id``.
+    """
+    searched, earlier = spec.search_space.get(PRETRAINED), [] if before is None else _models(before.search)
+    spec = spec.model_copy(update={"finetune": hub.pinned(spec.finetune, earlier)})
+    if not isinstance(searched, Choices) or not isinstance(spec.finetune.model, DiffusersModel):
+        return spec
+    choices = Choices(choices=tuple(hub.pinned_id(str(choice), earlier) for choice in searched.choices))
+    return spec.model_copy(update={"search_space": spec.search_space | {PRETRAINED: choices}})
+
+
+def _models(search: Mapping[str, Any]) -> list[str]:
+    return [
+        search["finetune"]["model"].get("pretrained"),
+        *search["search_space"].get(PRETRAINED, {}).get("choices", ()),
+    ]
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,8 @@ Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; how much of it fits 
 class ModelSpec(Spec):
     """What every family shares.
 
-    ``pretrained``: a local folder (diffusers format, or written by ``ftae train``), or a hub id.
+    ``pretrained``: a local folder (diffusers format, or written by ``ftae train``), or a hub id: ``owner/name``,
+    or ``owner/name@revision``. A run takes the commit that it finds, and keeps to it.
     """
 
     pretrained: str | None = None
@@ -161,7 +162,10 @@ class VqVae2(Quantized):
 
 
 class DiffusersModel(ModelSpec):
-    """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline."""
+    """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline.
+
+    ``pretrained`` may also be a file of weights that has the ``config.json`` of its model beside it.
+    """
 
     pretrained: str
     subfolder: str | None = None
