@@ -106,9 +106,9 @@ def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
     found = f"{where}: the largest value of {count} grey images of 16 bits is {largest}"
     if spec.grey_levels is None and bits < 16:
         raise FtaeError(
-            f"{found}, which looks like {bits} bits: taken for 16, they would be {2 ** (16 - bits)} times too dark. Say "
-            f"what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to be black and white, or "
-            "{bits: 16} for images that are as dark as that"
+            f"{found}, which looks like {bits} bits: taken for 16, they would be {2 ** (16 - bits)} times too dark. "
+            f"Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to be "
+            "black and white, or {bits: 16} for images that are as dark as that"
         )
     if spec.most_bits is not None and bits > spec.most_bits:
         raise FtaeError(f"{found}, more than data.intensity.bits: {spec.most_bits} can hold; say {{bits: {bits}}}")
