@@ -107,8 +107,8 @@ def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
     if spec.grey_levels is None and bits < 16:
         raise FtaeError(
             f"{found}, which looks like {bits} bits: taken for 16, they would be {2 ** (16 - bits)} times too dark. "
-            f"Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to be "
-            "black and white, or {bits: 16} for images that are as dark as that"
+            f"Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to "
+            "be black and white, or {bits: 16} for images that are as dark as that"
         )
     if spec.most_bits is not None and bits > spec.most_bits:
         raise FtaeError(f"{found}, more than data.intensity.bits: {spec.most_bits} can hold; say {{bits: {bits}}}")
