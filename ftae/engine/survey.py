@@ -50,8 +50,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Survey:
-    """``short_sides``: how many images there are of each, in pixels; of those that can be opened. ``content``: the
-    fingerprint of names and bytes, empty where only some files were looked at."""
+    """What a set of image files holds.
+
+    ``short_sides``: how many images there are of each, in pixels; of those that can be opened. ``groups``: the images
+    of each trait. ``content``: the fingerprint of names and bytes, empty where only some files were looked at.
+    """
 
     short_sides: Mapping[int, int]
     groups: Mapping[str, Group]
@@ -103,9 +106,9 @@ def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
     found = f"{where}: the largest value of {count} grey images of 16 bits is {largest}"
     if spec.grey_levels is None and bits < 16:
         raise FtaeError(
-            f"{found}, which looks like {bits} bits: taken for 16, they would be nearly black. Say what the values are "
-            f"by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to be black and white, or "
-            "{bits: 16} for images that are as dark as that"
+            f"{found}, which looks like {bits} bits: taken for 16, they would be {2 ** (16 - bits)} times too dark. "
+            f"Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to "
+            "be black and white, or {bits: 16} for images that are as dark as that"
         )
     if spec.most_bits is not None and bits > spec.most_bits:
         raise FtaeError(f"{found}, more than data.intensity.bits: {spec.most_bits} can hold; say {{bits: {bits}}}")
