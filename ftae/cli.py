@@ -1,6 +1,5 @@
 """The commands. Results go to stdout, progress to stderr; every heavy import is inside its command."""
 
-import io
 import json
 import os
 import sys
@@ -246,8 +245,6 @@ def ui(
 
 def main() -> None:
     """The ``ftae`` script: one message and exit status 1 for what the user can fix."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the names of files need not be UTF-8
     try:
         app()
     except (FtaeError, OSError) as error:  # the user's files, disk and network are theirs to mend
