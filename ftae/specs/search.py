@@ -7,30 +7,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    Discriminator,
     Field,
     JsonValue,
-    Tag,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
 )
 
-from ftae.errors import FtaeError
 from ftae.specs.base import Positive, Spec
 from ftae.specs.conditions import has_effect, settled
 from ftae.specs.discriminator import not_shared
-from ftae.specs.distributions import Choices, Distribution, Range, coerced, typed
+from ftae.specs.distributions import Choices
 from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.joint import joint_problems
 from ftae.specs.metrics import METRICS
 from ftae.specs.names import search_name_problem
 from ftae.specs.objective import AnyObjective, check_measured
-from ftae.specs.overrides import apply_overrides, leaf_in, value_at
-from ftae.specs.problems import Problem, matching, problems, refusal, shown
+from ftae.specs.overrides import apply_overrides, value_at
+from ftae.specs.problems import matching, refusal, shown
 from ftae.specs.resources import Resources
+from ftae.specs.space import FileDistribution, checked_space, typed_space
 
 _PLAIN = matching(
     r"[A-Za-z0-9][A-Za-z0-9._-]*", "of letters, digits, dot, dash and underscore, a letter or digit first"
@@ -138,20 +133,7 @@ class ProductionSpec(Spec):
         return self.model_copy(update={"finetune": self.finetune.located(), "tracking": self.tracking.located()})
 
 
-def _kind_of_distribution(value: Any) -> str:
-    has_choices = "choices" in value if isinstance(value, dict) else isinstance(value, Choices)
-    return "choices" if has_choices else "range"
-
-
-FileDistribution = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_kind_of_distribution)
-]
-_FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
-
 _TRUSTED = object()  # no key of a file, which is the context otherwise
-
-# What makes trials comparable, or is set for each of them by the search.
-_SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads", "device"})
 
 
 def _free(name: str) -> str:
@@ -176,9 +158,8 @@ class SearchSpec(Spec):
         if not isinstance(raw, dict) or not raw:
             return handler(raw)
         if (info.context or {}).get(_TRUSTED):
-            run = info.data["finetune"]
-            return {path: typed(run, path, _FILE_DISTRIBUTION.validate_python(entry)) for path, entry in raw.items()}
-        return _checked_space(raw, info.data.get("finetune"), (info.context or {}).get("finetune"))
+            return typed_space(raw, info.data["finetune"])
+        return checked_space(raw, info.data.get("finetune"), (info.context or {}).get("finetune"))
 
     @field_validator("objective")
     @classmethod
@@ -266,44 +247,6 @@ class SearchSpec(Spec):
         resources, device = self.search.resources, self.finetune.device
         threads = self.finetune.num_threads or max(1, int(resources.cpus))
         return {"num_threads": threads, "device": ("cuda" if resources.gpus else "cpu") if device == "auto" else device}
-
-
-def _checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) -> dict[str, Distribution]:
-    """The search space, coerced to ``run``; every entry is checked by itself, so that no fault hides another.
-
-    ``written`` stands in where ``run`` is not valid: what the file says of it.
-    """
-    space: dict[str, Distribution] = {}
-    found: list[Problem] = []
-    for path, entry in raw.items():
-        wrong = _path_problem(str(path), written if run is None else run.model_dump())
-        found += [((path,), wrong)] if wrong else []
-        if wrong and not isinstance(entry, dict):
-            continue
-        kind: Any = FileDistribution
-        try:
-            distribution = _FILE_DISTRIBUTION.validate_python(entry)
-            kind = type(distribution)
-            space[path] = distribution if wrong or run is None else coerced(run, path, distribution)
-        except ValidationError as error:
-            found += [((path, *location), rule) for location, rule in problems(kind, error)]
-    if run is not None and not found:
-        found = joint_problems(run, space)
-    if found:
-        raise refusal(found)
-    return space
-
-
-def _path_problem(path: str, run: Any) -> str | None:
-    if path == "prefix_cache_gb":
-        return "cannot be searched: no result depends on it"
-    if path in _SAME_FOR_ALL:
-        return "cannot be searched: every trial has the same budget and is measured alike"
-    try:
-        leaf_in(FinetuneSpec, run, path)
-    except FtaeError as error:
-        return f"names no leaf of finetune: {error}"
-    return None
 
 
 def _measured(run: FinetuneSpec | None, written: Any) -> list[str]:

@@ -15,7 +15,7 @@ from ftae.specs.distributions import coerced, objections
 from ftae.specs.finetune import Optimizer, Schedule
 from ftae.specs.joint import RULES, joint_problems
 from ftae.specs.problems import dotted, problems
-from ftae.specs.search import FileDistribution
+from ftae.specs.space import FileDistribution
 
 RUN = FinetuneSpec.model_validate(
     {
