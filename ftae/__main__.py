@@ -11,11 +11,11 @@ from ftae.cli import main
 class _Unheard(io.FileIO):
     """Standard error whose reader is gone, or whose disk is full: what nobody can read ends nothing."""
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
-            return len(data)
+            return memoryview(data).nbytes
 
 
 def run() -> None:

@@ -217,11 +217,11 @@ def _go_on(name: str, more: dict[str, Any], address: str | None, storage: str, o
 def _stored(name: str, storage: str) -> "SearchSpec":
     """The search that a journal tells of, where it lies now."""
     from ftae import journal
+    from ftae.record import search_of
     from ftae.report import find_search
-    from ftae.specs.search import SearchSpec
 
     store = find_search(name, storage)
-    spec = SearchSpec.model_validate(journal.replay(store.folder).search)
+    spec = search_of(journal.replay(store.folder))
     return spec if spec.search.in_object_store else _with(spec, storage=str(store.folder.parent))
 
 

@@ -174,7 +174,8 @@ def _read_report(line: bytes) -> dict[str, Any]:
     try:
         report = json.loads(line)
         EvalReport(**{key: value for key, value in report.items() if key != "time"})
-        return dict(report) if isinstance(report["time"], float) else {}
+        is_whole = isinstance(report["time"], float) and isinstance(report["step"], int)
+        return dict(report) if is_whole else {}
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
         return {}
 

@@ -221,8 +221,6 @@ def test_a_search_of_another_version_is_read_or_refused_in_one_message(kind: str
     for command in ("list", "status", "show", "best"):  # need not run it
         assert ftae(command, *([] if command == "list" else ["small"])).status == 0
     for arguments in readers("small")[3:]:
-        if arguments[0] in ("resume", "extend"):  # have another reader
-            continue
         result = ftae(*arguments)
         assert (result.status, result.out) == (1, ""), arguments
         assert result.err.startswith(
@@ -230,6 +228,13 @@ def test_a_search_of_another_version_is_read_or_refused_in_one_message(kind: str
         )
         assert len(result.err.splitlines()) == 1
     assert not (tmp_path / "exports").exists()
+
+
+def test_fewer_trials_asked_for_than_were_done_are_told_as_such(ftae: Ftae, tmp_path: Path) -> None:
+    folder = tmp_path / "searches" / "small"
+    write(folder, changed(make_search(folder), lambda search: search["search"].update(num_trials=1)))
+    assert "trials       2 (1 asked for since) done\n" in ftae("status", "small").out
+    assert "2 (1 asked for since)" in ftae("list").out
 
 
 def test_the_params_of_another_version_are_refused(tmp_path: Path) -> None:

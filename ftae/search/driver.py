@@ -18,7 +18,7 @@ from ftae.engine.enough import check_images
 from ftae.engine.estimate import expected_seconds, search_seconds
 from ftae.engine.output_folder import check_output
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord
+from ftae.record import SearchRecord, search_of
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.earlier import earlier
 from ftae.search.nodes import placement, room, start_workers
@@ -225,7 +225,7 @@ def _same_question(before: SearchRecord, spec: SearchSpec, found: Mapping[str, A
         asked |= {f"finetune.{key} (by search.resources)": value for key, value in search.machine().items()}
         return asked | {key.replace("_", " "): facts.get(key) for key in QUESTION if key in before.facts}
 
-    old, new = question(SearchSpec.model_validate(before.search), before.facts), question(spec, found)
+    old, new = question(search_of(before), before.facts), question(spec, found)
     differing = [key for key in new if new[key] != old.get(key)]
     if differing:
         raise FtaeError(
