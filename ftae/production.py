@@ -13,7 +13,7 @@ from ftae.engine.checkpoint import EvalReport, latest_checkpoint, usable_checkpo
 from ftae.engine.data import load_dataset
 from ftae.engine.loop import finetune
 from ftae.engine.release import Release, release
-from ftae.engine.workers import local_workers
+from ftae.engine.workers import local_workers, with_shared_cores
 from ftae.errors import FtaeError
 from ftae.specs.search import ProductionSpec
 from ftae.specs.yamlfile import dump
@@ -45,6 +45,7 @@ def train(
         FtaeError: ``out`` holds a run already, or (with ``resume``) none; the spec cannot be run, or not by
             so many workers; one of them was lost; the model is to be registered and MLflow is away.
     """
+    spec = spec.model_copy(update={"finetune": with_shared_cores(spec.finetune, workers)})
     checkpoint = _prepare(out, resume, say)
     data = load_dataset(spec.finetune.data)
     if data.skipped:
