@@ -18,7 +18,7 @@ from ftae.engine.hub import pinned
 from ftae.engine.loop import finetune
 from ftae.engine.output_folder import check_output
 from ftae.engine.release import Release, release
-from ftae.engine.workers import local_workers
+from ftae.engine.workers import local_workers, with_shared_cores
 from ftae.errors import FtaeError
 from ftae.specs.search import ProductionSpec
 from ftae.specs.yamlfile import dump
@@ -68,6 +68,7 @@ def _train(
     workers: int,
     say: Callable[[str], None],
 ) -> tuple[EvalReport, Release]:
+    spec = spec.model_copy(update={"finetune": with_shared_cores(spec.finetune, workers)})
     checkpoint = _prepare(out, resume, say)
     before = None if checkpoint is None else read_spec(checkpoint)
     named = [] if before is None else [before.model.pretrained]

@@ -111,5 +111,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def with_shared_cores(spec: FinetuneSpec, size: int) -> FinetuneSpec:
+    """``spec`` with the threads that each of ``size`` workers has: a result's last digits depend on them."""
+    if size == 1 or spec.num_threads is not None:
+        return spec
+    return spec.model_copy(update={"num_threads": _share_of_cores(size)})
+
+
 def _share_cores(size: int) -> None:
-    torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    torch.set_num_threads(_share_of_cores(size))
+
+
+def _share_of_cores(size: int) -> int:
+    return max(1, torch.get_num_threads() // size)

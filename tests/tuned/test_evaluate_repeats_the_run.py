@@ -146,6 +146,22 @@ def test_of_a_production_run(precision: str, models: Path, tmp_path: Path) -> No
         assert found == reported(first if baseline else last)
 
 
+def test_of_two_workers_that_share_the_cores(models: Path, tmp_path: Path) -> None:
+    """Each has half the threads, which is recorded: with all of them, evaluate would find other last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        data = SHAPES | {"resolution": 32}
+        spec = spec_of({"family": "conv_vae"}, models, data=data, num_threads=None, metrics=["psnr", "ssim", "kl"])
+        production = ProductionSpec(name="p", finetune=spec)
+        last, _ = train(production, tmp_path / "run", storage=tmp_path, workers=2, say=lambda line: None)
+        source = find_model(str(tmp_path / "run"), str(tmp_path), say=print)
+        assert source.spec.num_threads == 1
+        assert evaluated(source) == reported(last)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
