@@ -18,6 +18,7 @@ from ftae.engine.model_files import (
     DIFFUSERS_CONFIG,
     PIPELINE,
     DiffusersWeights,
+    diffusers_class,
     diffusers_weights,
     hub_id,
     looks_local,
@@ -84,16 +85,15 @@ def _part(folder: Path, pretrained: str, subfolder: str | None, family: str) -> 
     raise FtaeError(f"model.pretrained: {folder} has no {DIFFUSERS_CONFIG}{_contents(folder)}")
 
 
-def _class_of(config: Path) -> str:
-    try:
-        return str(read_json(config).get("_class_name"))
-    except FtaeError:  # it is of a part that is not asked for
-        return ""
+def _class_of(config: Path) -> str | None:
+    with suppress(FtaeError):  # it may be of a part that is not asked for
+        return diffusers_class(config)
+    return None
 
 
 def _check_class(folder: Path, family: str) -> None:
-    holds = str(read_json(folder / DIFFUSERS_CONFIG).get("_class_name", DIFFUSERS[family]))
-    if holds == DIFFUSERS[family]:
+    holds = diffusers_class(folder / DIFFUSERS_CONFIG)
+    if holds is None or holds == DIFFUSERS[family]:
         return
     article = "an" if holds.startswith(("A", "E", "I", "O")) else "a"
     if holds in FAMILIES:

@@ -172,3 +172,9 @@ def looks_local(pretrained: str) -> bool:
     """Whether a hub id is rather a path with a fault: its first part is a folder here, or it is nearly a path."""
     path = Path(pretrained)
     return path.parent.is_dir() or bool(suggested(path))
+
+
+def diffusers_class(config: Path) -> str | None:
+    """The class that a ``config.json`` of diffusers names; None if it names none. Raises as ``read_json``."""
+    found = read_json(config).get("_class_name")
+    return None if found is None else str(found)

@@ -16,6 +16,7 @@ from ftae.engine.model_files import (
     DIFFUSERS,
     DIFFUSERS_CONFIG,
     WEIGHTS,
+    diffusers_class,
     pretrained_folder,
     read_json,
     suggested,
@@ -170,7 +171,7 @@ def _own_files(net_type: type[nn.Module], family: str, pretrained: str) -> tuple
 def _what_it_is(pretrained: str) -> str:
     """What a path leads to instead, or may have meant."""
     if (file := Path(pretrained).expanduser() / DIFFUSERS_CONFIG).is_file():
-        holds = read_json(file).get("_class_name")
+        holds = diffusers_class(file)
         family = next((family for family, name in DIFFUSERS.items() if name == holds), None)
         return "" if family is None else f", or set model.family to {family}, which this one is"
     return suggested(Path(pretrained).expanduser())

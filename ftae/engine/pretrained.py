@@ -45,7 +45,7 @@ def fill(net: nn.Module, content: Mapping[Any, Any], where: str) -> None:
     if not fit.is_exact:
         raise FtaeError(f"{where} does not hold a state dict of the model: {fit.faults()}")
     try:
-        net.load_state_dict(fit.state)
+        net.load_state_dict(fit.state if fit.how else content)  # which also knows the versions of its layers
     except Exception as error:  # a user's own module may load as it likes
         raise FtaeError(f"{where} cannot be loaded into the model: {first_line(error)}") from error
     if fit.how:

@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ftae.engine.fitting import best_fit
+from ftae.engine.weights_file import read_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 from ftae.specs.networks import FeatureNet, NetworkSpec, PerceptualNet
@@ -154,19 +155,14 @@ def _unit_length(features: Tensor) -> Tensor:
 def _state(spec: NetworkSpec, section: str) -> dict[str, Tensor]:
     if missing := spec.missing():
         raise FtaeError(f"{section}.weights: {missing}")
-    path = Path(spec.weights).expanduser()
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(key): value for key, value in state.items()}
-    except Exception as error:  # whatever a broken or foreign file makes the readers raise
-        raise FtaeError(f"{section}.weights: {path} does not hold a state dict: {error}") from error
+    content = read_state(Path(spec.weights).expanduser(), f"{section}.weights")
+    return {str(key): value for key, value in content.items()}
 
 
 def _fill(net: nn.Module, state: dict[str, Tensor], spec: NetworkSpec, section: str) -> None:
     """Give a network that has none its weights, in fp32."""
-    try:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
-    except Exception as error:
-        raise FtaeError(f"{section}.weights: {spec.weights} is not of {spec.net}: {error}") from error
+    fit = best_fit(state, net.state_dict())
+    if not fit.is_exact:
+        raise FtaeError(f"{section}.weights: {spec.weights} is not of {spec.net}: {fit.faults()}")
+    floats = {name: t.float() if t.is_floating_point() else t for name, t in fit.state.items()}
+    net.load_state_dict(floats, assign=True)

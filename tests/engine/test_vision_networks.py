@@ -219,7 +219,7 @@ def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FtaeError, match=r"perceptual\.weights: .* is not of vgg16"):
         summarize(spec_of(perceptual=other), 2)
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(FtaeError, match=r"features\.weights: .*text\.pth does not hold a state dict"):
+    with pytest.raises(FtaeError, match=r"features\.weights: .*text\.pth is no file of weights"):
         summarize(spec_of(features={"net": "resnet18", "weights": str(tmp_path / "text.pth")}), 2)
 
 
