@@ -137,6 +137,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
             from ftae.cluster.watcher import watch
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
+        from ftae.record import BY_USER
         from ftae.search.driver import run_search
 
         with _ended_in_order(), prints_to_stderr():
@@ -153,7 +154,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
     assert record.close is not None
     if record.close["status"] != "complete":
         typer.echo(f"{spec.name} is not complete ({record.close['reason']}); go on with: {again}", err=True)
-        raise typer.Exit(130 if "user" in record.close["reason"] else 0)
+        raise typer.Exit(130 if record.close["reason"] == BY_USER else 0)
     if not ranked:
         raise FtaeError(f"{spec.name}: no trial ran to its full budget; see ftae show {spec.name}")
 

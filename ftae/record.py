@@ -16,6 +16,7 @@ from ftae.specs.search import SearchSpec
 from ftae.specs.stored import reading_back, stored
 
 Event = dict[str, Any]
+BY_USER = "stopped by the user"  # the reason with which a driver leaves after Ctrl-C
 Kind = Literal["baseline", "file", "sampled"]
 Status = Literal["running", "finished", "pruned", "diverged", "failed"]
 

@@ -176,7 +176,7 @@ def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, pytho
     job, storage = f"{spec.name}-a{number}", spec.search.storage
     metadata = {"search": spec.name, "attempt": number, "last": last, "storage": storage, "python": python}
     options = [*(["--resume"] if resume else []), *code_option()]
-    command = [python, "-m", "ftae", "search", "-", "--attempt", str(number), *options]
+    command = [python, "-P", "-m", "ftae", "search", "-", "--attempt", str(number), *options]
     text = dump(spec)
     assert END_OF_SPEC not in text.splitlines(), "every line of a dumped mapping has a key, or is indented"
     try:

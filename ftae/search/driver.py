@@ -18,7 +18,7 @@ from ftae.engine.enough import check_images
 from ftae.engine.estimate import expected_seconds, search_seconds
 from ftae.engine.output_folder import check_output
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord, search_of
+from ftae.record import BY_USER, SearchRecord, search_of
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.earlier import earlier
 from ftae.search.nodes import placement, room, start_workers
@@ -100,7 +100,7 @@ def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
             if state.is_complete and state.ended_early:
                 progress.say(state.ended_early)
         except (KeyboardInterrupt, SystemExit):
-            outcome = "interrupted", "stopped by the user"
+            outcome = "interrupted", BY_USER
             raise
         except FtaeError as error:
             outcome = "failed", str(error)
@@ -179,7 +179,7 @@ def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | N
         return "failed", f"the untuned model cannot be evaluated: {state.record.trials[0].reason}"
     if state.is_complete:
         return "complete", state.ended_early
-    return "interrupted", "max_hours is over" if coordinator.is_overdue() else "stopped by the user"
+    return "interrupted", "max_hours is over" if coordinator.is_overdue() else BY_USER
 
 
 def _leave(state: SearchState, status: str, reason: str | None) -> None:

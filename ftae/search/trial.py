@@ -35,7 +35,7 @@ def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: st
     """
     _free_memory()
     keep_freed_memory()
-    spec = SearchSpec.model_validate(search)
+    spec = SearchSpec.trusted(search)
     store = open_store(spec.search.storage, spec.name, "worker")
     try:
         _Trial(config, spec, store, fingerprint).run()
