@@ -125,12 +125,13 @@ def follow_log(client: "Client", attempt: "Attempt", *, to_stderr: bool) -> None
 def _attempts(client: "Client", name: str) -> "list[Attempt]":
     """The attempts at a search that the cluster knows."""
     from ftae.cluster import jobs
+    from ftae.specs.addresses import redacted
 
     if found := jobs.attempts(client, Path(name).name):
         return found
     known = sorted({attempt.search for attempt in jobs.attempts(client)})
     choices = f"choose one of {', '.join(known)}" if known else "it has run none yet"
-    raise FtaeError(f"the cluster at {client.get_address()} knows no search {name!r}; {choices}")
+    raise FtaeError(f"the cluster at {redacted(client.get_address())} knows no search {name!r}; {choices}")
 
 
 def _described(client: "Client", attempts: "list[Attempt]") -> dict[str, Any]:

@@ -250,6 +250,7 @@ def _with(spec: "SearchSpec", **settings: Any) -> "SearchSpec":
 def _submit(client: "Client", spec: "SearchSpec", before: "Attempt | None", options: _Options, *, resume: bool) -> None:
     """Submit the attempt after ``before``, and say so."""
     from ftae.cluster import jobs
+    from ftae.specs.addresses import redacted
 
     number = 1 if before is None else before.number + 1
     python = options.python or ("python" if before is None else before.python)
@@ -257,7 +258,7 @@ def _submit(client: "Client", spec: "SearchSpec", before: "Attempt | None", opti
     job = jobs.submit(client, spec, number=number, resume=resume, python=python, last=last)
     typer.echo(spec.name)
     typer.echo(
-        f"job {job} is with the cluster at {client.get_address()}: see ftae status {spec.name}, "
+        f"job {job} is with the cluster at {redacted(client.get_address())}: see ftae status {spec.name}, "
         f"ftae logs {spec.name} -f, ftae stop {spec.name}",
         err=True,
     )

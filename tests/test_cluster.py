@@ -112,8 +112,8 @@ def test_an_attempt_is_a_job_of_its_own() -> None:
     assert [a.job for a in attempts(cluster)] == ["small-a1", "other-a1", "small-a2"]
     assert first.spec() == spec()
     assert (first.storage, first.python, first.last, first.started) == ("/shared/searches", "python3", 3, 1.0)
-    assert first.entrypoint.startswith("exec python3 -m ftae search - --attempt 1 <<'END_OF_SEARCH'\nname: small\n")
-    assert second.entrypoint.startswith("exec python3 -m ftae search - --attempt 2 --resume <<")
+    assert first.entrypoint.startswith("exec python3 -P -m ftae search - --attempt 1 <<'END_OF_SEARCH'\nname: small\n")
+    assert second.entrypoint.startswith("exec python3 -P -m ftae search - --attempt 2 --resume <<")
     job = cluster.jobs["small-a1"]
     assert job.runtime_env == {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     with pytest.raises(FtaeError, match="small-a2 was submitted by somebody else just now; see ftae status small"):

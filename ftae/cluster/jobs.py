@@ -16,6 +16,7 @@ import yaml
 
 from ftae.errors import FtaeError
 from ftae.lookup import code_option
+from ftae.specs.addresses import redacted
 from ftae.specs.search import SearchSpec
 from ftae.specs.stored import stored
 from ftae.specs.yamlfile import dump
@@ -126,14 +127,14 @@ def connect(address: str) -> Client:
     except AuthenticationError as error:
         said = str(error).splitlines()[0].partition(". ")[0]
         raise FtaeError(
-            f"the cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the "
+            f"the cluster at {redacted(address)} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the "
             f"cluster's own token (or put it into ~/.ray/auth_token). The error was: {said}"
         ) from error
     except (ConnectionError, requests.RequestException, RayError, RuntimeError, ValueError) as error:
         raise FtaeError(
-            f"no Ray cluster answers at {address}; name its dashboard, such as http://127.0.0.1:8265, by --address "
-            f"or RAY_API_SERVER_ADDRESS (from outside, through ssh -L 8265:localhost:8265 HEAD). "
-            f"The error was: {str(error).splitlines()[0]}"
+            f"no Ray cluster answers at {redacted(address)}; name its dashboard, such as http://127.0.0.1:8265, by "
+            f"--address or RAY_API_SERVER_ADDRESS (from outside, through ssh -L 8265:localhost:8265 HEAD). "
+            f"The error was: {redacted(str(error).splitlines()[0], address)}"
         ) from error
     finally:
         if before is None:
