@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 
+from ftae.engine.fitting import best_fit
 from ftae.engine.hub import fetched
 from ftae.engine.model_files import (
     CONFIG,
@@ -177,9 +178,9 @@ def _mended(network: Any, folder: Path, content: Mapping[Any, Any], files: list[
         raise FtaeError(
             f"model.pretrained: {folder / DIFFUSERS_CONFIG} describes no {network.__name__} ({first_line(error)})"
         ) from error
-    if (converted := _converted(network, folder, content)) is not None:
-        if not net.state_dict().keys() <= content.keys():
-            note(f"{where} is read by {network.__name__}.from_single_file: it has the names of another library")
+    is_as_here = best_fit(content, net.state_dict()).is_exact
+    if not is_as_here and (converted := _converted(network, folder, content)) is not None:
+        note(f"{where} is read by {network.__name__}.from_single_file: it has the names of another library")
         return converted
     fill(net, content, where)
     return net

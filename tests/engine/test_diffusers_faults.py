@@ -176,11 +176,14 @@ def test_other_precisions_become_fp32(dtype: torch.dtype, kl: Path, home: Path) 
     assert all(torch.equal(t, before[name].to(dtype).float()) for name, t in loaded(kl).items())
 
 
-def test_a_file_of_another_format_is_read_by_its_content(kl: Path, home: Path) -> None:
+def test_a_file_of_another_format_is_read_by_its_content(
+    kl: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = load_file(kl / WEIGHTS)
     (kl / WEIGHTS).unlink()
     torch.save({"state_dict": state, "epoch": 3}, kl / WEIGHTS)
     assert same(loaded(kl), loaded(home / "kl"))
+    assert [record.message.endswith("is read under 'state_dict'") for record in caplog.records] == [True]
 
 
 def test_the_random_generators_are_left_alone_by_what_is_mended(kl: Path) -> None:
