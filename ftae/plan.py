@@ -118,8 +118,12 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
 
 def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
     from ftae.engine.build import check_search, summarize
+    from ftae.engine.data import load_dataset
+    from ftae.engine.enough import check_images
 
     run = spec.finetune
+    if not run.data.image_folders():  # drawn, or of a package: there at once
+        check_images(run, load_dataset(run.data))
     num_classes = _num_classes(run)
     summary = check_search(spec, num_classes) if isinstance(spec, SearchSpec) else summarize(run, num_classes)
     share = summary.num_trainable / summary.num_parameters

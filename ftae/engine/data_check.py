@@ -13,6 +13,7 @@ from ftae.engine.survey import LOOKED_AT, Survey, check_levels, glanced
 from ftae.errors import FtaeError
 from ftae.specs.data import AnyData, DataSpec, ImageFolder, Photos, normal_classes
 from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.metrics import METRICS
 
 
 def check_anomalies(spec: DataSpec, class_names: Sequence[str]) -> None:
@@ -48,6 +49,12 @@ def check_labelled(spec: DataSpec, has_labels: bool) -> None:
             f"data.labelled_fraction ({spec.labelled_fraction:g}) needs labels: put the images of each class into a "
             "sub-folder of data.train"
         )
+
+
+def too_few(metric: str, count: int, data: str = "data") -> str | None:
+    """What a metric needs beside ``count`` validation images; None if that is enough."""
+    least = METRICS[metric].least_images
+    return f"at least {least} validation images, {data} has {count}" if count < least else None
 
 
 def check_val_classes(spec: ImageFolder, train: Iterable[str], val: Iterable[str]) -> None:
@@ -118,14 +125,19 @@ def _check_image_folder(spec: ImageFolder, run: FinetuneSpec | None) -> list[str
         check_some("data.val", spec.val, len(normal[1]))
         check_val_classes(spec, _classes(train, normal[0]), _classes(val, normal[1]))
         check_has_anomalies(spec, len(val.names) - len(normal[1]))
+        judged = len(val.names)
     else:
         check_anomalies(spec, train.class_names or ())
         names = _normal(train, spec)
         check_enough(len(names))
         first = len(names) - num_held_out(len(names), spec.val)
         normal = names[:first], names[first:]
+        judged = len(normal[1]) + len(train.names) - len(names)
     check_labelled(spec, train.class_names is not None)
     if run is not None:
+        for metric in run.metrics:
+            if reason := too_few(metric, judged):
+                raise FtaeError(f"metrics: {metric} needs {reason}")
         check_classes(run, _classes(train, normal[0]), val_labelled="/" in normal[1][0])
     return [*_about_one_class(run, train), *_look_at(spec, folders)]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ftae.engine.data import Dataset, ImageSet
+from ftae.engine.data_check import too_few
 from ftae.engine.latent_metrics import probe_rows, varying
 from ftae.errors import FtaeError
 from ftae.specs import needs
@@ -35,10 +36,10 @@ def check_enough(metrics: Sequence[str], train: ImageSet, val: ImageSet, data: s
 
 def lacking(metric: str, val: ImageSet, data: str = "data") -> str | None:
     """What a metric needs of the validation images that they have not; None if nothing."""
-    facts, factors = METRICS[metric], LEAST_FACTORS.get(metric, 0)
-    if len(val) < facts.least_images:
-        return f"at least {facts.least_images} validation images, {data} has {len(val)}"
-    if val.labels is None and {needs.labels, needs.head} & set(facts.needs):
+    factors = LEAST_FACTORS.get(metric, 0)
+    if reason := too_few(metric, len(val), data):
+        return reason
+    if val.labels is None and {needs.labels, needs.head} & set(METRICS[metric].needs):
         return f"the labels of validation images: put those of each class into a sub-folder of {data}.val"
     if factors and (val.factors is None or varying(val.factors).sum() < factors):
         return f"at least {factors} factor{'s' * (factors > 1)} of variation with more than one value in validation"

@@ -85,6 +85,10 @@ UNFIT = {
         run({"train": "c", "val": "flat"}, ("accuracy",), ce=1.0),
         "accuracy needs labels: put the images of each class into a sub-folder of data.val",
     ),
+    "one validation image": (
+        run({"train": "flat", "val": "one"}).model_copy(update={"metrics": ("active_units",)}),
+        "metrics: active_units needs at least 2 validation images, data has 1",
+    ),
     "ce without classes": (run({"train": "flat"}, ce=1.0), "losses.ce needs labels"),
     "replay of one image": (run(replayed(train="one")), "needs at least 2 readable images"),
     "replay is its own val": (run(replayed(train="c", val="c")), "must be separate folders"),
