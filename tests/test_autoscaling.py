@@ -153,7 +153,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     options |= {"num-cpus": 0, "include-dashboard": "false", "object-store-memory": 100_000_000}
     options |= {"temp-dir": sockets, "autoscaling-config": "cluster.yaml"}
     head = found.start("ray", "start", "--head", "--block", *(f"--{key}={value}" for key, value in options.items()))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     try:
         while "Ray runtime started" not in found.said(head):
             assert head.poll() is None, found.said(head)
@@ -171,7 +171,7 @@ def counts(machine: Machine, observer: subprocess.Popen[str]) -> list[tuple[floa
 
 
 def wait_for_none(machine: Machine, observer: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not (seen := counts(machine, observer)) or seen[-1][1] > 0:
         assert observer.poll() is None, machine.said(observer)
         assert time.monotonic() < deadline, machine.said(observer)

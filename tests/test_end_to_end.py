@@ -162,7 +162,7 @@ def test_mlflow_has_it_all_once(disturbed: Disturbed) -> None:
 
 
 def test_no_process_is_left(disturbed: Disturbed, drivers: Drivers) -> None:
-    wait_until(lambda: drivers.left_over() == [], seconds=30.0)
+    wait_until(lambda: drivers.left_over() == [])
     assert drivers.left_over() == []
 
 

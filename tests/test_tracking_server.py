@@ -61,7 +61,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, log.read_text()

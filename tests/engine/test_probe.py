@@ -83,9 +83,9 @@ def net(**kwargs: Any) -> dict[str, Any]:
 def test_steps_and_evaluation_are_timed() -> None:
     spec = spec_of(model=net(seconds=0.03), batch_size=180)
     found = probe(spec)
-    assert 0.03 <= found.step_seconds < 1.0
+    assert found.step_seconds >= 0.03
     batches = len(load_dataset(spec.data).val) / 180  # about two
-    assert 0.03 * batches <= found.eval_seconds < batches
+    assert found.eval_seconds >= 0.03 * batches
     assert (found.device, found.memory_bytes) == ("cpu", None)
     assert Probe(**asdict(found)) == found
     assert str(found).startswith("a step ")

@@ -19,7 +19,7 @@ from ftae.record import Event, SearchRecord, trial_folder
 MARK = "FTAE_TEST"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it takes too long"
@@ -40,7 +40,7 @@ class Driver(subprocess.Popen[bytes]):
         """On stderr, up to now."""
         return self._err.read_text()
 
-    def result(self, seconds: float = 120.0) -> tuple[int, str, str]:
+    def result(self, seconds: float = 600.0) -> tuple[int, str, str]:
         """Wait for its end: exit status, stdout, stderr."""
         return self.wait(seconds), self._out.read_text(), self.said
 
@@ -126,7 +126,7 @@ class Search:
                 self._offset = end
         return self.record
 
-    def wait_for(self, condition: Callable[[SearchRecord], bool], driver: Driver, seconds: float = 180.0) -> None:
+    def wait_for(self, condition: Callable[[SearchRecord], bool], driver: Driver, seconds: float = 600.0) -> None:
         """Wait until the journal fulfils ``condition``, which it does while ``driver`` runs."""
 
         def is_so() -> bool:

@@ -94,7 +94,7 @@ def test_mlflow_has_all_of_it_once(ordeal: Ordeal, server: MlflowServer) -> None
 
 def test_no_process_is_left(ordeal: Ordeal, drivers: Drivers, server: MlflowServer) -> None:
     server.go()
-    wait_until(lambda: drivers.left_over() == [], seconds=30.0)
+    wait_until(lambda: drivers.left_over() == [])
 
 
 # ---------------------------------------------------------------------------------- what happened to it

@@ -103,7 +103,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
             stderr=log,
             start_new_session=True,
         )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while "Ray runtime started" not in (folder / "log").read_text():
         assert time.monotonic() < deadline
         assert head.poll() is None

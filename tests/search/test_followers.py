@@ -66,7 +66,7 @@ def processes(title: str) -> list[int]:
     return [pid for pid in found if is_ours(pid)]
 
 
-def is_empty(title: str, seconds: float = 10.0) -> bool:
+def is_empty(title: str, seconds: float = 600.0) -> bool:
     """Whether all such processes end in time."""
     deadline = time.monotonic() + seconds
     while processes(title) and time.monotonic() < deadline:

@@ -37,7 +37,7 @@ def heir(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 600.0
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

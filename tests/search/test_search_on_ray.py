@@ -331,11 +331,11 @@ def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FtaeError, match=r"search\.resources\.cpus: a trial asks for 64, the largest node of the cluster has 2 CPUs"
     ):
-        run_search(spec(tmp_path, search__resources={"cpus": 64}))
+        run_search(spec(tmp_path, search__resources={"cpus": 64}, search__wait_for_nodes_minutes=0))
     with pytest.raises(
         FtaeError, match=r"search\.resources\.gpus: a trial asks for 1, the largest node of the cluster has 0 GPUs"
     ):
-        run_search(spec(tmp_path, search__resources={"gpus": 1}))
+        run_search(spec(tmp_path, search__resources={"gpus": 1}, search__wait_for_nodes_minutes=0))
     assert journal.fold(tmp_path / "small").trials == {}, "it may begin under this name"
 
 

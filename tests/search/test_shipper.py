@@ -108,7 +108,7 @@ def written(folder: Path) -> list[Event]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120.0
+    deadline = time.monotonic() + 600.0
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -66,7 +66,7 @@ try:
                 start_new_session=True,
             )
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while len(nodes_with_room(spec.search.resources)) < len(started):  # two at once would take the same sockets
             assert time.monotonic() < deadline
             time.sleep(0.1)
