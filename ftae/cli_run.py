@@ -138,7 +138,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
         from ftae.record import BY_USER
-        from ftae.search.driver import run_search
+        from ftae.search.run import run_search
 
         with _ended_in_order(), prints_to_stderr():
             record = run_search(spec, resume=resume)

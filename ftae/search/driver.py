@@ -1,4 +1,4 @@
-"""Running a search: Ray up, trials through Tune, the journal written, MLflow fed, Ctrl-C honoured."""
+"""Running a search once Ray is up: trials through Tune, the journal written, MLflow fed, Ctrl-C honoured."""
 
 import tempfile
 import time
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -16,19 +15,17 @@ from ftae.engine.build import check_search
 from ftae.engine.data import data_of
 from ftae.engine.enough import check_images
 from ftae.engine.estimate import expected_seconds, search_seconds
-from ftae.engine.output_folder import check_output
 from ftae.errors import FtaeError
 from ftae.record import BY_USER, SearchRecord, search_of
 from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.earlier import earlier
-from ftae.search.nodes import placement, room, start_workers
+from ftae.search.nodes import placement, room
 from ftae.search.patience import patiently
 from ftae.search.preflight import Ground, accept, preflight
 from ftae.search.progress import Progress
 from ftae.search.provenance import QUESTION, facts, pinned
 from ftae.search.rehearsal import rehearse
 from ftae.search.retention import Retention
-from ftae.search.session import ray_session
 from ftae.search.shipper import Shipper, publish, tracker_of
 from ftae.search.state import SearchState
 from ftae.search.trial import run_trial
@@ -51,28 +48,8 @@ MAY_CHANGE = (
 )
 
 
-def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
-    """Run a search to its end, its deadline or Ctrl-C; returns what the journal holds then.
-
-    The search lives in ``<storage>/<name>/``. With ``resume`` an existing one goes on; None takes up an
-    existing one and begins it otherwise.
-
-    Raises:
-        FtaeError: the search exists (without ``resume``) or does not (with it), or asks another question
-            than the one to resume; Ray cannot be had; the preflight found a fault; the baseline cannot be run; no
-            space is left.
-    """
-    spec = spec.located()
-    if not spec.search.in_object_store:
-        check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
-    earlier(spec, resume)  # before Ray starts, which takes seconds
-    with ray_session() as own:
-        if own:
-            start_workers(spec.search)
-        return _search(spec, resume, own)
-
-
-def _search(spec: SearchSpec, resume: bool | None, own: bool) -> SearchRecord:
+def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
+    """``run_search`` once Ray is up. ``spec`` has absolute paths; ``own``: the Ray is this machine's own."""
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
     spec = pinned(spec, before)

@@ -63,13 +63,3 @@ def at_a_time(settings: SearchSettings) -> int:
     """How many trials of a search run at once on the nodes that there are now."""
     fitting = room(settings.resources)
     return min(settings.max_concurrent or fitting, fitting, settings.num_trials)
-
-
-def start_workers(settings: SearchSettings) -> None:
-    """Have Ray start the processes that the first trials will need: they import while the driver checks.
-
-    An empty task for each, which nobody waits for.
-    """
-    empty = ray.remote(lambda: None).options(num_cpus=settings.resources.cpus)
-    for _ in range(at_a_time(settings) * settings.resources.workers):
-        empty.remote()

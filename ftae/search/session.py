@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -32,9 +33,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 FOR_WORKERS = (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE)
-PRELOAD = {"RAY_preload_python_modules": "ftae.search.trial"}
-# Tune asks for this in every worker. With it in the environment of all, a trial can take a worker that is up already.
-OF_TUNE = {"PL_DISABLE_FORK": "1"}
 
 JOIN_SECONDS = 30.0  # a cluster that has not answered by then does not answer
 LONGEST_TEMPORARY = 40  # characters; Ray's sockets add 62 to it, and the system allows 107
@@ -72,9 +70,9 @@ def ray_session() -> Iterator[bool]:
 
 def _start() -> None:
     shorter = {"RAY_TMPDIR": "/tmp"} if len(tempfile.gettempdir()) > LONGEST_TEMPORARY else {}
-    with _environment(PRELOAD | shorter):
+    with _environment(shorter):
         try:
-            _init("local", include_dashboard=False)
+            _init("local", include_dashboard=False)  # its workers inherit the environment
         except Exception as error:  # Ray has no type of its own for a node that does not start
             logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray/session_latest/logs"
             raise FtaeError(
@@ -84,21 +82,15 @@ def _start() -> None:
 
 
 def _join(address: str) -> None:
+    workers = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ}
     try:
-        _init(address)
+        _init(address, runtime_env={"env_vars": workers})
     except Exception as error:
         raise unreachable(address, _first_line(error)) from error
 
 
-def _init(address: str, include_dashboard: bool | None = None) -> None:
-    workers = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ}
-    ray.init(
-        address=address,
-        runtime_env={"env_vars": workers | OF_TUNE},
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        include_dashboard=include_dashboard,
-    )
+def _init(address: str, **options: Any) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
 
 
 def _check_reachable(address: str) -> None:

@@ -11,8 +11,8 @@ from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search import driver
-from ftae.search.driver import run_search, search_on
 from ftae.search.earlier import earlier
+from ftae.search.run import run_search, search_on
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store

@@ -13,9 +13,9 @@ from ftae.engine.loop import finetune
 from ftae.engine.parallel import ALONE
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
-from ftae.search.driver import run_search
 from ftae.search.followers import followers
 from ftae.search.nodes import placement
+from ftae.search.run import run_search
 from ftae.specs import SearchSpec
 from ftae.specs.resources import Resources
 

@@ -21,7 +21,7 @@ from ftae.errors import FtaeError
 from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search import driver, patience
-from ftae.search.driver import run_search
+from ftae.search.run import run_search
 from ftae.search.shipper import sync, unsent
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec

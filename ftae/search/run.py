@@ -1,0 +1,44 @@
+"""Running a search. What it needs is imported while Ray and its first worker start."""
+
+from pathlib import Path
+
+import ray
+
+from ftae.engine.output_folder import check_output
+from ftae.record import SearchRecord
+from ftae.search.earlier import earlier
+from ftae.search.session import ray_session
+from ftae.specs.resources import Resources
+from ftae.specs.search import SearchSpec
+
+
+def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
+    """Run a search to its end, its deadline or Ctrl-C; returns what the journal holds then.
+
+    The search lives in ``<storage>/<name>/``. With ``resume`` an existing one goes on; None takes up an
+    existing one and begins it otherwise.
+
+    Raises:
+        FtaeError: the search exists (without ``resume``) or does not (with it), or asks another question
+            than the one to resume; Ray cannot be had; the preflight found a fault; the baseline cannot be run; no
+            space is left.
+    """
+    spec = spec.located()
+    if not spec.search.in_object_store:
+        check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
+    earlier(spec, resume)  # before Ray starts, which takes seconds
+    with ray_session() as own:
+        if own:
+            _start_worker(spec.search.resources)
+        from ftae.search.driver import drive
+
+        return drive(spec, resume, own=own)
+
+
+def _start_worker(resources: Resources) -> None:
+    """Have a worker import what the rehearsal needs, which it then runs, while the driver imports and checks."""
+    ray.remote(_import_rehearsal).options(num_cpus=resources.cpus, num_gpus=resources.gpus).remote()
+
+
+def _import_rehearsal() -> None:
+    import ftae.search.rehearsal  # noqa: F401
