@@ -1,9 +1,11 @@
 """The commands that run a search: in this process, or as a job of a Ray cluster."""
 
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftae.cli_cluster import ADDRESS, Address, Follow, MaybeAddress, follow_log
-from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage, prints_to_stderr
+from ftae.cli_options import STORAGE, AllowCode, SearchFile, SearchName, Sets, Storage
 from ftae.errors import FtaeError
 from ftae.lookup import check_code_allowed, code_option
 
@@ -140,7 +142,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
         from ftae.record import BY_USER
         from ftae.search.run import run_search
 
-        with _ended_in_order(), prints_to_stderr():
+        with _ended_in_order(), _without_words():
             record = run_search(spec, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {again}", err=True)
@@ -171,6 +173,14 @@ def _ended_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """Inside, stdout leads nowhere: models may print, and Ray tells of lost workers, of which ftae tells itself."""
+    debug = os.environ.get("FTAE_DEBUG")
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere):
+        yield
 
 
 def _check_new(spec: "SearchSpec", before: "Attempt | None") -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ FOREIGN_PRIVATE = {
 }
 
 
+@cache
 def defined_in(path: Path) -> set[str]:
     """The names that a module gives to functions, classes, attributes and variables."""
     names = set()
@@ -128,7 +130,7 @@ def defined_in(path: Path) -> set[str]:
 
 def private_names(path: Path) -> set[str]:
     """The names with a leading underscore that a module takes from elsewhere: by import, attribute, or as text."""
-    here, inherited = defined_in(path), set[str]().union(*map(defined_in, modules()))
+    here, inherited = defined_in(path), set().union(*map(defined_in, modules()))
     used = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):

@@ -105,9 +105,11 @@ def test_it_is_refused_before_anything_is_written(
 
 
 def _search_without_ray(spec: SearchSpec, **_: object) -> None:
-    from ftae.search.driver import search_on
+    from ftae.search import run
 
-    search_on(lambda: pytest.fail("Ray is asked for"), spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "ray_session", lambda: pytest.fail("Ray is asked for"))
+        run.run_search(spec)
 
 
 def test_images_to_judge_by_are_images_too(
@@ -147,4 +149,4 @@ def test_a_folder_to_write_to_has_a_name_in_utf_8(
     assert end.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    assert "gr\\xfcn/x" in error
+    assert "gr\\udcfcn/x" in error

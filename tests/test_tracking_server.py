@@ -218,7 +218,7 @@ def finished_search(tmp_path: Path, uri: str) -> Store:
     folder.mkdir()
     (folder / "search.yaml").write_text(f"name: {spec.name}\n")
     journal = Journal(folder)
-    journal.append("open", search=spec.model_dump(mode="json"), digest=spec.digest(), versions={})
+    journal.append("open", search=spec.model_dump(mode="json"), digest=spec.digest(), facts={})
     for trial, kind in enumerate(("baseline", "file", "sampled", "sampled")):
         journal.append("suggest", trial=trial, params={"optimizer.lr": 1e-3 * trial} if trial else {}, kind=kind)
         for step in (0,) if kind == "baseline" else (10, 20, 30):
@@ -242,7 +242,7 @@ def add_report(journal: Journal, folder: Path, trial: int, step: int) -> None:
         metrics={"val/psnr": 19.0 + trial + step / 30, "train/loss": 1.0 / (1 + step)},
         timing={"time/eval": 0.5},
         checkpoint=checkpoint,
-        images=picture if step in (0, 30) else None,
+        images=picture,
     )
 
 

@@ -88,7 +88,7 @@ class SearchSettings(Spec):
 
 
 _SERVERS = ("postgresql", "mysql", "mssql")
-_SERVED = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_SERVERS)})(\+\w+)?://[^/]")
+_SERVED = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_SERVERS)})(\+\w+)?://.")
 
 
 class Tracking(Spec):

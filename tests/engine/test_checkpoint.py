@@ -385,7 +385,9 @@ def test_a_run_of_another_version_is_one_message(change: dict[str, Any], tmp_pat
     (folder / "report.json").write_text(json.dumps(content))
     with pytest.raises(FtaeError, match="was written by another version of ftae, or changed since: "):
         read_spec(folder)
-    with pytest.raises(FtaeError, match=f"belongs to another configuration: {next(iter(change))}"):
+    with pytest.raises(
+        FtaeError, match=f"was written by another version of ftae, or changed since: {next(iter(change))}"
+    ):
         load_checkpoint(folder, spec_of(), *state_of(spec_of()))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ftae.engine.data import data_of, load_dataset
 from ftae.engine.data_check import check_listed
+from ftae.engine.enough import check_images
 from ftae.errors import FtaeError
 from ftae.specs.finetune import FinetuneSpec
 
@@ -107,7 +108,7 @@ def test_validation_says_what_training_says(name: str, cache: Path) -> None:
     assert told in str(listed.value)
     assert not (cache / "images").exists()
     with pytest.raises(FtaeError) as loaded:
-        data_of(spec)
+        check_images(spec, data_of(spec))
     assert str(loaded.value) == str(listed.value)
 
 

@@ -12,7 +12,7 @@ from ftae.journal import FILE_NAME
 from ftae.record import SearchRecord
 from ftae.search import driver
 from ftae.search.earlier import earlier
-from ftae.search.run import run_search, search_on
+from ftae.search.run import run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store
@@ -200,11 +200,14 @@ def test_what_of_the_images_is_not_used_is_said(
     (tmp_path / "d" / "dead.png").symlink_to("/nowhere")
     data = {"source": "image_folder", "train": str(tmp_path / "d"), "resolution": 16}
 
-    def no_cluster() -> None:
+    def no_further(*given: Any, **settings: Any) -> None:
         raise FtaeError("so far and no further")
 
+    monkeypatch.setattr(driver, "preflight", no_further)
     with pytest.raises(FtaeError, match="so far and no further"):
-        search_on(no_cluster, spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}))
+        driver.drive(
+            spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}), False, own=True
+        )
     said = capsys.readouterr().err
     assert f"1 images cannot be read and are skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said
     assert f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1" in said

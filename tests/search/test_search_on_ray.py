@@ -353,16 +353,6 @@ def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tm
     assert (record.close["status"], record.close["reason"]) == ("failed", message)
 
 
-def test_a_rehearsal_that_kills_its_worker_is_told_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(driver, "run_trial", killed)
-    with pytest.raises(FtaeError, match=r"was tried and failed: its worker was lost \(.+\); lower finetune.batch_size"):
-        run_search(spec(tmp_path))
-    assert journal.fold(tmp_path / "small").trials == {}
-
-
 def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = spec(tmp_path)
     model = build_model(search.finetune, None)
