@@ -141,7 +141,6 @@ def export(
     from ftae.export import export as export_to
 
     target = out or Path("exports") / store.name
-    _check_name("--out", target)
     with prints_to_stderr():
         winner, released = export_to(store, target, trial, _weights(weights, trial))
     typer.echo(f"trial {winner.number} of {store.name} is in {target}. {journal.replay(store.folder).verdict(winner)}")
@@ -185,8 +184,6 @@ def train(
 
     keep_freed_memory()
     target = out or Path("runs") / spec.name
-    for option, path in (("--out", target), ("--storage", storage)):
-        _check_name(option, path)
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
@@ -205,14 +202,6 @@ def train(
     typer.echo(f"{spec.name}: {values} at step {report.step}; the model is in {target / 'model'}")
     if spec.finetune.model.pretrained is not None and not released.latents_compatible:
         typer.echo("its latents are no longer compatible with the pretrained model's")
-
-
-def _check_name(option: str, path: Path | str) -> None:
-    """Refuse a folder to write to that neither safetensors nor a database could open."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise FtaeError(f"{option}: the name of a folder to write to must be UTF-8, got {str(path)!r}") from error
 
 
 @app.command(rich_help_panel=RESULTS)

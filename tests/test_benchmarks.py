@@ -20,14 +20,19 @@ from ftae.specs.yamlfile import load_search
 
 
 def report(trial: int, step: int, value: float) -> dict[str, Any]:
-    metrics = {"val/psnr": value}
-    return {"trial": trial, "step": step, "value": value, "metrics": metrics, "timing": {}, "checkpoint": None}
+    kept = {"timing": {}, "checkpoint": None, "images": None}
+    return {"trial": trial, "step": step, "value": value, "metrics": {"val/psnr": value}, **kept}
 
 
 def test_work_is_counted_from_the_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     objective = {"metric": "val/psnr", "direction": "maximize"}
-    journal.append("open", search={"name": "s", "objective": objective, "search_space": {}}, digest="", facts={})
+    journal.append(
+        "open",
+        search={"name": "s", "objective": objective, "search_space": {}, "search": {"num_trials": 3}},
+        digest="",
+        facts={},
+    )
     for trial, kind in enumerate(("baseline", "file", "sampled", "sampled")):
         journal.append("suggest", trial=trial, kind=kind, params={})
     steps = {0: [0], 1: [0, 10, 20, 30], 2: [0, 10], 3: [0, 10, 20, 10, 20, 30]}  # the last one lost its worker
@@ -43,7 +48,12 @@ def test_work_is_counted_from_the_journal(tmp_path: Path) -> None:
 def test_trials_that_report_no_untuned_model_repeat_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     objective = {"metric": "val/psnr", "direction": "maximize"}
-    journal.append("open", search={"name": "s", "objective": objective, "search_space": {}}, digest="", facts={})
+    journal.append(
+        "open",
+        search={"name": "s", "objective": objective, "search_space": {}, "search": {"num_trials": 3}},
+        digest="",
+        facts={},
+    )
     for trial, kind in enumerate(("baseline", "file", "sampled")):
         journal.append("suggest", trial=trial, kind=kind, params={})
     journal.append("report", **report(0, 0, 20.0))

@@ -181,7 +181,6 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(ftae: Ftae, argum
         (["show", "none", "--storage", "elsewhere"], "error: there is no search 'none' in elsewhere; it holds none"),
         (["export", "none"], "error: there is no search 'none' in searches"),
         (["sync", "none"], "error: there is no search 'none' in searches"),
-        (["train", "production.yaml", "--storage", "s3://b/p"], "error: --storage must be a folder, for the store of "),
         (
             ["list", "--storage", "sftp://b/p"],
             "error: search.storage must be a folder, or the URL of an object store by",
@@ -440,7 +439,8 @@ def test_a_name_that_is_no_text_is_printed(tmp_path: Path) -> None:
 def test_a_folder_whose_name_is_no_text_is_not_begun(ftae: Ftae, arguments: list[str]) -> None:
     result = ftae(*arguments, os.fsdecode(b"gr\xfcn"))
     assert (result.status, result.out) == (1, "")
-    assert result.err.startswith(f"error: {arguments[2]}: the name of a folder to write to must be UTF-8, got 'gr")
+    assert "gr\\xfc" in result.err
+    assert result.err.endswith(": the name of a folder to write to must be UTF-8\n")
     assert not Path("runs").exists()
 
 

@@ -286,7 +286,7 @@ def test_a_search_arrives_once_however_often_it_is_sent(
             point = (event["step"], value, int(event["time"] * 1000))
             expected.setdefault(name, {}).setdefault(key, []).append(point)
     assert first == expected
-    assert sum(key.endswith(".png") for key in keys) == 4
+    assert sum(key.endswith(".png") for key in keys) == 10
     assert {"leaderboard.json", "search.yaml", "state.json"} <= {key.rpartition("/")[2] for key in keys}
 
 

@@ -61,12 +61,12 @@ def try_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
     try:
         return probe(run.model_copy(update={"data": data, "batch_size": batch_size}))
     except TrainingFailed as failure:
-        advice = ADVICE.get(failure.reason, "ftae --debug train shows more of the same configuration")
+        advice = ADVICE.get(failure.reason)
         if failure.step == 0 and failure.reason == Reason.NON_FINITE_LOSS:  # of the model as it was given
             advice = (
                 f"look at the weights (finetune.model.pretrained: {run.model.pretrained}), or set precision to fp32"
             )
-        return f"on {platform.node()}: {failure}; {advice}"
+        return f"on {platform.node()}: {failure}" + (f"; {advice}" if advice else "")
     except (FtaeError, OSError) as error:
         return f"on {platform.node()}: {error}"
 
