@@ -48,7 +48,7 @@ def write(folder: Path, **finetune: Any) -> None:
     (folder / "search.yaml").write_text(yaml.safe_dump(search))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.faults), 2])
 def test_a_search_with_one_worker_a_trial_and_with_two(workers: int, drivers: Drivers) -> None:
     write(drivers.folder)
     sets = ("--set", f"search.resources.workers={workers}", "--set", "search.resources.cpus=0.5")
@@ -62,6 +62,7 @@ def test_a_search_with_one_worker_a_trial_and_with_two(workers: int, drivers: Dr
     wait_until(lambda: drivers.left_over() == [])
 
 
+@pytest.mark.faults
 def test_a_network_that_prints_is_searched_and_its_words_are_not_among_the_results(drivers: Drivers) -> None:
     (drivers.folder / "nets.py").write_text(NETWORK)
     write(

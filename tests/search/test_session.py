@@ -62,7 +62,9 @@ def ask(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("address", [None, "", "local"])
+@pytest.mark.parametrize(
+    "address", [None, pytest.param("", marks=pytest.mark.faults), pytest.param("local", marks=pytest.mark.faults)]
+)
 def test_an_own_ray_has_a_token_and_no_folder_on_its_path(address: str | None, tmp_path: Path) -> None:
     asked = ask(tmp_path, **({} if address is None else {"RAY_ADDRESS": address}))
     assert asked.returncode == 0, asked.stderr
@@ -77,6 +79,7 @@ def test_with_code_allowed_the_current_folder_is_on_the_path_of_workers(tmp_path
     assert json.loads(asked.stdout.splitlines()[0])["imports"] is True
 
 
+@pytest.mark.faults
 def test_a_folder_for_temporary_files_may_be_too_long_for_sockets(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 90) / ("y" * 60)
     deep.mkdir(parents=True)
@@ -110,6 +113,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
         head.communicate()
 
 
+@pytest.mark.faults
 def test_a_cluster_is_joined_with_its_token_and_by_nobody_else(cluster: tuple[str, str], tmp_path: Path) -> None:
     address, token = cluster
     joined = ask(tmp_path, RAY_ADDRESS=address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
@@ -133,6 +137,7 @@ def test_who_is_no_ray_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
             session._check_reachable(address)
 
 
+@pytest.mark.faults
 def test_auto_without_a_cluster_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where Ray notes which cluster runs here
     with pytest.raises(FtaeError, match="RAY_ADDRESS is 'auto', and no search can join that cluster: "):
