@@ -37,7 +37,7 @@ coverage: install
 
 # One of each fault of the README's table, and the searches of several workers.
 test-faults: install
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest -m 'faults and not slow'
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -18,6 +18,9 @@ from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store
 
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
 def spec(storage: Path, **changes: Any) -> SearchSpec:
     """``changes``: values by dotted path."""
     data: dict[str, Any] = {

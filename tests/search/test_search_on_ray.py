@@ -442,6 +442,7 @@ def harmed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple
     return slow, killer.killed, record
 
 
+@pytest.mark.faults
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(
     harmed: tuple[SearchSpec, list[int], SearchRecord], tmp_path: Path
 ) -> None:
@@ -458,6 +459,7 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(
         assert (folder / r["images"]).stat().st_mtime <= r["time"]
 
 
+@pytest.mark.faults
 def test_a_trial_that_loses_more_workers_than_it_may_has_failed(
     harmed: tuple[SearchSpec, list[int], SearchRecord],
 ) -> None:
@@ -468,6 +470,7 @@ def test_a_trial_that_loses_more_workers_than_it_may_has_failed(
     assert record.trials[2].status == "finished"
 
 
+@pytest.mark.faults
 def test_a_search_without_mlflow_is_whole_but_for_that(harmed: tuple[SearchSpec, list[int], SearchRecord]) -> None:
     search, _, record = harmed
     assert record.close is not None

@@ -74,6 +74,7 @@ def test_an_own_ray_has_a_token_and_no_folder_on_its_path(address: str | None, t
     assert asked.stderr == ""
 
 
+@pytest.mark.faults
 def test_with_code_allowed_the_current_folder_is_on_the_path_of_workers(tmp_path: Path) -> None:
     asked = ask(tmp_path, FTAE_ALLOW_CODE="1")
     assert json.loads(asked.stdout.splitlines()[0])["imports"] is True

@@ -135,6 +135,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("how", ["asleep", "suspended"])
 def test_a_worker_that_hangs_is_killed_though_all_cpus_are_taken(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
