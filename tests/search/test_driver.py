@@ -17,7 +17,6 @@ from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import Store, open_store
 
-
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
