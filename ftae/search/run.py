@@ -5,11 +5,13 @@ from pathlib import Path
 import ray
 
 from ftae.engine.output_folder import check_output
+from ftae.journal import FILE_NAME, Journal
 from ftae.record import SearchRecord
 from ftae.search.earlier import earlier
 from ftae.search.session import ray_session
 from ftae.specs.resources import Resources
 from ftae.specs.search import SearchSpec
+from ftae.storage import open_store
 
 
 def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
@@ -26,13 +28,21 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     spec = spec.located()
     if not spec.search.in_object_store:
         check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
-    earlier(spec, resume)  # before Ray starts, which takes seconds
+    # Before Ray starts, which takes seconds.
+    earlier(spec, resume)
+    _check_free(open_store(spec.search.storage, spec.name, "driver").folder)
     with ray_session() as own:
         if own:
             _start_worker(spec.search.resources)
         from ftae.search.driver import drive
 
         return drive(spec, resume, own=own)
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a search that another process of this machine runs; who takes it up makes sure of that once more."""
+    if (folder / FILE_NAME).is_file():
+        Journal(folder).close()
 
 
 def _start_worker(resources: Resources) -> None:

@@ -306,6 +306,7 @@ def test_a_search_past_its_time_is_interrupted(storage: Path) -> None:
     assert record.ranked() == []
 
 
+@pytest.mark.faults
 def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove = Store.remove
 
