@@ -5,13 +5,13 @@ from pathlib import Path
 import ray
 
 from ftae.engine.output_folder import check_output
-from ftae.journal import FILE_NAME, Journal
+from ftae.journal import Journal
 from ftae.record import SearchRecord
 from ftae.search.earlier import earlier
 from ftae.search.session import ray_session
 from ftae.specs.resources import Resources
 from ftae.specs.search import SearchSpec
-from ftae.storage import open_store
+from ftae.storage import JOURNAL, open_store
 
 
 def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
@@ -41,7 +41,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
 
 def _check_free(folder: Path) -> None:
     """Refuse a search that another process of this machine runs; who takes it up makes sure of that once more."""
-    if (folder / FILE_NAME).is_file():
+    if (folder / JOURNAL).is_file():
         Journal(folder).close()
 
 
