@@ -1,5 +1,7 @@
 """``ftae search`` as a user starts it: a command of its own, with the Ray that it starts."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,22 @@ def test_a_network_that_prints_is_searched_and_its_words_are_not_among_the_resul
     [line] = output.splitlines()
     assert line.startswith("small: best is trial ")
     assert "making a network" not in errors, "it is drawn over the progress"
+
+
+@pytest.mark.faults
+def test_a_lost_terminal_ends_a_search_in_order(drivers: Drivers) -> None:
+    write(drivers.folder, max_steps=100_000, num_evals=1000)
+    driver, folder = drivers.start("search", "search.yaml"), drivers.folder / "searches" / "small"
+
+    def trains() -> bool:
+        assert driver.poll() is None, driver.said
+        return (folder / "journal.jsonl").exists() and len(journal.fold(folder).trials) > 1
+
+    wait_until(trains)
+    os.killpg(driver.pid, signal.SIGHUP)  # the driver, and what it has started
+    status, _, errors = driver.result()
+    assert (status, "Traceback" in errors) == (130, False)
+    close = journal.replay(folder).close
+    assert close is not None
+    assert (close["status"], close["reason"]) == ("interrupted", "stopped by the user")
+    wait_until(lambda: drivers.left_over() == [])
