@@ -142,7 +142,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
         from ftae.record import BY_USER
         from ftae.search.run import run_search
 
-        with _ended_in_order(), _without_words():
+        with _ended_in_order(), _stdout_discarded():
             record = run_search(spec, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"{spec.name} is not complete (stopped by the user); go on with: {again}", err=True)
@@ -176,7 +176,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 @contextmanager
-def _without_words() -> Iterator[None]:
+def _stdout_discarded() -> Iterator[None]:
     """Inside, stdout leads nowhere: models may print, and Ray tells of lost workers, of which ftae tells itself."""
     debug = os.environ.get("FTAE_DEBUG")
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere):

@@ -9,7 +9,6 @@ from ftae.journal import Journal
 from ftae.record import SearchRecord
 from ftae.search.earlier import earlier
 from ftae.search.session import ray_session
-from ftae.specs.resources import Resources
 from ftae.specs.search import SearchSpec
 from ftae.storage import JOURNAL, open_store
 
@@ -32,8 +31,8 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     earlier(spec, resume)
     _check_free(open_store(spec.search.storage, spec.name, "driver").folder)
     with ray_session() as own:
-        if own:
-            _start_worker(spec.search.resources)
+        if own and not spec.search.resources.gpus:  # a process that had a GPU ends with its task
+            _start_worker(spec.search.resources.cpus)
         from ftae.search.driver import drive
 
         return drive(spec, resume, own=own)
@@ -45,9 +44,9 @@ def _check_free(folder: Path) -> None:
         Journal(folder).close()
 
 
-def _start_worker(resources: Resources) -> None:
+def _start_worker(cpus: float) -> None:
     """Have a worker import what the rehearsal needs, which it then runs, while the driver imports and checks."""
-    ray.remote(_import_rehearsal).options(num_cpus=resources.cpus, num_gpus=resources.gpus).remote()
+    ray.remote(_import_rehearsal).options(num_cpus=cpus).remote()
 
 
 def _import_rehearsal() -> None:

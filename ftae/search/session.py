@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from ftae.engine.quiet_libraries import first_line
 from ftae.errors import FtaeError
 from ftae.lookup import ALLOW_CODE
 from ftae.search.ray_address import cluster_address, unreachable
@@ -34,7 +35,7 @@ ENVIRONMENT = {
 }
 FOR_WORKERS = (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE)
 
-JOIN_SECONDS = 30.0  # a cluster that has not answered by then does not answer
+JOIN_SECONDS = 45.0  # a cluster that has not answered by then does not answer
 LONGEST_TEMPORARY = 40  # characters; Ray's sockets add 62 to it, and the system allows 107
 JOIN = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_driver=False)"
 
@@ -76,7 +77,7 @@ def _start() -> None:
         except Exception as error:  # Ray has no type of its own for a node that does not start
             logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray/session_latest/logs"
             raise FtaeError(
-                f"Ray cannot start on this machine: {_first_line(error)}. Its logs are in {logs}; a full disk, a limit "
+                f"Ray cannot start on this machine: {_reason(error)}. Its logs are in {logs}; a full disk, a limit "
                 "of the shell (ulimit -a), or a folder too long for sockets (RAY_TMPDIR) are the usual reasons"
             ) from error
 
@@ -86,7 +87,7 @@ def _join(address: str) -> None:
     try:
         _init(address, runtime_env={"env_vars": workers})
     except Exception as error:
-        raise unreachable(address, _first_line(error)) from error
+        raise unreachable(address, _reason(error)) from error
 
 
 def _init(address: str, **options: Any) -> None:
@@ -97,18 +98,24 @@ def _check_reachable(address: str) -> None:
     """Join in another process first: Ray itself tries for many minutes, and writes to stderr all the while."""
     command = [sys.executable, "-P", "-c", JOIN, address]
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise unreachable(address, f"nothing that is Ray answered within {JOIN_SECONDS:.0f} s") from None
-    if tried.returncode:
-        if "InvalidAuthToken" in tried.stderr or "AuthenticationError" in tried.stderr:
-            reason = (
-                "it wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's own "
-                "(or put it into ~/.ray/auth_token)"
-            )
-        else:
-            reason = tried.stderr.strip().splitlines()[-1].rstrip(".")
-        raise unreachable(address, reason)
+        subprocess.run(command, capture_output=True, timeout=JOIN_SECONDS, check=True)
+    except subprocess.TimeoutExpired as error:
+        raise unreachable(
+            address, _why(error.stderr, f"nothing that is Ray answered within {JOIN_SECONDS:.0f} s")
+        ) from None
+    except subprocess.CalledProcessError as error:
+        last_line = error.stderr.decode(errors="replace").strip().splitlines()[-1].rstrip(".")
+        raise unreachable(address, _why(error.stderr, last_line)) from None
+
+
+def _why(said: bytes | None, otherwise: str) -> str:
+    """Why a cluster was not joined, by what Ray said until it gave up, or was given up."""
+    if said is not None and (b"InvalidAuthToken" in said or b"AuthenticationError" in said):
+        return (
+            "it wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's own "
+            "(or put it into ~/.ray/auth_token)"
+        )
+    return otherwise
 
 
 @contextmanager
@@ -148,6 +155,5 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}".rstrip(". ")
+def _reason(error: Exception) -> str:
+    return first_line(error).rstrip(".")
