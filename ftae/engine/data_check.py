@@ -17,6 +17,7 @@ from ftae.specs.metrics import METRICS
 
 
 def check_anomalies(spec: DataSpec, class_names: Sequence[str]) -> None:
+    """``data.anomaly_classes`` must name some of the classes that there are, and leave one."""
     if spec.anomaly_classes and not class_names:
         raise FtaeError("data.anomaly_classes needs classes: put the images of each into a sub-folder of data.train")
     try:
@@ -26,6 +27,7 @@ def check_anomalies(spec: DataSpec, class_names: Sequence[str]) -> None:
 
 
 def check_has_anomalies(spec: DataSpec, count: int) -> None:
+    """``count``: validation images that are anomalies."""
     if spec.anomaly_classes and not count:
         raise FtaeError(f"data.anomaly_classes: no validation image is of {', '.join(spec.anomaly_classes)}")
 
@@ -39,11 +41,13 @@ def check_enough(count: int) -> None:
 
 
 def check_some(leaf: str, folder: str, count: int) -> None:
+    """``count``: images in ``folder``, which ``leaf`` names, that are no anomalies."""
     if not count:
         raise FtaeError(f"{leaf} ({folder}) has no readable image that is not of data.anomaly_classes")
 
 
 def check_labelled(spec: DataSpec, has_labels: bool) -> None:
+    """A share of labels can be kept only where there are labels."""
     if spec.labelled_fraction < 1.0 and not has_labels:
         raise FtaeError(
             f"data.labelled_fraction ({spec.labelled_fraction:g}) needs labels: put the images of each class into a "

@@ -74,7 +74,9 @@ def test_a_state_dict_is_unwrapped_where_the_rest_fits(
 def test_batch_norm_of_an_old_file(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in weights().items() if "num_batches" not in name}
     save_file(state, tmp_path / "w.safetensors")
-    load_state(Net(), tmp_path / "w.safetensors")
+    net = Net()
+    load_state(net, tmp_path / "w.safetensors")
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in state.items())
 
 
 def test_averaged_weights_come_first(tmp_path: Path) -> None:

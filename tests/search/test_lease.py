@@ -123,6 +123,7 @@ def test_what_is_no_lease_is_nobodys(store: Store, left: bytes) -> None:
     store.write(FILE_NAME, left)
     heir = Driver(store, "two")
     heir.take()
+    assert content(store)["pid"] == os.getpid()
     heir.check()
     heir.release()
 

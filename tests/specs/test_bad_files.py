@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from spec_classes import specs_below
 
 from ftae.errors import SpecError
 from ftae.specs import Range, SearchSpec
 from ftae.specs.folders import missing_folders
 from ftae.specs.problems import problems
-from ftae.specs.schema import alternatives, model_of
+from ftae.specs.schema import alternatives
 from ftae.specs.yamlfile import dump, load_any, load_search
 
 # The expected lines below count from here: name is line 1, tracking line 33.
@@ -402,17 +403,6 @@ def test_numbers_are_numbers_wherever_they_stand(path: Path) -> None:
     assert kwargs == {"rate": 1e-4, "deep": [2000.0, {"x": -5.0, "y": "1e-4", "z": 16}]}
     path.write_text(dump(spec))
     assert load_search(path) == spec
-
-
-def specs_below(spec_type: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:
-    """A spec and all that stand in its fields."""
-    if spec_type not in found:
-        found.add(spec_type)
-        for field in spec_type.model_fields.values():
-            for kind in alternatives(field.annotation):
-                if (inner := model_of(kind)) is not None:
-                    specs_below(inner, found)
-    return found
 
 
 NUMBERS = [

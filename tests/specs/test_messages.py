@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from spec_classes import specs_below
 
 from ftae.errors import FtaeError, SpecError
 from ftae.specs import Range, SearchSpec
 from ftae.specs.distributions import Choices
 from ftae.specs.problems import problems
-from ftae.specs.schema import alternatives, model_of
 from ftae.specs.search import ProductionSpec
 from ftae.specs.yamlfile import load_search
 
@@ -49,16 +49,6 @@ search:
   resources: {gpus: 1, cpus: 4}
 tracking: {uri: null, experiment: photos-kl}
 """)
-
-
-def specs_below(spec_type: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:
-    if spec_type not in found:
-        found.add(spec_type)
-        for field in spec_type.model_fields.values():
-            for kind in alternatives(field.annotation):
-                if (inner := model_of(kind)) is not None:
-                    specs_below(inner, found)
-    return found
 
 
 SPECS = sorted(specs_below(ProductionSpec, specs_below(SearchSpec, {Range, Choices})), key=lambda kind: kind.__name__)
