@@ -30,16 +30,16 @@ from benchmarks import curves, stock
 from benchmarks.meter import Meter, Reading
 from benchmarks.searches import mlflow_server, run_alone, run_on_ray, search_spec
 from benchmarks.stock import compare
-from ftae.journal import FILE_NAME, Journal
-from ftae.search import shipper
-from ftae.search.adapters import Coordinator
+from ftae.search import tracking_sync as tracking_sync
 from ftae.search.progress import Progress
+from ftae.search.ray.adapters import Coordinator
 from ftae.search.retention import Retention
-from ftae.search.rungs import Rungs
+from ftae.search.sampler import Study
+from ftae.search.scheduler import Rungs
 from ftae.search.state import Assignment, SearchState
-from ftae.search.study import Study
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage.journal import FILE_NAME, Journal
+from ftae.storage.store import Store
 
 ASIDE = ("deleting", "shipper")  # by threads of their own
 PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", *ASIDE, "Ray's threads", "rest")
@@ -57,7 +57,7 @@ def watched() -> Meter:
     meter.watch("progress", Progress, "update")
     meter.watch("retention", Retention, "ended")
     meter.watch("deleting", Retention, "_delete")
-    meter.watch("shipper", shipper, "ship_new")
+    meter.watch("shipper", tracking_sync, "ship_new")
     return meter
 
 
@@ -75,7 +75,7 @@ class Marks:
         def watched(state: SearchState) -> Assignment | None:
             num_trials = len(state.record.trials) - 1  # but for the baseline
             if num_trials == len(self._readings) * self._size:
-                while ships and shipper.unsent(state.store):
+                while ships and tracking_sync.unsent(state.store):
                     time.sleep(0.5)
                 self._readings.append((meter.read(), state.journal.path.stat().st_size))
             return next_trial(state)
@@ -146,7 +146,7 @@ def arguments() -> argparse.Namespace:
 def measure(given: argparse.Namespace, storage: Path) -> list[dict[str, Any]]:
     """Run the search that was asked for in ``storage``; returns a row for each window."""
     if given.mlflow == "none":
-        shipper.Shipper.start = lambda self: None
+        tracking_sync.TrackingSync.start = lambda self: None
     if given.pictures:
         os.environ[curves.PICTURES] = "1"  # the workers inherit it
     marks = Marks(watched(), given.trials, ships=given.mlflow != "none")

@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ftae.engine.artifacts import CHECKPOINTS, KEPT
-from ftae.engine.checkpoint import EvalReport
-from ftae.engine.estimate import Probe
+from ftae.engine.run_folder import CHECKPOINTS, KEPT
+from ftae.engine.sizing.probe import Probe
+from ftae.engine.training.checkpoint import EvalReport
 from ftae.errors import TrainingFailed
-from ftae.search import trial
-from ftae.specs.finetune import FinetuneSpec
+from ftae.search.ray import trial
+from ftae.specs.finetune.run import FinetuneSpec
 
 PROBE = Probe(step_seconds=0.1, eval_seconds=1.0, peak_bytes=2**28, memory_bytes=None, device="cpu", node="here")
 PICTURES = "FTAE_BENCHMARK_PICTURES"  # set: every report has a picture, as it has in a real search
 
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
-    """``ftae.search.trial.run_trial`` with the simulated engine."""
-    trial.finetune, trial.try_step = finetune, lambda *_: PROBE
+    """``ftae.search.ray.trial.run_trial`` with the simulated engine."""
+    trial.finetune, trial.dry_run_step = finetune, lambda *_: PROBE
     trial.run_trial(config, search=search, fingerprint=fingerprint)
 
 
 def finetune(spec: FinetuneSpec, workdir: Path, **_: Any) -> Iterator[EvalReport]:
-    """What ``ftae.engine.loop.finetune`` yields, by a formula; checkpoints are folders of one small file.
+    """What ``ftae.engine.training.loop.finetune`` yields, by a formula; checkpoints are folders of one small file.
 
     Curves saturate, and cross: a high learning rate damages the model first and overtakes later.
 

@@ -28,13 +28,13 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from benchmarks.images import SPAWN, Decoded, endless, one_thread, pss, script_loader, write_jpegs, write_pngs
-from ftae.engine import training
-from ftae.engine.batches import Batch, train_batch
-from ftae.engine.build import build_model
-from ftae.engine.data import Dataset, load_dataset
-from ftae.engine.optim import build_optimizer
-from ftae.engine.training import Training
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.data.batches import Batch, train_batch
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.models.families import build_model
+from ftae.engine.tasks.optim import build_optimizer
+from ftae.engine.training import trainer as training
+from ftae.engine.training.trainer import Training
+from ftae.specs.finetune.run import FinetuneSpec
 
 EPOCHS = 6  # the first is not as the others
 WINDOWS = 5

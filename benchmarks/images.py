@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ftae.engine import sources
-from ftae.engine.batches import Batch
-from ftae.engine.decoding import Pixels
-from ftae.specs.data import DataSpec
+from ftae.engine.data import builtin_sources as sources
+from ftae.engine.data.batches import Batch
+from ftae.engine.data.decoding import Pixels
+from ftae.specs.finetune.data import DataSpec
 
 SPAWN: SpawnContext = get_context("spawn")  # a new process must not inherit what this one has imported or read
 

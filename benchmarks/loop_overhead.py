@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ftae.engine.training import Training
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.training.trainer import Training
+from ftae.specs.finetune.run import FinetuneSpec
 
 KL_WEIGHT, COMMITMENT, LR, HALF_LIFE, MAX_NORM = 1e-4, 0.25, 1e-4, 0.05, 1.0
 MAX_STEPS = 1_000_000  # the schedule's; rounds end long before

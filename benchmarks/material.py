@@ -9,8 +9,8 @@ from typing import Any
 
 import PIL.Image
 
-from ftae.engine.data import ImageSet, load_dataset
-from ftae.specs.data import Digits, Photos
+from ftae.engine.data.dataset import ImageSet, load_dataset
+from ftae.specs.finetune.data import Digits, Photos
 
 ROOT = Path(__file__).parent.parent
 KL_CONFIG = {  # 0.95 million parameters; three levels, so that an image of 32 pixels has latents of 8 x 8

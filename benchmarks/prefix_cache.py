@@ -25,11 +25,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ftae.engine.autoencoder import run
-from ftae.engine.batches import val_batches
-from ftae.engine.evaluation import evaluate_all
-from ftae.engine.training import Training
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.data.batches import val_batches
+from ftae.engine.models.autoencoder import run
+from ftae.engine.training.evaluator import evaluate_all
+from ftae.engine.training.trainer import Training
+from ftae.specs.finetune.run import FinetuneSpec
 
 SIDES = ("without", "with")
 SHARE_ROUNDS = 9  # of each stage of the decoder by itself

@@ -63,7 +63,7 @@ def _kl_material(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     return model, material.fewer(images, folder, given.val_images)
 
 
-def measure(case: Case, variants: list[str], repeat: int, folder: Path, say: Callable[[str], None]) -> list[Run]:
+def measure(case: Case, variants: list[str], repeat: int, folder: Path, notify: Callable[[str], None]) -> list[Run]:
     """Every side of a workload once, with the bare loop's times of the same minutes; backwards in odd repeats."""
     bare = bare_times(case, list(dict.fromkeys(precision_of(variant) for variant in ("fp32", *variants))))
     sides: dict[str, Callable[[Path], tuple[float, Work]]] = {RECIPE: partial(run_recipe, case)}
@@ -79,7 +79,7 @@ def measure(case: Case, variants: list[str], repeat: int, folder: Path, say: Cal
         run: Run = {"workload": case.name, "side": side, "repeat": repeat, "wall_seconds": wall, "bare": times}
         run["load_before"] = load  # processes that wanted a core in the minute before, those of this benchmark too
         runs.append(run | {"work": asdict(work)} | _efficiencies(case, wall, work, times))
-        say(f"{case.name} {side} {repeat}: {wall:.1f} s, efficiency {runs[-1]['efficiency_alone']:.2f}")
+        notify(f"{case.name} {side} {repeat}: {wall:.1f} s, efficiency {runs[-1]['efficiency_alone']:.2f}")
     return runs
 
 

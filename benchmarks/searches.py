@@ -16,16 +16,16 @@ from typing import Any
 import ftae.search  # noqa: F401  # sets what Ray reads while it is imported
 from benchmarks import curves
 from ftae.errors import TrainingFailed
-from ftae.record import trial_folder
+from ftae.results.search_record import trial_folder
 from ftae.search import driver
-from ftae.search.adapters import Coordinator
 from ftae.search.progress import Progress
+from ftae.search.ray.adapters import Coordinator
 from ftae.search.retention import Retention
-from ftae.search.shipper import Shipper, tracker_of
 from ftae.search.state import SearchState
+from ftae.search.tracking_sync import TrackingSync, tracker_of
 from ftae.specs import SearchSpec
-from ftae.specs.finetune import FinetuneSpec
-from ftae.storage import Store, open_store
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.storage.store import Store, open_store
 
 
 def search_spec(num_trials: int, workers: int, storage: Path, tracking: str | None) -> SearchSpec:
@@ -69,8 +69,8 @@ def run_alone(spec: SearchSpec) -> None:
     store = open_store(spec.search.storage, spec.name, "driver")
     store.write("search.yaml", b"")
     with Progress(spec) as progress:
-        state = SearchState(spec, store, say=progress.say)
-        shipper = Shipper(store, lambda: tracker_of(spec, store), progress.say)
+        state = SearchState(spec, store, notify=progress.notify)
+        tracking_sync = TrackingSync(store, lambda: tracker_of(spec, store), progress.notify)
         retention = Retention(state)
         progress.follow(state.record)
 
@@ -79,8 +79,8 @@ def run_alone(spec: SearchSpec) -> None:
             if state.record.trials[number].status != "running":
                 retention.ended(number)
 
-        shipper.start()
-        coordinator = Coordinator(state, None, on_change, progress.say)
+        tracking_sync.start()
+        coordinator = Coordinator(state, None, on_change, progress.notify)
         working = [_worker(spec, store, coordinator) for _ in range(spec.search.max_concurrent or 1)]
         while working and not coordinator.must_stop():
             working = [worker for worker in working if next(worker, False)]
@@ -88,7 +88,7 @@ def run_alone(spec: SearchSpec) -> None:
         retention.check()
         assert coordinator.failure is None, coordinator.failure
         state.close("complete")
-        shipper.finish(600.0)
+        tracking_sync.finish(600.0)
 
 
 def _worker(spec: SearchSpec, store: Store, coordinator: Coordinator) -> Iterator[bool]:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks import curves
 from benchmarks.searches import mlflow_server, run_on_ray, search_spec
-from ftae.journal import read
+from ftae.storage.journal import read
 
 Measured = dict[str, float]
 Reading = tuple[float, float]  # seconds: worked by the loop's clock, used of the processors

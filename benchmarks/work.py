@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftae import journal
+from ftae.results.replay import replay
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def done_by_ftae(folder: Path, max_steps: int) -> Work:
     """From the journal of a search."""
     reported: list[dict[int, float]] = []
     untuned = 0
-    for trial in journal.replay(folder).trials.values():
+    for trial in replay(folder).trials.values():
         values = {report["step"]: report["value"] for report in trial.reports}
         untuned += 0 in values
         if trial.kind != "baseline":

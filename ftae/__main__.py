@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from ftae.cli import main
+from ftae.cli.main import main
 
 
 class _Unheard(io.FileIO):
@@ -37,8 +37,8 @@ def _open_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
-    heard = io.BufferedWriter(_Unheard(2, "w", closefd=False))
-    sys.stderr = io.TextIOWrapper(heard, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    heartbeat = io.BufferedWriter(_Unheard(2, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(heartbeat, encoding=encoding, errors="backslashreplace", line_buffering=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, and need not be text
 

@@ -74,7 +74,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """The Ray that ``ftae search`` starts, for the whole session; ``run_search`` finds it there."""
-    from ftae.search import session
+    from ftae.search.ray import session
 
     with session.ray_session():
         yield

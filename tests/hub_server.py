@@ -28,7 +28,7 @@ class Hub:
 
 
 @contextmanager
-def served(hub: Hub) -> Iterator[Hub]:
+def succeeded(hub: Hub) -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self._answer()

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ftae import journal
+from ftae.results.replay import replay
+from ftae.storage import journal
 
 SEARCH: dict[str, Any] = {
     "name": "grows",
@@ -190,7 +191,7 @@ def test_a_cluster_grows_for_a_search_and_shrinks_after_it(machine: Machine) -> 
     assert max(workers for _, workers in seen) >= WORKERS, seen
 
     folder = machine.folder / "searches" / "grows"
-    record = journal.replay(folder)
+    record = replay(folder)
     assert record.close is not None
     assert record.close["status"] == "complete"
     assert {number: trial.status for number, trial in record.trials.items()} == dict.fromkeys(range(7), "finished")

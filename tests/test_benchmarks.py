@@ -14,9 +14,9 @@ from benchmarks.search_efficiency import summary
 from benchmarks.sides import VARIANTS, Case, variants_of, write_search
 from benchmarks.work import Work, done_by_ftae, done_by_tune, efficiency
 from benchmarks.workloads import ENCODER_STAGES, WORKLOADS
-from ftae.engine.build import build_model
-from ftae.journal import Journal
-from ftae.specs.yamlfile import load_search
+from ftae.engine.models.families import build_model
+from ftae.specs.files import load_search
+from ftae.storage.journal import Journal
 
 
 def report(trial: int, step: int, value: float) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import typer
 import yaml
 from mlflow import MlflowClient
 
-from ftae import __version__, cli
-from ftae.record import SearchRecord
+from ftae import __version__
+from ftae.cli import main as cli
+from ftae.results.search_record import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.specs.yamlfile import load_search
-from ftae.storage import Store, open_store
+from ftae.specs.files import load_search
+from ftae.storage.store import Store, open_store
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}

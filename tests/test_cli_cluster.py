@@ -19,7 +19,7 @@ import pytest
 import requests
 import yaml
 
-from ftae import journal
+from ftae.storage import journal
 
 SEARCH: dict[str, Any] = {
     "name": "small",

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from ftae import cli
-from ftae.production import train
+from ftae.cli import main as cli
+from ftae.search.production import train
 from ftae.specs import ProductionSpec
 
 
@@ -37,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "metrics": ["psnr"],
     }
     spec = ProductionSpec.model_validate({"name": "digits", "finetune": finetune})
-    train(spec, home / "runs" / "digits", storage=home / "searches", say=lambda line: None)
+    train(spec, home / "runs" / "digits", storage=home / "searches", notify=lambda line: None)
     return home
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ftae import cli, journal
+from ftae.cli import main as cli
+from ftae.results.replay import replay
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.specs.yamlfile import dump, load_search
-from ftae.storage import Store
+from ftae.specs.files import dump, load_search
+from ftae.storage.store import Store
 
 SEARCH: dict[str, Any] = {
     "name": "small",
@@ -72,7 +73,7 @@ def test_a_finished_search_goes_on_with_more_trials(ftae: Ftae, tmp_path: Path) 
         assert err == "error: small has done all its 1 trials; it goes on with more: ftae extend small --trials N\n"
     status, out, _ = ftae("extend", *here, "--trials", "2", "--max-hours", "0.5")
     assert (status, out.startswith("small: best is trial ")) == (0, True)
-    record = journal.replay(tmp_path / "moved" / "small")
+    record = replay(tmp_path / "moved" / "small")
     assert [(t.number, t.status) for t in record.trials.values()] == [(number, "finished") for number in range(4)]
     assert (record.search["search"]["num_trials"], record.search["search"]["max_hours"]) == (3, 0.5)
     assert not (tmp_path / "searches").exists()

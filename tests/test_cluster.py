@@ -10,11 +10,11 @@ from ray.job_submission import JobStatus
 
 from ftae.cluster import jobs
 from ftae.cluster.jobs import LOG_BEGINS, Attempt, attempts, connect, follow, log, newest, stop, submit
+from ftae.cluster.status import describe, lines, progress, row, state
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord
+from ftae.results.search_record import SearchRecord
 from ftae.specs import SearchSpec
-from ftae.specs.yamlfile import dump
-from ftae.status import describe, lines, progress, row, state
+from ftae.specs.files import dump
 
 NASTY = """it's "$HOME" `id` $(id) \\ \t; 'END_OF_SEARCH'
 END_OF_SEARCH

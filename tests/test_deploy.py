@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import ftae.search  # sets what Ray reads while it is imported
-from ftae.cli import app
+from ftae.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

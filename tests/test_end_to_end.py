@@ -15,9 +15,10 @@ from faults.outcome import numbers, undisturbed
 from faults.running import Driver, Drivers, wait_until
 from mlflow import MlflowClient
 
-from ftae import journal
-from ftae.cli import main
-from ftae.record import SearchRecord
+from ftae.cli.main import main
+from ftae.results.replay import replay
+from ftae.results.search_record import SearchRecord
+from ftae.storage import journal
 from ftae.tracking import store_uri
 
 pytestmark = pytest.mark.faults
@@ -95,13 +96,13 @@ def disturbed(drivers: Drivers) -> Disturbed:
     freeze_inside(first, folder, 1)
     first.kill()
     assert first.wait() == -signal.SIGKILL
-    after_kill = journal.replay(folder)
+    after_kill = replay(folder)
     second = drivers.start("search", "search.yaml", "--resume")
     freeze_inside(second, folder, len(after_kill.trials))
     os.kill(second.pid, signal.SIGCONT)
     os.killpg(second.pid, signal.SIGINT)  # as a terminal does
     interrupted = second.result()
-    after_interrupt = journal.replay(folder)
+    after_interrupt = replay(folder)
     finished = drivers.start("search", "search.yaml", "--resume").result(300)
     return Disturbed(folder, after_kill, interrupted, after_interrupt, finished)
 
@@ -132,14 +133,14 @@ def test_in_the_end_it_is_the_search_that_was_never_disturbed(disturbed: Disturb
     status, output, errors = disturbed.finished
     assert (status, "Traceback" in errors) == (0, False)
     expected = undisturbed(disturbed.folder.parents[1] / "search.yaml", tmp_path / "undisturbed")
-    record = journal.replay(disturbed.folder)
+    record = replay(disturbed.folder)
     assert numbers(record) == numbers(expected)
     assert {t.status for t in record.trials.values()} >= {"finished", "pruned", "diverged"}
     assert output.startswith(f"small: best is trial {expected.ranked()[0].number}. val/psnr ")
 
 
 def test_unfinished_trials_went_on_from_their_checkpoints(disturbed: Disturbed) -> None:
-    for trial in journal.replay(disturbed.folder).trials.values():
+    for trial in replay(disturbed.folder).trials.values():
         for r in trial.reports:  # begun again from the start, it would have drawn its pictures again
             assert (disturbed.folder / r["images"]).stat().st_mtime <= r["time"]
 
@@ -150,13 +151,13 @@ def test_mlflow_has_it_all_once(disturbed: Disturbed) -> None:
     found = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     runs = {run.data.tags.get("ftae.trial"): run for run in found}
     assert len(runs) == len(found)
-    record = journal.replay(disturbed.folder)
+    record = replay(disturbed.folder)
     assert runs.keys() == {None, *(str(number) for number in record.trials)}
     assert {run.info.status for run in found} <= {"FINISHED", "KILLED", "FAILED"}
     assert runs[None].info.status == "FINISHED"
     for trial in record.trials.values():
         run = runs[str(trial.number)]
-        assert run.data.tags["ftae.status"] == trial.status
+        assert run.data.tags["ftae.cluster.status"] == trial.status
         points = client.get_metric_history(run.info.run_id, "val/psnr")
         assert [(point.step, point.value) for point in points] == [(r["step"], r["value"]) for r in trial.reports]
 
@@ -173,7 +174,7 @@ def test_the_winner_goes_into_production(
     disturbed: Disturbed, drivers: Drivers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(drivers.folder)
-    best = journal.replay(disturbed.folder).ranked()[0]
+    best = replay(disturbed.folder).ranked()[0]
 
     def ftae(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["ftae", *arguments])

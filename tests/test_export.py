@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from ftae import journal
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.engine.release import Release
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.training.export_model import ExportedModel
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.export import _latents_note, export
-from ftae.record import SearchRecord, TrialRecord
+from ftae.results.export import _latents_note, export
+from ftae.results.replay import replay
+from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.search.provenance import facts
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
-from ftae.specs.yamlfile import load_production
-from ftae.storage import Store
+from ftae.specs.files import load_production
+from ftae.storage import journal
+from ftae.storage.store import Store
 
 SEARCH = SearchSpec.model_validate(
     {
@@ -54,7 +55,7 @@ def run_trials(folder: Path, search: SearchSpec) -> SearchRecord:
             if not state.report(trial.number, vars(report)):
                 break
     state.close("complete")
-    return journal.replay(folder)
+    return replay(folder)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(folder: Path) -> SearchRecord:
-    return journal.replay(folder)
+    return replay(folder)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +168,8 @@ def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
 def test_the_readme_says_whether_the_latents_still_fit() -> None:
     model = SEARCH.finetune.model.model_copy(update={"pretrained": "some/folder"})
     search = SEARCH.model_copy(update={"finetune": SEARCH.finetune.model_copy(update={"model": model})})
-    assert "models trained on those still fit" in _latents_note(search, Release(True, None))
-    moved = _latents_note(search, Release(False, 0.5))
+    assert "models trained on those still fit" in _latents_note(search, ExportedModel(True, None))
+    moved = _latents_note(search, ExportedModel(False, 0.5))
     assert "**latents are no longer compatible**" in moved
     assert "`scaling_factor` was recomputed on the training images: 0.5" in moved
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME, Journal, fold, read, replay
-from ftae.record import SearchRecord, trial_folder
+from ftae.results.replay import fold, replay
+from ftae.results.search_record import SearchRecord, trial_folder
+from ftae.storage.journal import FILE_NAME, Journal, read
 
 SEARCH = {
     "name": "made-up",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.lookup import ALLOW_CODE, did_you_mean, import_attr
+from ftae.user_code import ALLOW_CODE, import_attr
+from ftae.wording import did_you_mean
 
 TABLE = {"adamw": 1, "sgd": 2}
 

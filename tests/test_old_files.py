@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from small_search import SEARCH
 
-from ftae import cli
+from ftae.cli import main as cli
+from ftae.cluster.status import UnreadableSearch, describe, look, record_of, state
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME, replay
-from ftae.record import run_of, search_of
+from ftae.results.replay import replay
+from ftae.results.search_record import run_of, search_of
 from ftae.search.state import SearchState
-from ftae.status import Unseen, describe, look, record_of, state
-from ftae.storage import Store
+from ftae.storage.journal import FILE_NAME
+from ftae.storage.store import Store
 
 Event = dict[str, Any]
 
@@ -137,9 +138,9 @@ def test_a_storage_that_cannot_be_read_is_told_as_such(tmp_path: Path, monkeypat
     def refused(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("ftae.journal.replay", refused)
+    monkeypatch.setattr("ftae.results.replay.replay", refused)
     found = look("small", str(tmp_path))
-    assert isinstance(found, Unseen)
+    assert isinstance(found, UnreadableSearch)
     assert (state([], found), str(found.error)) == ("unreadable", f"[Errno 13] Permission denied: '{tmp_path}/small'")
     assert record_of("small", str(tmp_path)) is None
 

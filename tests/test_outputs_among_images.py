@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from small_search import SEARCH
 
-from ftae import cli
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.production import train
+from ftae.cli import main as cli
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.training.loop import finetune
+from ftae.search.production import train
 from ftae.search.provenance import facts
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
-from ftae.specs.yamlfile import dump
-from ftae.storage import Store
+from ftae.specs.files import dump
+from ftae.storage.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "p", "finetune": finetune_spec, "tracking": {"uri": "http://127.0.0.1:9"}}
     )
     (home / "p.yaml").write_text(dump(spec))
-    train(spec, home / "runs" / "p", storage=home / "searches", say=lambda line: None)
+    train(spec, home / "runs" / "p", storage=home / "searches", notify=lambda line: None)
     folder = home / "searches" / "small"
     folder.mkdir(parents=True)
     state = SearchState(search, Store(folder), facts(search, load_dataset(search.finetune.data)))
@@ -95,7 +95,7 @@ def test_it_is_refused_before_anything_is_written(
         (home / "link").symlink_to("train")
     before = sorted(home.rglob("*"))
     if command == "search":  # nothing of it needs Ray
-        monkeypatch.setattr("ftae.cli_run._run_here", _search_without_ray)
+        monkeypatch.setattr("ftae.cli.run._run_here", _search_without_ray)
     monkeypatch.setattr(sys, "argv", ["ftae", *COMMANDS[command](out)])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -10,15 +10,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import EvalReport
-from ftae.engine.estimate import Probe
-from ftae.engine.loop import finetune
+from ftae.engine.models.families import build_model
+from ftae.engine.sizing.probe import Probe
+from ftae.engine.training.checkpoint import EvalReport
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, SpecError
-from ftae.journal import Journal
-from ftae.plan import plan
+from ftae.search.plan import plan
 from ftae.specs import ProductionSpec, SearchSpec
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.storage.journal import Journal
 
 
 def search(**changes: Any) -> dict[str, Any]:

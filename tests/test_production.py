@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.production import train
+from ftae.search.production import train
 from ftae.specs import ProductionSpec
-from ftae.specs.overrides import apply_overrides
-from ftae.specs.yamlfile import load_production
+from ftae.specs.files import load_production
+from ftae.specs.reading.overrides import apply_overrides
 from ftae.tracking import store_uri
 
 
@@ -63,12 +63,12 @@ def interrupt_after(reports: int) -> Callable[[str], None]:
     """What a Ctrl-C does right after so many reports."""
     seen: list[str] = []
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         seen.extend([line] if line.startswith("step") else [])
         if len(seen) == reports:
             raise KeyboardInterrupt
 
-    return say
+    return notify
 
 
 def reports(out: Path) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def client(storage: Path) -> MlflowClient:
 def finished(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A run that was never interrupted, registered in the end: its folder, and what was said."""
     out, said = tmp_path_factory.mktemp("runs") / "digits", list[str]()
-    train(spec(), out, storage=storage, register="digits-vae", say=said.append)
+    train(spec(), out, storage=storage, register="digits-vae", notify=said.append)
     return out, said
 
 
@@ -159,7 +159,7 @@ def only_run(client: MlflowClient, experiment: str) -> Run:
 def test_a_run_that_goes_on_is_the_same_run_in_mlflow(storage: Path, client: MlflowClient, tmp_path: Path) -> None:
     production, during = in_experiment(spec(), "goes-on"), list[tuple[str, int]]()
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         """Told before the report is sent, so what is seen are the earlier ones."""
         if line.startswith(("step 8", "step 12")):
             run = only_run(client, "goes-on")
@@ -169,11 +169,11 @@ def test_a_run_that_goes_on_is_the_same_run_in_mlflow(storage: Path, client: Mlf
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(production, tmp_path, storage=storage, say=say)
+        train(production, tmp_path, storage=storage, notify=notify)
     killed = only_run(client, "goes-on")
     assert killed.info.status == "KILLED"
     assert [p.step for p in client.get_metric_history(killed.info.run_id, "val/psnr")] == [0, 4, 8]
-    train(production, tmp_path, storage=storage, resume=True, say=say)
+    train(production, tmp_path, storage=storage, resume=True, notify=notify)
     finished = only_run(client, "goes-on")
     assert (finished.info.run_id, finished.info.status) == (killed.info.run_id, "FINISHED")
     lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
@@ -187,13 +187,13 @@ def test_a_run_that_goes_on_is_the_same_run_in_mlflow(storage: Path, client: Mlf
 def test_a_run_that_fails_is_seen_in_mlflow(storage: Path, client: MlflowClient, tmp_path: Path) -> None:
     diverging = in_experiment(spec(optimizer__name="sgd", optimizer__lr=1e6, max_grad_norm=None), "fails")
     with pytest.raises(TrainingFailed, match="non-finite loss at step"):
-        train(diverging, tmp_path / "diverges", storage=storage, say=silent)
+        train(diverging, tmp_path / "diverges", storage=storage, notify=silent)
 
     def fail(line: str) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        train(in_experiment(spec(), "breaks"), tmp_path / "breaks", storage=storage, say=fail)
+        train(in_experiment(spec(), "breaks"), tmp_path / "breaks", storage=storage, notify=fail)
     for name in ("fails", "breaks"):
         run = only_run(client, name)
         assert run.info.status == "FAILED"
@@ -204,12 +204,12 @@ def test_what_mlflow_missed_is_sent_when_it_is_back(tmp_path: Path) -> None:
     storage, said = tmp_path / "storage", list[str]()
     storage.write_text("in the way")
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         said.append(line)
         if line.startswith("step 8"):
             storage.unlink()
 
-    train(spec(), tmp_path / "run", storage=storage, say=say)
+    train(spec(), tmp_path / "run", storage=storage, notify=notify)
     assert [line.split()[0] for line in said] == ["MLflow", "step", "step", "step", "tracking", "step"]
     came = MlflowClient(store_uri(None, storage))
     run = only_run(came, "digits")
@@ -222,12 +222,12 @@ def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
     after: int, finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(nowhere(spec()), tmp_path, storage=storage, say=interrupt_after(after))
+        train(nowhere(spec()), tmp_path, storage=storage, notify=interrupt_after(after))
     assert not (tmp_path / "model").exists()
     with pytest.raises(FtaeError, match="holds a run already; go on with it by --resume"):
-        train(nowhere(spec()), tmp_path, storage=storage, say=silent)
+        train(nowhere(spec()), tmp_path, storage=storage, notify=silent)
     said: list[str] = []
-    train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=said.append)
+    train(nowhere(spec()), tmp_path, storage=storage, resume=True, notify=said.append)
     assert reports(tmp_path) == reports(finished[0])
     assert model_bytes(tmp_path) == model_bytes(finished[0])
     assert [line.split()[1] for line in said if line.startswith("step")] == ["0", "4", "8", "12"][after - 1 :]
@@ -237,10 +237,10 @@ def test_a_run_interrupted_before_its_first_checkpoint_can_only_be_started_again
     finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(nowhere(spec()), tmp_path, storage=storage, say=interrupt_after(1))
+        train(nowhere(spec()), tmp_path, storage=storage, notify=interrupt_after(1))
     with pytest.raises(FtaeError, match="has no checkpoint to resume from; start the run without --resume"):
-        train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
-    train(nowhere(spec()), tmp_path, storage=storage, say=silent)
+        train(nowhere(spec()), tmp_path, storage=storage, resume=True, notify=silent)
+    train(nowhere(spec()), tmp_path, storage=storage, notify=silent)
     assert reports(tmp_path) == reports(finished[0])
 
 
@@ -248,10 +248,10 @@ def test_a_report_that_was_cut_short_is_made_again(
     finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(nowhere(spec()), tmp_path, storage=storage, say=interrupt_after(3))
+        train(nowhere(spec()), tmp_path, storage=storage, notify=interrupt_after(3))
     text = (tmp_path / "reports.jsonl").read_text()
     (tmp_path / "reports.jsonl").write_text(text[:-30])
-    train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
+    train(nowhere(spec()), tmp_path, storage=storage, resume=True, notify=silent)
     assert reports(tmp_path) == reports(finished[0])
 
 
@@ -266,24 +266,24 @@ def test_a_line_that_is_damaged_is_cut_off_with_those_behind_it(
     lines = (out / "reports.jsonl").read_bytes().splitlines(keepends=True)
     (out / "reports.jsonl").write_bytes(b"".join([*lines[:2], damaged, *lines[2:]]))
     said: list[str] = []
-    train(nowhere(spec()), out, storage=storage, resume=True, say=said.append)
+    train(nowhere(spec()), out, storage=storage, resume=True, notify=said.append)
     assert f"{out}/reports.jsonl: line 3 is damaged and left out, with those behind it" in said
     assert [report["step"] for report in reports(out)] == [0, 4, 12]
 
 
 def test_two_runs_never_share_a_folder(storage: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from ftae.production import _alone_in\n"
+        "import sys, time; from pathlib import Path; from ftae.search.production import _alone_in\n"
         "with _alone_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
         with pytest.raises(FtaeError, match=r"another ftae process trains into .*; wait for it or stop it, or choose"):
-            train(nowhere(spec()), tmp_path, storage=storage, say=silent)
+            train(nowhere(spec()), tmp_path, storage=storage, notify=silent)
         assert not (tmp_path / "checkpoints").exists()
         other.kill()
-    train(nowhere(spec(max_steps=1, num_evals=1)), tmp_path, storage=storage, say=silent)
+    train(nowhere(spec(max_steps=1, num_evals=1)), tmp_path, storage=storage, notify=silent)
     assert [report["step"] for report in reports(tmp_path)] == [0, 1]
 
 
@@ -292,7 +292,7 @@ def test_an_address_of_no_use_is_told_before_the_first_step(uri: str, storage: P
     tracking = spec().tracking.model_copy(update={"uri": uri})
     said: list[str] = []
     with pytest.raises(FtaeError, match="MLflow at"):
-        train(spec().model_copy(update={"tracking": tracking}), tmp_path, storage=storage, say=said.append)
+        train(spec().model_copy(update={"tracking": tracking}), tmp_path, storage=storage, notify=said.append)
     assert (said, reports(tmp_path)) == ([], [])
 
 
@@ -301,7 +301,7 @@ def test_an_experiment_that_is_deleted_is_told_before_the_first_step(tmp_path: P
     client = MlflowClient(uri, registry_uri=uri)
     client.delete_experiment(client.create_experiment("digits"))
     with pytest.raises(FtaeError, match="the MLflow experiment 'digits' is deleted"):
-        train(spec(), tmp_path / "run", storage=tmp_path, say=silent)
+        train(spec(), tmp_path / "run", storage=tmp_path, notify=silent)
     assert reports(tmp_path / "run") == []
 
 
@@ -309,7 +309,7 @@ def test_a_finished_run_can_go_on_for_longer(finished: tuple[Path, list[str]], s
     out = tmp_path / "longer"
     shutil.copytree(finished[0], out)
     longer = nowhere(spec(max_steps=24, num_evals=6))
-    report, _ = train(longer, out, storage=storage, resume=True, say=silent)
+    report, _ = train(longer, out, storage=storage, resume=True, notify=silent)
     assert report.step == 24
     assert [report["step"] for report in reports(out)] == [0, 4, 8, 12, 16, 20, 24]
     assert reports(out)[:4] == reports(finished[0])
@@ -323,13 +323,13 @@ def test_another_configuration_is_not_a_resumption(
     shutil.copytree(finished[0], out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(FtaeError, match="belongs to another configuration: optimizer differ"):
-        train(nowhere(spec(optimizer__lr=1e-3)), out, storage=storage, resume=True, say=silent)
+        train(nowhere(spec(optimizer__lr=1e-3)), out, storage=storage, resume=True, notify=silent)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_there_must_be_something_to_resume(storage: Path, tmp_path: Path) -> None:
     with pytest.raises(FtaeError, match="has no checkpoint to resume from"):
-        train(nowhere(spec()), tmp_path / "none", storage=storage, resume=True, say=silent)
+        train(nowhere(spec()), tmp_path / "none", storage=storage, resume=True, notify=silent)
     assert not (tmp_path / "none").exists()
 
 
@@ -339,7 +339,7 @@ def test_images_that_are_not_those_of_the_search_are_said(storage: Path, tmp_pat
     for number, (fields, warned) in enumerate([({}, False), ({"finetune": spec(data__shift="invert").finetune}, True)]):
         said: list[str] = []
         changed = production.model_copy(update={"from_search": was, **fields})
-        train(changed, tmp_path / str(number), storage=storage, say=said.append)
+        train(changed, tmp_path / str(number), storage=storage, notify=said.append)
         warning = "warning: the images are not those of the search small: they came, went or changed since"
         assert (warning in said) == warned
 
@@ -353,19 +353,19 @@ def test_what_of_the_files_is_not_used_is_said(storage: Path, tmp_path: Path) ->
     run = nowhere(spec(max_steps=3))
     finetune_spec = type(run.finetune).model_validate({**run.finetune.model_dump(), "data": data})
     said: list[str] = []
-    train(run.model_copy(update={"finetune": finetune_spec}), tmp_path / "out", storage=storage, say=said.append)
+    train(run.model_copy(update={"finetune": finetune_spec}), tmp_path / "out", storage=storage, notify=said.append)
     assert said[0] == f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1"
 
 
 def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    train(nowhere(spec()), tmp_path, storage=storage, say=said.append)
+    train(nowhere(spec()), tmp_path, storage=storage, notify=said.append)
     assert [line.split()[0] for line in said] == ["MLflow", "step", "step", "step", "step", "not"]
     assert said[0].endswith("; the run goes on and sends it later")
     assert said[-1].startswith("not tracked: MLflow at http://127.0.0.1:9: ")
     assert said[-1].endswith(f"All figures are in {tmp_path / 'reports.jsonl'}")
     with pytest.raises(FtaeError, match=r"the model is in .*/model, but was not registered: MLflow at"):
-        train(nowhere(spec()), tmp_path, storage=storage, resume=True, register="digits-vae", say=silent)
+        train(nowhere(spec()), tmp_path, storage=storage, resume=True, register="digits-vae", notify=silent)
     assert len(reports(tmp_path)) == 4
     assert model_bytes(tmp_path)
 
@@ -373,7 +373,7 @@ def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:
 def test_a_run_that_diverges_says_so(storage: Path, tmp_path: Path) -> None:
     diverging = nowhere(spec(optimizer__name="sgd", optimizer__lr=1e6, max_grad_norm=None))
     with pytest.raises(TrainingFailed, match="non-finite loss at step"):
-        train(diverging, tmp_path, storage=storage, say=silent)
+        train(diverging, tmp_path, storage=storage, notify=silent)
     assert not (tmp_path / "model").exists()
 
 
@@ -381,8 +381,8 @@ def test_one_process_can_go_on_with_what_two_workers_began(
     finished: tuple[Path, list[str]], storage: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(nowhere(spec()), tmp_path, storage=storage, workers=2, say=interrupt_after(2))
+        train(nowhere(spec()), tmp_path, storage=storage, workers=2, notify=interrupt_after(2))
     assert multiprocessing.active_children() == []
-    train(nowhere(spec()), tmp_path, storage=storage, resume=True, say=silent)
+    train(nowhere(spec()), tmp_path, storage=storage, resume=True, notify=silent)
     for report, expected in zip(reports(tmp_path), reports(finished[0]), strict=True):
         assert report["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)

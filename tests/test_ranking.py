@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from ftae import ranking
 from ftae.errors import FtaeError
-from ftae.specs.objective import read_objective
+from ftae.results import ranking
+from ftae.specs.search.objective import read_objective
 
 TWO = read_objective(
     {
@@ -21,7 +21,7 @@ TWO = read_objective(
 def test_one_value_is_sorted_by() -> None:
     assert ranking.ordered({3: (1.0,), 1: (2.0,), 2: (1.0,), 7: (3.0,)}) == [7, 1, 2, 3]
     assert ranking.ordered({}) == []
-    assert ranking.front({1: (2.0,), 2: (1.0,), 3: (2.0,)}) == [1, 3]
+    assert ranking.pareto_front({1: (2.0,), 2: (1.0,), 3: (2.0,)}) == [1, 3]
 
 
 def test_to_dominate_is_to_be_no_worse_and_better_in_something() -> None:
@@ -39,19 +39,19 @@ def test_the_front_comes_first_its_ends_before_its_crowded_middle() -> None:
     assert set(order[2:5]) == {1, 2, 4}
     assert order[4] == 2, "the one in the thick of it is the last of the front"
     assert order[5:] == [5, 6], "dominated by three, then by all"
-    assert ranking.front(line | behind) == order[:5]
+    assert ranking.pareto_front(line | behind) == order[:5]
 
 
 def test_the_front_is_what_a_plain_search_finds() -> None:
     draw = random.Random(0)
     points = {i: (draw.random(), draw.random(), draw.random()) for i in range(60)}
-    front = set(ranking.front(points))
+    pareto_front = set(ranking.pareto_front(points))
     for key, point in points.items():
         beaten = any(
             all(b >= a for a, b in zip(point, other, strict=True)) and other != point for other in points.values()
         )
-        assert (key in front) is not beaten
-    assert set(ranking.ordered(points)[: len(front)]) == front
+        assert (key in pareto_front) is not beaten
+    assert set(ranking.ordered(points)[: len(pareto_front)]) == pareto_front
 
 
 def test_scores_are_means_of_what_is_scaled_over_the_front() -> None:

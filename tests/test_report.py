@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from ftae import journal
 from ftae.errors import FtaeError
-from ftae.report import best, find_search, state_of
+from ftae.results.replay import replay
+from ftae.results.summary import best, find_search, state_of
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage.store import Store
 
 
 def spec(direction: str) -> SearchSpec:
@@ -56,7 +56,7 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
     folder = tmp_path / "made-up"
     make_search(folder, {0: 20.0, 1: 21.0, 2: 19.0, 3: None}, direction).close("complete")
     number, value, metric = (1, 21.0, "val/psnr") if direction == "maximize" else (2, 19.0, "val/mse")
-    params = journal.replay(folder).trials[number].params
+    params = replay(folder).trials[number].params
     assert best(Store(folder)) == {
         "search": "made-up",
         "trial": number,
@@ -130,9 +130,9 @@ def test_where_there_is_no_such_search_the_others_are_named(tmp_path: Path) -> N
 
 def test_the_state_of_a_search(tmp_path: Path) -> None:
     state = make_search(tmp_path / "made-up", {0: 20.0})
-    assert state_of(journal.replay(tmp_path / "made-up")) == "running or killed"
+    assert state_of(replay(tmp_path / "made-up")) == "running or killed"
     state.close("interrupted", "stopped by the user")
-    assert state_of(journal.replay(tmp_path / "made-up")) == "interrupted"
+    assert state_of(replay(tmp_path / "made-up")) == "interrupted"
 
 
 # ----------------------------------------------------------------------- constraints, several metrics

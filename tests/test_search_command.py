@@ -11,7 +11,7 @@ import yaml
 from faults.running import Drivers, wait_until
 from small_search import SEARCH
 
-from ftae import journal
+from ftae.results.replay import fold, replay
 
 # Printed while the module is imported, built and run, as many networks do.
 NETWORK = """
@@ -58,7 +58,7 @@ def test_a_search_with_one_worker_a_trial_and_with_two(workers: int, drivers: Dr
     assert status == 0, errors
     assert output.startswith("small: best is trial ")
     assert "Traceback" not in errors
-    record = journal.replay(drivers.folder / "searches" / "small")
+    record = replay(drivers.folder / "searches" / "small")
     assert {trial.status for trial in record.trials.values()} == {"finished"}
     assert len(record.trials) == 3
     wait_until(lambda: drivers.left_over() == [])
@@ -87,13 +87,13 @@ def test_a_lost_terminal_ends_a_search_in_order(drivers: Drivers) -> None:
 
     def trains() -> bool:
         assert driver.poll() is None, driver.said
-        return (folder / "journal.jsonl").exists() and len(journal.fold(folder).trials) > 1
+        return (folder / "journal.jsonl").exists() and len(fold(folder).trials) > 1
 
     wait_until(trains)
     os.killpg(driver.pid, signal.SIGHUP)  # the driver, and what it has started
     status, _, errors = driver.result()
     assert (status, "Traceback" in errors) == (130, False)
-    close = journal.replay(folder).close
+    close = replay(folder).close
     assert close is not None
     assert (close["status"], close["reason"]) == ("interrupted", "stopped by the user")
     wait_until(lambda: drivers.left_over() == [])

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from ftae.cli import app
-from ftae.engine.build import build_model
-from ftae.plan import plan
+from ftae.cli.main import app
+from ftae.engine.models.families import build_model
+from ftae.search.plan import plan
 from ftae.specs import ProductionSpec, SearchSpec
-from ftae.specs.lint import warnings
-from ftae.specs.yamlfile import load_any
+from ftae.specs.files import load_any
+from ftae.specs.search.lint import warnings
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))

@@ -7,16 +7,16 @@ import pytest
 from small_search import SEARCH
 
 from ftae.cluster import jobs
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.export import export
-from ftae.production import train
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.training.loop import finetune
+from ftae.results.export import export
+from ftae.search.production import train
 from ftae.search.provenance import facts
-from ftae.search.shipper import sync
 from ftae.search.state import SearchState
+from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
-from ftae.specs.yamlfile import dump, load_production
-from ftae.storage import Store
+from ftae.specs.files import dump, load_production
+from ftae.storage.store import Store
 
 SECRETS = {
     "MLFLOW_TRACKING_USERNAME": "hush-username",
@@ -67,7 +67,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sync(Store(folder))
         export(Store(folder), home / "exported")
         production = load_production(home / "exported" / "production.yaml")
-        train(production, home / "run", storage=home / "searches", register="model", say=lambda line: None)
+        train(production, home / "run", storage=home / "searches", register="model", notify=lambda line: None)
         client = Client()
         jobs.submit(client, spec, number=1, resume=False, python="python", last=3)  # type: ignore[arg-type]
         (home / "job").write_text(repr(client.told))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.storage import JOURNAL, JOURNAL_PIECES, ObjectStore, Role, Store, is_url, open_store, searches_in
+from ftae.storage.store import JOURNAL, JOURNAL_PIECES, ObjectStore, Role, Store, is_url, open_store, searches_in
 
 Open = Callable[..., Store]
 

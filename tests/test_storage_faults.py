@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.storage import ObjectStore, open_store, searches_in
+from ftae.storage.store import ObjectStore, open_store, searches_in
 
 
 class Edge:

@@ -198,7 +198,7 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: 
     assert parent.info.status == "FINISHED"
     assert parent.info.end_time == int(search.now * 1000)
     assert parent.data.tags["ftae.kind"] == "search"
-    assert parent.data.tags["ftae.status"] == "complete"
+    assert parent.data.tags["ftae.cluster.status"] == "complete"
     expected = {
         "objective.metric": "val/psnr",
         "objective.direction": "maximize",
@@ -227,7 +227,7 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: 
         "trial-0002": "sampled",
         "trial-0003": "sampled",
     }
-    assert {name: (run.info.status, run.data.tags["ftae.status"]) for name, run in runs.items()} == {
+    assert {name: (run.info.status, run.data.tags["ftae.cluster.status"]) for name, run in runs.items()} == {
         "baseline": ("FINISHED", "finished"),
         "trial-0001": ("FINISHED", "finished"),
         "trial-0002": ("KILLED", "pruned"),
@@ -314,7 +314,7 @@ def test_a_search_goes_on_after_an_interruption(storage: Path, client: MlflowCli
         "trial-0001": "KILLED",
         "trial-0002": "FINISHED",
     }
-    assert runs["trial-0001"].data.tags["ftae.status"] == "interrupted"
+    assert runs["trial-0001"].data.tags["ftae.cluster.status"] == "interrupted"
     assert runs["resumed"].data.tags["ftae.reason"] == "stopped by the user"
     shipped = len(search.events)
 
@@ -337,7 +337,7 @@ def test_a_search_goes_on_after_an_interruption(storage: Path, client: MlflowCli
     tracker.ship([search.end(1, "finished"), search.close("complete")])
     runs = runs_of(client, "resumed")
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert {run.data.tags["ftae.status"] for run in runs.values()} == {"complete", "finished"}
+    assert {run.data.tags["ftae.cluster.status"] for run in runs.values()} == {"complete", "finished"}
     assert [step for step, _, _ in points_of(client, runs["trial-0001"])] == [50, 100]
 
 

@@ -23,10 +23,10 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from ftae.journal import Journal
-from ftae.search.shipper import sync
+from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage.journal import Journal
+from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable
 
 pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftae.units import duration, size
+from ftae.wording import duration, size
 
 
 @pytest.mark.parametrize(

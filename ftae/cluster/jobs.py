@@ -15,24 +15,31 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 
 from ftae.errors import FtaeError
-from ftae.lookup import code_option
-from ftae.specs.addresses import redacted
-from ftae.specs.search import SearchSpec
-from ftae.specs.stored import stored
-from ftae.specs.yamlfile import dump
+from ftae.specs.files import dump
+from ftae.specs.reading.formats import stored
+from ftae.specs.reading.names import redacted
+from ftae.specs.search.search import SearchSpec
+from ftae.user_code import code_option
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
 
 Client: TypeAlias = "JobSubmissionClient"
 
 # How ``ftae search`` ends by itself: done, a fault to fix, a wrong call, stopped. Any other driver died.
 OWN_EXIT_CODES = (0, 1, 2, 130)
+
 SUCCESSOR_SECONDS = 20.0  # how long the next attempt may take to appear
+
 LOG_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0  # how long the cluster may be out of reach while a log is followed
+
+RETRY_SECONDS = 60.0  # how long the cluster may be out of reach while a log is followed
+
 END_OF_SPEC = "END_OF_SEARCH"
+
 LOG_BEGINS = "--- ftae ---"  # the first line of a driver that is a job: what is before it in the log is Ray's
+
 # A job is stopped as Ctrl-C stops a driver; Ray's own way kills it after 3 s.
 ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
@@ -150,12 +157,12 @@ def attempts(client: Client, search: str | None = None) -> list[Attempt]:
 
 
 def newest(client: Client, search: str) -> Attempt | None:
-    """The newest attempt at a search, if any; see ``settled``."""
+    """The newest attempt at a search, if any; see ``drop_inactive``."""
     found = attempts(client, search)
-    return settled(client, found[-1]) if found else None
+    return drop_inactive(client, found[-1]) if found else None
 
 
-def settled(client: Client, attempt: Attempt) -> Attempt:
+def drop_inactive(client: Client, attempt: Attempt) -> Attempt:
     """``attempt``, or the one that the watcher makes after it if it died; that one is waited for."""
     deadline = time.monotonic() + SUCCESSOR_SECONDS
     while attempt.has_successor and time.monotonic() < deadline:
@@ -227,17 +234,17 @@ def follow(client: Client, attempt: Attempt, write: Callable[[str], None]) -> At
     Raises:
         FtaeError: the cluster is out of reach.
     """
-    seen, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+    seen, deadline = 0, time.monotonic() + RETRY_SECONDS
     while True:
         try:
             attempt = _attempt(client.get_job_info(attempt.job))
             text = log(client, attempt)
             write(text[seen:])
-            seen, deadline = len(text), time.monotonic() + PATIENCE_SECONDS
+            seen, deadline = len(text), time.monotonic() + RETRY_SECONDS
             if attempt.is_over:
                 if attempt.has_successor:
                     write(f"{attempt.told()}; the next attempt is on its way\n")
-                following = settled(client, attempt)
+                following = drop_inactive(client, attempt)
                 if following is attempt:
                     return attempt
                 attempt, seen = following, 0
@@ -263,7 +270,7 @@ def _attempt(job: Any) -> Attempt:
         exit_code=job.driver_exit_code,
         message=job.message or "",
         entrypoint=job.entrypoint,
-        storage=metadata["ftae.storage"],
+        storage=metadata["ftae.storage.store"],
         python=metadata["ftae.python"],
         last=int(metadata["ftae.last"]),
     )

@@ -13,13 +13,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.cluster.jobs import attempts, connect, submit
 from ftae.errors import FtaeError
-from ftae.lookup import ALLOW_CODE
+from ftae.user_code import ALLOW_CODE
 
 WATCH_SECONDS = 3.0
+
 START_SECONDS = 60.0
 
 
-def watch(search: str, say: Callable[[str], None]) -> None:
+def watch(search: str, notify: Callable[[str], None]) -> None:
     """Have the next attempt made if this one dies; called by the driver's job.
 
     There is one watcher for each search. It outlives the drivers, and goes when one ends by itself.
@@ -37,7 +38,7 @@ def watch(search: str, say: Callable[[str], None]) -> None:
         address = f"http://{context.dashboard_url}"
         # The watcher that is found may be leaving just now.
         if not _is_watched(address, search) and not _is_watched(address, search):
-            say(f"nothing watches this attempt; should it die, run: ftae resume {search}")
+            notify(f"nothing watches this attempt; should it die, run: ftae resume {search}")
     finally:
         ray.shutdown()
 

@@ -1,1 +1,1 @@
-"""Fine-tuning in pure PyTorch: knows nothing of trials, Ray, MLflow or Optuna."""
+"""Fine-tuning in pure PyTorch. Knows nothing of Ray, MLflow, Optuna or searches."""

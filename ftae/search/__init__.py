@@ -7,9 +7,9 @@ import os
 import secrets
 import sys
 
-from ftae.search import ray_address
+from ftae.search.ray import address
 
-if "ray" not in sys.modules and ray_address.is_own():
+if "ray" not in sys.modules and address.is_own():
     # A Ray of this process's own answers to nobody else.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -10,30 +10,30 @@ from typing import Any
 
 from ray import tune
 
-from ftae import journal
-from ftae.engine.build import check_search
-from ftae.engine.data import data_of
-from ftae.engine.enough import check_images
-from ftae.engine.estimate import expected_seconds, search_seconds
+from ftae.engine.data.dataset import data_of
+from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
-from ftae.record import BY_USER, SearchRecord, search_of
-from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
-from ftae.search.earlier import earlier
-from ftae.search.nodes import placement, room
-from ftae.search.patience import patiently
-from ftae.search.preflight import Ground, accept, preflight
+from ftae.results.replay import earlier, replay
+from ftae.results.search_record import BY_USER, SearchRecord, search_of
+from ftae.search.preflight import ClusterCapacity, accept, preflight
 from ftae.search.progress import Progress
 from ftae.search.provenance import QUESTION, facts, pinned
-from ftae.search.rehearsal import rehearse
+from ftae.search.ray.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
+from ftae.search.ray.nodes import placement, room
+from ftae.search.ray.preflight_tasks import dry_run
+from ftae.search.ray.trial import run_trial
 from ftae.search.retention import Retention
-from ftae.search.shipper import Shipper, publish, tracker_of
+from ftae.search.sizing import check_search, expected_seconds, search_seconds
 from ftae.search.state import SearchState
-from ftae.search.trial import run_trial
-from ftae.specs.search import SearchSettings, SearchSpec
-from ftae.specs.yamlfile import dump
-from ftae.storage import Store, open_store
+from ftae.search.tracking_sync import TrackingSync, publish, tracker_of
+from ftae.specs.files import dump
+from ftae.specs.search.search import SearchSpec
+from ftae.specs.search.settings import SearchSettings
+from ftae.storage.retry import with_retries
+from ftae.storage.store import Store, open_store
 
 FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
+
 # What may change between the start of a search and its resumption: its means, not its question.
 MAY_CHANGE = (
     "num_trials",
@@ -61,21 +61,21 @@ def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
         _same_question(before, spec, found)
     _make_folder(store)
     with Progress(spec) as progress:
-        state = SearchState(spec, store, found, progress.say)
-        shipper = Shipper(store, lambda: tracker_of(spec, store), progress.say)
+        state = SearchState(spec, store, found, progress.notify)
+        tracking_sync = TrackingSync(store, lambda: tracker_of(spec, store), progress.notify)
         outcome: tuple[str, str | None] = "failed", "the driver failed"
         try:
             store.write("search.yaml", dump(spec).encode())
             for note in data.notes:
-                progress.say(note)
-            shipper.start()
+                progress.notify(note)
+            tracking_sync.start()
             if state.is_complete:
                 outcome = "complete", state.ended_early
             else:
-                ground = preflight(spec, store, data, num_bytes, progress.say, own=own)
+                ground = preflight(spec, store, data, num_bytes, progress.notify, own=own)
                 outcome = _run_trials(state, ground, progress)
             if state.is_complete and state.ended_early:
-                progress.say(state.ended_early)
+                progress.notify(state.ended_early)
         except (KeyboardInterrupt, SystemExit):
             outcome = "interrupted", BY_USER
             raise
@@ -86,21 +86,21 @@ def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
             try:
                 _leave(state, *outcome)
             finally:
-                _finish_tracking(store, spec, shipper, progress)
+                _finish_tracking(store, spec, tracking_sync, progress)
     if outcome[0] == "failed":
         raise FtaeError(f"{spec.name} stopped: {outcome[1]}")
-    return journal.replay(store.folder)
+    return replay(store.folder)
 
 
-def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple[str, str | None]:
+def _run_trials(state: SearchState, ground: ClusterCapacity, progress: Progress) -> tuple[str, str | None]:
     """Let Tune run what the state hands out; returns the status of the search and a reason."""
     spec, settings = state.spec, state.spec.search
     fingerprint = state.record.facts["dataset_fingerprint"]
-    probe = rehearse(spec, fingerprint, progress.say)
-    accept(probe, spec, ground, progress.say)
+    probe = dry_run(spec, fingerprint, progress.notify)
+    accept(probe, spec, ground, progress.notify)
     state.preflight(asdict(probe))
     progress.follow(state.record, search_seconds(probe, spec, ground.at_a_time))
-    retention = patiently(lambda: Retention(state, progress.say), progress.say)
+    retention = with_retries(lambda: Retention(state, progress.notify), progress.notify)
 
     def on_change(number: int) -> None:
         progress.update(number)
@@ -109,7 +109,7 @@ def _run_trials(state: SearchState, ground: Ground, progress: Progress) -> tuple
             retention.ended(number)
 
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
-    coordinator = Coordinator(state, deadline, on_change, progress.say)
+    coordinator = Coordinator(state, deadline, on_change, progress.notify)
     evals = pairwise([0, *spec.finetune.eval_steps()])
     coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
     trainable = tune.with_parameters(run_trial, search=spec.model_dump(mode="json"), fingerprint=fingerprint)
@@ -170,14 +170,14 @@ def _unwritable(error: OSError) -> FtaeError:
     return FtaeError(f"the journal cannot be written: {error}. Make room, then go on with --resume; nothing is lost")
 
 
-def _finish_tracking(store: Store, spec: SearchSpec, shipper: Shipper, progress: Progress) -> None:
+def _finish_tracking(store: Store, spec: SearchSpec, tracking_sync: TrackingSync, progress: Progress) -> None:
     try:
-        if shipper.finish(FLUSH_SECONDS):
+        if tracking_sync.finish(FLUSH_SECONDS):
             publish(store, tracker_of(spec, store))
             return
     except (FtaeError, OSError) as error:
-        progress.say(str(error))
-    progress.say(f"MLflow lacks a part of this search; once it can be reached, run: ftae sync {spec.name}")
+        progress.notify(str(error))
+    progress.notify(f"MLflow lacks a part of this search; once it can be reached, run: ftae sync {spec.name}")
 
 
 # ----------------------------------------------------------------------------------------- the folder

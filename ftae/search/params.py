@@ -7,11 +7,11 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ftae.specs.conditions import Condition, conditions_of, has_effect
-from ftae.specs.configurations import in_order
-from ftae.specs.distributions import Choices, Distribution, Range
-from ftae.specs.overrides import value_at
-from ftae.specs.search import SearchSpec
+from ftae.specs.reading.overrides import value_at
+from ftae.specs.search.conditions import Condition, conditions_of, has_effect
+from ftae.specs.search.configurations import in_order
+from ftae.specs.search.distributions import Choices, Distribution, Range
+from ftae.specs.search.search import SearchSpec
 
 SWITCH = CategoricalDistribution([False, True])
 

@@ -8,12 +8,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ftae.record import SearchRecord, TrialRecord, done_of_asked
-from ftae.specs.search import SearchSpec
-from ftae.units import duration
+from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.specs.search.search import SearchSpec
+from ftae.wording import done_of_asked, duration
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
+
 SHOWN_TRIALS = 12
+
 # How much of a search must be done for what it took to weigh as much as what was expected of it.
 EXPECTED_SHARE = 0.05
 
@@ -26,7 +28,7 @@ class _Terminal(Console):
 
 
 class Progress:
-    """A context manager. ``say`` for anything; ``update`` after every event of a trial, once there is a record.
+    """A context manager. ``notify`` for anything; ``update`` after every event of a trial, once there is a record.
 
     A live table is drawn by another thread, from what ``update`` has noted: the record grows meanwhile.
     """
@@ -49,7 +51,9 @@ class Progress:
         self._share_at_start = self._share = self._share_done()
         if (begun := self._num_begun()) > self._spec.search.num_trials:
             asked = self._spec.search.num_trials
-            self.say(f"{begun} trials have begun and search.num_trials is {asked}: those are finished, none is added")
+            self.notify(
+                f"{begun} trials have begun and search.num_trials is {asked}: those are finished, none is added"
+            )
         self._note()
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
@@ -66,7 +70,7 @@ class Progress:
         if self._live is None and trial.status != "running":
             self._console.print(Text(f"{self._line(trial)} | {self._summary()} | {self._time_left()}"), soft_wrap=True)
 
-    def say(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         """One line that stays."""
         self._console.print(Text(message), soft_wrap=True)
 

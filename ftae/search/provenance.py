@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ftae.engine import hub
-from ftae.engine.data import Dataset
-from ftae.engine.model_files import model_digest, weights_digest
-from ftae.record import SearchRecord
-from ftae.specs.distributions import Choices
-from ftae.specs.models import DiffusersModel
-from ftae.specs.search import SearchSpec
+from ftae.engine.data.dataset import Dataset
+from ftae.engine.models import hub
+from ftae.engine.models.model_folder import model_digest, weights_digest
+from ftae.results.search_record import SearchRecord
+from ftae.specs.finetune.models import DiffusersModel
+from ftae.specs.search.distributions import Choices
+from ftae.specs.search.search import SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
+
 PRETRAINED = "model.pretrained"
+
 # What must be as it was for trials to be comparable.
 QUESTION = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
 

@@ -3,25 +3,25 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ftae.engine.artifacts import CHECKPOINTS
-from ftae.record import TrialRecord, trial_folder
-from ftae.search.patience import patiently
+from ftae.engine.run_folder import CHECKPOINTS
+from ftae.results.search_record import TrialRecord, trial_folder
 from ftae.search.state import SearchState
+from ftae.storage.retry import with_retries
 
 
 class Retention:
     """Deletes what is not needed any more as trials end. Of a trial that ended only its last checkpoint is.
 
     The best are chosen among those that still have theirs: by several metrics, a trial may rise again. What goes is
-    decided at once and deleted by a thread, for which no trial waits; ``say`` is told of the storage's faults.
+    decided at once and deleted by a thread, for which no trial waits; ``notify`` is told of the storage's faults.
     What a driver that was killed had not deleted yet, the next one does here.
 
     Raises:
         OSError: the storage refuses.
     """
 
-    def __init__(self, state: SearchState, say: Callable[[str], None] = lambda message: None) -> None:
-        self._state, self._say = state, say
+    def __init__(self, state: SearchState, notify: Callable[[str], None] = lambda message: None) -> None:
+        self._state, self._notify = state, notify
         self._thread = ThreadPoolExecutor(1, "retention")
         self.failure: Exception | None = None
         ended = (n for n, trial in state.record.trials.items() if trial.status != "running")
@@ -63,7 +63,7 @@ class Retention:
     def _delete_patiently(self, last: Mapping[int, str | None]) -> None:
         if self.failure is None:
             try:
-                patiently(lambda: self._delete(last), self._say)
+                with_retries(lambda: self._delete(last), self._notify)
             except Exception as error:  # told by ``check``
                 self.failure = error
 

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import ray
-
-from ftae.engine.output_folder import check_output
-from ftae.journal import Journal
-from ftae.record import SearchRecord
-from ftae.search.earlier import earlier
-from ftae.search.session import ray_session
-from ftae.specs.search import SearchSpec
-from ftae.storage import JOURNAL, open_store
+from ftae.engine.data.listing import check_output
+from ftae.results.replay import earlier
+from ftae.results.search_record import SearchRecord
+from ftae.search.ray.session import ray_session, start_worker
+from ftae.specs.search.search import SearchSpec
+from ftae.storage.journal import Journal
+from ftae.storage.store import JOURNAL, open_store
 
 
 def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
@@ -24,7 +22,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
             than the one to resume; Ray cannot be had; the preflight found a fault; the baseline cannot be run; no
             space is left.
     """
-    spec = spec.located()
+    spec = spec.with_absolute_paths()
     if not spec.search.in_object_store:
         check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
     # Before Ray starts, which takes seconds.
@@ -32,7 +30,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     _check_free(open_store(spec.search.storage, spec.name, "driver").folder)
     with ray_session() as own:
         if own and not spec.search.resources.gpus:  # a process that had a GPU ends with its task
-            _start_worker(spec.search.resources.cpus)
+            start_worker(spec.search.resources.cpus)
         from ftae.search.driver import drive
 
         return drive(spec, resume, own=own)
@@ -42,12 +40,3 @@ def _check_free(folder: Path) -> None:
     """Refuse a search that another process of this machine runs; who takes it up makes sure of that once more."""
     if (folder / JOURNAL).is_file():
         Journal(folder).close()
-
-
-def _start_worker(cpus: float) -> None:
-    """Have a worker import what the rehearsal needs, which it then runs, while the driver imports and checks."""
-    ray.remote(_import_rehearsal).options(num_cpus=cpus).remote()
-
-
-def _import_rehearsal() -> None:
-    import ftae.search.rehearsal  # noqa: F401

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ftae import journal
-from ftae.journal import Journal
-from ftae.record import Event, SearchRecord, Status, TrialRecord, trial_folder
-from ftae.search.lease import Lease
-from ftae.search.patience import patiently
-from ftae.search.rungs import Rungs
-from ftae.search.study import Study
-from ftae.specs.search import SearchSpec
-from ftae.storage import Store
+from ftae.results.search_record import SearchRecord, Status, TrialRecord, trial_folder
+from ftae.search.sampler import Study
+from ftae.search.scheduler import Rungs
+from ftae.specs.search.search import SearchSpec
+from ftae.storage import journal
+from ftae.storage.journal import Event, Journal
+from ftae.storage.lease import Lease
+from ftae.storage.retry import with_retries
+from ftae.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Assignment:
 class SearchState:
     """One search in the hands of one driver. Every change is in the journal before it counts.
 
-    ``say`` is told of the storage's faults.
+    ``notify`` is told of the storage's faults.
 
     Raises:
         FtaeError: another driver has the search.
@@ -46,14 +46,14 @@ class SearchState:
         spec: SearchSpec,
         store: Store,
         facts: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = lambda message: None,
+        notify: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.spec, self.store, self._say = spec, store, say
+        self.spec, self.store, self._notify = spec, store, notify
         self.record = SearchRecord(search={})
         self.study, self.rungs = Study(spec), Rungs(spec)
         self._undecided: dict[int, Status] = {}  # reports that end a trial whose end is not in the journal yet
         self.journal = Journal(store.folder, store.replicate)
-        self._lease = Lease(store, self.journal.path, say)
+        self._lease = Lease(store, self.journal.path, notify)
         try:
             self._lease.take()
             self._take_up(facts or {})
@@ -174,7 +174,7 @@ class SearchState:
     def _write(self, events: list[Event]) -> None:
         """Events count once they are in the journal, which has them in one write where the storage takes them so."""
         for some in [events] if self.store.takes_lines_together else [[event] for event in events]:
-            patiently(partial(self._write_together, some), self._say)
+            with_retries(partial(self._write_together, some), self._notify)
             for event in some:
                 self._apply(event, live=True)
 

@@ -21,9 +21,9 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+from ftae.tracking.mlflow_server import TrackingUnavailable, check_experiment, store_uri  # noqa: E402
 from ftae.tracking.run_tracker import RunTracker  # noqa: E402
 from ftae.tracking.search_tracker import SearchTracker  # noqa: E402
-from ftae.tracking.server import TrackingUnavailable, check_experiment, store_uri  # noqa: E402
 
 if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # what goes wrong is raised; told once is enough
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)

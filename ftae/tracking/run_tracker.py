@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ftae.tracking.server import Server, unless_it_exists
-from ftae.tracking.values import flatten, now, points
+from ftae.tracking.mlflow_server import Server, flatten, now, points, unless_it_exists
 
 CHAMPION = "champion"
 

@@ -10,11 +10,21 @@ from typing import Any
 
 from mlflow.entities import Metric, Run
 
-from ftae.specs.objective import read_objective
-from ftae.tracking.server import Server, TrackingUnavailable
-from ftae.tracking.values import MAX_TAG, clip, flatten, milliseconds, now, points, table_json
+from ftae.specs.search.objective import read_objective
+from ftae.tracking.mlflow_server import (
+    MAX_TAG,
+    Server,
+    TrackingUnavailable,
+    clip,
+    flatten,
+    milliseconds,
+    now,
+    points,
+    table_json,
+)
 
 LEADERBOARD = "leaderboard.json"
+
 RUN_STATUS = {
     "finished": "FINISHED",
     "complete": "FINISHED",
@@ -201,7 +211,11 @@ class SearchTracker:
         run.new_tags.clear()
 
     def _tags(self) -> dict[str, str]:
-        return {"ftae.search": self._search["name"], "ftae.search_id": self._search_id(), "ftae.status": "running"}
+        return {
+            "ftae.search": self._search["name"],
+            "ftae.search_id": self._search_id(),
+            "ftae.cluster.status": "running",
+        }
 
     def _search_id(self) -> str:
         return f"{self._first_event['digest']}-{milliseconds(self._first_event)}"
@@ -258,11 +272,13 @@ class _Run:
     def go_on(self) -> None:
         if self.status != "RUNNING":
             self.status = "RUNNING"
-            self.set_tags({"ftae.status": "running"} | ({"ftae.reason": ""} if "ftae.reason" in self.tags else {}))
+            self.set_tags(
+                {"ftae.cluster.status": "running"} | ({"ftae.reason": ""} if "ftae.reason" in self.tags else {})
+            )
 
     def end(self, status: str, at: int, reason: str | None = None) -> None:
         self.status, self.ended = RUN_STATUS.get(status, "KILLED"), at  # another: of a later version of ftae
-        self.set_tags({"ftae.status": status} | ({"ftae.reason": clip(reason, MAX_TAG)} if reason else {}))
+        self.set_tags({"ftae.cluster.status": status} | ({"ftae.reason": clip(reason, MAX_TAG)} if reason else {}))
 
     def written(self) -> None:
         self.written_status = self.status

@@ -10,18 +10,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.adversary import BLOW_UP, Adversary, squared_slope
-from ftae.engine.build import build_model, summarize
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.discriminator import PatchGan, build_discriminator
-from ftae.engine.loop import finetune
-from ftae.engine.probe import probe
-from ftae.engine.release import release
-from ftae.engine.training import Training
-from ftae.engine.workers import local_workers
-from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.discriminator import DiscriminatorSpec
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.models.discriminator import PatchGan, build_discriminator
+from ftae.engine.models.families import build_model
+from ftae.engine.sizing.probe import probe
+from ftae.engine.sizing.summary import summarize
+from ftae.engine.tasks.adversarial import Adversary, squared_slope
+from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.training.export_model import release
+from ftae.engine.training.local_workers import local_workers
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
+from ftae.errors import FtaeError, Reason, TrainingFailed
+from ftae.specs.finetune.networks import DiscriminatorSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 AT_ONCE = {"start_fraction": 0.0, "ramp_fraction": 0.0, "warmup_fraction": 0.0}
 CPU = torch.device("cpu")
@@ -397,7 +398,7 @@ def test_images_worse_than_flat_ones_are_a_blow_up(tmp_path: Path) -> None:
         num_evals=12,
     )
     failure = failure_of(spec, tmp_path / "wild")
-    assert failure.reason == BLOW_UP
+    assert failure.reason == Reason.BLOW_UP
     assert failure.step <= 60
     tame = spec.model_copy(update={"losses": begin.losses})
     assert [report.step for report in finetune(tame, tmp_path / "tame")][-1] == 60  # the term was at fault
@@ -406,7 +407,7 @@ def test_images_worse_than_flat_ones_are_a_blow_up(tmp_path: Path) -> None:
 def test_a_discriminator_that_is_not_finite_is_a_blow_up(tmp_path: Path) -> None:
     settings = {**AT_ONCE, "warmup_fraction": 0.5, "start_fraction": 0.5, "norm": "group", "lr": 1e38}
     failure = failure_of(spec_of({**settings, "max_grad_norm": None}), tmp_path)
-    assert failure.reason == BLOW_UP
+    assert failure.reason == Reason.BLOW_UP
     assert 1 <= failure.step < 5  # the model does not even see it yet
 
 

@@ -9,17 +9,17 @@ from PIL import Image
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from ftae.engine.autoencoder import Encoding
-from ftae.engine.batches import train_batch
-from ftae.engine.data import Dataset, load_dataset
-from ftae.engine.evaluation import evaluate_all
-from ftae.engine.judged import EvalInputs
-from ftae.engine.loop import finetune
-from ftae.engine.metrics import Auroc
-from ftae.engine.training import Training
+from ftae.engine.data.batches import train_batch
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.models.autoencoder import Encoding
+from ftae.engine.objectives.eval_batch import EvalBatch
+from ftae.engine.objectives.metrics import Auroc
+from ftae.engine.training.evaluator import evaluate_all
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError
-from ftae.specs.data import Digits, ImageFolder
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.data import Digits, ImageFolder
+from ftae.specs.finetune.run import FinetuneSpec
 
 SHADES = {"bad": 0, "good": 100, "odd": 200, "plain": 50}
 
@@ -166,11 +166,11 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
     assert metric.compute() == (2 + 2.5) / 6  # a tie is half
 
 
-def wrong_by(*errors: float) -> EvalInputs:
+def wrong_by(*errors: float) -> EvalBatch:
     """Images by the mse of their reconstruction."""
     target = torch.zeros(len(errors), 1, 2, 2, dtype=torch.float64)
     made = target + torch.tensor(errors, dtype=torch.float64).sqrt().reshape(-1, 1, 1, 1)
-    return EvalInputs(target, target, made, Encoding(torch.zeros(len(errors), 1)), None, None)
+    return EvalBatch(target, target, made, Encoding(torch.zeros(len(errors), 1)), None, None)
 
 
 def test_auroc_is_that_of_scikit_learn() -> None:
@@ -185,9 +185,9 @@ def test_auroc_is_that_of_scikit_learn() -> None:
 
 
 def test_all_other_metrics_are_of_the_normal_images(tmp_path: Path) -> None:
-    found, vitals = evaluate_all(Training(spec_of()).judged)
+    found, collapse_signs = evaluate_all(Training(spec_of()).judged)
     without = evaluate_all(Training(spec_of(metrics=["mse", "psnr", "active_units"])).judged)
-    assert without == ({n: v for n, v in found.items() if n != "val/auroc"}, vitals)
+    assert without == ({n: v for n, v in found.items() if n != "val/auroc"}, collapse_signs)
 
 
 def test_auroc_does_not_depend_on_the_batch_size() -> None:

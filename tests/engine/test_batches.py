@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ftae.engine.batches import batch_indices, train_batch, val_batches
-from ftae.engine.data import ImageSet
-from ftae.specs.data import ImageFolder
+from ftae.engine.data.batches import batch_indices, train_batch, val_batches
+from ftae.engine.data.dataset import ImageSet
+from ftae.specs.finetune.data import ImageFolder
 
 
 def spec_of(**fields: Any) -> ImageFolder:

@@ -15,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import (
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.models.families import build_model
+from ftae.engine.rng import rng_state, same_state, set_rng_state
+from ftae.engine.tasks.optim import WeightAverage, build_optimizer
+from ftae.engine.training.checkpoint import (
+    CheckpointWriter,
     EvalReport,
-    Saving,
     damage,
     evaluated_weights,
     latest_checkpoint,
@@ -28,11 +30,9 @@ from ftae.engine.checkpoint import (
     save_checkpoint,
     usable_checkpoint,
 )
-from ftae.engine.loop import finetune
-from ftae.engine.optim import WeightAverage, build_optimizer
-from ftae.engine.random_state import rng_state, same_state, set_rng_state
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 def spec_of(**changes: Any) -> FinetuneSpec:
@@ -72,7 +72,7 @@ def state_of(spec: FinetuneSpec, num_steps: int = 0) -> State:
 
 
 def save(folder: Path, spec: FinetuneSpec, state: State, report: EvalReport | None = None) -> None:
-    save_checkpoint(folder, report or report_of(), spec, *state, vitals={"posterior collapse": 3.0})
+    save_checkpoint(folder, report or report_of(), spec, *state, collapse_signs={"posterior collapse": 3.0})
 
 
 def flat(value: Any) -> list[Any]:
@@ -91,9 +91,9 @@ def test_the_whole_state_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(11)
     save(tmp_path / "step-1", spec_of(), saved)
     drawn = torch.rand(3)
-    report, vitals = load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
+    report, collapse_signs = load_checkpoint(tmp_path / "step-1", spec_of(), *loaded)
     assert report == report_of()
-    assert vitals == {"posterior collapse": 3.0}
+    assert collapse_signs == {"posterior collapse": 3.0}
     assert torch.equal(torch.rand(3), drawn)
     assert flat(loaded[0].state_dict()) == flat(saved[0].state_dict())
     assert flat(loaded[1].state_dict()) == flat(saved[1].state_dict())
@@ -122,7 +122,7 @@ def test_channels_last_weights_come_back(tmp_path: Path) -> None:
 def test_judged_weights_are_the_averaged_ones(tmp_path: Path) -> None:
     autoencoder, optimizer, average = state_of(spec_of(freeze_depth=1), num_steps=2)
     save(tmp_path / "averaged", spec_of(), (autoencoder, optimizer, average))
-    save_checkpoint(tmp_path / "live", report_of(), spec_of(), autoencoder, optimizer, None, vitals={})
+    save_checkpoint(tmp_path / "live", report_of(), spec_of(), autoencoder, optimizer, None, collapse_signs={})
     live, averaged = evaluated_weights(tmp_path / "live"), evaluated_weights(tmp_path / "averaged")
     assert flat(live) == flat(dict(sorted(autoencoder.state_dict().items())))
     assert averaged.keys() == live.keys()
@@ -160,7 +160,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_alone(tmp_path: Path) -> None:
 def test_what_is_saved_is_the_state_before_the_evaluation_but_for_the_random_numbers_it_draws(tmp_path: Path) -> None:
     autoencoder, optimizer, average = state_of(spec_of(), num_steps=2)
     weights = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
-    with Saving(tmp_path / "step-1", spec_of(), autoencoder, optimizer, average) as saving:
+    with CheckpointWriter(tmp_path / "step-1", spec_of(), autoencoder, optimizer, average) as saving:
         for parameter in autoencoder.parameters():
             parameter.detach().zero_()
         torch.rand(3)
@@ -174,7 +174,7 @@ def test_what_is_saved_is_the_state_before_the_evaluation_but_for_the_random_num
 
 
 def test_a_checkpoint_whose_evaluation_failed_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FtaeError), Saving(tmp_path / "step-1", spec_of(), *state_of(spec_of())):
+    with pytest.raises(FtaeError), CheckpointWriter(tmp_path / "step-1", spec_of(), *state_of(spec_of())):
         raise FtaeError("the evaluation failed")
     assert list(tmp_path.iterdir()) == []
 

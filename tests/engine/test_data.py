@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftae.engine.data import Dataset, ImagesChanged, load_dataset
-from ftae.engine.decoding import UnreadableImage, decode_image
+from ftae.engine.data.dataset import Dataset, ImagesChanged, load_dataset
+from ftae.engine.data.decoding import UnreadableImage, decode_image
 from ftae.errors import FtaeError
-from ftae.specs.data import Digits, ImageFolder, Photos
+from ftae.specs.finetune.data import Digits, ImageFolder, Photos
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

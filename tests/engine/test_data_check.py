@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftae.engine.data import data_of, load_dataset
-from ftae.engine.data_check import check_listed
-from ftae.engine.enough import check_images
+from ftae.engine.data.checks import check_listed
+from ftae.engine.data.dataset import data_of, load_dataset
+from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 @pytest.fixture(autouse=True)

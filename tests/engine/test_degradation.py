@@ -8,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ftae.engine.batches import Batch, train_batch, val_batches
-from ftae.engine.data import ImageSet, load_dataset
-from ftae.engine.degradation import degraded
-from ftae.engine.loop import finetune
-from ftae.specs.data import Digits
-from ftae.specs.degradation import Degradation
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.data.batches import Batch, degraded, train_batch, val_batches
+from ftae.engine.data.dataset import ImageSet, load_dataset
+from ftae.engine.training.loop import finetune
+from ftae.specs.finetune.data import Digits
+from ftae.specs.finetune.degradation import Degradation
+from ftae.specs.finetune.run import FinetuneSpec
 
 ALL = {"blur": 0.7, "noise": 0.1, "jpeg": 30, "blocks": {"share": 0.25, "size": 4}}
 

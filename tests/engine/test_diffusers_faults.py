@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusers import FOLDERS, save_tiny_models
 from torch import Tensor
 
-from ftae.engine.diffusers_models import load_network
-from ftae.engine.model_files import DIFFUSERS
+from ftae.engine.models.diffusers_loading import load_network
+from ftae.engine.models.model_folder import DIFFUSERS
 from ftae.errors import FtaeError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -332,7 +332,7 @@ def test_a_misspelt_path_is_told_at_once(home: Path, tmp_path: Path, monkeypatch
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("ftae.engine.hub._info", no_network)
+    monkeypatch.setattr("ftae.engine.models.hub._info", no_network)
     shutil.copytree(home / "kl", tmp_path / "models" / "my-vae")
     monkeypatch.chdir(tmp_path)
     for name in ("models/my-vea", "modles/my-vae"):

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from ftae.engine.quiet_libraries import LIBRARIES, quiet_libraries
+from ftae.engine.process import LIBRARIES, quiet_libraries
 
 ASKED = """
 import importlib.metadata, sys

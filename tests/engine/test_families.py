@@ -14,14 +14,13 @@ from diffusers import VQModel
 from safetensors.torch import load_file, save_file
 from tiny_diffusers import save_tiny_models
 
-from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.families import FAMILIES, build_autoencoder
-from ftae.engine.loop import finetune
-from ftae.engine.release import release
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.models.families import FAMILIES, build_autoencoder, build_model
+from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.training.export_model import release
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = '''
 import random
@@ -138,7 +137,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, home: Path) -> dict[str, Any]:
-    return located(MODELS[request.param], home)
+    return with_absolute_paths(MODELS[request.param], home)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +146,7 @@ def uninterrupted(model: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return list(finetune(trained_spec(model), folder)), folder
 
 
-def located(model: dict[str, Any], home: Path) -> dict[str, Any]:
+def with_absolute_paths(model: dict[str, Any], home: Path) -> dict[str, Any]:
     return model | ({"pretrained": str(home / model["pretrained"])} if "pretrained" in model else {})
 
 
@@ -382,7 +381,7 @@ def test_bounded_families_stay_in_range(family: str) -> None:
 
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_unbounded_families_say_so(name: str, home: Path) -> None:
-    assert not spec_of(located(MODELS[name], home)).model.bounded_output
+    assert not spec_of(with_absolute_paths(MODELS[name], home)).model.bounded_output
 
 
 def test_posteriors_are_as_the_spec_says(model: dict[str, Any]) -> None:
@@ -401,7 +400,7 @@ def test_codes_are_as_the_spec_says(model: dict[str, Any]) -> None:
 
 
 def test_every_encoder_parameter_of_the_tiny_one_gets_a_gradient(home: Path) -> None:
-    autoencoder = built(located(MODELS["autoencoder_tiny"], home)).train()
+    autoencoder = built(with_absolute_paths(MODELS["autoencoder_tiny"], home)).train()
     images = images_for(autoencoder)
     (autoencoder.decode(autoencoder.encode(images).latents) - images).square().mean().backward()
     encoder = [s for s in autoencoder.stages if s.group == "encoder"]
@@ -411,17 +410,17 @@ def test_every_encoder_parameter_of_the_tiny_one_gets_a_gradient(home: Path) -> 
 
 
 def test_stages_of_diffusers_models(home: Path) -> None:
-    kl = [stage.name for stage in built(located(MODELS["autoencoder_kl"], home)).stages]
+    kl = [stage.name for stage in built(with_absolute_paths(MODELS["autoencoder_kl"], home)).stages]
     assert kl == [
         *("encoder.conv_in", "encoder.down_blocks.0", "encoder.down_blocks.1", "encoder.mid_block"),
         *("encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in", "decoder.mid_block"),
         *("decoder.up_blocks.0", "decoder.up_blocks.1", "decoder.conv_out"),
     ]
-    tiny = [stage.name for stage in built(located(MODELS["autoencoder_tiny"], home)).stages]
+    tiny = [stage.name for stage in built(with_absolute_paths(MODELS["autoencoder_tiny"], home)).stages]
     assert tiny == [*(f"encoder.{i}" for i in range(3)), *(f"decoder.{i}" for i in range(4))]
-    asymmetric = [stage.name for stage in built(located(MODELS["asymmetric_autoencoder_kl"], home)).stages]
+    asymmetric = [stage.name for stage in built(with_absolute_paths(MODELS["asymmetric_autoencoder_kl"], home)).stages]
     assert asymmetric == [*kl[:9], "decoder.condition_encoder", *kl[9:]]
-    dc = [stage.name for stage in built(located(MODELS["autoencoder_dc"], home)).stages]
+    dc = [stage.name for stage in built(with_absolute_paths(MODELS["autoencoder_dc"], home)).stages]
     assert dc == [
         *("encoder.conv_in", "encoder.down_blocks.1", "encoder.down_blocks.2", "encoder.conv_out"),
         *("decoder.conv_in", "decoder.up_blocks.2", "decoder.up_blocks.1", "decoder.conv_out"),
@@ -445,7 +444,7 @@ def test_a_line_is_all_stages_in_order(model: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", UNBOUNDED)
 @torch.no_grad()
 def test_lines_of_diffusers_models_do_what_these_do(name: str, home: Path) -> None:
-    autoencoder = built(located(MODELS[name], home)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = built(with_absolute_paths(MODELS[name], home)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net: Any = autoencoder.net
     images = images_for(autoencoder)
     encoding, theirs = autoencoder.encode(images), net.encode(images)
@@ -516,10 +515,14 @@ def test_another_resolution_or_colour_is_refused(home: Path, tmp_path: Path) -> 
         own, data=grey(32) | {"color": "rgb"}
     )
     assert "takes 3 image channels" in refused(own, data=grey())
-    assert "set data.color to rgb" in refused(located(MODELS["autoencoder_kl"], home), data=grey())
-    assert "multiple of 2" in refused(located(MODELS["autoencoder_kl"], home), data=grey(17) | {"color": "rgb"})
+    assert "set data.color to rgb" in refused(with_absolute_paths(MODELS["autoencoder_kl"], home), data=grey())
+    assert "multiple of 2" in refused(
+        with_absolute_paths(MODELS["autoencoder_kl"], home), data=grey(17) | {"color": "rgb"}
+    )
     assert "multiple of 4 (2**depth), got 18" in refused(MODELS["conv_vae"], data=grey(18))
-    assert "cannot take images of shape (1, 16, 16)" in refused(located(CUSTOM | {"kwargs": {}}, home), data=grey())
+    assert "cannot take images of shape (1, 16, 16)" in refused(
+        with_absolute_paths(CUSTOM | {"kwargs": {}}, home), data=grey()
+    )
 
 
 def test_other_options_than_the_pretrained_ones_are_refused(tmp_path: Path) -> None:

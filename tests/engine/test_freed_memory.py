@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ftae.engine import freed_memory
-from ftae.engine.loop import finetune
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine import process as freed_memory
+from ftae.engine.training.loop import finetune
+from ftae.specs.finetune.run import FinetuneSpec
 
 CODE = """
 import resource, threading

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, ClassificationHead, Encoding, Stage
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import latest_checkpoint
-from ftae.engine.loop import finetune
-from ftae.engine.optim import WeightAverage, build_optimizer
+from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding, Stage
+from ftae.engine.models.families import build_model
+from ftae.engine.tasks.optim import WeightAverage, build_optimizer
+from ftae.engine.training.checkpoint import latest_checkpoint
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec, Optimizer
+from ftae.specs.finetune.run import FinetuneSpec, Optimizer
 
 
 class Codebook(nn.Module):

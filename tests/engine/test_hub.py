@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import Hub, served
+from hub_server import Hub, succeeded
 from safetensors.torch import load_file, save_file
 from tiny_diffusers import save_tiny_models
 
-from ftae.engine import build
-from ftae.engine.build import build_model
-from ftae.engine.hub import pinned, pinned_id
-from ftae.engine.model_files import HubId, hub_id, model_digest
-from ftae.engine.warm import Warm
+from ftae.engine.models import families as build
+from ftae.engine.models.families import build_model
+from ftae.engine.models.hub import pinned, pinned_id
+from ftae.engine.models.model_folder import HubId, hub_id, model_digest
+from ftae.engine.training.model_reuse import ModelReuse
 from ftae.errors import FtaeError
-from ftae.production import train
-from ftae.record import SearchRecord
+from ftae.results.search_record import SearchRecord
+from ftae.search.production import train
 from ftae.search.provenance import pinned as pinned_search
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.search import ProductionSpec, SearchSpec
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.search.search import ProductionSpec, SearchSpec
 
 OLD, NEW = "a" * 40, "b" * 40
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -157,7 +157,7 @@ def test_a_pinned_model_is_built_once_for_all_trials(cache: Path, monkeypatch: p
         return original(model, *args)
 
     monkeypatch.setattr(build, "build_autoencoder", counted)
-    warm, spec = Warm(), pinned(spec_of())
+    warm, spec = ModelReuse(), pinned(spec_of())
     for _ in range(3):
         warm.model(spec, None, CPU)
     assert built == [spec.model.pretrained]
@@ -216,7 +216,7 @@ def test_only_what_is_read_is_fetched_and_later_no_network_is_needed(commits: di
     names = ("vae/config.json", f"vae/{WEIGHTS}")
     files = {name: hashlib.sha1((commits[OLD] / name).read_bytes()).hexdigest() for name in names}
     vae = ("owner/name", "vae")
-    with served(Hub(commits[OLD], OLD)) as hub:
+    with succeeded(Hub(commits[OLD], OLD)) as hub:
         found, stderr = fetch(tmp_path, vae, ("owner/other", None), HF_ENDPOINT=hub.url)
         assert found[0] == [f"owner/name@{OLD}", files]
         assert found[1].endswith("the hub has no such model, or it is private and HF_TOKEN is not set")
@@ -233,6 +233,6 @@ def test_only_what_is_read_is_fetched_and_later_no_network_is_needed(commits: di
 
 
 def test_of_a_whole_pipeline_only_what_tells_its_parts_is_fetched(commits: dict[str, Path], tmp_path: Path) -> None:
-    with served(Hub(commits[OLD], OLD)) as hub:
+    with succeeded(Hub(commits[OLD], OLD)) as hub:
         (found,), _ = fetch(tmp_path, ("owner/name", None), HF_ENDPOINT=hub.url)
     assert found[1].keys() == {"model_index.json", "unet/config.json", "vae/config.json"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftae.engine.data import Dataset, ImagesChanged, load_dataset
+from ftae.engine.data.dataset import Dataset, ImagesChanged, load_dataset
 from ftae.errors import FtaeError
-from ftae.specs.data import AnyData, Digits, ImageFolder, Shapes
+from ftae.specs.finetune.data import AnyData, Digits, ImageFolder, Shapes
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftae.engine.image_statistics import EdgeDistance, ExplainedVariance, Sharpness, gradient_magnitudes
+from ftae.engine.objectives.image_measures import EdgeDistance, ExplainedVariance, Sharpness, gradient_magnitudes
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftae.engine.data import Dataset, load_dataset
-from ftae.engine.loop import finetune
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.data import Digits, ImageFolder
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.data import Digits, ImageFolder
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 def digits(share: float, **fields: Any) -> Dataset:

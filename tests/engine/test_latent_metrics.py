@@ -11,17 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ftae.engine.autoencoder import Encoding
-from ftae.engine.build import build_model
-from ftae.engine.companions import Companions
-from ftae.engine.data import load_dataset
-from ftae.engine.enough import check_enough
-from ftae.engine.evaluation import evaluate
-from ftae.engine.judged import EvalInputs, Subject
-from ftae.engine.latent_metrics import Dci, Mig
-from ftae.engine.loop import finetune
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.models.autoencoder import Encoding
+from ftae.engine.models.families import build_model
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
+from ftae.engine.objectives.latent_metrics import Dci, Mig
+from ftae.engine.training.evaluator import check_enough, evaluate
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 def spec_of(**changes: Any) -> FinetuneSpec:
@@ -39,9 +38,9 @@ def spec_of(**changes: Any) -> FinetuneSpec:
     return FinetuneSpec.model_validate(fields | changes)
 
 
-def of(latents: Tensor, factors: Tensor) -> EvalInputs:
+def of(latents: Tensor, factors: Tensor) -> EvalBatch:
     images = torch.zeros(len(latents), 1, 1, 1)
-    return EvalInputs(images, images, images, Encoding(latents), None, None, factors)
+    return EvalBatch(images, images, images, Encoding(latents), None, None, factors)
 
 
 def measured(metric: Mig | Dci, latents: Tensor, factors: Tensor, batch_size: int = 1000) -> float:
@@ -105,9 +104,11 @@ def test_it_depends_neither_on_batches_nor_on_random_state(metric: Any, factors:
     assert np.random.get_state()[1].tolist() == before[1]
 
 
-def subject_of(spec: FinetuneSpec) -> Subject:
+def subject_of(spec: FinetuneSpec) -> EvalContext:
     dataset = load_dataset(spec.data)
-    return Subject(build_model(spec, dataset.num_classes), spec, Companions(), dataset.train, torch.device("cpu"))
+    return EvalContext(
+        build_model(spec, dataset.num_classes), spec, AuxiliaryNetworks(), dataset.train, torch.device("cpu")
+    )
 
 
 def test_a_whole_evaluation_does_not_depend_on_the_batch_size() -> None:

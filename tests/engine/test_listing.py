@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ftae.engine.data import load_dataset
-from ftae.engine.listing import SUFFIXES, list_images
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.data.listing import SUFFIXES, list_images
 from ftae.errors import FtaeError
-from ftae.specs.data import ImageFolder
+from ftae.specs.finetune.data import ImageFolder
 
 
 def save(path: Path) -> Path:

@@ -15,16 +15,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.companions import Companions
-from ftae.engine.data import load_dataset
-from ftae.engine.evaluation import evaluate
-from ftae.engine.loop import finetune
-from ftae.engine.metrics import Subject
-from ftae.engine.training import Training
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.models.families import build_model
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
+from ftae.engine.objectives.metrics import EvalContext
+from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.training.evaluator import evaluate
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = '''
 import torch
@@ -143,7 +143,9 @@ def test_the_first_report_is_the_untouched_model(tmp_path: Path) -> None:
     first = next(finetune(spec, tmp_path))
     autoencoder = build_model(spec, None).to(memory_format=torch.channels_last)
     data = load_dataset(spec.data)
-    metrics, _ = evaluate(Subject(autoencoder, spec, Companions(), data.train, torch.device("cpu")), data.val)
+    metrics, _ = evaluate(
+        EvalContext(autoencoder, spec, AuxiliaryNetworks(), data.train, torch.device("cpu")), data.val
+    )
     assert (first.step, first.checkpoint) == (0, None)
     assert first.metrics == {f"val/{name}": value for name, value in metrics.items()}
     assert not (tmp_path / "checkpoints").exists()
@@ -227,7 +229,7 @@ def test_judged_are_the_averaged_weights(tmp_path: Path) -> None:
     assert last.checkpoint is not None
     autoencoder = build_model(spec, None).to(memory_format=torch.channels_last)
     data = load_dataset(spec.data)
-    subject = Subject(autoencoder, spec, Companions(), data.train, torch.device("cpu"))
+    subject = EvalContext(autoencoder, spec, AuxiliaryNetworks(), data.train, torch.device("cpu"))
     found = []
     for file in ("model.safetensors", "average.safetensors"):
         autoencoder.load_state_dict(load_file(tmp_path / last.checkpoint / file))

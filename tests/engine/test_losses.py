@@ -15,20 +15,19 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from vision_weights import random_weights
 
-from ftae.engine.autoencoder import Autoencoder, Encoding, Posterior, Stage
-from ftae.engine.build import build_model
-from ftae.engine.companions import Companions
-from ftae.engine.loop import finetune
-from ftae.engine.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
-from ftae.engine.optim import build_optimizer
-from ftae.engine.quantizer import chosen
-from ftae.engine.training import Training
-from ftae.engine.vision_networks import PerceptualNetwork
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, Posterior, Stage
+from ftae.engine.models.families import build_model
+from ftae.engine.models.vector_quantized import chosen
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, PerceptualNetwork
+from ftae.engine.objectives.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
+from ftae.engine.tasks.optim import build_optimizer
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError
-from ftae.specs import needs
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.losses import Losses
-from ftae.specs.networks import PerceptualNet
+from ftae.specs.finetune import needs
+from ftae.specs.finetune.losses import Losses
+from ftae.specs.finetune.networks import PerceptualNet
+from ftae.specs.finetune.run import FinetuneSpec
 
 TERMS = tuple(LOSSES)
 AT_ONCE = {
@@ -101,7 +100,7 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         logits=unit(batch, 5) * 6 - 3,
         labels=torch.arange(batch) % 5,
         autoencoder=Line(3.0).autoencoder(),
-        companions=Companions(
+        auxiliary=AuxiliaryNetworks(
             reference=Line(1.0).autoencoder(),
             adversary=lambda images: images.square().mean(),
             perceptual=perceptual_network(),

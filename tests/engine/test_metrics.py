@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.autoencoder import Autoencoder, Codes, Draw, Encoding, Posterior, Stage
-from ftae.engine.companions import Companions
-from ftae.engine.data import ImageSet
-from ftae.engine.evaluation import evaluate
-from ftae.engine.judged import EvalInputs, Subject
-from ftae.engine.latent_statistics import ActiveUnits
-from ftae.engine.metrics import OVER_SET, PER_IMAGE, Evaluation, Vitals
+from ftae.engine.data.dataset import ImageSet
+from ftae.engine.models.autoencoder import Autoencoder, Codes, Draw, Encoding, Posterior, Stage
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
+from ftae.engine.objectives.latent_metrics import ActiveUnits
+from ftae.engine.objectives.metrics import OVER_SET, PER_IMAGE, CollapseDetector, Evaluation
+from ftae.engine.training.evaluator import evaluate
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.metrics import METRICS, MetricName
+from ftae.specs.finetune.metrics import METRICS, MetricName
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 def inputs(
@@ -27,12 +27,12 @@ def inputs(
     posterior: Posterior | None = None,
     logits: Tensor | None = None,
     labels: Tensor | None = None,
-) -> EvalInputs:
+) -> EvalBatch:
     encoding = Encoding(torch.zeros(len(target), 1)) if posterior is None else Encoding.of(posterior, None)
-    return EvalInputs(target, target, reconstruction, encoding, logits, labels)
+    return EvalBatch(target, target, reconstruction, encoding, logits, labels)
 
 
-def measured(names: tuple[str, ...], *batches: EvalInputs) -> dict[str, float]:
+def measured(names: tuple[str, ...], *batches: EvalBatch) -> dict[str, float]:
     spec = spec_of().model_copy(update={"metrics": names})
     evaluation = Evaluation(subject_of(shifting(Seen([], []), 0.6), spec))
     for batch in batches:
@@ -40,13 +40,13 @@ def measured(names: tuple[str, ...], *batches: EvalInputs) -> dict[str, float]:
     return evaluation.compute()
 
 
-def errors(*values: float) -> EvalInputs:
+def errors(*values: float) -> EvalBatch:
     """One 16x16 image for each error that all of its pixels have."""
     target = torch.full((len(values), 1, 16, 16), 0.5)
     return inputs(target, target + torch.tensor(values)[:, None, None, None])
 
 
-def units(means: Tensor, logvar: float = 0.0) -> EvalInputs:
+def units(means: Tensor, logvar: float = 0.0) -> EvalBatch:
     images = torch.zeros(len(means), 1, 16, 16)
     return inputs(images, images, Posterior(means, torch.full_like(means, logvar)))
 
@@ -129,7 +129,7 @@ def test_active_units_are_counted_over_the_whole_set() -> None:
     assert counted.compute() == 1.0
 
 
-def coded(*levels: list[list[int]], num_codes: int = 8) -> EvalInputs:
+def coded(*levels: list[list[int]], num_codes: int = 8) -> EvalBatch:
     """One image for each row of indices; one codebook for each level."""
     images, nothing = torch.zeros(len(levels[0]), 1, 16, 16), torch.zeros(())
     codes = tuple(Codes(torch.tensor(rows), num_codes, nothing, None) for rows in levels)
@@ -152,14 +152,14 @@ def test_of_several_codebooks_the_least_counts() -> None:
 
 
 def test_the_sign_of_life_of_a_codebook_is_that_its_codes_tell_images_apart() -> None:
-    vitals = Vitals(spec_of())
-    vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))  # several codes, but an image alone
-    assert vitals.compute() == {"codebook collapse": 0.0}
-    vitals.update(coded([[1, 2, 2]], [[3, 4, 6]]))
-    assert vitals.compute() == {"codebook collapse": 1.0}  # the least: two positions differ, and one
+    collapse_signs = CollapseDetector(spec_of())
+    collapse_signs.update(coded([[0, 1, 2]], [[3, 4, 5]]))  # several codes, but an image alone
+    assert collapse_signs.compute() == {"codebook collapse": 0.0}
+    collapse_signs.update(coded([[1, 2, 2]], [[3, 4, 6]]))
+    assert collapse_signs.compute() == {"codebook collapse": 1.0}  # the least: two positions differ, and one
     for _ in range(120):
-        vitals.update(coded([[0, 1, 2]], [[3, 4, 5]]))
-    assert vitals.compute() == {"codebook collapse": 0.0}  # one image of more than 100
+        collapse_signs.update(coded([[0, 1, 2]], [[3, 4, 5]]))
+    assert collapse_signs.compute() == {"codebook collapse": 0.0}  # one image of more than 100
 
 
 # These need anomalies, large images, or a data set with labels or factors.
@@ -174,7 +174,7 @@ def test_results_do_not_depend_on_the_batch_size() -> None:
     codes = torch.randint(0, 8, (12, 9))
     names = tuple(name for name in (*PER_IMAGE, *OVER_SET) if name not in ELSEWHERE)
 
-    def batches(size: int) -> list[EvalInputs]:
+    def batches(size: int) -> list[EvalBatch]:
         cuts = [slice(start, start + size) for start in range(0, 12, size)]
         return [
             replace(
@@ -234,9 +234,9 @@ def shifting(seen: Seen, shift: float) -> Autoencoder:
     )
 
 
-def subject_of(autoencoder: Autoencoder, spec: FinetuneSpec) -> Subject:
-    companions = Companions(reference=shifting(Seen([], []), 0.0))
-    return Subject(autoencoder, spec, companions, image_set(0, 255), torch.device("cpu"))
+def subject_of(autoencoder: Autoencoder, spec: FinetuneSpec) -> EvalContext:
+    auxiliary = AuxiliaryNetworks(reference=shifting(Seen([], []), 0.0))
+    return EvalContext(autoencoder, spec, auxiliary, image_set(0, 255), torch.device("cpu"))
 
 
 def spec_of(**changes: Any) -> FinetuneSpec:
@@ -263,14 +263,14 @@ def test_evaluation_clamps_and_judges_the_mode_in_eval_mode() -> None:
     seen = Seen([], [])
     subject = subject_of(shifting(seen, shift=0.6).train(), spec_of())
     state = torch.get_rng_state()
-    metrics, vitals = evaluate(subject, image_set(255, 204))
+    metrics, collapse_signs = evaluate(subject, image_set(255, 204))
     # In [0, 1]: 1.0 stays 1.0 by clamping, 0.8 becomes 1.1 and is clamped: errors 0 and 0.2.
     assert metrics["mse"] == pytest.approx((0.0 + 0.04) / 2, abs=1e-6)
     assert metrics["psnr"] == pytest.approx((100.0 + 10 * math.log10(25)) / 2, abs=1e-3)
     assert torch.equal(state, torch.get_rng_state())
     assert seen.training == [False]
     assert torch.allclose(seen.latents[0].flatten(1).std(1), torch.zeros(2))  # no noise of the posterior
-    assert vitals["posterior collapse"] == metrics["active_units"] == 1.0
+    assert collapse_signs["posterior collapse"] == metrics["active_units"] == 1.0
 
 
 def test_evaluation_does_not_depend_on_the_batch_size() -> None:

@@ -13,21 +13,28 @@ import pytest
 import torch
 from vision_weights import random_weights
 
-from ftae.engine.batches import val_batches
-from ftae.engine.data import ImageSet, load_dataset
-from ftae.engine.enough import check_enough, check_images, lacking, lacking_to_train
-from ftae.engine.evaluation import Judged, evaluate_all, run_batch
-from ftae.engine.judged import Subject
-from ftae.engine.loop import FinetuneRun, finetune
-from ftae.engine.metrics import Evaluation, Vitals
-from ftae.engine.probe import probe
-from ftae.engine.release import release
-from ftae.engine.training import Training
-from ftae.engine.vision_networks import SIDES
+from ftae.engine.data.batches import val_batches
+from ftae.engine.data.dataset import ImageSet, load_dataset
+from ftae.engine.objectives.auxiliary import SIDES
+from ftae.engine.objectives.eval_batch import EvalContext
+from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
+from ftae.engine.sizing.probe import probe
+from ftae.engine.training.evaluator import (
+    Judged,
+    check_enough,
+    check_images,
+    evaluate_all,
+    lacking,
+    lacking_to_train,
+    run_batch,
+)
+from ftae.engine.training.export_model import release
+from ftae.engine.training.loop import FinetuneRun, finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs import needs
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.metrics import METRICS
+from ftae.specs.finetune import needs
+from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.run import FinetuneSpec
 
 MODEL = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
 DATA = {"source": "shapes", "resolution": 20, "num_images": 40, "val": 0.3}
@@ -46,7 +53,7 @@ GIVEN: dict[Any, dict[str, Any]] = {
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and forests that take no time."""
     monkeypatch.setitem(SIDES, "resnet18", 32)
-    monkeypatch.setattr("ftae.engine.latent_metrics.TREES", 3)
+    monkeypatch.setattr("ftae.engine.objectives.latent_metrics.TREES", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -143,18 +150,18 @@ def test_of_as_many_images_as_it_wants_it_has_a_number(metric: str, pretrained: 
 # ------------------------------------------------------------------------------------------- ruined models
 
 
-def everything(number: float) -> Callable[[Subject], None]:
-    def ruin(subject: Subject) -> None:
+def everything(number: float) -> Callable[[EvalContext], None]:
+    def ruin(subject: EvalContext) -> None:
         for parameter in subject.autoencoder.parameters():
             parameter.data.fill_(number)
 
     return ruin
 
 
-def encoder(number: float) -> Callable[[Subject], None]:
+def encoder(number: float) -> Callable[[EvalContext], None]:
     """Latents alone may be beyond all bounds where what decodes them is bounded."""
 
-    def ruin(subject: Subject) -> None:
+    def ruin(subject: EvalContext) -> None:
         for stage in subject.autoencoder.stages:
             for parameter in stage.parameters() if stage.group == "encoder" else ():
                 parameter.data.fill_(number)
@@ -171,7 +178,7 @@ RUINED = {
 
 
 @pytest.mark.parametrize("ruin", RUINED.values(), ids=RUINED)
-def test_of_a_ruined_model_it_is_not_finite(ruin: Callable[[Subject], None], metric: str, pretrained: str) -> None:
+def test_of_a_ruined_model_it_is_not_finite(ruin: Callable[[EvalContext], None], metric: str, pretrained: str) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), Path("unused"))
     ruin(run.judged[0].subject)
     assert not math.isfinite(value(run.judged[0]))
@@ -196,7 +203,7 @@ def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_pat
 @pytest.mark.parametrize("metric", ["rfid", "kid", "lpips"])
 def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
-    network = part.subject.companions.features or part.subject.companions.perceptual
+    network = part.subject.auxiliary.features or part.subject.auxiliary.perceptual
     assert network is not None
     for parameter in network.parameters():
         parameter.data.fill_(math.nan)
@@ -250,8 +257,8 @@ def test_factors_without_variation_give_a_number_or_are_refused(metric: str, pre
 
 def test_a_reference_whose_latents_are_all_one_cannot_be_drifted_from(pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of("latent_drift", pretrained), tmp_path)
-    assert run.companions.reference is not None
-    for parameter in run.companions.reference.parameters():
+    assert run.auxiliary.reference is not None
+    for parameter in run.auxiliary.reference.parameters():
         parameter.data.zero_()
     with pytest.raises(FtaeError, match="val/latent_drift of the model as it was given is nan"):
         run.report()
@@ -290,7 +297,7 @@ def _look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a metric looks at the first images alone, or at some at once, at 20 of them."""
     for name in ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES"):
         monkeypatch.setattr(f"ftae.engine.{name}", 20)
-    monkeypatch.setattr("ftae.engine.latent_statistics.POSITION_IMAGES", 20)
+    monkeypatch.setattr("ftae.engine.objectives.latent_metrics.POSITION_IMAGES", 20)
 
 
 @pytest.mark.usefixtures("_look_at_few")
@@ -298,12 +305,12 @@ def _look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_it_keeps_does_not_grow_with_the_images(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained)).few(5)
     spec, subject = part.subject.spec, part.subject
-    evaluation, vitals, counts = Evaluation(subject), Vitals(spec), []
+    evaluation, collapse_signs, counts = Evaluation(subject), CollapseDetector(spec), []
     (batch,) = val_batches(part.images, spec.data, batch_size=5, device="cpu")
     inputs = run_batch(subject.autoencoder.eval(), batch)
     for shown in range(5, 61, 5):
         evaluation.update(inputs)
-        vitals.update(inputs)
+        collapse_signs.update(inputs)
         if shown in (20, 60):
-            counts.append(held([evaluation, vitals]))
+            counts.append(held([evaluation, collapse_signs]))
     assert counts[1] - counts[0] == (40 if metric == "auroc" else 0)  # which needs the order of all errors

@@ -17,14 +17,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.loop import finetune
-from ftae.engine.parallel import Group
-from ftae.engine.shareable import Buffers, check_rows_apart
-from ftae.engine.training import Training
-from ftae.engine.workers import local_workers
+from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
+from ftae.engine.training.distributed import Buffers, Group, check_rows_apart
+from ftae.engine.training.local_workers import local_workers
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 # Measured: metrics after 12 steps differ by 2e-7 of their value, in bf16 by 3e-3.
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}

@@ -13,13 +13,13 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import latest_checkpoint
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.engine.prefix import Cut, Prefix
-from ftae.engine.prefix_plan import PrefixPlan, num_images, plan_prefixes
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.frozen_cache.plan import PrefixPlan, num_images, plan_prefixes
+from ftae.engine.frozen_cache.runner import Cut, Prefix
+from ftae.engine.models.families import build_model
+from ftae.engine.training.checkpoint import latest_checkpoint
+from ftae.engine.training.loop import finetune
+from ftae.specs.finetune.run import FinetuneSpec
 
 DIGITS = {
     "source": "digits",
@@ -309,7 +309,7 @@ def test_a_full_disk_does_not_stop_a_run(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert result(spec_of(), tmp_path / "with") == expected
-    told = [record.message for record in caplog.records if record.name == "ftae.engine.prefix"]
+    told = [record.message for record in caplog.records if record.name == "ftae.engine.frozen_cache.runner"]
     assert told == ["no prefix is cached, which takes time alone: No space left on device"] * 2  # training, evaluation
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftae.engine import prefix_store
-from ftae.engine.prefix_store import Layout
+from ftae.engine.frozen_cache import store as prefix_store
+from ftae.engine.frozen_cache.store import Layout
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ftae.engine.build import build_model
-from ftae.engine.model_files import model_digest, weights_digest
-from ftae.engine.pretrained import load_state
+from ftae.engine.models.families import build_model
+from ftae.engine.models.model_folder import model_digest, weights_digest
+from ftae.engine.models.weights import load_state
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 State = dict[str, Tensor]
 

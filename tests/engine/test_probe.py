@@ -12,15 +12,15 @@ import pytest
 import torch
 from vision_weights import random_weights
 
-from ftae.engine.data import load_dataset
-from ftae.engine.estimate import Probe, expected_seconds, search_seconds, trial_seconds
-from ftae.engine.judged import EvalInputs, Subject
-from ftae.engine.loop import finetune
-from ftae.engine.metrics import OVER_SET
-from ftae.engine.probe import TIMED_STEPS, probe
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
+from ftae.engine.objectives.metrics import OVER_SET
+from ftae.engine.sizing.probe import TIMED_STEPS, Probe, probe, trial_seconds
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
+from ftae.search.sizing import expected_seconds, search_seconds
 from ftae.specs import SearchSpec
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = """
 import time
@@ -103,7 +103,7 @@ def test_no_more_steps_are_taken_than_there_are(max_steps: int, steps: int) -> N
 def test_slow_steps_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     import probe_nets
 
-    monkeypatch.setattr("ftae.engine.probe.TIMED_SECONDS", 0.01)
+    monkeypatch.setattr("ftae.engine.sizing.probe.TIMED_SECONDS", 0.01)
     probe_nets.Net.steps = 0
     probe(spec_of(model=net(seconds=0.04)))
     assert probe_nets.Net.steps == 2  # one to warm up, one that is timed
@@ -118,17 +118,17 @@ def test_what_an_evaluation_takes_once_is_counted_once(
     clock = [0.0]
 
     class Timed:
-        def __init__(self, subject: Subject) -> None:
+        def __init__(self, subject: EvalContext) -> None:
             clock[0] += 10.0
 
-        def update(self, x: EvalInputs) -> None:
+        def update(self, x: EvalBatch) -> None:
             clock[0] += 0.01 * len(x.target)
 
         def compute(self) -> float:
             clock[0] += 5.0
             return 0.0
 
-    monkeypatch.setattr("ftae.engine.probe.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("ftae.engine.sizing.probe.time.perf_counter", lambda: clock[0])
     for metric in metrics:
         monkeypatch.setitem(OVER_SET, metric, Timed)
     features = {"net": "resnet18", "weights": random_weights("resnet18")}

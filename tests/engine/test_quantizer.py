@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor
 
-from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.build import build_model, summarize
-from ftae.engine.families import build_autoencoder
-from ftae.engine.loop import finetune
-from ftae.engine.quantizer import Quantizer
-from ftae.engine.shareable import Buffers
-from ftae.engine.training import Training
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.models.families import build_autoencoder, build_model
+from ftae.engine.models.vector_quantized import Quantizer
+from ftae.engine.sizing.summary import summarize
+from ftae.engine.training.distributed import Buffers
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 def quantizer(codebook: str = "ema", **options: Any) -> Quantizer:

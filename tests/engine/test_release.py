@@ -9,13 +9,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file
 
-from ftae.engine.batches import train_batch
-from ftae.engine.build import build_model
-from ftae.engine.checkpoint import evaluated_weights
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.engine.release import Release, release
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.data.batches import train_batch
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.models.families import build_model
+from ftae.engine.training.checkpoint import evaluated_weights
+from ftae.engine.training.export_model import ExportedModel, release
+from ftae.engine.training.loop import finetune
+from ftae.specs.finetune.run import FinetuneSpec
 
 SCALING, SHIFT = 0.7, 0.25
 
@@ -65,7 +65,7 @@ def kl(home: Path, name: str = "kl", **changes: Any) -> FinetuneSpec:
     return spec_of({"family": "autoencoder_kl", "pretrained": str(home / name)}, **changes)
 
 
-def released(spec: FinetuneSpec, folder: Path) -> tuple[Release, Path]:
+def released(spec: FinetuneSpec, folder: Path) -> tuple[ExportedModel, Path]:
     *_, last = finetune(spec, folder)
     assert last.checkpoint is not None
     return release(spec, folder / last.checkpoint, folder / "model"), folder / last.checkpoint
@@ -81,7 +81,7 @@ def all_training_images(spec: FinetuneSpec) -> torch.Tensor:
 def test_a_tuned_decoder_keeps_latents_and_scale(freeze: tuple[str, ...], home: Path, tmp_path: Path) -> None:
     spec = kl(home, freeze=freeze)
     result, _ = released(spec, tmp_path)
-    assert result == Release(latents_compatible=True, scaling_factor=None)
+    assert result == ExportedModel(latents_compatible=True, scaling_factor=None)
     before, after = (AutoencoderKL.from_pretrained(folder) for folder in (home / "kl", tmp_path / "model"))
     assert after.config.scaling_factor == SCALING
     images = all_training_images(spec)[:8]
@@ -154,9 +154,9 @@ def test_plain_diffusers_gives_the_same_images(home: Path, tmp_path: Path) -> No
 
 def test_families_without_a_scale(tmp_path: Path) -> None:
     spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4})
-    assert released(spec, tmp_path / "whole")[0] == Release(latents_compatible=False, scaling_factor=None)
+    assert released(spec, tmp_path / "whole")[0] == ExportedModel(latents_compatible=False, scaling_factor=None)
     spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4}, freeze=("encoder", "bottleneck"))
-    assert released(spec, tmp_path / "decoder")[0] == Release(latents_compatible=True, scaling_factor=None)
+    assert released(spec, tmp_path / "decoder")[0] == ExportedModel(latents_compatible=True, scaling_factor=None)
 
 
 def test_a_head_is_written_beside_the_model(tmp_path: Path) -> None:

@@ -10,16 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ftae.engine.batches import Batch, train_batch
-from ftae.engine.data import Dataset, ImagesChanged, ImageSet, load_dataset
-from ftae.engine.evaluation import evaluate_all
-from ftae.engine.loop import finetune
-from ftae.engine.release import release
-from ftae.engine.replay import training_batch
-from ftae.engine.training import Training
+from ftae.engine.data.batches import Batch, train_batch, training_batch
+from ftae.engine.data.dataset import Dataset, ImagesChanged, ImageSet, load_dataset
+from ftae.engine.training.evaluator import evaluate_all
+from ftae.engine.training.export_model import release
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError
-from ftae.specs.data import Digits, ImageFolder
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.data import Digits, ImageFolder
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 def data(share: float, own: dict[str, Any] | None = None, **source: Any) -> Digits:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ftae.engine.running import FirstRows, Spread
+from ftae.engine.objectives.eval_batch import FirstRows, Spread
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ftae.engine.batches import val_batches
-from ftae.engine.data import Dataset, ImageSet, load_dataset
-from ftae.specs.data import SHAPE_FACTORS, Shapes
+from ftae.engine.data.batches import val_batches
+from ftae.engine.data.dataset import Dataset, ImageSet, load_dataset
+from ftae.specs.finetune.data import SHAPE_FACTORS, Shapes
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from ftae.engine.similarity import ms_ssim, ssim
+from ftae.engine.objectives.image_measures import ms_ssim, ssim
 
 
 def noisy(images: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftae.engine.batches import val_batches
-from ftae.engine.data import Dataset, load_dataset
-from ftae.engine.named_images import validation_names
-from ftae.engine.replay import training_batch
-from ftae.specs.data import AnyData, DataSpec
-from ftae.specs.finetune import FinetuneSpec
+from ftae.engine.data.batches import training_batch, val_batches
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.data.named_images import validation_names
+from ftae.specs.finetune.data import AnyData, DataSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 SIDE = 16
 

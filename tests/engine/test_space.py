@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ftae.engine.build import summarize
-from ftae.engine.loop import finetune
-from ftae.engine.space import Space, check_quota, space_needed
+from ftae.engine.sizing.summary import summarize
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
+from ftae.search.sizing import Space, check_quota, space_needed
 from ftae.specs import SearchSpec
 
 

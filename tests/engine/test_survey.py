@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from ftae.engine.data import Dataset, load_dataset
-from ftae.engine.data_check import check_listed
-from ftae.engine.decoding import decode_image
-from ftae.engine.named_images import named_folder, validation_names
-from ftae.engine.survey import LOOKED_AT, survey_of
+from ftae.engine.data.checks import check_listed
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.data.decoding import decode_image
+from ftae.engine.data.named_images import named_folder, validation_names
+from ftae.engine.data.survey import LOOKED_AT, survey_of
 from ftae.errors import FtaeError
-from ftae.specs.data import ImageFolder
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 @pytest.fixture(autouse=True)
@@ -334,9 +334,9 @@ def test_a_transparent_value_of_few_bits_is_that_value(bits: int, value: int) ->
 
 def test_the_fingerprint_tells_pixels_that_were_once_taken_for_transparent(tmp_path: Path) -> None:
     """Of ordinary images it is what it was."""
-    from ftae.engine.data import image_key
-    from ftae.engine.listing import list_images
-    from ftae.engine.survey import surveyed
+    from ftae.engine.data.dataset import image_key
+    from ftae.engine.data.listing import list_images
+    from ftae.engine.data.survey import surveyed
 
     spec = folder_spec(tmp_path)
     for name, options, ordinary in (("a", {}, True), ("b", {"transparency": 0}, False)):
@@ -382,7 +382,8 @@ def test_pillow_is_silent(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(encoded(Image.new("1", (12000, 9000)), "png"))
     (tmp_path / "larger.png").write_bytes(encoded(Image.new("1", (16000, 14000)), "png"))
     code = (
-        "import sys; from ftae.engine.data import load_dataset; from ftae.specs.data import ImageFolder\n"
+        "import sys; from ftae.engine.data.dataset import load_dataset\n"
+        "from ftae.specs.finetune.data import ImageFolder\n"
         "data = load_dataset(ImageFolder(source='image_folder', train=sys.argv[1], resolution=8))\n"
         "print(*data.skipped, sep='\\n')"
     )

@@ -10,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftae.engine.build import StageSummary, build_model, summarize
-from ftae.engine.loop import finetune
-from ftae.engine.memory import check_room
-from ftae.engine.training import configuration_fails
+from ftae.engine.models.families import build_model
+from ftae.engine.process import check_room
+from ftae.engine.sizing.summary import StageSummary, summarize
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import configuration_fails
 from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, one_message, raised
-from ftae.lookup import import_attr
-from ftae.plan import plan
-from ftae.search.rehearsal import ADVICE
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.search import ProductionSpec
+from ftae.search.plan import plan
+from ftae.search.ray.preflight_tasks import ADVICE
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.search.search import ProductionSpec
+from ftae.user_code import import_attr
 
 NETS = '''
 import dataclasses

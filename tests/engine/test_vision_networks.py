@@ -16,18 +16,22 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 from vision_weights import NAMES, random_weights
 
-from ftae.engine.autoencoder import Encoding
-from ftae.engine.build import summarize
-from ftae.engine.companions import Companions, build_companions
-from ftae.engine.data import ImageSet
-from ftae.engine.enough import check_enough
-from ftae.engine.feature_metrics import Kid, Lpips, Rfid
-from ftae.engine.judged import EvalInputs, Subject
-from ftae.engine.training import Training
-from ftae.engine.vision_networks import FeatureNetwork, PerceptualNetwork
+from ftae.engine.data.dataset import ImageSet
+from ftae.engine.models.autoencoder import Encoding
+from ftae.engine.objectives.auxiliary import (
+    AuxiliaryNetworks,
+    FeatureNetwork,
+    PerceptualNetwork,
+    build_auxiliary_networks,
+)
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
+from ftae.engine.objectives.feature_metrics import Kid, Lpips, Rfid
+from ftae.engine.sizing.summary import summarize
+from ftae.engine.training.evaluator import check_enough
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.networks import FeatureNet, PerceptualNet
+from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
+from ftae.specs.finetune.run import FinetuneSpec
 
 NETS = {"vgg16": "vgg", "alexnet": "alex", "squeezenet": "squeeze"}
 
@@ -148,20 +152,20 @@ def spec_of(**changes: Any) -> FinetuneSpec:
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    companions = build_companions(spec_of(), 2, torch.device("cpu"))
-    return Subject(None, spec_of(), companions, None, torch.device("cpu"))  # type: ignore[arg-type]
+def subject() -> EvalContext:
+    auxiliary = build_auxiliary_networks(spec_of(), 2, torch.device("cpu"))
+    return EvalContext(None, spec_of(), auxiliary, None, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def measured(metric: Any, target: Tensor, made: Tensor, batch_size: int = 100) -> float:
     with torch.no_grad():
         for a, b in zip(target.split(batch_size), made.split(batch_size), strict=True):
-            metric.update(EvalInputs(a, a, b, Encoding(torch.zeros(len(a), 1)), None, None))
+            metric.update(EvalBatch(a, a, b, Encoding(torch.zeros(len(a), 1)), None, None))
         return float(metric.compute())
 
 
 @pytest.mark.parametrize("metric", [Lpips, Rfid, Kid])
-def test_best_for_identical_images_worse_with_noise_whatever_the_batches(metric: Any, subject: Subject) -> None:
+def test_best_for_identical_images_worse_with_noise_whatever_the_batches(metric: Any, subject: EvalContext) -> None:
     target = images(12, 20)
     values = [measured(metric(subject), target, noisy(target, sigma)) for sigma in (0.0, 0.1, 0.4)]
     assert values[0] < values[1] < values[2]
@@ -172,7 +176,7 @@ def test_best_for_identical_images_worse_with_noise_whatever_the_batches(metric:
 
 
 @pytest.mark.parametrize(("metric", "name"), [(Rfid, "rfid"), (Kid, "kid")])
-def test_too_few_images_have_no_value(metric: Any, name: str, subject: Subject) -> None:
+def test_too_few_images_have_no_value(metric: Any, name: str, subject: EvalContext) -> None:
     assert math.isnan(measured(metric(subject), images(9, 20), images(9, 20, seed=1)))
     few = ImageSet(np.zeros((9, 20, 20, 1), np.uint8), None)
     with pytest.raises(FtaeError, match=f"metrics: {name} needs at least 10 validation images, data has 9"):
@@ -180,12 +184,12 @@ def test_too_few_images_have_no_value(metric: Any, name: str, subject: Subject) 
 
 
 def test_distances_are_those_of_torchmetrics_however_many_images(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    subject: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftae.engine.feature_metrics.ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("ftae.engine.objectives.feature_metrics.ROWS_AT_ONCE", 5)
     target = images(12, 20)
     made = noisy(target, 0.2)
-    network = subject.companions.features
+    network = subject.auxiliary.features
     assert network is not None
     real, theirs = network(target).double(), network(made).double()
     given = nn.Identity()
@@ -209,7 +213,7 @@ MISSING = r"no/such.pth is not a file. ftae downloads no weights: fetch {} of to
 )
 def test_missing_weights_are_named_with_how_to_get_them(section: str, net: str, file: str) -> None:
     spec = spec_of(**{section: {"net": net, "weights": "no/such.pth"}})
-    for build in (lambda: summarize(spec, 2), lambda: build_companions(spec, 2, torch.device("cpu"))):
+    for build in (lambda: summarize(spec, 2), lambda: build_auxiliary_networks(spec, 2, torch.device("cpu"))):
         with pytest.raises(FtaeError, match=f"{section}.weights: {MISSING.format(file)}"):
             build()
 
@@ -242,8 +246,8 @@ def test_what_a_file_lacks_is_said(changes: dict[str, Any], reason: str) -> None
 
 def test_companions_are_no_part_of_the_model() -> None:
     training = Training(spec_of(losses={"mse": 1.0, "lpips": 0.1}))
-    assert training.companions.perceptual is not None
-    theirs = {id(parameter) for parameter in training.companions.perceptual.parameters()}
+    assert training.auxiliary.perceptual is not None
+    theirs = {id(parameter) for parameter in training.auxiliary.perceptual.parameters()}
     assert not theirs & {id(parameter) for parameter in training.autoencoder.parameters()}
-    assert build_companions(spec_of(metrics=["psnr"]), 2, torch.device("cpu")) == Companions()
+    assert build_auxiliary_networks(spec_of(metrics=["psnr"]), 2, torch.device("cpu")) == AuxiliaryNetworks()
     assert NAMES["squeezenet"] == "squeezenet1_1"

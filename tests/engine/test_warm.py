@@ -10,15 +10,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ftae.engine import build, loop
-from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.checkpoint import EvalReport
-from ftae.engine.loop import finetune
-from ftae.engine.probe import probe
-from ftae.engine.training import Training
-from ftae.engine.warm import Warm
+from ftae.engine.models import families as build
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.sizing.probe import probe
+from ftae.engine.training import loop
+from ftae.engine.training.checkpoint import EvalReport
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.model_reuse import ModelReuse
+from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.specs.finetune import FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 CPU = torch.device("cpu")
 VAE = {"family": "conv_vae", "channels": 4, "latent_dim": 4}
@@ -97,7 +98,7 @@ def kl_spec(folder: Path, **changes: Any) -> FinetuneSpec:
     return spec_of(**fields | changes)
 
 
-def outcome(spec: FinetuneSpec, folder: Path, warm: Warm | None) -> tuple[Any, dict[str, bytes], Any]:
+def outcome(spec: FinetuneSpec, folder: Path, warm: ModelReuse | None) -> tuple[Any, dict[str, bytes], Any]:
     """What the reports say, every picture and weight to the byte, and the rest of the newest checkpoint."""
     reports: list[EvalReport] = list(finetune(spec, folder, warm=warm))
     said = [(report.step, report.metrics, report.checkpoint, report.images) for report in reports]
@@ -118,7 +119,7 @@ def flat(value: Any) -> list[Any]:
 
 
 def check_interleaved(specs: list[FinetuneSpec], folder: Path) -> None:
-    warm, expected = Warm(), [outcome(spec, folder / f"cold-{number}", None) for number, spec in enumerate(specs)]
+    warm, expected = ModelReuse(), [outcome(spec, folder / f"cold-{number}", None) for number, spec in enumerate(specs)]
     for time in ("first", "second"):
         for number, spec in enumerate(specs):
             assert outcome(spec, folder / f"{time}-{number}", warm) == expected[number]
@@ -179,14 +180,14 @@ def test_other_models_seeds_and_shapes_come_out_as_alone(pretrained: Path, tmp_p
 
 
 def test_two_at_a_time_share_no_tensor() -> None:
-    warm = Warm()
+    warm = ModelReuse()
     first, second = (Training(spec_of(), warm=warm) for _ in range(2))
     addresses = [{p.data_ptr() for p in training.autoencoder.parameters()} for training in (first, second)]
     assert not addresses[0] & addresses[1]
 
 
 def test_a_run_gets_the_model_that_was_probed_as_it_was(pretrained: Path, tmp_path: Path, built: list[str]) -> None:
-    spec, warm = kl_spec(pretrained), Warm()
+    spec, warm = kl_spec(pretrained), ModelReuse()
     expected = outcome(spec, tmp_path / "cold", None)
     probe(spec, warm=warm)
     gc.collect()  # as a worker does before a trial
@@ -202,7 +203,7 @@ def test_runs_share_nothing_unless_asked(built: list[str], evaluated: list[int],
 
 
 def test_a_changed_model_is_built_anew(pretrained: Path, tmp_path: Path, built: list[str]) -> None:
-    folder, warm = tmp_path / "kl", Warm()
+    folder, warm = tmp_path / "kl", ModelReuse()
     shutil.copytree(pretrained, folder)
     before = warm.model(kl_spec(folder), None, CPU).state_dict()["net.decoder.conv_out.bias"].clone()
     net = AutoencoderKL.from_pretrained(folder)
@@ -221,7 +222,7 @@ def test_a_module_of_the_users_own_is_not_kept(
     )
     monkeypatch.syspath_prepend(tmp_path)
     model = {"family": "warm_nets:net", "image_range": "0..1"}
-    spec, warm = spec_of(model=model, losses={"mse": 1.0}, metrics=["mse"]), Warm()
+    spec, warm = spec_of(model=model, losses={"mse": 1.0}, metrics=["mse"]), ModelReuse()
     for _ in range(2):
         warm.model(spec, None, CPU)
     assert built == ["warm_nets:net"] * 2
@@ -229,7 +230,7 @@ def test_a_module_of_the_users_own_is_not_kept(
 
 
 def test_a_refused_run_leaves_the_model_as_it_was(built: list[str]) -> None:
-    warm = Warm()
+    warm = ModelReuse()
     with pytest.raises(FtaeError, match="freeze_depth must be at most"):
         warm.model(spec_of(freeze_depth=99), None, CPU)
     its = warm.model(spec_of(), None, CPU)
@@ -238,7 +239,7 @@ def test_a_refused_run_leaves_the_model_as_it_was(built: list[str]) -> None:
 
 
 def test_what_is_forgotten_is_built_anew(built: list[str], evaluated: list[int], tmp_path: Path) -> None:
-    warm = Warm()
+    warm = ModelReuse()
     for _ in range(2):
         next(finetune(spec_of(), tmp_path, warm=warm))
         warm.forget()
@@ -247,7 +248,7 @@ def test_what_is_forgotten_is_built_anew(built: list[str], evaluated: list[int],
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped files")
 def test_the_weights_of_a_pretrained_model_are_mapped_from_one_file(pretrained: Path, cache: Path) -> None:
-    workers = [Warm(), Warm()]
+    workers = [ModelReuse(), ModelReuse()]
     lent = [warm.model(kl_spec(pretrained), None, CPU) for warm in workers]
     files = [*(cache / "models").rglob("*.safetensors")]
     assert len(files) == 1
@@ -271,11 +272,11 @@ def test_a_file_that_is_not_as_it_should_be_is_not_used(
         cache.parent.mkdir(exist_ok=True)
         cache.write_text("a file where the folder should be")
     else:
-        Warm().model(spec, None, CPU)
+        ModelReuse().model(spec, None, CPU)
         (file,) = (cache / "models").rglob("*.safetensors")
         content = file.read_bytes()
         file.write_bytes(content[:1000] if damage == "cut" else content[:-4] + b"abcd")
-    warm = Warm()
+    warm = ModelReuse()
     for _ in range(2):
         found = warm.model(spec, None, CPU).state_dict()
         gc.collect()
@@ -286,7 +287,7 @@ def test_a_file_that_is_not_as_it_should_be_is_not_used(
 
 
 def test_the_untuned_model_is_evaluated_once(evaluated: list[int], tmp_path: Path) -> None:
-    warm = Warm()
+    warm = ModelReuse()
     for number, changes in enumerate([{}, {"freeze_depth": 1}, {"optimizer": {"lr": 1e-3}}, {"max_steps": 2}]):
         folder = tmp_path / str(number)
         first = next(finetune(spec_of(**changes), folder, warm=warm))
@@ -309,7 +310,7 @@ def test_the_untuned_model_is_evaluated_once(evaluated: list[int], tmp_path: Pat
     ],
 )
 def test_another_untuned_model_is_evaluated_too(changes: dict[str, Any], evaluated: list[int], tmp_path: Path) -> None:
-    warm = Warm()
+    warm = ModelReuse()
     next(finetune(spec_of(), tmp_path, warm=warm))
     found = next(finetune(spec_of(**changes), tmp_path, warm=warm))
     assert len(evaluated) == 2
@@ -319,7 +320,7 @@ def test_another_untuned_model_is_evaluated_too(changes: dict[str, Any], evaluat
 
 def test_a_collapse_is_told_also_where_the_first_report_was_known(tmp_path: Path) -> None:
     spec = spec_of(losses={"mse": 1.0, "kl": 100.0}, max_steps=60, num_evals=20, metrics=["active_units"])
-    warm, failures = Warm(), []
+    warm, failures = ModelReuse(), []
     for number in range(2):
         with pytest.raises(TrainingFailed) as caught:
             list(finetune(spec, tmp_path / str(number), warm=warm))

@@ -12,7 +12,7 @@ from faults.outcome import Tally, undisturbed
 from faults.running import Drivers
 from faults.surroundings import Disk, MlflowServer, Nodes, write_images
 
-from ftae.record import SearchRecord
+from ftae.results.search_record import SearchRecord
 
 SEARCH: dict[str, Any] = {
     "name": "faults",

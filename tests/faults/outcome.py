@@ -8,13 +8,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from ftae import journal
-from ftae.engine.loop import finetune
+from ftae.engine.training.loop import finetune
 from ftae.errors import TrainingFailed
-from ftae.record import SearchRecord, TrialRecord
+from ftae.results.replay import replay
+from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.search.state import SearchState
-from ftae.specs.yamlfile import load_search
-from ftae.storage import Store
+from ftae.specs.files import load_search
+from ftae.storage import journal
+from ftae.storage.store import Store
 from ftae.tracking.search_tracker import RUN_STATUS
 
 
@@ -31,7 +32,7 @@ def undisturbed(file: Path, folder: Path, *overrides: str) -> SearchRecord:
         except TrainingFailed as failure:
             state.end(trial.number, "diverged", str(failure))
     state.close("complete")
-    return journal.replay(folder)
+    return replay(folder)
 
 
 def numbers(record: SearchRecord) -> dict[int, Any]:
@@ -70,7 +71,7 @@ NOTHING = Compared([], [], [])
 
 def compare_with_mlflow(folder: Path, uri: str) -> Compared:
     """Every trial is one run, every metric of every report one point, every status that of the trial."""
-    record = journal.replay(folder)
+    record = replay(folder)
     client = MlflowClient(uri, registry_uri=uri)
     experiment = client.get_experiment_by_name(record.search["name"])
     found = client.search_runs([experiment.experiment_id]) if experiment is not None else []
@@ -89,8 +90,8 @@ def compare_with_mlflow(folder: Path, uri: str) -> Compared:
         here = Counter(_points(trial))
         lost += [(number, *point) for point in here - there]
         doubled += [(number, *point) for point in there - here]
-        if (run.info.status, run.data.tags["ftae.status"]) != (RUN_STATUS[trial.status], trial.status):
-            differing.append((number, run.info.status, run.data.tags["ftae.status"]))
+        if (run.info.status, run.data.tags["ftae.cluster.status"]) != (RUN_STATUS[trial.status], trial.status):
+            differing.append((number, run.info.status, run.data.tags["ftae.cluster.status"]))
     return Compared(lost, doubled, differing)
 
 
@@ -114,7 +115,7 @@ class Tally:
 
     def close(self, search_folder: Path, reference: SearchRecord, uri: str) -> None:
         """Count what was lost, and find that nothing was."""
-        record = journal.replay(search_folder)
+        record = replay(search_folder)
         lost, compared = lost_trials(record, reference), compare_with_mlflow(search_folder, uri)
         self.trials_lost, self.metrics_lost = len(lost), len(compared.lost)
         self.metrics_doubled = len(compared.doubled)

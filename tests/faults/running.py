@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from ftae import journal
-from ftae.engine.artifacts import CHECKPOINTS
-from ftae.record import Event, SearchRecord, trial_folder
+from ftae.engine.run_folder import CHECKPOINTS
+from ftae.results.search_record import Event, SearchRecord, trial_folder
+from ftae.storage import journal
 
 MARK = "FTAE_TEST"
 

@@ -12,10 +12,11 @@ from faults.outcome import NOTHING, compare_with_mlflow, numbers, twice_in_journ
 from faults.running import Driver, Drivers, Search, wait_until
 from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images, write_images
 
-from ftae import journal
-from ftae.record import SearchRecord
-from ftae.search.shipper import unsent
-from ftae.storage import Store
+from ftae.results.replay import replay
+from ftae.results.search_record import SearchRecord
+from ftae.search.tracking_sync import unsent
+from ftae.storage import journal
+from ftae.storage.store import Store
 
 pytestmark = pytest.mark.faults
 
@@ -80,7 +81,7 @@ def test_in_the_end_it_is_the_search_to_which_nothing_happened(
 ) -> None:
     status, output, errors = ordeal.last
     assert (status, "Traceback" in errors) == (0, False)
-    record = journal.replay(ordeal.search.folder)
+    record = replay(ordeal.search.folder)
     assert numbers(record) == numbers(reference(8))
     assert twice_in_journal(ordeal.search.folder) == []
     assert output.startswith(f"faults: best is trial {reference(8).ranked()[0].number}. val/psnr ")
@@ -101,7 +102,7 @@ def test_no_process_is_left(ordeal: Ordeal, drivers: Drivers, server: MlflowServ
 
 
 def test_lost_workers_are_told(ordeal: Ordeal) -> None:
-    trials = journal.replay(ordeal.search.folder).trials.values()
+    trials = replay(ordeal.search.folder).trials.values()
     assert len([note for trial in trials for note in trial.notes if "its worker was lost" in note]) == 2
     assert len({start["pid"] for trial in trials for start in trial.starts}) >= 3
 
@@ -165,4 +166,4 @@ def test_a_trial_goes_on_elsewhere_when_its_node_is_gone(
     assert search.last_start["node"] != lost["node"]
     status, _, errors = driver.result(600)
     assert (status, "Traceback" in errors) == (0, False)
-    assert numbers(journal.replay(search.folder)) == numbers(reference(8))
+    assert numbers(replay(search.folder)) == numbers(reference(8))

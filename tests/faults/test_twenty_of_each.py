@@ -11,9 +11,9 @@ from faults.outcome import Tally
 from faults.running import Driver, Drivers, Search, wait_until
 from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images
 
-from ftae.record import SearchRecord
-from ftae.search.shipper import unsent
-from ftae.storage import Store
+from ftae.results.search_record import SearchRecord
+from ftae.search.tracking_sync import unsent
+from ftae.storage.store import Store
 from ftae.tracking import store_uri
 
 pytestmark = pytest.mark.slow

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from ftae import journal
 from ftae.errors import FtaeError
-from ftae.search import patience
-from ftae.search.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
+from ftae.search.ray.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage import journal
+from ftae.storage import retry as patience
+from ftae.storage.store import Store
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def state(tmp_path: Path) -> Iterator[SearchState]:
 def coordinate(
     state: SearchState,
     on_change: Callable[[int], None] = lambda number: None,
-    say: Callable[[str], None] = lambda message: None,
+    notify: Callable[[str], None] = lambda message: None,
     deadline: float | None = None,
 ) -> Coordinator:
-    return Coordinator(state, deadline, on_change, say)
+    return Coordinator(state, deadline, on_change, notify)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_results_reach_the_state_and_stop_the_trials_that_it_ends(state: SearchS
 
 def test_what_befalls_a_trial_is_noted_and_told(state: SearchState, tmp_path: Path) -> None:
     said: list[str] = []
-    coordinator = coordinate(state, say=said.append)
+    coordinator = coordinate(state, notify=said.append)
     coordinator.assign()
     coordinator.assign()
     changes = {"batch_size": 4, "grad_accumulation": 2}
@@ -196,7 +196,7 @@ def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -
     coordinator = coordinate(state)
     stopper = CoordinatorStopper(coordinator)
     faults: list[str] = []
-    state._say = faults.append
+    state._notify = faults.append
     coordinator.assign()
     coordinator.assign()
     content = state.journal.path.read_bytes()

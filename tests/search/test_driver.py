@@ -8,14 +8,13 @@ import pytest
 from PIL import Image
 
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME
-from ftae.record import SearchRecord
+from ftae.results.search_record import SearchRecord
 from ftae.search import driver
-from ftae.search.earlier import earlier
-from ftae.search.run import run_search
+from ftae.search.run import earlier, run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import Store, open_store
+from ftae.storage.journal import FILE_NAME
+from ftae.storage.store import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ftae import journal
-from ftae.engine.loop import finetune
-from ftae.engine.parallel import ALONE
-from ftae.journal import FILE_NAME
-from ftae.record import SearchRecord
-from ftae.search.followers import followers
-from ftae.search.nodes import placement
+from ftae.engine.training.distributed import ALONE
+from ftae.engine.training.loop import finetune
+from ftae.results.search_record import SearchRecord
+from ftae.search.ray.nodes import placement
+from ftae.search.ray.trial import followers
 from ftae.search.run import run_search
 from ftae.specs import SearchSpec
-from ftae.specs.resources import Resources
+from ftae.specs.search.settings import Resources
+from ftae.storage import journal
+from ftae.storage.journal import FILE_NAME
 
 
 def search(storage: Path) -> SearchSpec:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.search import lease as module
-from ftae.search.lease import FILE_NAME, Lease
-from ftae.storage import Store
+from ftae.storage import lease as module
+from ftae.storage.lease import FILE_NAME, Lease
+from ftae.storage.store import Store
 
 PATIENT = {"RENEW_SECONDS": 0.1, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
 

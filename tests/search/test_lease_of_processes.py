@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.search import lease as module
-from ftae.search.lease import FILE_NAME, Lease
-from ftae.storage import Store
+from ftae.storage import lease as module
+from ftae.storage.lease import FILE_NAME, Lease
+from ftae.storage.store import Store
 
 QUICK = {"RENEW_SECONDS": 0.33, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
 

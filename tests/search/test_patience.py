@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ftae.search import patience as module
-from ftae.search.patience import LONGEST_WAIT_SECONDS, PATIENCE_SECONDS, Patience, patiently
+from ftae.storage import retry as module
+from ftae.storage.retry import LONGEST_WAIT_SECONDS, RETRY_SECONDS, StorageRetry, with_retries
 
 
 class Clock:
@@ -41,13 +41,13 @@ def refusing(times: int) -> Callable[[], str]:
 
 def test_what_works_is_done_without_a_word(clock: Clock) -> None:
     said: list[str] = []
-    assert patiently(refusing(0), said.append) == "done"
+    assert with_retries(refusing(0), said.append) == "done"
     assert (said, clock.waits) == ([], [])
 
 
 def test_a_fault_that_passes_is_borne_and_told_once(clock: Clock) -> None:
     said: list[str] = []
-    assert patiently(refusing(6), said.append) == "done"
+    assert with_retries(refusing(6), said.append) == "done"
     assert said == ["storage refuses: fault 0; trying again for 60 s", "storage is back"]
     assert clock.waits == [0.5, 1.0, 2.0, 4.0, LONGEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS]
 
@@ -55,25 +55,25 @@ def test_a_fault_that_passes_is_borne_and_told_once(clock: Clock) -> None:
 def test_a_fault_that_stays_is_raised_within_the_time(clock: Clock) -> None:
     said: list[str] = []
     with pytest.raises(OSError, match="fault 10"):
-        patiently(refusing(1000), said.append)
-    assert PATIENCE_SECONDS - LONGEST_WAIT_SECONDS < clock.now - 1000.0 <= PATIENCE_SECONDS
+        with_retries(refusing(1000), said.append)
+    assert RETRY_SECONDS - LONGEST_WAIT_SECONDS < clock.now - 1000.0 <= RETRY_SECONDS
     assert len(said) == 1
 
 
 def test_another_fault_is_not_borne(clock: Clock) -> None:
     with pytest.raises(ValueError, match="x"):
-        patiently(lambda: int("x"), lambda message: None)
+        with_retries(lambda: int("x"), lambda message: None)
     assert clock.waits == []
 
 
 def test_patience_is_whole_again_once_the_storage_served(clock: Clock) -> None:
     said: list[str] = []
-    patience = Patience(said.append)
+    patience = StorageRetry(said.append)
     for _ in range(3):
         while clock.now % 100.0 < 50.0:
-            patience.bear(OSError("away"))
-        patience.served()
-        patience.served()
+            patience.failed(OSError("away"))
+        patience.succeeded()
+        patience.succeeded()
         clock.now += 100.0 - clock.now % 100.0
     assert said == ["storage refuses: away; trying again for 60 s", "storage is back"] * 3
     assert clock.waits[:4] == [0.5, 1.0, 2.0, 4.0]
@@ -85,5 +85,5 @@ def test_slow_faults_count_with_the_time_they_take(clock: Clock) -> None:
         raise OSError("timed out")
 
     with pytest.raises(OSError, match="timed out"):
-        patiently(slow, lambda message: None)
-    assert clock.now - 1000.0 <= 25.0 + PATIENCE_SECONDS + 25.0
+        with_retries(slow, lambda message: None)
+    assert clock.now - 1000.0 <= 25.0 + RETRY_SECONDS + 25.0

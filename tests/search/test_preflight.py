@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import ray
 
-from ftae.engine.data import load_dataset
-from ftae.engine.estimate import Probe
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.sizing.probe import Probe
 from ftae.errors import FtaeError
-from ftae.journal import Journal
-from ftae.search import survey
-from ftae.search.nodes import live_nodes
 from ftae.search.preflight import _check_memory, accept, preflight
-from ftae.search.rehearsal import rehearse, try_step
-from ftae.search.shipper import Shipper, tracker_of
+from ftae.search.ray import preflight_tasks as survey
+from ftae.search.ray.nodes import live_nodes
+from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
+from ftae.search.tracking_sync import TrackingSync, tracker_of
 from ftae.specs import SearchSpec
-from ftae.storage import Store, open_store
+from ftae.storage.journal import Journal
+from ftae.storage.store import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -52,7 +52,7 @@ def spec(storage: Path, **changes: Any) -> SearchSpec:
         for section in sections:
             place = place[section]
         place[key] = value
-    return SearchSpec.model_validate(data).located()
+    return SearchSpec.model_validate(data).with_absolute_paths()
 
 
 def store_of(search: SearchSpec) -> Store:
@@ -65,7 +65,7 @@ def fly(search: SearchSpec, *, checkpoint_bytes: int = 1000) -> tuple[Probe, Sai
     """The preflight of a search, and its rehearsal."""
     data, said = load_dataset(search.finetune.data), Said()
     ground = preflight(search, store_of(search), data, checkpoint_bytes, said, own=True)
-    probe = rehearse(search, data.fingerprint, said)
+    probe = dry_run(search, data.fingerprint, said)
     accept(probe, search, ground, said)
     return probe, said
 
@@ -117,7 +117,7 @@ def test_space_is_held_against_the_quota_and_the_disk(tmp_path: Path) -> None:
 def test_other_images_on_a_node_are_refused(tmp_path: Path) -> None:
     search = spec(tmp_path)
     with pytest.raises(FtaeError) as caught:
-        survey.look_around(search, store_of(search), "of-yesterday", live_nodes(), Said())
+        survey.check_nodes(search, store_of(search), "of-yesterday", live_nodes(), Said())
     assert list(store_of(search).folder.iterdir()) == []
     message = str(caught.value)
     assert message.startswith(f"finetune.data: the images cannot be used on {live_nodes()[0].name}: the images of ")
@@ -129,7 +129,7 @@ def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     nowhere = Store(tmp_path / "file" / "small")
     (tmp_path / "file").write_text("")
     with pytest.raises(FtaeError, match=r"search\.storage: .*/file/small cannot be used from here: "):
-        survey.look_around(search, nowhere, "", live_nodes(), Said())
+        survey.check_nodes(search, nowhere, "", live_nodes(), Said())
 
 
 def test_a_diverging_configuration_is_refused_with_advice(tmp_path: Path) -> None:
@@ -171,12 +171,12 @@ def test_what_does_not_fit_the_memory_is_told_with_advice(tmp_path: Path, monkey
     model = {"family": "hungry_nets:Net", "image_range": "0..1"}
     changes: dict[str, Any] = {"finetune__model": model, "finetune__losses": {"mse": 1.0}}
     search = spec(tmp_path, **changes, finetune__batch_size=8)
-    told = try_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    told = dry_run_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
     assert isinstance(told, str)
     assert "out of memory at step 0; lower finetune.batch_size" in told
     # Two workers take four images each.
     shared = spec(tmp_path, **changes, finetune__batch_size=8, search__resources={"workers": 2})
-    tried = try_step(shared.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    tried = dry_run_step(shared.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
     assert isinstance(tried, Probe)
 
 
@@ -227,11 +227,11 @@ def test_tracking_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
     search, said = spec(tmp_path, tracking={"uri": "http://127.0.0.1:9"}), Said()
     store = store_of(search)
     Journal(store.folder).append("open", search=search.model_dump(mode="json"), digest="", facts={})
-    shipper = Shipper(store, lambda: tracker_of(search, store), said)
-    shipper.start()
+    tracking_sync = TrackingSync(store, lambda: tracker_of(search, store), said)
+    tracking_sync.start()
     while not said:
         time.sleep(0.05)
-    shipper.finish(30.0)
+    tracking_sync.finish(30.0)
     [told] = said
     assert told.startswith("MLflow at http://127.0.0.1:9: ")
     assert "Connection refused" in told

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ftae.record import SearchRecord
+from ftae.results.search_record import SearchRecord
 from ftae.search import progress as module
 from ftae.search.progress import Progress, short_params
 from ftae.specs import SearchSpec
-from ftae.units import duration
+from ftae.wording import duration
 
 SPEC = SearchSpec.model_validate(
     {
@@ -122,7 +122,7 @@ def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> No
 
 def test_what_is_said_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     message = "2 images cannot be read: [a].png: " + "x" * 200
-    Progress(SPEC).say(message)
+    Progress(SPEC).notify(message)
     out, err = capsys.readouterr()
     assert (out, err) == ("", message + "\n")
 
@@ -279,7 +279,7 @@ def test_params_fit_on_a_line() -> None:
 
 def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
     code = (
-        "import sys; from ftae.record import SearchRecord; from ftae.specs import SearchSpec\n"
+        "import sys; from ftae.results.search_record import SearchRecord; from ftae.specs import SearchSpec\n"
         "from ftae.search.progress import Progress\n"
         "spec = SearchSpec.model_validate_json(sys.argv[1])\n"
         "record = SearchRecord(search=spec.model_dump(mode='json'))\n"

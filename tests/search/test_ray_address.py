@@ -3,7 +3,7 @@
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.search.ray_address import VARIABLE, cluster_address, is_own
+from ftae.search.ray.address import VARIABLE, cluster_address, is_own
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "local", " local "])

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from small_search import SEARCH
 
-from ftae.engine.data import load_dataset
-from ftae.engine.estimate import Probe
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.sizing.probe import Probe
 from ftae.errors import FtaeError
-from ftae.search import rehearsal
-from ftae.search.rehearsal import rehearse, try_step
+from ftae.search.ray import preflight_tasks as rehearsal
+from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
 from ftae.specs import SearchSpec
 
 
@@ -38,7 +38,7 @@ def dies(times: int, folder: Path) -> Callable[..., Any]:
         (folder / str(before)).write_text("")
         if before < times:
             os.kill(os.getpid(), signal.SIGKILL)
-        return try_step(given, fingerprint)
+        return dry_run_step(given, fingerprint)
 
     return step
 
@@ -47,7 +47,7 @@ def dies(times: int, folder: Path) -> Callable[..., Any]:
 def test_a_worker_measures_a_step() -> None:
     spec = search()
     said: list[str] = []
-    found = rehearse(spec, fingerprint(spec), said.append)
+    found = dry_run(spec, fingerprint(spec), said.append)
     assert found.step_seconds > 0.0
     assert found.eval_seconds > 0.0
     assert [line for line in said if "lost" in line] == []
@@ -58,7 +58,7 @@ def test_a_worker_that_is_lost_over_it_is_one_of_max_failures(tmp_path: Path, mo
     spec = search(max_failures=1)
     said: list[str] = []
     monkeypatch.setattr(rehearsal, "try_step", dies(1, tmp_path))
-    assert isinstance(rehearse(spec, fingerprint(spec), said.append), Probe)
+    assert isinstance(dry_run(spec, fingerprint(spec), said.append), Probe)
     [lost] = [line for line in said if "was lost" in line]
     assert lost.startswith("preflight: the worker that tried a step was lost (")
 
@@ -68,7 +68,7 @@ def test_one_lost_worker_too_many_ends_the_search(tmp_path: Path, monkeypatch: p
     spec = search(max_failures=1)
     monkeypatch.setattr(rehearsal, "try_step", dies(2, tmp_path))
     with pytest.raises(FtaeError, match=r"tried and failed: its worker was lost \(.*\); a worker that is killed"):
-        rehearse(spec, fingerprint(spec), lambda message: None)
+        dry_run(spec, fingerprint(spec), lambda message: None)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -76,7 +76,7 @@ def test_one_lost_worker_too_many_ends_the_search(tmp_path: Path, monkeypatch: p
 def test_a_step_that_fails_ends_the_search_with_what_to_do() -> None:
     spec = search(optimizer={"name": "sgd", "lr": 1e30}, max_grad_norm=None)
     with pytest.raises(FtaeError, match=r"tried and failed: on .*: non-finite .* at step \d+; lower finetune"):
-        rehearse(spec, fingerprint(spec), lambda message: None)
+        dry_run(spec, fingerprint(spec), lambda message: None)
 
 
 @pytest.mark.parametrize("reason", rehearsal.ADVICE)
@@ -87,7 +87,7 @@ def test_every_reason_has_its_advice(reason: str, monkeypatch: pytest.MonkeyPatc
         raise TrainingFailed(reason, 3)
 
     monkeypatch.setattr(rehearsal, "probe", fails)
-    told = try_step(search().model_dump(mode="json"), "any")
+    told = dry_run_step(search().model_dump(mode="json"), "any")
     assert isinstance(told, str)
     assert f"{reason} at step 3; " in told
     assert len(told.partition("; ")[2]) > 20
@@ -100,7 +100,7 @@ def test_code_that_a_worker_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(rehearsal, "try_step", step)
     with pytest.raises(FtaeError, match=r"tried and failed: ModuleNotFoundError: No module named 'ftae\.tomorrow'"):
-        rehearse(search(), "any", lambda message: None)
+        dry_run(search(), "any", lambda message: None)
 
 
 NET = """
@@ -135,7 +135,7 @@ def told(**changes: Any) -> str:
             "objective": {"metric": "val/psnr", "direction": "maximize"},
         }
     )
-    found = try_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+    found = dry_run_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
     assert isinstance(found, str)
     return found
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from ftae.search import patience
 from ftae.search.retention import Retention
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import Store, open_store
+from ftae.storage import retry as patience
+from ftae.storage.store import Store, open_store
 
 SPEC = SearchSpec.model_validate(
     {

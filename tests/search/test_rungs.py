@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from ftae.search.rungs import Rungs
+from ftae.search.scheduler import Rungs
 from ftae.specs import SearchSpec
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from ftae import journal
 from ftae.errors import FtaeError
-from ftae.export import chosen_trial
-from ftae.report import best, find_search
-from ftae.search import lease
-from ftae.search.shipper import SEARCH_FILE, ship_new
+from ftae.results.export import chosen_trial
+from ftae.results.summary import best, find_search
 from ftae.search.state import SearchState
+from ftae.search.tracking_sync import SEARCH_FILE, ship_new
 from ftae.specs import SearchSpec
-from ftae.storage import JOURNAL_PIECES, Store, open_store
+from ftae.storage import journal, lease
+from ftae.storage.store import JOURNAL_PIECES, Store, open_store
 
 SPEC = SearchSpec.model_validate(
     {
@@ -90,7 +89,7 @@ def test_another_machine_takes_up_what_a_killed_driver_left(on_machine: OnMachin
     first = run(SearchState(SPEC, on_machine("one")), until=3)
     die(first)
     said: list[str] = []
-    again = SearchState(SPEC, on_machine("two"), say=said.append)
+    again = SearchState(SPEC, on_machine("two"), notify=said.append)
     assert len(said) == 1
     assert "held this search; watching for 1 s" in said[0]
     assert told(again) == told(first)
@@ -114,7 +113,7 @@ def test_the_same_machine_goes_on_at_once(on_machine: OnMachine) -> None:
     path = first.journal.path
     path.write_bytes(path.read_bytes()[:-100])  # the mirror is behind: what counts is in the store
     said: list[str] = []
-    again = SearchState(SPEC, on_machine("one"), say=said.append)
+    again = SearchState(SPEC, on_machine("one"), notify=said.append)
     assert said == []
     assert told(again) == told(first)
     again.close("interrupted")
@@ -148,11 +147,11 @@ def test_an_event_that_reached_the_store_but_not_the_disk_is_there_once(on_machi
     said: list[str] = []
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def say(message: str) -> None:
+    def notify(message: str) -> None:
         said.append(message)
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
-    state = SearchState(SPEC, on_machine("one"), say=say)
+    state = SearchState(SPEC, on_machine("one"), notify=notify)
     resource.setrlimit(resource.RLIMIT_FSIZE, (state.journal.path.stat().st_size + 20, unlimited[1]))
     assert state.next_trial() is not None
     assert [message.split(":")[0] for message in said] == ["storage refuses", "storage is back"]

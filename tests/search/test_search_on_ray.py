@@ -14,19 +14,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.torch import load_file, save_file
 
-from ftae import journal
-from ftae.engine.build import build_model
-from ftae.engine.loop import finetune
+from ftae.engine.models.families import build_model
+from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME
-from ftae.record import SearchRecord
-from ftae.search import driver, patience
+from ftae.results.replay import fold, replay
+from ftae.results.search_record import SearchRecord
+from ftae.search import driver
 from ftae.search.run import run_search
-from ftae.search.shipper import sync, unsent
 from ftae.search.state import SearchState
+from ftae.search.tracking_sync import sync, unsent
 from ftae.specs import SearchSpec
-from ftae.specs.yamlfile import load_search
-from ftae.storage import Store
+from ftae.specs.files import load_search
+from ftae.storage import journal
+from ftae.storage import retry as patience
+from ftae.storage.journal import FILE_NAME
+from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable, store_uri
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -188,7 +190,7 @@ def test_a_search_with_constraints_two_metrics_and_conditional_params(storage: P
     tuned = [trial for trial in record.trials.values() if trial.number > 0]
     assert {"losses.kl_capacity" in trial.params for trial in tuned} == {True, False}
     assert all(("losses.kl_capacity" in trial.params) is (trial.params["losses.kl"] > 0) for trial in tuned)
-    front = {trial.number for trial in record.front()}
+    pareto_front = {trial.number for trial in record.pareto_front()}
     finished = [trial for trial in tuned if trial.status == "finished" and record.is_feasible(trial)]
     for trial in finished:
         beaten = any(
@@ -197,9 +199,9 @@ def test_a_search_with_constraints_two_metrics_and_conditional_params(storage: P
             and other.metrics != trial.metrics
             for other in finished
         )
-        assert (trial.number in front) is not beaten
+        assert (trial.number in pareto_front) is not beaten
     tags = runs(client, "asks-more")["search"].data.tags
-    assert tags["ftae.front"] == ", ".join(str(trial.number) for trial in record.front())
+    assert tags["ftae.front"] == ", ".join(str(trial.number) for trial in record.pareto_front())
     assert tags["ftae.feasible"] == json.dumps(bool(finished))
     resumed = run_search(
         search.model_copy(update={"search": search.search.model_copy(update={"num_trials": 7})}), resume=True
@@ -241,7 +243,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
         trial = record.trials[int(number)]
         assert run.info.status == expected[trial.status]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags["ftae.status"] == trial.status
+        assert run.data.tags["ftae.cluster.status"] == trial.status
         assert run.data.tags.get("ftae.reason") == trial.reason
         assert run.data.params.keys() == trial.params.keys()
         points = {
@@ -319,7 +321,7 @@ def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkey
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then go on with --resume"):
         run_search(spec(storage, name="undeletable"))
-    record = journal.replay(storage / "undeletable")
+    record = replay(storage / "undeletable")
     assert record.close is not None
     assert record.close["status"] == "failed"
     monkeypatch.undo()
@@ -337,7 +339,7 @@ def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
         FtaeError, match=r"search\.resources\.gpus: a trial asks for 1, the largest node of the cluster has 0 GPUs"
     ):
         run_search(spec(tmp_path, search__resources={"gpus": 1}, search__wait_for_nodes_minutes=0))
-    assert journal.fold(tmp_path / "small").trials == {}, "it may begin under this name"
+    assert fold(tmp_path / "small").trials == {}, "it may begin under this name"
 
 
 def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tmp_path: Path) -> None:
@@ -348,7 +350,7 @@ def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tm
     message = str(caught.value)
     assert message.startswith("a step of the file's own configuration was tried and failed: on ")
     assert "; lower finetune.optimizer.lr" in message
-    record = journal.fold(tmp_path / "small")
+    record = fold(tmp_path / "small")
     assert record.trials == {}, "it may begin under this name"
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("failed", message)
@@ -371,7 +373,7 @@ def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkey
         FtaeError, match=r"small stopped: the untuned model cannot be evaluated: .*as it was given is nan"
     ):
         run_search(broken)
-    record = journal.replay(tmp_path / "small")
+    record = replay(tmp_path / "small")
     assert record.close is not None
     assert record.close["status"] == "failed"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.search import session
+from ftae.search.ray import session
 
 # Prints what one worker is like, in the session that a search would have.
 ASK = """

@@ -16,12 +16,12 @@ import pytest
 from mlflow import MlflowClient
 
 from ftae.errors import FtaeError
-from ftae.journal import Journal
-from ftae.record import Event
-from ftae.search import shipper
-from ftae.search.shipper import CURSOR, Shipper, publish, ship_new, sync, unsent
+from ftae.results.search_record import Event
+from ftae.search import tracking_sync as tracking_sync
+from ftae.search.tracking_sync import CURSOR, TrackingSync, publish, ship_new, sync, unsent
 from ftae.specs import SearchSpec
-from ftae.storage import Store
+from ftae.storage.journal import Journal
+from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable, store_uri
 
 SPEC = SearchSpec.model_validate(
@@ -73,8 +73,8 @@ def away() -> TrackingUnavailable:
 
 @pytest.fixture(autouse=True)
 def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipper, "INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr(shipper, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(tracking_sync, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(tracking_sync, "RETRY_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def start(folder: Path, tracker: Tracker) -> tuple[Shipper, Said]:
+def start(folder: Path, tracker: Tracker) -> tuple[TrackingSync, Said]:
     said = Said()
-    thread = Shipper(Store(folder), lambda: tracker, said)  # type: ignore[arg-type, return-value]
+    thread = TrackingSync(Store(folder), lambda: tracker, said)  # type: ignore[arg-type, return-value]
     thread.start()
     return thread, said
 
@@ -245,7 +245,7 @@ def test_a_tracker_that_cannot_be_made_yet_is_made_later(journal: Journal, tmp_p
             raise failure
         return tracker
 
-    thread = Shipper(Store(tmp_path), make, said)
+    thread = TrackingSync(Store(tmp_path), make, said)
     thread.start()
     wait_until(lambda: len(tracker.arrived) == 1)
     assert thread.finish(10.0)
@@ -290,14 +290,14 @@ def test_finishing_tries_once_more(journal: Journal, tmp_path: Path) -> None:
     tracker, finished = Tracker(away()), list[bool]()
     finisher = threading.Thread(target=lambda: finished.append(thread.finish(10.0)))
 
-    def say(message: str) -> None:
+    def notify(message: str) -> None:
         """The search ends while the thread still tells that the server is away."""
         if not finisher.ident:
             journal.append("close", status="complete", reason=None)
             finisher.start()
             wait_until(thread._finishing.is_set)
 
-    thread = Shipper(Store(tmp_path), lambda: tracker, say)  # type: ignore[arg-type, return-value]
+    thread = TrackingSync(Store(tmp_path), lambda: tracker, notify)  # type: ignore[arg-type, return-value]
     thread.start()
     wait_until(lambda: len(finished) == 1)
     assert finished == [True]
@@ -377,7 +377,7 @@ def test_sync_sends_everything_to_a_server_that_may_be_empty(
         (tmp_path / CURSOR).write_text("half a li")
     add(journal, 2, 22.0)
     wiped = Tracker()
-    monkeypatch.setattr(shipper, "tracker_of", lambda spec, store: wiped)
+    monkeypatch.setattr(tracking_sync, "tracker_of", lambda spec, store: wiped)
     assert sync(Store(tmp_path)) == 10
     assert wiped.arrived == written(tmp_path)
     assert wiped.published["tags"] == {"ftae.best_trial": "2"}

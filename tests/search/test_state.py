@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from ftae import journal
 from ftae.errors import FtaeError
-from ftae.journal import FILE_NAME
-from ftae.search import patience
+from ftae.results.replay import replay
 from ftae.search.state import Assignment, SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import ObjectStore, Store
+from ftae.storage import journal
+from ftae.storage import retry as patience
+from ftae.storage.journal import FILE_NAME
+from ftae.storage.store import ObjectStore, Store
 
 STEPS = (0, 4, 8, 12)
 
@@ -325,10 +326,10 @@ def test_a_search_by_random_without_stopping_runs_every_trial_to_its_end(tmp_pat
 
 def test_closing_gives_the_journal_free(state: SearchState) -> None:
     state.close("interrupted", "stopped by the user")
-    record = journal.replay(state.store.folder)
+    record = replay(state.store.folder)
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
-    assert journal.replay(SearchState(state.spec, state.store).store.folder).close is None
+    assert replay(SearchState(state.spec, state.store).store.folder).close is None
 
 
 def ending(state: SearchState) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import pytest
 from optuna.trial import TrialState
 
 from ftae.search import params as params_module
-from ftae.search import study as module
+from ftae.search import sampler as module
+from ftae.search.sampler import Study
 from ftae.search.state import SearchState
-from ftae.search.study import Study
 from ftae.specs import SearchSpec
-from ftae.specs.configurations import count_up_to, identity
-from ftae.storage import Store
+from ftae.specs.search.configurations import count_up_to, identity
+from ftae.storage.store import Store
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},

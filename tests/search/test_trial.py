@@ -15,17 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from ftae.engine import build as engine_build
-from ftae.engine.autoencoder import Autoencoder
-from ftae.engine.checkpoint import latest_checkpoint
-from ftae.engine.data import load_dataset
-from ftae.engine.partial_folder import PartialFolder
-from ftae.engine.training import Training
-from ftae.engine.warm import Warm
-from ftae.search import patience, trial
-from ftae.search.trial import run_trial
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.models import families as engine_build
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.run_folder import AtomicFolder
+from ftae.engine.training.checkpoint import latest_checkpoint
+from ftae.engine.training.model_reuse import ModelReuse
+from ftae.engine.training.trainer import Training
+from ftae.search.ray import trial
+from ftae.search.ray.trial import run_trial
 from ftae.specs import SearchSpec
-from ftae.storage import open_store
+from ftae.storage import retry as patience
+from ftae.storage.store import open_store
 
 USER_MODULE = '''
 """A network that does not fit above a batch size, once it has seen some batches."""
@@ -166,7 +167,7 @@ def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
         take_step(training)
 
     monkeypatch.setattr(engine_build, "build_autoencoder", counted)
-    monkeypatch.setattr(trial, "WARM", Warm())
+    monkeypatch.setattr(trial, "WARM", ModelReuse())
     for lr in (1e-3, 1e-4):
         shutil.rmtree(worker.store.folder / "trials", ignore_errors=True)
         assert worker.run(optimizer__lr=lr)[-1] == 12
@@ -238,14 +239,14 @@ def test_a_damaged_checkpoint_is_told_once_however_often_it_is_found(
 ) -> None:
     worker.run(stop_at=8)
     (worker.store.folder / "trials/0001/checkpoints/step-00000008/model.safetensors").unlink()
-    complete, refusals = PartialFolder.complete, iter([errno.ENOSPC] * 2)
+    complete, refusals = AtomicFolder.complete, iter([errno.ENOSPC] * 2)
 
-    def full_twice(folder: PartialFolder, hashes: str) -> None:
+    def full_twice(folder: AtomicFolder, hashes: str) -> None:
         if (number := next(refusals, None)) is not None:
             raise OSError(number, os.strerror(number))
         complete(folder, hashes)
 
-    monkeypatch.setattr(PartialFolder, "complete", full_twice)
+    monkeypatch.setattr(AtomicFolder, "complete", full_twice)
     note, start, *rest = worker.run()
     assert "step-00000008 is damaged" in note["note"]
     assert start == started(4)
@@ -355,7 +356,7 @@ def test_a_storage_that_takes_no_checkpoint_is_not_borne_for_ever(
 
     def fault(message: dict[str, Any]) -> None:
         if message.get("report", {}).get("step") == 8:  # also when it is repeated, which works
-            monkeypatch.setattr(PartialFolder, "complete", refuse)
+            monkeypatch.setattr(AtomicFolder, "complete", refuse)
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import ray
 
-from ftae.search import watch as module
-from ftae.search.watch import LEAST_PATIENCE_SECONDS, PATIENCE_FACTOR, START_PATIENCE_SECONDS, Watch
+from ftae.search.ray import hang_detector as module
+from ftae.search.ray.hang_detector import LEAST_PATIENCE_SECONDS, PATIENCE_FACTOR, START_PATIENCE_SECONDS, HangDetector
 
 
 class Listener:
@@ -22,7 +22,7 @@ class Listener:
         self.now, self.killed, self.notes = 0.0, list[int](), list[str]()
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(module, "_kill_on", lambda node, pid: self.killed.append(pid))
-        self.watch = Watch(lambda number, text: self.notes.append(f"{number}: {text}"))
+        self.watch = HangDetector(lambda number, text: self.notes.append(f"{number}: {text}"))
         self.watch.expect(expected_seconds)
 
     def wait(self, seconds: float) -> None:
@@ -33,7 +33,7 @@ class Listener:
 
     def hear(self, number: int, what: str = "report") -> None:
         said: dict[str, Any] = {"node": f"node-{number}", "pid": 100 + number, "step": 0} if what == "start" else {}
-        self.watch.heard(number, {what: said})
+        self.watch.heartbeat(number, {what: said})
 
     def deaf(self, seconds: float) -> None:
         """Something held the driver up: it hears nothing and looks at nothing."""
@@ -141,19 +141,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_worker_that_hangs_is_killed_though_all_cpus_are_taken(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_PATIENCE_SECONDS", 0.5)
     notes: list[str] = []
-    watch = Watch(lambda number, text: notes.append(text))
+    watch = HangDetector(lambda number, text: notes.append(text))
     hung, other = Worker.remote(), Worker.remote()
     starts = ray.get([hung.whereabouts.remote(), other.whereabouts.remote()])
     for number, start in enumerate(starts):
-        watch.heard(number, {"start": start})
-        watch.heard(number, {"report": {}})
+        watch.heartbeat(number, {"start": start})
+        watch.heartbeat(number, {"report": {}})
     pid = starts[0]["pid"]
     hanging = hung.hang.remote()
     if how == "suspended":
         os.kill(pid, signal.SIGSTOP)
 
     def look() -> bool:
-        watch.heard(1, {"report": {}})
+        watch.heartbeat(1, {"report": {}})
         watch.kill_hung()
         return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from ftae.errors import SpecError
-from ftae.specs.addresses import redacted, secret_problem
-from ftae.specs.yamlfile import load_search
+from ftae.specs.files import load_search
+from ftae.specs.reading.names import redacted, secret_problem
 
 # Each holds the word hush, in another form.
 SECRETS = [

@@ -9,10 +9,10 @@ from spec_classes import specs_below
 
 from ftae.errors import SpecError
 from ftae.specs import Range, SearchSpec
-from ftae.specs.folders import missing_folders
-from ftae.specs.problems import problems
-from ftae.specs.schema import alternatives
-from ftae.specs.yamlfile import dump, load_any, load_search
+from ftae.specs.files import dump, load_any, load_search
+from ftae.specs.reading.base import alternatives
+from ftae.specs.reading.problems import problems
+from ftae.specs.search.lint import missing_folders
 
 # The expected lines below count from here: name is line 1, tracking line 33.
 GOOD = """\

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ftae.specs import FinetuneSpec, SearchSpec
-from ftae.specs.conditions import CONDITIONS, Condition, conditions_of, default_of, has_effect, settled
-from ftae.specs.overrides import apply_overrides, value_at
+from ftae.specs.reading.overrides import apply_overrides, value_at
+from ftae.specs.search.conditions import CONDITIONS, Condition, conditions_of, default_of, drop_inactive, has_effect
 
 
 def run(**changes: Any) -> FinetuneSpec:
@@ -26,7 +26,7 @@ def test_every_condition_names_settings_and_values_that_there_are(condition: Con
     spec = run()
     assert value_at(spec, condition.setting) == default_of(spec, condition.setting)
     for value in condition.values:
-        changed = settled(spec, {condition.governor: value})
+        changed = drop_inactive(spec, {condition.governor: value})
         assert condition.governor in changed
         assert has_effect(spec, condition.setting, changed)
     assert any(not condition.holds(value) for value in (0.0, None, False, "constant", "sgd", "adamw"))
@@ -34,11 +34,11 @@ def test_every_condition_names_settings_and_values_that_there_are(condition: Con
 
 def test_a_section_goes_back_to_its_defaults() -> None:
     spec = run(losses={"mse": 1.0, "adversarial": 0.1}, discriminator={"r1": 1.0, "max_adaptive_weight": 9.0})
-    kept = apply_overrides(spec, settled(spec, {"losses.adversarial": 0.2, "discriminator.lr": 1e-3}))
+    kept = apply_overrides(spec, drop_inactive(spec, {"losses.adversarial": 0.2, "discriminator.lr": 1e-3}))
     assert (kept.discriminator.lr, kept.discriminator.r1) == (1e-3, 1.0)
-    off = apply_overrides(spec, settled(spec, {"losses.adversarial": 0.0, "discriminator.lr": 1e-3}))
+    off = apply_overrides(spec, drop_inactive(spec, {"losses.adversarial": 0.0, "discriminator.lr": 1e-3}))
     assert off.discriminator == type(off.discriminator)()
-    fixed = apply_overrides(spec, settled(spec, {"discriminator.adaptive": False}))
+    fixed = apply_overrides(spec, drop_inactive(spec, {"discriminator.adaptive": False}))
     assert (fixed.discriminator.max_adaptive_weight, fixed.discriminator.r1) == (100.0, 1.0)
 
 
@@ -49,7 +49,7 @@ def test_places_among_choices_are_absolute_wherever_a_worker_reads_them() -> Non
             "discriminator.pretrained": {"choices": [None, "models/d.pt"]},
         }
     )
-    [none, place] = spec.located().search_space["discriminator.pretrained"].corners()
+    [none, place] = spec.with_absolute_paths().search_space["discriminator.pretrained"].corners()
     assert (none, place) == (None, str(Path("models/d.pt").absolute()))
 
 
@@ -63,7 +63,7 @@ def test_a_section_is_covered_with_all_below_it() -> None:
 
 def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: pytest.MonkeyPatch) -> None:
     chain = (Condition("losses.kl_capacity", "losses.kl"), Condition("losses.kl", "losses.huber"))
-    monkeypatch.setattr("ftae.specs.conditions.CONDITIONS", chain)
+    monkeypatch.setattr("ftae.specs.search.conditions.CONDITIONS", chain)
     assert [c.governor for c in conditions_of("losses.kl_capacity")] == ["losses.kl", "losses.huber"]
     assert conditions_of("optimizer.lr") == []
     on = run(losses={"huber": 1.0, "kl": 1e-3, "kl_capacity": 5.0})
@@ -71,7 +71,12 @@ def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: py
     assert not has_effect(on, "losses.kl_capacity", {"losses.huber": 0.0})
     assert not has_effect(on, "losses.kl_capacity", {"losses.kl": 0.0})
     given = {"losses.mse": 1.0, "losses.huber": 0.0, "losses.kl": 1e-2, "losses.kl_capacity": 3.0}
-    assert settled(on, given) == {"losses.mse": 1.0, "losses.huber": 0.0, "losses.kl": 0.0, "losses.kl_capacity": None}
+    assert drop_inactive(on, given) == {
+        "losses.mse": 1.0,
+        "losses.huber": 0.0,
+        "losses.kl": 0.0,
+        "losses.kl_capacity": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: py
     ],
 )  # fmt: skip
 def test_what_has_no_effect_goes_back_to_its_default(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert settled(run(), given) == expected
+    assert drop_inactive(run(), given) == expected
 
 
 def search(space: dict[str, Any], **changes: Any) -> SearchSpec:
@@ -116,7 +121,7 @@ def test_optimizers_are_searched_with_what_only_one_of_them_takes() -> None:
     spec = search(space, optimizer={"lr": 1e-3, "betas": [0.5, 0.9]})
     assert spec.file_params() == {"optimizer.name": "adamw"}, "its own momentum is none, and has no effect"
     assert spec.trial_spec({"optimizer.name": "sgd", "optimizer.momentum": 0.9}).optimizer.betas is None
-    assert spec.located().search_space == spec.search_space
+    assert spec.with_absolute_paths().search_space == spec.search_space
 
 
 def test_the_first_trial_is_the_file_without_what_has_no_effect() -> None:

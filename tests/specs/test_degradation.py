@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ftae.specs.data import Digits
-from ftae.specs.degradation import Degradation
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.lint import warnings
-from ftae.specs.problems import problems
-from ftae.specs.search import ProductionSpec
+from ftae.specs.finetune.data import Digits
+from ftae.specs.finetune.degradation import Degradation
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.problems import problems
+from ftae.specs.search.lint import warnings
+from ftae.specs.search.search import ProductionSpec
 
 
 def data(**fields: Any) -> dict[str, Any]:

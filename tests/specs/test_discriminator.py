@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ftae.specs import FinetuneSpec, SearchSpec
-from ftae.specs.discriminator import DiscriminatorSpec
+from ftae.specs.finetune.networks import DiscriminatorSpec
 
 RUN: dict[str, Any] = {
     "model": {"family": "conv_vae"},
@@ -90,4 +90,4 @@ def test_several_workers_are_refused(searched: bool, resources: dict[str, Any]) 
 
 def test_its_weights_are_found_from_any_folder() -> None:
     spec = FinetuneSpec.model_validate(RUN | {"discriminator": {"pretrained": "models/d.safetensors"}})
-    assert str(spec.located().discriminator.pretrained).startswith("/")
+    assert str(spec.with_absolute_paths().discriminator.pretrained).startswith("/")

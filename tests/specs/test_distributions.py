@@ -10,12 +10,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from ftae.errors import FtaeError
-from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec, distributions
-from ftae.specs.distributions import coerced, objections
-from ftae.specs.finetune import Optimizer, Schedule
-from ftae.specs.joint import RULES, joint_problems
-from ftae.specs.problems import dotted, problems
-from ftae.specs.space import FileDistribution
+from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec
+from ftae.specs.finetune.run import Optimizer, Schedule
+from ftae.specs.reading.problems import dotted, problems
+from ftae.specs.search import distributions
+from ftae.specs.search.distributions import coerced, validation_errors
+from ftae.specs.search.space import RULES, FileDistribution, joint_problems
 
 RUN = FinetuneSpec.model_validate(
     {
@@ -223,7 +223,7 @@ def test_the_pairs_that_are_tried_refuse_what_all_pairs_would(run: dict[str, Any
     refused = 0
     for (path, some), (other, others) in combinations(space.items(), 2):
         expected = any(
-            objections(finetune, {path: value, other: its_value})
+            validation_errors(finetune, {path: value, other: its_value})
             for value, its_value in product(some.corners(), others.corners())
         )
         found = [at for at, _ in joint_problems(finetune, {path: some, other: others})]

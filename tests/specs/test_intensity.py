@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from ftae.specs.data import AnyData
+from ftae.specs.finetune.data import AnyData
 
 DATA: TypeAdapter[Any] = TypeAdapter(AnyData)
 FOLDER = {"source": "image_folder", "train": "d", "resolution": 16}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ftae.specs import ProductionSpec, SearchSpec
-from ftae.specs.lint import warnings
+from ftae.specs.search.lint import warnings
 
 
 def search(space: dict[str, Any] | None = None, objective: Any = None, settings: Any = None, **run: Any) -> SearchSpec:

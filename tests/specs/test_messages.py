@@ -12,10 +12,10 @@ from spec_classes import specs_below
 
 from ftae.errors import FtaeError, SpecError
 from ftae.specs import Range, SearchSpec
-from ftae.specs.distributions import Choices
-from ftae.specs.problems import problems
-from ftae.specs.search import ProductionSpec
-from ftae.specs.yamlfile import load_search
+from ftae.specs.files import load_search
+from ftae.specs.reading.problems import problems
+from ftae.specs.search.distributions import Choices
+from ftae.specs.search.search import ProductionSpec
 
 FOREIGN = re.compile(
     r"NoneType|datetime|<class|\bdict\b|\btuple\b|\bbool\b|\bstr\b|\bset\b|\bTrue\b|\bFalse\b|\bNone\b|pydantic|Traceback"

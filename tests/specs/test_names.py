@@ -9,10 +9,10 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from ftae.errors import FtaeError
-from ftae.record import SearchRecord
+from ftae.results.search_record import SearchRecord
 from ftae.specs import ProductionSpec, SearchSpec
-from ftae.specs.names import LONGEST, file_name_problem, registry_name_problem
-from ftae.specs.search import Tracking
+from ftae.specs.reading.names import LONGEST, file_name_problem, registry_name_problem
+from ftae.specs.search.settings import Tracking
 
 HOSTILE: list[Any] = [
     "../escaped",

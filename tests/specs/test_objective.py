@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from ftae.specs.objective import AnyObjective, Constraint, check_measured, read_objective
-from ftae.specs.problems import dotted, problems
+from ftae.specs.reading.problems import dotted, problems
+from ftae.specs.search.objective import AnyObjective, Constraint, check_measured, read_objective
 
 MEASURED = ["val/psnr", "val/ssim", "val/kl"]
 PSNR = {"metric": "val/psnr", "direction": "maximize"}

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ftae.errors import FtaeError
 from ftae.specs import FinetuneSpec, ProductionSpec, SearchSpec
-from ftae.specs.overrides import apply_overrides, leaf, leaf_in, locate, value_at, with_value
+from ftae.specs.reading.overrides import apply_overrides, leaf, leaf_in, locate, value_at, with_value
 
 RUN = FinetuneSpec.model_validate(
     {

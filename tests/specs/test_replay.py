@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from ftae.specs.data import AnyData, Digits, ImageFolder
-from ftae.specs.finetune import FinetuneSpec
-from ftae.specs.lint import warnings
-from ftae.specs.problems import problems
-from ftae.specs.search import SearchSpec
+from ftae.specs.finetune.data import AnyData, Digits, ImageFolder
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.problems import problems
+from ftae.specs.search.lint import warnings
+from ftae.specs.search.search import SearchSpec
 
 
 def data(**replay: Any) -> dict[str, Any]:
@@ -110,6 +110,8 @@ def test_a_model_that_is_told_the_label_needs_it_of_every_image(leaf: str) -> No
 
 def test_its_folders_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run: FinetuneSpec = search(replay={"source": "image_folder", "train": "a", "val": "b"}).finetune.located()
+    run: FinetuneSpec = search(
+        replay={"source": "image_folder", "train": "a", "val": "b"}
+    ).finetune.with_absolute_paths()
     assert isinstance(run.data.replay, ImageFolder)
     assert (run.data.replay.train, run.data.replay.val) == (str(tmp_path / "a"), str(tmp_path / "b"))

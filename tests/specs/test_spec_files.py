@@ -15,10 +15,9 @@ from pydantic import ValidationError
 
 from ftae.errors import SpecError
 from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
-from ftae.specs.models import CustomModel
-from ftae.specs.overrides import apply_overrides, leaf
-from ftae.specs.yamlfile import dump, load_any, load_production, load_search
-from ftae.specs.yamlvalues import Dumper
+from ftae.specs.files import dump, load_any, load_production, load_search
+from ftae.specs.finetune.models import CustomModel
+from ftae.specs.reading.overrides import Dumper, apply_overrides, leaf
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +138,7 @@ def test_the_digest_is_the_same_in_another_process(path: Path) -> None:
     spec = specs()["custom search"]
     path.write_text(dump(spec))
     code = (
-        "import sys, pathlib\nfrom ftae.specs.yamlfile import load_any\n"
+        "import sys, pathlib\nfrom ftae.specs.files import load_any\n"
         "print(load_any(pathlib.Path(sys.argv[1])).digest())"
     )
     for seed in ("1", "2"):
@@ -351,12 +350,16 @@ def test_a_located_search_is_valid_from_any_folder(path: Path, monkeypatch: pyte
     space = {"model.pretrained": {"choices": ["models/a", "models/b", "org/hub-id"]}}
     spec = load_search(write(path, {**SEARCH, "finetune": run, "search_space": space}))
     assert spec.finetune.data.val == 0.1, "a share that YAML reads as text is no folder"
-    located = spec.located()
+    with_absolute_paths = spec.with_absolute_paths()
     here = path.parent
-    assert located.finetune.model.pretrained == f"{here}/models/a"
-    assert located.search_space["model.pretrained"].corners() == (f"{here}/models/a", f"{here}/models/b", "org/hub-id")
+    assert with_absolute_paths.finetune.model.pretrained == f"{here}/models/a"
+    assert with_absolute_paths.search_space["model.pretrained"].corners() == (
+        f"{here}/models/a",
+        f"{here}/models/b",
+        "org/hub-id",
+    )
     monkeypatch.chdir("/")
-    assert SearchSpec.model_validate(located.model_dump(mode="json")) == located
+    assert SearchSpec.model_validate(with_absolute_paths.model_dump(mode="json")) == with_absolute_paths
 
 
 # ---------------------------------------------------------------------------- anchors and merging
@@ -407,7 +410,7 @@ def test_a_key_of_its_own_over_a_merged_one_is_not_given_twice(path: Path) -> No
 
 def test_specs_load_nothing_heavy() -> None:
     code = (
-        "import sys, ftae.specs, ftae.specs.yamlfile, ftae.specs.lint\n"
+        "import sys, ftae.specs, ftae.specs.files, ftae.specs.search.lint\n"
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'diffusers', 'numpy', 'sklearn', 'PIL'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
@@ -440,16 +443,16 @@ def test_a_password_in_the_file_is_refused_and_not_repeated(tmp_path: Path, uri:
 
 
 def test_only_a_folder_is_located() -> None:
-    for storage, located in (("s3://bucket/x", "s3://bucket/x"), ("here", str(Path("here").absolute()))):
+    for storage, with_absolute_paths in (("s3://bucket/x", "s3://bucket/x"), ("here", str(Path("here").absolute()))):
         search = SEARCH | {"search": {"storage": storage}, "tracking": {"uri": "http://there"}}
-        assert SearchSpec.model_validate(search).located().search.storage == located
+        assert SearchSpec.model_validate(search).with_absolute_paths().search.storage == with_absolute_paths
 
 
 def test_a_local_store_is_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     search = SearchSpec.model_validate(SEARCH | {"tracking": {"uri": "sqlite:///mlflow.db"}})
-    assert search.located().tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert SearchSpec.model_validate(SEARCH).located().tracking.uri is None
+    assert search.with_absolute_paths().tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert SearchSpec.model_validate(SEARCH).with_absolute_paths().tracking.uri is None
 
 
 def test_a_trial_runs_on_the_device_that_its_resources_give() -> None:

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from small_search import SEARCH
 
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.export import export
-from ftae.production import train
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.training.loop import finetune
+from ftae.results.export import export
+from ftae.search.production import train
 from ftae.search.provenance import facts
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec
-from ftae.storage import Store
+from ftae.storage.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state.close("complete")
     export(Store(folder), home / "exports" / "small")
     production = ProductionSpec(name="digits", finetune=SEARCH.finetune)
-    train(production, home / "runs" / "digits", storage=home / "searches", say=lambda line: None)
+    train(production, home / "runs" / "digits", storage=home / "searches", notify=lambda line: None)
     return home
 
 

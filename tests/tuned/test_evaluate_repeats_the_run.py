@@ -11,16 +11,16 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from PIL import Image
 
-from ftae.engine.checkpoint import EvalReport
-from ftae.engine.data import load_dataset
-from ftae.engine.loop import finetune
-from ftae.engine.release import release
-from ftae.production import train
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.training.checkpoint import EvalReport
+from ftae.engine.training.export_model import release
+from ftae.engine.training.loop import finetune
+from ftae.inference import evaluate as scores
+from ftae.inference.model import load_model
+from ftae.inference.source import ModelSource, find_model
+from ftae.search.production import train
 from ftae.specs import ProductionSpec
-from ftae.specs.finetune import FinetuneSpec
-from ftae.tuned import scores
-from ftae.tuned.model import load_model
-from ftae.tuned.source import ModelSource, find_model
+from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = """
 from torch import nn
@@ -123,7 +123,7 @@ def check(spec: FinetuneSpec, folder: Path) -> None:
     first, *others = finetune(spec, folder)
     assert evaluated(ModelSource(spec, None, "")) == reported(first)
     for report in others:
-        assert evaluated(find_model(str(folder / str(report.checkpoint)), "searches", say=print)) == reported(report)
+        assert evaluated(find_model(str(folder / str(report.checkpoint)), "searches", notify=print)) == reported(report)
     release(spec, folder / str(others[-1].checkpoint), folder / "model")
     assert evaluated(ModelSource(spec, folder / "model", "")) == reported(others[-1])
     assert len(reported(first)) == len(spec.metrics)
@@ -139,9 +139,11 @@ def test_of_every_family(name: str, precision: str, device: str, models: Path, t
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_of_a_production_run(precision: str, models: Path, tmp_path: Path) -> None:
     spec = spec_of(MODELS["conv_vae"], models, precision=precision)
-    last, _ = train(ProductionSpec(name="p", finetune=spec), tmp_path / "run", storage=tmp_path, say=lambda line: None)
+    last, _ = train(
+        ProductionSpec(name="p", finetune=spec), tmp_path / "run", storage=tmp_path, notify=lambda line: None
+    )
     for baseline in (False, True):
-        found = evaluated(find_model(str(tmp_path / "run"), str(tmp_path), baseline=baseline, say=print))
+        found = evaluated(find_model(str(tmp_path / "run"), str(tmp_path), baseline=baseline, notify=print))
         first = next(finetune(spec, tmp_path / "again"))
         assert found == reported(first if baseline else last)
 
@@ -154,8 +156,8 @@ def test_of_two_workers_that_share_the_cores(models: Path, tmp_path: Path) -> No
         data = SHAPES | {"resolution": 32}
         spec = spec_of({"family": "conv_vae"}, models, data=data, num_threads=None, metrics=["psnr", "ssim", "kl"])
         production = ProductionSpec(name="p", finetune=spec)
-        last, _ = train(production, tmp_path / "run", storage=tmp_path, workers=2, say=lambda line: None)
-        source = find_model(str(tmp_path / "run"), str(tmp_path), say=print)
+        last, _ = train(production, tmp_path / "run", storage=tmp_path, workers=2, notify=lambda line: None)
+        source = find_model(str(tmp_path / "run"), str(tmp_path), notify=print)
         assert source.spec.num_threads == 1
         assert evaluated(source) == reported(last)
     finally:
@@ -215,5 +217,5 @@ def test_pinned_images_are_those_that_a_probe_is_fitted_on(models: Path, tmp_pat
     for file in sorted((tmp_path / "t" / "bad").iterdir())[1:]:
         file.unlink()
     load_dataset.cache_clear()
-    source = find_model(str(tmp_path / "run" / str(last.checkpoint)), "searches", say=print)
+    source = find_model(str(tmp_path / "run" / str(last.checkpoint)), "searches", notify=print)
     assert evaluated(source) == reported(last)

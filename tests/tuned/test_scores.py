@@ -10,30 +10,30 @@ import pytest
 from PIL import Image
 from small_search import SEARCH
 
-from ftae import journal
-from ftae.engine.named_images import named_folder, validation_names
+from ftae.engine.data.named_images import named_folder, validation_names
 from ftae.errors import FtaeError
-from ftae.tuned import scores
-from ftae.tuned.model import TunedModel, load_model
-from ftae.tuned.pictures import INFERNO, heat
-from ftae.tuned.source import find_model, with_settings
+from ftae.inference import evaluate as scores
+from ftae.inference.model import TunedModel, load_model
+from ftae.inference.pictures import INFERNO, heat
+from ftae.inference.source import find_model, with_settings
+from ftae.results.replay import replay
 
 
 @pytest.fixture(scope="session")
 def model(home: Path) -> TunedModel:
-    return load_model(find_model(str(home / "exports/small"), "searches", say=lambda line: None))
+    return load_model(find_model(str(home / "exports/small"), "searches", notify=lambda line: None))
 
 
 def test_the_figures_are_those_of_the_run(home: Path) -> None:
     """To the last digit: of the best trial, its export, a training run, and the baseline."""
-    record = journal.replay(home / "searches/small")
+    record = replay(home / "searches/small")
     last = json.loads((home / "runs/digits/reports.jsonl").read_text().splitlines()[-1])["metrics"]
     assert record.baseline is not None
     best, untuned = record.ranked()[0].metrics, record.baseline.metrics
     storage = str(home / "searches")
     expected = [("small", {}, best), (str(home / "exports/small"), {}, best), (str(home / "runs/digits"), {}, last)]
     for name, chosen, metrics in [*expected, ("small", {"baseline": True}, untuned)]:
-        model = load_model(find_model(name, storage, say=lambda line: None, **chosen))
+        model = load_model(find_model(name, storage, notify=lambda line: None, **chosen))
         judged = scores.images_to_judge(model, None)
         names = scores.metrics_for(model, judged, None)
         measured = scores.measure(model, judged, names)
@@ -71,8 +71,8 @@ def test_names_are_those_of_the_images(pictures: Path) -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_validation_images_have_names_as_long_as_their_files_are_there(apart: bool, pictures: Path) -> None:
-    from ftae.engine.data import load_dataset
-    from ftae.specs.data import ImageFolder
+    from ftae.engine.data.dataset import load_dataset
+    from ftae.specs.finetune.data import ImageFolder
 
     val = str(pictures / "7") if apart else 0.25
     train = str(pictures / "3") if apart else str(pictures)
@@ -86,8 +86,8 @@ def test_validation_images_have_names_as_long_as_their_files_are_there(apart: bo
 
 
 def test_names_of_files_that_changed_are_not_told(pictures: Path, tmp_path: Path) -> None:
-    from ftae.engine.data import load_dataset
-    from ftae.specs.data import ImageFolder
+    from ftae.engine.data.dataset import load_dataset
+    from ftae.specs.finetune.data import ImageFolder
 
     shutil.copytree(pictures, tmp_path / "copy")
     spec = ImageFolder(source="image_folder", train=str(tmp_path / "copy"), val=0.25, resolution=16)
@@ -141,7 +141,7 @@ def test_metrics_that_cannot_be_measured(model: TunedModel, metrics: list[str], 
 
 
 def test_changed_images_are_judged_as_they_are_and_it_is_said(home: Path) -> None:
-    source = find_model("small", str(home / "searches"), say=lambda line: None)
+    source = find_model("small", str(home / "searches"), notify=lambda line: None)
     data = source.spec.data.model_copy(update={"fingerprint": "0" * 32})
     model = load_model(type(source)(source.spec.model_copy(update={"data": data}), source.weights, ""))
     judged = scores.images_to_judge(model, None)
@@ -173,7 +173,7 @@ def test_colours_of_heat_grow_lighter() -> None:
 
 
 def test_other_settings(home: Path) -> None:
-    source = find_model("small", str(home / "searches"), say=lambda line: None)
+    source = find_model("small", str(home / "searches"), notify=lambda line: None)
     values = []
     for sets in ([], ["data.shift=invert"]):
         model = load_model(with_settings(source, sets))
@@ -182,7 +182,7 @@ def test_other_settings(home: Path) -> None:
 
 
 def test_anomalies_have_lines_and_a_metric_of_their_own(home: Path, pictures: Path, tmp_path: Path) -> None:
-    source = find_model("small", str(home / "searches"), say=lambda line: None)
+    source = find_model("small", str(home / "searches"), notify=lambda line: None)
     spec = source.spec.model_copy(update={"losses": source.spec.losses.model_copy(update={"ce": 0.0})})
     spec = spec.model_copy(update={"metrics": ("psnr",)})
     source = with_settings(type(source)(spec, None, ""), ["data.anomaly_classes=['7']"])

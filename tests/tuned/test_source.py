@@ -10,12 +10,12 @@ import pytest
 import torch
 from small_search import SEARCH
 
-from ftae import journal
-from ftae.engine.checkpoint import evaluated_weights
+from ftae.engine.training.checkpoint import evaluated_weights
 from ftae.errors import FtaeError
-from ftae.specs.yamlfile import dump
-from ftae.tuned.model import load_model
-from ftae.tuned.source import ModelSource, find_model, with_settings
+from ftae.inference.model import load_model
+from ftae.inference.source import ModelSource, find_model, with_settings
+from ftae.results.replay import replay
+from ftae.specs.files import dump
 
 Find = Callable[..., ModelSource]
 
@@ -23,7 +23,7 @@ Find = Callable[..., ModelSource]
 @pytest.fixture
 def find(home: Path, monkeypatch: pytest.MonkeyPatch) -> Find:
     monkeypatch.chdir(home)
-    return lambda name, **chosen: find_model(name, "searches", say=lambda line: None, **chosen)
+    return lambda name, **chosen: find_model(name, "searches", notify=lambda line: None, **chosen)
 
 
 def weights_of(source: ModelSource) -> dict[str, torch.Tensor]:
@@ -35,7 +35,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_best_trial_has_many_names(find: Find, home: Path) -> None:
-    best = journal.replay(home / "searches/small").ranked()[0]
+    best = replay(home / "searches/small").ranked()[0]
     assert best.checkpoint is not None
     names = ["small", "searches/small", "exports/small", f"searches/small/trials/{best.number:04d}"]
     found = [find(name) for name in [*names, f"searches/small/{best.checkpoint}"]]
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_in_a_run_and_refused_by_name(find: 
     shutil.copytree("runs/digits", run)
     (run / "checkpoints/step-00000012/model.safetensors").write_bytes(b"damaged")
     said: list[str] = []
-    source = find_model(str(run), "searches", say=said.append)
+    source = find_model(str(run), "searches", notify=said.append)
     assert source.weights == run / "checkpoints/step-00000006"
     assert len(said) == 1
     assert "going back to the one before it" in said[0]

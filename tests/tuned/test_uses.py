@@ -11,23 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from ftae.engine.autoencoder import Codes, Encoding
-from ftae.engine.build import build_model, device_of
-from ftae.engine.data import load_dataset
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.models.autoencoder import Codes, Encoding
+from ftae.engine.models.families import build_model
+from ftae.engine.process import device_of
 from ftae.errors import FtaeError
-from ftae.specs.finetune import FinetuneSpec
-from ftae.tuned.files import png_names, prepare_folder, read_given
-from ftae.tuned.interpolate import interpolate, lerp, slerp
-from ftae.tuned.model import TunedModel, load_model
-from ftae.tuned.pictures import pixels_of, save_gif, save_sheet
-from ftae.tuned.reconstruct import reconstruct_folder
-from ftae.tuned.sample import sample
-from ftae.tuned.source import find_model
+from ftae.inference.generate import interpolate, lerp, reconstruct_folder, sample, slerp
+from ftae.inference.model import TunedModel, load_model
+from ftae.inference.pictures import pixels_of, png_names, prepare_folder, read_given, save_gif, save_sheet
+from ftae.inference.source import find_model
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 @pytest.fixture(scope="session")
 def model(home: Path) -> TunedModel:
-    return load_model(find_model(str(home / "runs/digits"), "searches", say=lambda line: None))
+    return load_model(find_model(str(home / "runs/digits"), "searches", notify=lambda line: None))
 
 
 def untrained(**model: Any) -> TunedModel:
@@ -50,7 +48,7 @@ def untrained(**model: Any) -> TunedModel:
 def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "below" / "out"
-    assert reconstruct_folder(model, pictures, out, overwrite=False, say=said.append) == 12
+    assert reconstruct_folder(model, pictures, out, overwrite=False, notify=said.append) == 12
     names = {str(path.relative_to(out)) for path in out.rglob("*.png")}
     whole = {str(p.relative_to(pictures)) for p in pictures.rglob("*.png") if "broken" not in p.name}
     assert names == whole | {"sheet.png"}
@@ -67,7 +65,7 @@ def test_no_input_is_overwritten(model: TunedModel, pictures: Path, tmp_path: Pa
     before = {path: path.read_bytes() for path in source.rglob("*.png")}
     for out in (source, source / "3", source / "new", tmp_path, tmp_path / "in" / ".." / "in"):
         with pytest.raises(FtaeError, match="must be apart from"):
-            reconstruct_folder(model, source, out, overwrite=True, say=lambda line: None)
+            reconstruct_folder(model, source, out, overwrite=True, notify=lambda line: None)
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 
 
@@ -115,7 +113,7 @@ def test_what_of_the_inputs_is_not_used_is_said(model: TunedModel, pictures: Pat
     (tmp_path / "in" / "3" / "a.heic").touch()
     (tmp_path / "in" / "3" / "dead.png").symlink_to("/nowhere")
     said: list[str] = []
-    assert reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=said.append) == 12
+    assert reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=said.append) == 12
     assert said[:2] == [
         f"{tmp_path / 'in'}: 1 files of other kinds left out: .heic 1",
         f"{tmp_path / 'in'}/3/dead.png is skipped: a link to nothing",
@@ -127,7 +125,7 @@ def test_what_values_are_is_not_guessed_of_images_that_are_named(model: TunedMod
     (tmp_path / "in").mkdir()
     Image.fromarray(dark).save(tmp_path / "in" / "dark.png")
     with pytest.raises(FtaeError, match="looks like 12 bits"):
-        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=print)
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=print)
     assert not (tmp_path / "out").exists()
     with pytest.raises(FtaeError, match="looks like 12 bits"):
         read_given(model, tmp_path / "in" / "dark.png", print)
@@ -137,22 +135,22 @@ def test_a_folder_without_a_readable_image(model: TunedModel, tmp_path: Path) ->
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"not an image")
     with pytest.raises(FtaeError, match=r"no image of .* can be read"):
-        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, say=lambda line: None)
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=lambda line: None)
 
 
 def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp_path: Path) -> None:
     model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
-    reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, say=lambda line: None)
+    reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, notify=lambda line: None)
     name = "7/picture 00: as taken.png"
     image = read_given(model, pictures / name, print)
     made = [pixels_of(model.reconstruct(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
     written = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
     assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
     with pytest.raises(FtaeError, match="the model is conditioned on labels: put the images"):
-        reconstruct_folder(model, pictures / "3", tmp_path / "plain", overwrite=False, say=lambda line: None)
+        reconstruct_folder(model, pictures / "3", tmp_path / "plain", overwrite=False, notify=lambda line: None)
     shutil.copytree(pictures / "3", tmp_path / "in" / "4")
     with pytest.raises(FtaeError, match="the label of an image must be one of 3, 7, got '4'"):
-        reconstruct_folder(model, tmp_path / "in", tmp_path / "other", overwrite=False, say=lambda line: None)
+        reconstruct_folder(model, tmp_path / "in", tmp_path / "other", overwrite=False, notify=lambda line: None)
 
 
 # ----------------------------------------------------------------------------------------- interpolate
@@ -339,7 +337,7 @@ def test_drawn_codes_are_codes(family: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_class_of_a_strangers_model_becomes_a_path(home: Path, tmp_path: Path, name: Any) -> None:
     shutil.copytree(home / "exports" / "small", tmp_path / "run")
     (tmp_path / "run" / "model" / "classes.json").write_text(json.dumps(["3", name]))
-    source = find_model(str(tmp_path / "run"), "searches", say=lambda line: None)
+    source = find_model(str(tmp_path / "run"), "searches", notify=lambda line: None)
     with pytest.raises(FtaeError, match=r"classes\.json: the name of a class must "):
         load_model(source)
 
@@ -349,7 +347,7 @@ def test_classes_that_are_no_list_are_refused(home: Path, tmp_path: Path, conten
     shutil.copytree(home / "exports" / "small", tmp_path / "run")
     (tmp_path / "run" / "model" / "classes.json").write_text(content)
     with pytest.raises(FtaeError, match=r"classes\.json"):
-        load_model(find_model(str(tmp_path / "run"), "searches", say=lambda line: None))
+        load_model(find_model(str(tmp_path / "run"), "searches", notify=lambda line: None))
 
 
 def test_a_class_that_cannot_name_a_file_is_not_drawn() -> None:

@@ -1,0 +1,1 @@
+"""The commands. Every heavy import is inside its command."""

@@ -1,0 +1,172 @@
+"""The files of an image folder: found, named, and kept apart from what is written."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ftae.errors import FtaeError
+
+
+def as_text(name: str) -> str:
+    """The name as valid Unicode: bytes that are no UTF-8 become ``\\xfc`` and the like."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def legible(name: str) -> str:
+    """The name for a message: ``as_text``, and on one line, whatever control characters it holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_text(name))
+
+
+def check_output(out: Path, folders: Mapping[str, str], *, writes_folders: bool = True) -> None:
+    """Hold the folder ``out`` apart from ``folders`` of images, each under the name that its message gives it.
+
+    ``writes_folders``: sub-folders are made in it, so that it must not hold images either.
+
+    Raises:
+        FtaeError: one lies in the other; or the name of ``out`` is not UTF-8, as those of weights must be.
+    """
+    if as_text(str(out)) != str(out):
+        raise FtaeError(f"{legible(str(out))}: the name of a folder to write to must be UTF-8")
+    here = out.expanduser().resolve()
+    for name, folder in folders.items():
+        there = Path(folder).expanduser().resolve()
+        if here.is_relative_to(there) or (writes_folders and there.is_relative_to(here)):
+            raise FtaeError(
+                f"{out} must be apart from {folder} ({name}), neither inside the other: what is written there would "
+                "be taken for its images. Choose another folder"
+            )
+
+
+# Of the formats that Pillow reads, those that people keep images in.
+# fmt: off
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi",
+)
+
+# What lies beside images and is none; of other files their number is told.
+BESIDE = (
+    ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".md", ".rst", ".html",
+    ".log", ".db", ".py", ".ipynb", ".sh", ".lock", ".md5", ".sha256",
+)
+
+# fmt: on
+SYSTEM = {"@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"}
+
+SHOWN = 5  # names or suffixes in one line
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images below ``root``: sorted relative names, and the sub-folders that are their classes.
+
+    ``unusable``: names that lead to no regular file, each as "name: reason". ``notes``: what else was left out.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    unusable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def class_of(self, name: str) -> str | None:
+        """The class of one of the images; None where there are none."""
+        return None if self.class_names is None else name.split("/")[0]
+
+
+def list_images(root: Path) -> ImageFiles:
+    """Find the images in ``root`` and its sub-folders, links followed.
+
+    Left out are hidden files and folders, those that operating systems put beside images, and whatever is no
+    regular file.
+
+    Raises:
+        FtaeError: there is no such folder, it cannot be read or holds no images, or images lie both
+            directly in it and in sub-folders.
+    """
+    if root.is_file():
+        raise FtaeError(f"{root} is a file; expected a folder of images")
+    if not root.is_dir():
+        raise FtaeError(f"there is no image folder {root} (looked from {Path.cwd()})")
+    found = _Found()
+    _walk(root, "", frozenset(), found)
+    names = sorted(name for name in found.files if _is_image(name))
+    others = [name for name in found.files if not _is_image(name)]
+    unusable = sorted(f"{name}: {reason}" for name, reason in found.irregular.items() if _is_image(name))
+    if not names:
+        raise FtaeError(
+            f"{root} holds no images: looked for {' '.join(SUFFIXES)} in it and its sub-folders, "
+            f"found {len(others)} other files{_suffixes(others)}" + "".join(f"; {legible(name)}" for name in unusable)
+        )
+    in_classes = [n for n in names if "/" in n]
+    if in_classes and len(in_classes) < len(names):
+        directly = next(n for n in names if "/" not in n)
+        raise FtaeError(
+            f"{root} holds {len(names) - len(in_classes)} images directly ({legible(directly)}, ...) and "
+            f"{len(in_classes)} in sub-folders ({legible(in_classes[0])}, ...). Sub-folders are the labels: put every "
+            "image in one, or none"
+        )
+    classes = tuple(sorted({n.split("/")[0] for n in in_classes}))
+    return ImageFiles(root, tuple(names), classes or None, tuple(unusable), _notes(others, found.hidden))
+
+
+@dataclass
+class _Found:
+    """What a walk came across. ``hidden``: how often each name was left out; ``irregular``: why, by name."""
+
+    files: list[str] = field(default_factory=list)
+    hidden: Counter[str] = field(default_factory=Counter)
+    irregular: dict[str, str] = field(default_factory=dict)
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[Path], found: _Found) -> None:
+    real = folder.resolve()
+    if real in above:  # a link back, which would go round for ever
+        return
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        raise FtaeError(f"cannot read the folder {folder}: {error.strerror}") from error
+    for entry in entries:
+        name = entry.name
+        if name.startswith(".") or name.lower() in SYSTEM:
+            found.hidden["._*" if name.startswith("._") else name] += 1
+            continue
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:
+            found.irregular[prefix + name] = error.strerror or str(error)
+            continue
+        if is_folder:
+            _walk(folder / name, f"{prefix}{name}/", above | {real}, found)
+        elif is_file:
+            found.files.append(prefix + name)
+        else:
+            found.irregular[prefix + name] = "a link to nothing" if entry.is_symlink() else "not a regular file"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _notes(others: Iterable[str], hidden: Counter[str]) -> tuple[str, ...]:
+    notes = []
+    foreign = [name for name in others if not name.lower().endswith(BESIDE)]
+    if foreign:
+        notes.append(f"{len(foreign)} files of other kinds left out{_suffixes(foreign)}")
+    if hidden:
+        notes.append(f"left out as hidden or of an operating system: {_counted(hidden)}")
+    return tuple(notes)
+
+
+def _suffixes(names: Iterable[str]) -> str:
+    counts = Counter(Path(name).suffix.lower() or "without suffix" for name in names)
+    return f": {_counted(counts)}" if counts else ""
+
+
+def _counted(counts: Counter[str]) -> str:
+    most = [f"{legible(name)} {count}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
+    return ", ".join(most[:SHOWN]) + (", ..." if len(most) > SHOWN else "")

@@ -1,0 +1,1 @@
+"""The frozen start of a model, computed once for each image."""

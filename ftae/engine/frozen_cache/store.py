@@ -1,0 +1,200 @@
+"""What frozen stages make of images: memory-mapped rows that all processes of a machine fill and share.
+
+Layout below ``$FTAE_CACHE``, where each folder is written under another name and renamed when complete:
+
+    prefixes/<key>/about.json    number of images, and the layout of each tensor
+    prefixes/<key>/filled        a byte an image: 1 where its rows are there
+    prefixes/<key>/rows.<i>      the rows of tensor ``i``, as they lie in memory
+
+All its space is reserved when a folder is made: a disk that is full is told then, and not by a signal in
+the midst of a write. Folders that no process has open are removed where a new one needs their room, the one
+used least recently first. Any of them may be deleted at any time.
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ftae.engine.data.cache import cache_folder
+
+ABOUT, FILLED, ROWS = "about.json", "filled", "rows.{}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one image of a batch lies in memory: ``strides`` in elements; ``dtype`` by its name in torch."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Layout | None":
+        """That of (B, ...); None where images do not lie one behind the other, each without gaps."""
+        layout = cls(tuple(tensor.shape[1:]), tensor.stride()[1:], str(tensor.dtype).removeprefix("torch."))
+        elements = math.prod(layout.shape)
+        last = sum((size - 1) * stride for size, stride in zip(layout.shape, layout.strides, strict=True))
+        in_a_row = len(tensor) == 1 or tensor.stride(0) == elements
+        return layout if in_a_row and last == elements - 1 else None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of an image."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return math.prod(self.shape) * dtype.itemsize
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The bytes of a batch of this layout: uint8 (B, num_bytes), on the CPU."""
+        elements = math.prod(self.shape)
+        return tensor.detach().cpu().as_strided((len(tensor), elements), (elements, 1)).view(torch.uint8)
+
+    def tensor(self, rows: Tensor) -> Tensor:
+        """The batch of these bytes."""
+        flat = rows.view(getattr(torch, self.dtype))
+        return flat.as_strided((len(rows), *self.shape), (flat.shape[1], *self.strides))
+
+
+class PrefixStore:
+    """One folder, open: for each of a set of images, by its number, a row for each of some tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / ABOUT).read_text())
+        self.layouts = tuple(
+            Layout(tuple(layout["shape"]), tuple(layout["strides"]), layout["dtype"]) for layout in about["layouts"]
+        )
+        self.folder, count = folder, about["num_images"]
+        in_use = os.open(folder / FILLED, os.O_RDONLY)
+        weakref.finalize(self, os.close, in_use)
+        fcntl.flock(in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as this object lives
+        self._turn = os.open(folder / ABOUT, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._turn)
+        self._filled = _mapped(folder / FILLED, (count,))
+        self._rows = [
+            _mapped(folder / ROWS.format(i), (count, layout.num_bytes)) for i, layout in enumerate(self.layouts)
+        ]
+        os.utime(folder / ABOUT)  # when it was last used
+
+    def filled(self, numbers: Tensor) -> Tensor:
+        """Which of these images have their rows: bool (B,)."""
+        with self._in_turn():
+            return self._filled[numbers].bool()
+
+    def read(self, numbers: Tensor) -> list[Tensor]:
+        """The rows of these images, of each tensor: uint8 (B, bytes)."""
+        return [rows.index_select(0, numbers) for rows in self._rows]
+
+    def write(self, numbers: Tensor, values: Sequence[Tensor]) -> None:
+        """Store the rows of these images, as ``read`` gives them."""
+        for rows, its in zip(self._rows, values, strict=True):
+            rows.index_copy_(0, numbers, its)
+        with self._in_turn():
+            self._filled[numbers] = 1
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One process after the other: who sees in its turn that rows are filled finds the rows, too.
+
+        Without it another processor may see what was written last before what was written first.
+        """
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+
+
+def find(key: str) -> PrefixStore | None:
+    """What is stored under ``key``; None where nothing is, or it cannot be used."""
+    try:
+        return PrefixStore(_folder() / key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def create(key: str, num_images: int, layouts: Sequence[Layout], budget: int) -> PrefixStore:
+    """An empty store under ``key``, or what another process has made there since.
+
+    Removes those used least recently, and not in use, until all of them have at most ``budget`` bytes.
+
+    Raises:
+        OSError: there is no room, or the cache cannot be written.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        raise OSError("this system cannot reserve space on a disk")
+    sizes = {FILLED: num_images} | {ROWS.format(i): num_images * layout.num_bytes for i, layout in enumerate(layouts)}
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        there = find(key)
+        if there is not None:
+            return there
+        shutil.rmtree(folder / key, ignore_errors=True)
+        _make_room(folder, sum(sizes.values()), budget)
+        partial = folder / f"{key}.partial"
+        partial.mkdir()
+        try:
+            for name, size in sizes.items():
+                with (partial / name).open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+            about = {"num_images": num_images, "layouts": [asdict(layout) for layout in layouts]}
+            (partial / ABOUT).write_text(json.dumps(about))
+            partial.rename(folder / key)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return PrefixStore(folder / key)
+
+
+def _folder() -> Path:
+    return cache_folder() / "prefixes"
+
+
+def _make_room(folder: Path, needed: int, budget: int) -> None:
+    if needed > budget:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    stores = sorted((path for path in folder.iterdir() if path.is_dir()), key=_last_used)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir() if file.name != ABOUT) for path in stores}
+    for path in stores:
+        if (_last_used(path) == 0.0 or needed + sum(sizes.values()) > budget) and _removed(path):
+            sizes.pop(path)
+    if needed + sum(sizes.values()) > budget:
+        raise OSError("finetune.prefix_cache_gb is taken up by runs that go on")
+
+
+def _removed(path: Path) -> bool:
+    """Remove a store, unless a process has it open."""
+    with suppress(FileNotFoundError), (path / FILLED).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+    return True
+
+
+def _last_used(path: Path) -> float:
+    """In seconds since the epoch; 0 for what a killed process has left unfinished."""
+    about = path / ABOUT
+    return about.stat().st_mtime if about.exists() and path.suffix != ".partial" else 0.0
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    if path.stat().st_size != math.prod(shape):
+        raise ValueError(f"{path} has not the size that it was made with")
+    try:
+        return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be mapped: {error}") from error

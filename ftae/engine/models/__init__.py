@@ -1,0 +1,1 @@
+"""Networks as ordered stages: families, weights in and out."""

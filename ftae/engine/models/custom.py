@@ -1,0 +1,218 @@
+"""A user's own module as an autoencoder."""
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from ftae.engine.models.autoencoder import Autoencoder, Draw, Encoding, Group, Posterior, Stage
+from ftae.engine.models.weights import load_state, save_state
+from ftae.errors import FtaeError, ModelRaised, one_message
+from ftae.specs.finetune.models import CustomModel, CustomStages
+from ftae.user_code import import_attr
+from ftae.wording import did_you_mean
+
+
+def custom_family(model: CustomModel) -> Autoencoder:
+    """The module that ``model.family`` names, built, loaded and cut into stages.
+
+    Raises:
+        FtaeError: it cannot be imported or built, whatever it raises; ftae cannot train it; its weights do not
+            fit; or its stages do not hold every parameter exactly once.
+    """
+    build = import_attr(model.family)
+    if isinstance(build, nn.Module):
+        raise FtaeError(f"{model.family} is a module that is built already; name the class or function that builds it")
+    options = f" with model.kwargs {model.kwargs}" if model.kwargs else ""
+    with one_message(f"{model.family} cannot be built{options}"):
+        net = build(**model.kwargs)
+    if not isinstance(net, nn.Module):
+        raise FtaeError(f"{model.family} must return a torch.nn.Module, got {_kind(net)}")
+    with one_message(f"{model.family} cannot be used"):
+        net.eval()
+        _can_be_trained(net, model.family)
+        if model.pretrained is not None:
+            load_state(net, Path(model.pretrained).expanduser())
+        stages = _named_stages(net, model.stages) if model.stages else _stages_in_order(net)
+        _covers_every_parameter(net, stages, model.family)
+        whole = _is_whole(net, model.family)
+    methods: Any = net  # a module's attributes are not typed
+
+    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+        images = images.clone()  # it may write into them
+        if whole:
+            return Encoding(images)
+        with _running(f"encode of {model.family}"):
+            return _encoding(methods.encode(images), draw)
+
+    def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
+        name = "forward" if whole else "decode"
+        with _running(f"{name} of {model.family}"):
+            images = net(latents) if whole else methods.decode(latents)
+        if isinstance(images, Tensor) and images.is_floating_point():
+            return images
+        raise FtaeError(f"the model's {name} must give the reconstruction alone, a float tensor, got {_kind(images)}")
+
+    return Autoencoder(
+        net,
+        stages,
+        image_range=(0.0, 1.0) if model.image_range == "0..1" else (-1.0, 1.0),
+        channels=None,
+        encode=encode,
+        decode=decode,
+        save=lambda folder: save_state(net, folder),
+    )
+
+
+def _running(what: str) -> AbstractContextManager[None]:
+    """What the module raises inside is told in one message; a trial tells faults of files and memory from others."""
+    return one_message(f"{what} raised", kind=ModelRaised, passing=(OSError, SystemExit))
+
+
+def _encoding(said: Any, draw: Draw | None) -> Encoding:
+    """What the module's ``encode`` gave as an ``Encoding``."""
+    if isinstance(said, Tensor) and said.is_floating_point():
+        return Encoding(said)
+    if isinstance(said, tuple | list) and len(said) == 2 and all(isinstance(part, Tensor) for part in said):
+        mean, logvar = said
+        if mean.shape != logvar.shape or not (mean.is_floating_point() and logvar.is_floating_point()):
+            raise FtaeError(
+                "the model's encode gave a pair, which must be (mean, logvar), two float tensors of one shape, "
+                f"got {_kind(mean)} and {_kind(logvar)}"
+            )
+        return Encoding.of(Posterior(mean, logvar), draw)
+    raise FtaeError(f"the model's encode must give a float tensor or (mean, logvar), got {_kind(said)}")
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(str, value))}"
+    return type(value).__name__
+
+
+# --------------------------------------------------------------------------------------------- what it must be
+
+
+def _is_whole(net: nn.Module, family: str) -> bool:
+    """Whether it has ``forward`` alone."""
+    missing = [name for name in ("encode", "decode") if not callable(getattr(net, name, None))]
+    if missing and type(net).forward is nn.Module.forward and "forward" not in vars(net):
+        raise FtaeError(f"{family} must have encode and decode, or forward; it has no {' and no '.join(missing)}")
+    return bool(missing)
+
+
+def _can_be_trained(net: nn.Module, family: str) -> None:
+    """Refuse weights that ftae does not train, and state that it could not save.
+
+    Raises:
+        FtaeError: what is wrong, with the name of the first that is.
+    """
+    parameters = dict(net.named_parameters())
+    if not parameters:
+        raise FtaeError(f"{family} has no parameters: there is nothing to train")
+    for name, tensor in {**parameters, **dict(net.named_buffers())}.items():
+        if wrong := _unfit(tensor, is_parameter=name in parameters):
+            raise FtaeError(f"{family}: {name} {wrong}")
+    for name, value in net.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise FtaeError(
+                f"{family}: its state_dict holds {name}, {_kind(value)}; ftae saves tensors alone: "
+                "register a buffer instead of get_extra_state"
+            )
+
+
+def _unfit(tensor: Tensor, *, is_parameter: bool) -> str | None:
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        return "is not initialised: give the lazy layer its size, or run an image through it before it is returned"
+    if tensor.device.type != "cpu":
+        where = "has no values (it is on the meta device)" if tensor.is_meta else f"is on {tensor.device}"
+        return f"{where}: the module must be returned on the CPU, with its values; ftae moves it"
+    if tensor.layout != torch.strided:
+        return f"is a {str(tensor.layout).removeprefix('torch.')} tensor; ftae takes dense ones"
+    if tensor.is_quantized or tensor.dtype == torch.complex128:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, which safetensors cannot hold"
+    if is_parameter and tensor.dtype != torch.float32:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}; ftae trains float32: call float() on the module"
+    return None
+
+
+# -------------------------------------------------------------------------------------------------- its stages
+
+
+def _named_stages(net: nn.Module, names: CustomStages) -> list[Stage]:
+    parts: dict[str, nn.Module] = {name: _alone(p) for name, p in net.named_parameters()} | dict(net.named_modules())
+    groups: list[tuple[Group, tuple[str, ...]]] = [
+        ("encoder", names.encoder),
+        ("bottleneck", names.bottleneck),
+        ("decoder", names.decoder),
+    ]
+    stages = []
+    for group, members in groups:
+        for name in members:
+            if not name or name not in parts:
+                raise FtaeError(
+                    f"model.stages.{group}: the model has no sub-module or parameter {name!r}"
+                    f"{did_you_mean(name, parts)}"
+                )
+            stages.append(Stage(name, group, (parts[name],)))
+    return stages
+
+
+def _stages_in_order(net: nn.Module) -> list[Stage]:
+    """The children in order; ``encoder`` and ``decoder`` are opened, what lies between is the bottleneck.
+
+    A parameter that is in no child is a stage before those. A module without parameters (dropout, say) belongs to
+    the stage before it, so that it is frozen with it.
+    """
+    group: Group = "encoder"
+    stages = [Stage(name, group, (_alone(p),)) for name, p in net.named_parameters(recurse=False)]
+    first = len(stages)
+    leading: tuple[nn.Module, ...] = ()
+    for name, child in net.named_children():
+        if name.startswith("dec"):
+            group = "decoder"
+        elif not name.startswith("enc") and group == "encoder" and len(stages) > first:
+            group = "bottleneck"
+        for stage_name, module in _opened(name, child):
+            if any(True for _ in module.parameters()):
+                stages.append(Stage(stage_name, group, (*leading, module)))
+                leading = ()
+            elif stages[first:] and stages[-1].group == group:
+                stages[-1] = replace(stages[-1], modules=(*stages[-1].modules, module))
+            else:
+                leading = (*leading, module)
+    return stages
+
+
+def _opened(name: str, child: nn.Module) -> list[tuple[str, nn.Module]]:
+    """``encoder`` and ``decoder`` as their own parameters and children, any other as it is."""
+    children = [(f"{name}.{n}", c) for n, c in child.named_children()] if name in ("encoder", "decoder") else []
+    own = [(f"{name}.{n}", _alone(p)) for n, p in child.named_parameters(recurse=False)]
+    return [*own, *children] if children else [(name, child)]
+
+
+def _alone(parameter: nn.Parameter) -> nn.Module:
+    """A parameter that is in no sub-module, as one."""
+    return nn.ParameterList([parameter])
+
+
+def _covers_every_parameter(net: nn.Module, stages: list[Stage], family: str) -> None:
+    holders: dict[int, list[str]] = {id(p): [] for p in net.parameters()}
+    for stage in stages:
+        for parameter in stage.parameters():
+            holders[id(parameter)].append(stage.name)
+    for name, parameter in net.named_parameters():
+        held = holders[id(parameter)]
+        if len(held) != 1:
+            several = f"is in {' and '.join(held)}: only one may hold it"
+            told = several if held else "is in none: name it, or the sub-module that holds it"
+            raise FtaeError(f"model.stages: every parameter of {family} must be in exactly one stage; {name} {told}")

@@ -1,0 +1,221 @@
+"""diffusers' autoencoders, cut into stages."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftae.engine.models.autoencoder import Autoencoder, Draw, Encoding, Group, Line, Posterior, Run, Stage
+from ftae.engine.models.conv_mlp import plain
+from ftae.engine.models.vector_quantized import chosen
+from ftae.errors import FtaeError
+from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.models import DiffusersModel
+
+
+def _load_diffusers(model: Any) -> Any:
+    from ftae.engine.models.diffusers_loading import load_network  # where it is needed: seconds
+
+    return load_network(model.family, model.pretrained, model.subfolder)
+
+
+def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
+    net = _load_diffusers(model)
+    _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
+    return _autoencoder(net, Line(_encoder(net), _diagonal_gaussian, _decoder(net)))
+
+
+def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AsymmetricAutoencoderKL (Zhu et al. 2023). Raises as ``build_autoencoder``.
+
+    Its decoder can be given the known part of an image with a mask of the rest, which
+    ``decoder.condition_encoder`` encodes. Here it is given neither, so that this stage is idle.
+    """
+    net = _load_diffusers(model)
+    _check_multiple(data, 2 ** (len(net.config.down_block_out_channels) - 1), model)
+    stages = list(_decoder(net))
+    middle = next(i for i, stage in enumerate(stages) if stage.name == "decoder.mid_block")
+
+    def in_full_precision(x: Tensor) -> Tensor:
+        features: Tensor = net.decoder.mid_block(x)
+        return features.to(next(net.decoder.up_blocks.parameters()).dtype)
+
+    stages[middle] = replace(stages[middle], run=in_full_precision)
+    idle = Stage("decoder.condition_encoder", "decoder", (net.decoder.condition_encoder,), idle=True)
+    stages.insert(middle + 1, idle)
+    return _autoencoder(net, Line(_encoder(net), _diagonal_gaussian, tuple(stages)))
+
+
+def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
+    if data.resolution % factor:
+        raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {data.resolution}")
+
+
+def _autoencoder(net: Any, line: Line, decode: Callable[[Tensor, Tensor | None], Tensor] | None = None) -> Autoencoder:
+    """``decode``: where it is not the line's, so that the stages are no chain."""
+    return Autoencoder(
+        net,
+        line.stages,
+        image_range=(-1.0, 1.0),
+        channels=net.config.in_channels,
+        encode=line.encode,
+        decode=decode or line.decode,
+        save=lambda folder: net.save_pretrained(folder),
+        line=line if decode is None else None,
+    )
+
+
+def _diagonal_gaussian(moments: Tensor, draw: Draw | None) -> Encoding:
+    """As diffusers' class of this name, with its bounds."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return Encoding.of(Posterior(mean, logvar.clamp(-30.0, 20.0)), draw)
+
+
+def _in_turn(*steps: Run) -> Run:
+    def run(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return run
+
+
+def _encoder(net: Any) -> tuple[Stage, ...]:
+    """What net.encode does, of AutoencoderKL and VQModel; with ``_decoder`` 16 and 17 stages for Stable Diffusion's."""
+    encoder, quant = net.encoder, getattr(net, "quant_conv", None)
+    blocks = [(f"encoder.down_blocks.{i}", block) for i, block in enumerate(encoder.down_blocks)]
+    named = [("encoder.conv_in", encoder.conv_in), *blocks, ("encoder.mid_block", encoder.mid_block)]
+    run = _in_turn(encoder.conv_norm_out, encoder.conv_act, encoder.conv_out)
+    last = Stage("encoder.conv_out", "encoder", (encoder.conv_norm_out, encoder.conv_out), run=run)
+    behind = [] if quant is None else [Stage("quant_conv", "bottleneck", (quant,), run=quant)]
+    return (*(Stage(name, "encoder", (module,), run=module) for name, module in named), last, *behind)
+
+
+def _decoder(net: Any) -> tuple[Stage, ...]:
+    """What net.decode does, but that VQModel's would quantise again."""
+    decoder, post_quant = net.decoder, getattr(net, "post_quant_conv", None)
+    before = [] if post_quant is None else [Stage("post_quant_conv", "bottleneck", (post_quant,), run=post_quant)]
+    blocks = [(f"decoder.up_blocks.{i}", block) for i, block in enumerate(decoder.up_blocks)]
+    named = [("decoder.conv_in", decoder.conv_in), ("decoder.mid_block", decoder.mid_block), *blocks]
+    run = _in_turn(decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+    last = Stage("decoder.conv_out", "decoder", (decoder.conv_norm_out, decoder.conv_out), run=run)
+    return (*before, *(Stage(name, "decoder", (module,), run=module) for name, module in named), last)
+
+
+def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """VQModel, the VQGAN of Esser et al. (2021). Latents are the chosen codes. Raises as ``build_autoencoder``."""
+    net = _load_diffusers(model)
+    _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
+    # Its own loss, which is not used here, would else weigh the commitment with 1 and the codebook with beta.
+    net.quantize.legacy = False
+
+    def quantized(encoded: Tensor, draw: Draw | None) -> Encoding:
+        with torch.autocast(encoded.device.type, enabled=False):
+            encoded = encoded.float()
+            vectors = encoded.movedim(1, 3)
+            indices = torch.cdist(vectors.detach().flatten(0, 2), net.quantize.embedding.weight.detach()).argmin(1)
+            codes = net.quantize.embedding(indices).reshape(vectors.shape).movedim(3, 1)
+            latents, choice = chosen(
+                encoded, codes, indices.reshape(len(encoded), -1), net.quantize.n_e, by_gradient=True
+            )
+        return Encoding(latents, codes=(choice,))
+
+    line = Line(_encoder(net), quantized, _decoder(net), Stage("quantize", "bottleneck", (net.quantize,)))
+    if net.config.norm_type != "spatial":
+        return _autoencoder(net, line)
+
+    def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
+        reconstruction: Tensor = net.decoder(net.post_quant_conv(latents), latents)
+        return reconstruction
+
+    return _autoencoder(net, line, decode=decode)  # every block also sees the latents
+
+
+def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AutoencoderTiny, the distilled TAESD. Raises as ``build_autoencoder``."""
+    net = _load_diffusers(model)
+    _check_multiple(data, 2 ** (len(net.config.encoder_block_out_channels) - 1), model)
+    # forward() rounds the latents to 8 bit, which gives the encoder no gradient: encode and decode do not.
+    encoder = _tiny_stages(net.encoder.layers, "encoder", first=lambda images: images.add(1).div(2))
+    decoder = _tiny_stages(
+        net.decoder.layers,
+        "decoder",
+        first=lambda latents: torch.tanh(latents / 3) * 3,
+        last=lambda images: images.mul(2).sub(1),
+    )
+    return _autoencoder(net, Line(encoder, plain, decoder))
+
+
+def _tiny_stages(layers: nn.Sequential, group: Group, *, first: Run, last: Run | None = None) -> tuple[Stage, ...]:
+    """One stage per resolution: a new one begins at a strided convolution, or behind an upsampling's.
+
+    The last convolution is a stage of its own. ``first``, ``last``: what net.encode or net.decode does before and
+    behind the layers.
+    """
+    groups: list[list[nn.Module]] = [[]]
+    for i, layer in enumerate(layers):
+        strided = isinstance(layer, nn.Conv2d) and layer.stride != (1, 1)
+        outermost = i == len(layers) - 1
+        behind_upsampling = i >= 2 and isinstance(layers[i - 2], nn.Upsample)
+        entered = group == "decoder" and i == 2
+        if groups[-1] and (strided or outermost or behind_upsampling or entered):
+            groups.append([])
+        groups[-1].append(layer)
+    runs = [_in_turn(*modules) for modules in groups]
+    runs[0] = _in_turn(first, runs[0])
+    runs[-1] = runs[-1] if last is None else _in_turn(runs[-1], last)
+    return tuple(
+        Stage(f"{group}.{i}", group, tuple(modules), run=run)
+        for i, (modules, run) in enumerate(zip(groups, runs, strict=True))
+    )
+
+
+def autoencoder_dc(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AutoencoderDC, the deep compression autoencoder (Chen et al. 2024). Raises as ``build_autoencoder``."""
+    net = _load_diffusers(model)
+    _check_multiple(data, net.spatial_compression_ratio, model)
+    return _autoencoder(net, Line(_dc_encoder(net.encoder), plain, _dc_decoder(net.decoder)))
+
+
+def _dc_encoder(encoder: Any) -> tuple[Stage, ...]:
+    """As its forward. The outermost block is empty where the first layer of the model is a strided one."""
+
+    def last(x: Tensor) -> Tensor:
+        shortcut: Tensor | float = 0.0
+        if encoder.out_shortcut:
+            shortcut = torch.unflatten(x, 1, (-1, encoder.out_shortcut_average_group_size)).mean(dim=2)
+        encoded: Tensor = encoder.conv_out(x) + shortcut
+        return encoded
+
+    blocks = [(i, block) for i, block in enumerate(encoder.down_blocks) if len(block)]
+    return (
+        Stage("encoder.conv_in", "encoder", (encoder.conv_in,), run=encoder.conv_in),
+        *(Stage(f"encoder.down_blocks.{i}", "encoder", (block,), run=block) for i, block in blocks),
+        Stage("encoder.conv_out", "encoder", (encoder.conv_out,), run=last),
+    )
+
+
+def _dc_decoder(decoder: Any) -> tuple[Stage, ...]:
+    """As its forward: the blocks run from the last to the first, which may be empty as the encoder's."""
+
+    def first(x: Tensor) -> Tensor:
+        shortcut: Tensor | float = 0.0
+        if decoder.in_shortcut:
+            shortcut = x.repeat_interleave(decoder.in_shortcut_repeats, dim=1)
+        decoded: Tensor = decoder.conv_in(x) + shortcut
+        return decoded
+
+    def normalised(x: Tensor) -> Tensor:
+        channels_last: Tensor = decoder.norm_out(x.movedim(1, -1))
+        return channels_last.movedim(-1, 1)
+
+    blocks = [(i, block) for i, block in enumerate(decoder.up_blocks) if len(block)]
+    last = _in_turn(normalised, decoder.conv_act, decoder.conv_out)
+    return (
+        Stage("decoder.conv_in", "decoder", (decoder.conv_in,), run=first),
+        *(Stage(f"decoder.up_blocks.{i}", "decoder", (block,), run=block) for i, block in reversed(blocks)),
+        Stage("decoder.conv_out", "decoder", (decoder.norm_out, decoder.conv_out), run=last),
+    )

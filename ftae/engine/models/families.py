@@ -1,0 +1,139 @@
+"""FAMILIES: from a spec to a model ready to train. A family is one entry of the table."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
+from ftae.engine.models.builtin import builtin_family
+from ftae.engine.models.conv_mlp import ConvAeNet, ConvCvaeNet, ConvVaeNet, MlpCvaeNet, MlpVaeNet
+from ftae.engine.models.custom import custom_family
+from ftae.engine.models.diffusers_families import (
+    asymmetric_autoencoder_kl,
+    autoencoder_dc,
+    autoencoder_kl,
+    autoencoder_tiny,
+    vq_model,
+)
+from ftae.engine.models.hierarchical import HierarchicalVaeNet
+from ftae.engine.models.vector_quantized import VqVae2Net, VqVaeNet
+from ftae.errors import FtaeError, one_message
+from ftae.specs.finetune import needs
+from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.losses import Losses
+from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.models import AnyModel, CustomModel
+from ftae.specs.finetune.run import FinetuneSpec
+
+
+def build_autoencoder(model: AnyModel, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """The model of a spec, with its pretrained weights, on the CPU in fp32.
+
+    ``num_classes``: labels of the data, None where it has none.
+
+    Raises:
+        FtaeError: the weights cannot be found or do not fit.
+    """
+    if isinstance(model, CustomModel):
+        autoencoder = custom_family(model)
+    else:
+        autoencoder = FAMILIES[model.family](model, data, num_classes)
+    if autoencoder.channels not in (None, data.channels):
+        raise FtaeError(
+            f"the model takes {autoencoder.channels} image channels, but data.color {data.color!r} gives "
+            f"{data.channels}; set data.color to {'grey' if autoencoder.channels == 1 else 'rgb'}"
+        )
+    return autoencoder
+
+
+FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
+    "mlp_vae": builtin_family(MlpVaeNet),
+    "conv_ae": builtin_family(ConvAeNet),
+    "conv_vae": builtin_family(ConvVaeNet),
+    "mlp_cvae": builtin_family(MlpCvaeNet),
+    "conv_cvae": builtin_family(ConvCvaeNet),
+    "hierarchical_vae": builtin_family(HierarchicalVaeNet),
+    "vq_vae": builtin_family(VqVaeNet),
+    "vq_vae_2": builtin_family(VqVae2Net),
+    "autoencoder_kl": autoencoder_kl,
+    "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
+    "autoencoder_tiny": autoencoder_tiny,
+    "autoencoder_dc": autoencoder_dc,
+    "vq_model": vq_model,
+}
+
+
+def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+    """The model of ``spec`` on the CPU, in eval mode. New weights are drawn from ``spec.seed``.
+
+    ``num_classes``: labels of the data, None where it has none.
+
+    Raises:
+        FtaeError: the weights do not load, the model cannot take the images, a freeze or multiplier
+            pattern matches nothing, nothing is left to train, or ``ce`` is asked for without labels.
+    """
+    return prepared(*new_model(spec, num_classes), spec, num_classes)
+
+
+@one_message("the model cannot be built", passing=(OSError,))
+def new_model(spec: FinetuneSpec, num_classes: int | None) -> tuple[Autoencoder, Encoding]:
+    """The model as it was given, or drawn, and what it says of a grey image. Seeds the random generators."""
+    random.seed(spec.seed)
+    np.random.seed(spec.seed)
+    torch.manual_seed(spec.seed)
+    autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
+    return autoencoder, check_shapes(autoencoder, spec, num_classes)
+
+
+@one_message("the model cannot be prepared", passing=(OSError,))
+def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+    """What ``new_model`` gave, with the head that the losses ask for, and with its stages frozen."""
+    _check_posterior(encoding, spec)
+    _check_codebook(encoding, spec)
+    if spec.losses.ce > 0.0:
+        if num_classes is None:
+            raise FtaeError("losses.ce needs labels: put the images of each class into a sub-folder of data.train")
+        autoencoder.add_head(ClassificationHead(encoding.latents, num_classes))
+    autoencoder.freeze(spec.freeze_depth, spec.freeze)
+    return autoencoder
+
+
+@torch.no_grad()
+def check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Encoding:
+    """Run one grey image through; returns what the encoder says of it."""
+    shape = (spec.data.channels, spec.data.resolution, spec.data.resolution)
+    labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
+    with one_message(f"the model cannot take images of shape {shape}"):
+        images = autoencoder.to_range(torch.full((1, *shape), 0.5))
+        encoding = autoencoder.encode(images, labels)
+        output = autoencoder.decode(encoding.latents, labels)
+    if encoding.latents.ndim < 2 or len(encoding.latents) != 1:
+        raise FtaeError(
+            f"the model's encode must give latents of shape (B, ...), got {tuple(encoding.latents.shape)} for one image"
+        )
+    if output.shape != images.shape:
+        raise FtaeError(
+            f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
+            "choose a data.resolution that it gives back unchanged"
+        )
+    return encoding
+
+
+def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
+    """What only the module itself can tell: the specs have checked the other families."""
+    needing = [f"metrics: {name}" for name in spec.metrics if needs.posterior in METRICS[name].needs]
+    needing += [f"losses.{term}" for term in spec.losses.weights() if needs.posterior in Losses.TERMS[term]]
+    if needing and encoding.posterior is None:
+        raise FtaeError(f"{needing[0]} needs a posterior: {spec.model.family}'s encode must return (mean, logvar)")
+
+
+def _check_codebook(encoding: Encoding, spec: FinetuneSpec) -> None:
+    """What only the pretrained model can tell."""
+    if spec.losses.codebook > 0.0 and any(codes.codebook is None for codes in encoding.codes):
+        raise FtaeError(
+            f"losses.codebook needs a codebook that is trained by gradient, that of {spec.model.pretrained} is a "
+            "moving average"
+        )

@@ -1,0 +1,187 @@
+"""Where pretrained models lie on disk, and which of their files are read."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ftae.errors import FtaeError
+from ftae.specs.finetune.models import DiffusersModel, ModelSpec
+
+CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
+
+DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
+
+# The families that diffusers has, and what it calls them.
+DIFFUSERS = {
+    "autoencoder_kl": "AutoencoderKL",
+    "asymmetric_autoencoder_kl": "AsymmetricAutoencoderKL",
+    "autoencoder_tiny": "AutoencoderTiny",
+    "autoencoder_dc": "AutoencoderDC",
+    "vq_model": "VQModel",
+}
+
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+
+_STEM, _FORMATS = "diffusion_pytorch_model", ("safetensors", "bin")
+
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A model on the hub: ``owner/name``, or ``owner/name@revision`` (a branch, a tag or a commit)."""
+
+    repository: str
+    revision: str | None
+
+    @property
+    def commit(self) -> str | None:
+        """The revision, if it is a commit: that never changes."""
+        return self.revision if self.revision is not None and _COMMIT.fullmatch(self.revision) else None
+
+
+def hub_id(pretrained: str) -> HubId | None:
+    """What ``pretrained`` names on the hub; None if it is something on this disk, or no such name."""
+    match = _HUB_ID.fullmatch(pretrained)
+    is_file = Path(pretrained).suffix in WEIGHTS_SUFFIXES
+    return HubId(*match.groups()) if match and not is_file and not Path(pretrained).exists() else None
+
+
+def hub_commit(pretrained: str | None) -> str | None:
+    """The commit that a model of the hub is pinned to; None for any other model."""
+    named = None if pretrained is None else hub_id(pretrained)
+    return None if named is None else named.commit
+
+
+def pretrained_folder(pretrained: str) -> Path | None:
+    """The local folder that holds the model; None if ``pretrained`` is not a local folder.
+
+    A folder written by ``ftae train`` or ``ftae export`` holds it in its ``model/``.
+    """
+    folder = Path(pretrained).expanduser()
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    return folder if folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class DiffusersWeights:
+    """The files of one set of weights; ``variant`` as diffusers has it: ``fp16``, ``ema``; None for the plain one."""
+
+    variant: str | None
+    format: str
+    names: tuple[str, ...]
+
+    @property
+    def absent_shards(self) -> list[int]:
+        """The numbers of those of its parts that are not there."""
+        shards = [(int(n), int(count)) for name in self.names for n, count in _SHARD.findall(name)]
+        return sorted({*range(1, max((count for _, count in shards), default=0) + 1)} - {n for n, _ in shards})
+
+
+def diffusers_weights(names: Iterable[str]) -> list[DiffusersWeights]:
+    """The sets of weights among the files of a folder, the one to load first: plain, and as safetensors."""
+    found: dict[tuple[str | None, str], list[str]] = {}
+    for name in sorted(names):
+        # diffusion_pytorch_model[.VARIANT][-00001-of-00002].safetensors, ...safetensors.index[.VARIANT].json
+        stem, *parts = _SHARD.sub("", name).split(".")
+        variant = [part for part in parts if part not in (*_FORMATS, "index", "json")]
+        kind = next((kind for kind in _FORMATS if kind in parts), None)
+        if stem == _STEM and kind is not None and len(variant) <= 1:
+            found.setdefault((variant[0] if variant else None, kind), []).append(name)
+    sets = [DiffusersWeights(variant, kind, tuple(files)) for (variant, kind), files in found.items()]
+    return sorted(sets, key=lambda each: (each.variant is not None, each.variant or "", _FORMATS.index(each.format)))
+
+
+def files_read(model: ModelSpec) -> list[Path]:
+    """The files that loading ``model`` reads of this disk; none of a model from the hub, or from scratch."""
+    if model.pretrained is None or not (path := Path(model.pretrained).expanduser()).exists():
+        return []
+    folder = pretrained_folder(model.pretrained)
+    if not isinstance(model, DiffusersModel):
+        names = [path] if folder is None else [folder / CONFIG, folder / WEIGHTS]
+    elif folder is None:
+        names = [path.with_name(DIFFUSERS_CONFIG), path]
+    else:
+        folder = folder / (model.subfolder or "")
+        weights = diffusers_weights(file.name for file in folder.glob(f"{_STEM}*"))
+        names = [folder / name for name in (DIFFUSERS_CONFIG, *(weights[0].names if weights else ()))]
+    return sorted(file for file in names if file.is_file())
+
+
+def model_digest(model: ModelSpec) -> str | None:
+    """What tells the weights of ``model`` from others: 32 hexadecimal digits of its files, or its commit on the hub.
+
+    None for a model from scratch, and for one of the hub that is not pinned to a commit.
+    """
+    if files := files_read(model):
+        return _digest(files)
+    return hub_commit(model.pretrained)
+
+
+def weights_digest(file: str | None) -> str | None:
+    """32 hexadecimal digits of a file of weights; None where there is none."""
+    path = None if file is None else Path(file).expanduser()
+    return _digest([path]) if path is not None and path.is_file() else None
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, hashlib.blake2b).digest())
+    return digest.hexdigest()
+
+
+def read_json(file: Path, setting: str = "model.pretrained") -> dict[str, Any]:
+    """The JSON object in ``file``. ``setting``: what names the file, for messages.
+
+    Raises:
+        FtaeError: it cannot be read, is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise FtaeError(f"{setting}: {file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise FtaeError(f"{setting}: {file} is damaged: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise FtaeError(f"{setting}: {file} is damaged: it must hold a mapping, got {type(content).__name__}")
+    return content
+
+
+def suggested(path: Path) -> str:
+    """``", did you mean 'models/vae'?"`` for what lies near a path that does not exist, or an empty string."""
+    parts, here = path.parts, Path()
+    for part in parts:
+        there = here / part
+        if not there.exists():
+            with suppress(OSError):  # a folder that may not be listed suggests nothing
+                close = get_close_matches(part, [child.name for child in here.iterdir()], n=1)
+                there = here / close[0] if close else there
+        if not there.exists():
+            return ""
+        here = there
+    return f", did you mean {str(here)!r}?"
+
+
+def looks_local(pretrained: str) -> bool:
+    """Whether a hub id is rather a path with a fault: its first part is a folder here, or it is nearly a path."""
+    path = Path(pretrained)
+    return path.parent.is_dir() or bool(suggested(path))
+
+
+def diffusers_class(config: Path) -> str | None:
+    """The class that a ``config.json`` of diffusers names; None if it names none. Raises as ``read_json``."""
+    found = read_json(config).get("_class_name")
+    return None if found is None else str(found)

@@ -1,0 +1,86 @@
+"""What metrics see, and the running sums that they keep."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ftae.engine.data.dataset import ImageSet
+from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.models.autoencoder import Autoencoder, Encoding
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
+from ftae.specs.finetune.run import FinetuneSpec
+
+
+class Spread:
+    """The variance over all rows it is shown, from sums in float64.
+
+    Sums are of the distance from the first row: what does not vary has a variance of exactly 0.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def update(self, rows: Tensor) -> None:
+        """Rows (B, ...)."""
+        rows = rows.double()
+        if self._count == 0:
+            self._first = rows[0].clone()
+            self._sum, self._squares = torch.zeros_like(self._first), torch.zeros_like(self._first)
+        distance = rows - self._first
+        self._sum += distance.sum(0)
+        self._squares += distance.square().sum(0)
+        self._count += len(rows)
+
+    def variance(self) -> Tensor:
+        """Of each element (...), of the population."""
+        return (self._squares / self._count - (self._sum / self._count).square()).clamp_min(0.0)
+
+
+class FirstRows:
+    """The first ``most`` rows it is shown, on the CPU."""
+
+    def __init__(self, most: int) -> None:
+        self._parts: list[Tensor] = []
+        self._room = most
+
+    def update(self, rows: Tensor) -> None:
+        """Rows (B, ...)."""
+        if self._room > 0:
+            self._parts.append(rows[: self._room].cpu())
+            self._room -= len(self._parts[-1])
+
+    def rows(self) -> Tensor:
+        return torch.cat(self._parts)
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped; ``given``: what the model saw.
+
+    ``factors``: int64 (B, F), the values that the images were made of; None where these are not known.
+    """
+
+    target: Tensor
+    given: Tensor
+    reconstruction: Tensor
+    encoding: Encoding
+    logits: Tensor | None
+    labels: Tensor | None
+    factors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones.
+
+    ``prefix``: what runs the model on their batches; None where nothing of it is stored.
+    """
+
+    autoencoder: Autoencoder
+    spec: FinetuneSpec
+    auxiliary: AuxiliaryNetworks
+    train: ImageSet
+    device: torch.device
+    anomalies: ImageSet | None = None
+    prefix: Prefix | None = None

@@ -1,0 +1,150 @@
+"""What a run takes on the machine it is on: a few real steps and an evaluation, measured."""
+
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ftae.engine.process import give_back_freed_memory
+from ftae.engine.training.distributed import ALONE, Group
+from ftae.engine.training.evaluator import EvalSet, Judging
+from ftae.engine.training.model_reuse import ModelReuse
+from ftae.engine.training.trainer import Training, configuration_fails
+from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.wording import duration, size
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a configuration took on one machine, measured over a few steps.
+
+    ``eval_seconds`` is of all validation images, estimated from some of them. ``peak_bytes``: on a GPU
+    the most of its memory that PyTorch had reserved, on the CPU the largest resident set of the process.
+    ``memory_bytes``: the memory of the GPU; None on the CPU. ``device``: the name of the GPU, or ``cpu``.
+    ``node``: the name of the machine.
+    """
+
+    step_seconds: float
+    eval_seconds: float
+    peak_bytes: int
+    memory_bytes: int | None
+    device: str
+    node: str
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Probe | None":
+        """What a journal holds of one; None where another version of ftae measured other things."""
+        try:
+            return cls(**stored)
+        except TypeError:
+            return None
+
+    def __str__(self) -> str:
+        return f"a step {duration(self.step_seconds)}, peak memory {size(self.peak_bytes)} ({self.device})"
+
+
+def trial_seconds(probe: Probe, spec: FinetuneSpec) -> float:
+    """Seconds that a whole run of the probed configuration takes."""
+    return spec.max_steps * probe.step_seconds + (1 + spec.num_evals) * probe.eval_seconds
+
+
+TIMED_STEPS = 3
+
+TIMED_SECONDS = 0.5  # no further step is begun after that
+
+SHOWN_SECONDS = 2.0  # about so long are images evaluated
+
+PROCESS = Path("/proc/self")  # what Linux knows of this process
+
+
+def probe(spec: FinetuneSpec, group: Group = ALONE, warm: ModelReuse | None = None) -> Probe:
+    """Train one step to warm up and a few that are timed, then evaluate some images; nothing is written.
+
+    ``warm``: what the process keeps for the runs that follow.
+
+    Raises:
+        FtaeError: the spec cannot be run (see ``Training``).
+        TrainingFailed: non-finite loss or gradient, out of memory, or what the model raised.
+    """
+    _forget_peak()
+    spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
+    with configuration_fails(step=lambda: 0):
+        training = Training(spec, group, warm)
+    with configuration_fails(step=lambda: training.step):
+        step_seconds = _step_seconds(training)
+        eval_seconds = _eval_seconds(training)
+    device = training.device
+    on_gpu = device.type == "cuda"
+    return Probe(
+        step_seconds=step_seconds,
+        eval_seconds=eval_seconds,
+        peak_bytes=torch.cuda.max_memory_reserved(device) if on_gpu else _peak_resident_bytes(),
+        memory_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        node=platform.node(),
+    )
+
+
+def _step_seconds(training: Training) -> float:
+    times: list[float] = []
+    while training.step < min(1 + TIMED_STEPS, training.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
+        times.append(_timed(lambda: training.train_to(training.step + 1), training.device))
+    return median(times[1:] or times)
+
+
+def _eval_seconds(training: Training) -> float:
+    with training.average.applied() if training.average is not None else nullcontext():
+        return sum(_seconds_of(part, training) for part in training.eval_sets)
+
+
+def _seconds_of(part: EvalSet, training: Training) -> float:
+    """Of one evaluation, measured on as many images as are shown in ``SHOWN_SECONDS``, after a batch to warm up.
+
+    In whole batches: those of the cached prefix are rounded as the run's own will be.
+    """
+    batch = training.spec.batch_size
+    count = max(METRICS[metric].least_images for metric in part.subject.spec.metrics)
+    count = -(-count // batch) * batch
+    _, shown, _ = _seconds_of_parts(part.few(count), training.device)
+    few = part.few(max(count, int(count * SHOWN_SECONDS / shown) // batch * batch))
+    before, shown, after = _seconds_of_parts(few, training.device)
+    return before + shown * len(part) / len(few) + after
+
+
+def _seconds_of_parts(part: EvalSet, device: torch.device) -> tuple[float, float, float]:
+    """What comes before the images are shown, showing them, and what comes after."""
+    judging: list[Judging] = []
+    before = _timed(lambda: judging.append(Judging(part.subject, part.images)), device)
+    return before, _timed(judging[0].show, device), _timed(judging[0].results, device)
+
+
+def _timed(action: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _forget_peak() -> None:
+    """Have the peaks begin at what is held now, as far as the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    give_back_freed_memory()
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")
+
+
+def _peak_resident_bytes() -> int:
+    if not PROCESS.exists():  # macOS, which counts bytes here
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = (line.split() for line in (PROCESS / "status").read_text().splitlines())
+    return next(1024 * int(fields[1]) for fields in lines if fields[0] == "VmHWM:")

@@ -1,0 +1,230 @@
+"""What a process keeps of one run for the next: models, frozen networks, and what the untuned model was worth.
+
+All of it is, to the bit, what a new process would build and find, and so are the random generators after that.
+"""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ftae.engine.data.cache import cache_folder, digest, make_once
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.models.families import build_model, new_model, prepared
+from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, build_auxiliary_networks
+from ftae.engine.rng import rng_state, set_rng_state
+from ftae.errors import FtaeError
+from ftae.specs.finetune.models import CustomModel
+from ftae.specs.finetune.networks import NetworkSpec
+from ftae.specs.finetune.run import FinetuneSpec
+
+BASELINES = 16  # how many are kept
+
+# What the untuned model cannot show in an evaluation. Of the losses it shows the head and the adversarial sign of life.
+TRAINING_ONLY = (
+    "losses",
+    "discriminator",
+    "freeze_depth",
+    "freeze",
+    "optimizer",
+    "schedule",
+    "max_grad_norm",
+    "ema_half_life_fraction",
+    "grad_accumulation",
+    "max_steps",
+    "num_evals",
+)
+
+Findings = tuple[dict[str, float], dict[str, float]]  # metrics and vital signs
+
+
+class NoReuse:
+    """Every run builds and finds for itself what it needs."""
+
+    def model(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Autoencoder:
+        """As ``build_model`` gives it, on ``device``."""
+        return build_model(spec, num_classes).to(device)
+
+    def auxiliary(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> AuxiliaryNetworks:
+        """As ``build_auxiliary_networks`` gives them."""
+        return build_auxiliary_networks(spec, num_classes, device)
+
+    def baseline(
+        self,
+        spec: FinetuneSpec,
+        fingerprint: str,
+        device: torch.device,
+        picture: Path,
+        judge: Callable[[Path], Findings],
+    ) -> Findings:
+        """What ``judge`` finds of the untuned model on the images of ``fingerprint``, and the picture it draws."""
+        return judge(picture)
+
+
+class ModelReuse(NoReuse):
+    """For the runs of one process, which come one after the other.
+
+    The last model is kept with its weights as they were given, and so are the frozen networks of the last run and
+    the findings about untuned models. Not kept is what may change unseen: a user's own module, whose constructor
+    may remember something, and a model from the hub that is not pinned to a commit.
+    """
+
+    def __init__(self) -> None:
+        self._resident: _CachedModel | None = None
+        self._networks: dict[str, tuple[str, Any]] = {}
+        self._baselines: OrderedDict[str, tuple[Findings, bytes]] = OrderedDict()
+
+    def forget(self) -> None:
+        """Free the memory of everything that is kept."""
+        self._resident = None
+        self._networks.clear()
+        self._baselines.clear()
+
+    def model(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Autoencoder:
+        """One that is still in use is not given again."""
+        key = _model_key(spec, num_classes, device)
+        if self._resident is not None and (key != self._resident.key or self._resident.in_use()):
+            self._resident = None  # before the next needs its memory
+        if key is None:
+            return build_model(spec, num_classes).to(device)
+        if self._resident is None:
+            self._resident = _CachedModel(key, spec, num_classes)
+        return self._resident.lend(spec, num_classes).to(device)
+
+    def auxiliary(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> AuxiliaryNetworks:
+        """They may be in use: nothing ever changes them."""
+        before, self._networks = self._networks, {}
+        keys = {
+            "reference": _model_key(spec, num_classes, device),
+            "perceptual": _network_key(spec.perceptual, device),
+            "features": _network_key(spec.features, device),
+        }
+
+        def take(name: str, build: Callable[[], Any]) -> Any:
+            key = keys[name]
+            if key is None:
+                return build()
+            kept = before.get(name)
+            self._networks[name] = kept if kept is not None and kept[0] == key else (key, build())
+            return self._networks[name][1]
+
+        return build_auxiliary_networks(spec, num_classes, device, take)
+
+    def baseline(
+        self,
+        spec: FinetuneSpec,
+        fingerprint: str,
+        device: torch.device,
+        picture: Path,
+        judge: Callable[[Path], Findings],
+    ) -> Findings:
+        key = _baseline_key(spec, fingerprint, device)
+        if key is None:
+            return judge(picture)
+        if key not in self._baselines:
+            found = judge(picture)
+            self._baselines[key] = found, picture.read_bytes()
+            if len(self._baselines) > BASELINES:
+                self._baselines.popitem(last=False)
+        (metrics, collapse_signs), drawn = self._baselines[key]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(drawn)
+        return dict(metrics), dict(collapse_signs)
+
+
+class _CachedModel:
+    """A model that is built once, and lent again and again with its tensors as they were then."""
+
+    def __init__(self, key: str, spec: FinetuneSpec, num_classes: int | None) -> None:
+        self.key = key
+        self._bare, self._encoding = new_model(spec, num_classes)
+        self._random = rng_state()
+        self._trainable = {name: p.requires_grad for name, p in self._bare.named_parameters()}
+        self._given = _given(self._bare, spec, num_classes)
+        self._lent: Callable[[], Autoencoder | None] = lambda: None
+
+    def in_use(self) -> bool:
+        return self._lent() is not None
+
+    def lend(self, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+        """Raises as ``build_model``."""
+        with torch.no_grad():
+            for name, tensor in _tensors(self._bare):
+                tensor.copy_(self._given[name])
+        for name, parameter in self._bare.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(self._trainable[name])
+        autoencoder = self._bare.without_head().eval()
+        self._lent = weakref.ref(autoencoder)
+        set_rng_state(self._random)
+        return prepared(autoencoder, self._encoding, spec, num_classes)
+
+
+def _tensors(autoencoder: Autoencoder) -> Iterator[tuple[str, Tensor]]:
+    yield from autoencoder.named_parameters()
+    yield from autoencoder.named_buffers()
+
+
+def _given(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> dict[str, Tensor]:
+    """Copies of the tensors; those of a pretrained model from a file that all processes of this machine map."""
+    own = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in _tensors(autoencoder)}
+    if spec.model.pretrained is None:
+        return own
+    key = digest([model_digest(spec.model), _of_model(spec, num_classes), torch.__version__])
+    folder = cache_folder() / "models" / key
+    try:
+        num_bytes = sum(t.nbytes for t in own.values())
+        make_once(folder, num_bytes, lambda partial: _write(partial / WEIGHTS, own))
+        shared = load_file(folder / WEIGHTS)
+    except (FtaeError, OSError, SafetensorError):  # no room, or a damaged file: a copy of one's own does as well
+        return own
+    same = shared.keys() == own.keys() and all(torch.equal(shared[name], own[name]) for name in own)
+    return shared if same else own
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    file.write_bytes(save(tensors))
+
+
+def _of_model(spec: FinetuneSpec, num_classes: int | None) -> list[Any]:
+    """All that the building of a model depends on, but for files."""
+    return [spec.model.model_dump(mode="json"), spec.data.resolution, spec.data.channels, num_classes, spec.seed]
+
+
+def _model_key(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> str | None:
+    """None: it is not kept."""
+    model, files = spec.model, files_read(spec.model)
+    may_change = model.pretrained is not None and not files and hub_commit(model.pretrained) is None
+    if isinstance(model, CustomModel) or may_change:
+        return None
+    return digest([_of_model(spec, num_classes), _state_of_files(files), str(device)])
+
+
+def _network_key(network: NetworkSpec | None, device: torch.device) -> str | None:
+    if network is None:
+        return None
+    return digest([network.model_dump(mode="json"), _state_of_files([Path(network.weights).expanduser()]), str(device)])
+
+
+def _baseline_key(spec: FinetuneSpec, fingerprint: str, device: torch.device) -> str | None:
+    """None: it is not kept."""
+    model = _model_key(spec, None, device)
+    if model is None:
+        return None
+    shown = {name: value for name, value in spec.model_dump(mode="json").items() if name not in TRAINING_ONLY}
+    networks = [_network_key(network, device) for network in (spec.perceptual, spec.features)]
+    seen_of_losses = [spec.losses.ce > 0.0, spec.losses.adversarial > 0.0]
+    return digest([model, shown, networks, seen_of_losses, fingerprint, torch.get_num_threads()])
+
+
+def _state_of_files(files: list[Path]) -> list[Any]:
+    """Changes whenever one of them does."""
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

@@ -1,0 +1,1 @@
+"""What a search has found: record, ranking, summary, export."""

@@ -1,0 +1,247 @@
+"""The plan of a search or a training run: what ``ftae validate`` prints before anything is spent."""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftae.errors import SpecError
+from ftae.results.replay import fold
+from ftae.specs.finetune.data import SHAPE_KINDS, ImageFolder, Shapes
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.problems import dotted, quoted
+from ftae.specs.search.conditions import conditions_of
+from ftae.specs.search.distributions import Choices, Distribution
+from ftae.specs.search.lint import missing_folders, warnings
+from ftae.specs.search.search import ProductionSpec, SearchSpec
+from ftae.specs.search.settings import Resources
+from ftae.storage.store import JOURNAL
+from ftae.wording import duration, size
+
+if TYPE_CHECKING:
+    from ftae.engine.frozen_cache.plan import PrefixPlan
+    from ftae.engine.sizing.summary import StageSummary
+
+
+def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
+    """The lines of the plan. Needs neither Ray nor torch; with torch it also builds the model.
+
+    Raises:
+        FtaeError: a folder the file names is missing, its images are unfit for the run, the search would write among
+            them, or the model cannot be built as described.
+    """
+    run = spec.finetune
+    if missing := missing_folders(spec):
+        raise SpecError([f"{dotted(place)}: {rule}" for place, rule in missing])
+    from ftae.engine.data.checks import check_listed
+
+    about_images = check_listed(run)
+    lines = [f"{spec.name}: a valid {'search' if isinstance(spec, SearchSpec) else 'training run'}"]
+    if isinstance(spec, SearchSpec):
+        lines += _search_lines(spec)
+    lines += _run_lines(run)
+    lines += [f"images       {line}" for line in about_images]
+    checkpoint_bytes = None
+    if find_spec("torch") is None:
+        lines.append("model        not checked: torch is not installed here")
+    else:
+        model_lines, checkpoint_bytes = _model_lines(spec)
+        lines += model_lines
+    if isinstance(spec, SearchSpec):
+        lines += _storage_lines(spec, checkpoint_bytes)
+    return lines + [f"warning: {text}" for text in warnings(spec)]
+
+
+def _search_lines(spec: SearchSpec) -> list[str]:
+    settings, budget = spec.search, spec.finetune.max_steps
+    rungs = spec.rung_steps()
+    kept = f"best 1/{settings.scheduler.reduction_factor:g} go on" if settings.scheduler.name == "asha" else ""
+    if len(spec.objective.shown_metrics) > 1:  # the other metrics count only at the end
+        kept += f", by {spec.objective.first.metric} alone"
+    hours = f", at most {settings.max_hours:g} h" if settings.max_hours else ""
+    lines = [
+        f"objective    {spec.objective}",
+        f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
+        f"each {_resources(settings.resources)}",
+        f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({kept})"
+        if rungs
+        else f"rungs        none: every trial runs {budget} steps",
+    ]
+    return lines + [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
+
+
+def _where(path: str, spec: SearchSpec) -> str:
+    """On what other searched leaves it depends whether a trial has this one."""
+    conditions = [str(c) for c in conditions_of(path) if c.governor in spec.search_space]
+    return f", where {' and '.join(conditions)}" if conditions else ""
+
+
+def _resources(wanted: Resources) -> str:
+    one = f"{wanted.cpus:g} CPUs, {wanted.gpus:g} GPUs"
+    return one if wanted.workers == 1 else f"{wanted.workers} workers of {one}"
+
+
+def _describe(distribution: Distribution) -> str:
+    if isinstance(distribution, Choices):
+        return f"one of {', '.join(map(str, distribution.choices))}"
+    kind = "log" if distribution.log else "linear"
+    step = f", step {distribution.step:g}" if distribution.step else ""
+    off = f", or off ({quoted(distribution.off).removesuffix('.0')})" if distribution.or_off else ""
+    return f"{distribution.low:g} .. {distribution.high:g}, {kind}{step}{off}"
+
+
+def _run_lines(run: FinetuneSpec) -> list[str]:
+    images = run.batch_size * run.grad_accumulation
+    return [
+        f"training     {run.max_steps} steps of {images} images, evaluated at {', '.join(map(str, run.eval_steps()))}",
+        f"losses       {', '.join(f'{weight:g} {term}' for term, weight in run.losses.weights().items())}",
+        *_task_lines(run),
+    ]
+
+
+def _task_lines(run: FinetuneSpec) -> list[str]:
+    """What the data ask of the model beside giving back what it is given."""
+    data, lines = run.data, []
+    if data.degrade is not None:
+        lines.append(f"degraded     the model is given images with {data.degrade}, and judged against the clean ones")
+    if data.labelled_fraction < 1.0:
+        lines.append(f"labels       {data.labelled_fraction:g} of the training images of each class, all of validation")
+    if data.anomaly_classes:
+        lines.append(f"anomalies    {', '.join(data.anomaly_classes)}: never trained on, told from the rest by auroc")
+    if data.replay is not None:
+        rows = data.replay.rows(run.batch_size)
+        measured = ", ".join(f"val_source/{name}" for name in run.source_metrics())
+        lines.append(f"replay       {rows} of {run.batch_size} images a batch from {data.replay.source}; {measured}")
+    return lines
+
+
+def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
+    from ftae.engine.data.dataset import load_dataset
+    from ftae.engine.sizing.summary import summarize
+    from ftae.engine.training.evaluator import check_images
+    from ftae.search.sizing import check_search
+
+    run = spec.finetune
+    if not run.data.image_folders():  # drawn, or of a package: there at once
+        check_images(run, load_dataset(run.data))
+    num_classes = _num_classes(run)
+    summary = check_search(spec, num_classes) if isinstance(spec, SearchSpec) else summarize(run, num_classes)
+    share = summary.num_trainable / summary.num_parameters
+    lines = [
+        f"model        {run.model.family}, {summary.num_trainable:,} of {summary.num_parameters:,} parameters "
+        f"trainable ({share:.0%}) in {sum(s.trainable for s in summary.stages)} of {len(summary.stages)} stages"
+    ]
+    for i, stage in enumerate(summary.stages):
+        state = _state_of(stage)
+        lines.append(f"  {i:2d} {stage.name:<25} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
+    if summary.new_stages:
+        lines.append(f"new          {', '.join(summary.new_stages)}; the others are kept from {run.model.pretrained}")
+    lines += _kl_lines(spec, summary.num_latents)
+    if summary.codebooks:
+        codes = " + ".join(map(str, summary.codebooks))
+        moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
+        lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
+    return [*lines, *_prefix_lines(summary.prefix)], summary.checkpoint_bytes
+
+
+def _state_of(stage: "StageSummary") -> str:
+    state = "trained" if stage.trainable else "idle" if stage.idle else "frozen"
+    if stage.num_came_frozen:
+        count = f"{stage.num_came_frozen:,} of them " if stage.num_came_frozen < stage.num_parameters else ""
+        state += f", {count}frozen by the module itself" if stage.trainable else " by the module itself"
+    return state + (", new" if stage.new else "")
+
+
+def _prefix_lines(prefix: "PrefixPlan") -> list[str]:
+    """How far the frozen start is computed once for each image; nothing where none of it was to be."""
+    told = []
+    for name, share in (("training", prefix.training), ("validation", prefix.evaluation)):
+        if share.boundary is not None:
+            told.append(f"{name} through {share.boundary.stage}, about {size(share.num_bytes)}")
+        elif share.reason is not None:
+            told.append(f"{name} none: {share.reason}")
+    return [f"prefix cache {'; '.join(told)}"] if told else []
+
+
+# What an image's pixels are taken for where one of these terms is the reconstruction, and the factor that makes
+# the summed term the negative log-likelihood.
+_LIKELIHOODS = {
+    "mse": ("Gaussian of unit variance", 0.5),
+    "l1": ("Laplacian of unit scale", 1.0),
+    "bce": ("Bernoulli", 1.0),
+}
+
+
+def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
+    """The weight of the KL, and beta: that weight where pixels and latents are summed (Higgins et al. 2017)."""
+    run = spec.finetune
+    losses, elements = run.losses, run.data.channels * run.data.resolution**2
+    searched = spec.search_space.get("losses.kl") if isinstance(spec, SearchSpec) else None
+    if losses.kl == 0.0 and searched is None:
+        return []
+    summed = elements / num_latents
+    lines = [f"kl           {losses.kl:g} per element, {losses.kl * summed:g} in summed terms (as LDM has it)"]
+    pixel_terms = [term for term in _LIKELIHOODS if getattr(losses, term) > 0.0]
+    if len(pixel_terms) == 1:
+        kind, factor = _LIKELIHOODS[pixel_terms[0]]
+        scale = factor * summed / getattr(losses, pixel_terms[0])
+        ends = sorted(searched.corners()) if searched is not None else []
+        reach = f", searched from {ends[0] * scale:g} to {ends[-1] * scale:g}" if ends else ""
+        lines.append(f"beta         {losses.kl * scale:g}{reach}; 1 is the VAE whose pixels are {kind}")
+    return lines
+
+
+def _num_classes(run: FinetuneSpec) -> int | None:
+    from ftae.engine.data.listing import list_images
+
+    names: Iterable[str] = ()
+    if run.data.source == "digits":
+        names = map(str, set(run.data.classes))
+    elif isinstance(run.data, Shapes):
+        names = SHAPE_KINDS
+    elif isinstance(run.data, ImageFolder):
+        names = list_images(Path(run.data.train).expanduser()).class_names or ()
+    return sum(name not in run.data.anomaly_classes for name in names) or None
+
+
+def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:
+    storage = spec.search.with_absolute_paths().storage.rstrip("/")
+    if not spec.search.in_object_store:
+        from ftae.engine.data.listing import check_output
+
+        check_output(Path(storage) / spec.name, spec.finetune.data.image_folders())
+    uri = spec.tracking.uri or f"sqlite:///{storage}/mlflow.db"
+    kept = f"checkpoints  the best {spec.search.keep_checkpoints} of the search, and the newest of running trials"
+    space, probe = [], []
+    if checkpoint_bytes is not None:
+        kept += f"; each about {size(checkpoint_bytes)}"
+        space = [_space_line(spec, checkpoint_bytes)]
+        probe = _probe_lines(spec, Path(storage) / spec.name)
+    return [
+        kept,
+        f"storage      {storage}/{spec.name}",
+        *space,
+        f"tracking     {uri}, experiment {spec.tracking.experiment or spec.name}",
+        *probe,
+    ]
+
+
+def _space_line(spec: SearchSpec, checkpoint_bytes: int) -> str:
+    from ftae.search.sizing import check_quota, space_needed
+
+    space, quota = space_needed(spec, checkpoint_bytes), spec.search.max_storage_gb
+    check_quota(spec, space.total(spec.search.max_concurrent or 1))
+    most = "" if quota is None else f" (at most {quota:g} GB, by search.max_storage_gb)"
+    return f"space        about {size(space.lasting)}, and {size(space.per_running_trial)} a running trial{most}"
+
+
+def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
+    """What the preflight of the search measured, where it began already and this machine sees it."""
+    from ftae.engine.sizing.probe import Probe, trial_seconds
+
+    if not (folder / JOURNAL).is_file():
+        return []
+    probe = Probe.of(fold(folder).facts.get("probe", {}))
+    if probe is None:
+        return []
+    return [f"preflight    {probe} on {probe.node}; about {duration(trial_seconds(probe, spec.finetune))} a full trial"]

@@ -1,0 +1,280 @@
+"""The data of a run: one spec a source of images."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from ftae.specs.finetune.degradation import Degradation
+from ftae.specs.reading.base import Positive, Spec, absolute
+from ftae.specs.reading.problems import Problem, one_of, quoted, refusal
+
+
+def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str, ...]:
+    """The names that are not of ``anomalies``, in their order.
+
+    Raises:
+        ValueError: an anomaly is not among the names, or nothing else is.
+    """
+    names = tuple(names)
+    for name in anomalies:
+        if name not in names:
+            raise ValueError(f"data.anomaly_classes {one_of(sorted(names), name)}")
+    normal = tuple(name for name in names if name not in anomalies)
+    if names and not normal:
+        raise ValueError("data.anomaly_classes names all classes, no image is left to train on")
+    return normal
+
+
+class Intensity(Spec):
+    """What the values of 16-bit grey images are: so many ``bits``, or a ``window`` of black and white.
+
+    What lies outside the window is black or white.
+    """
+
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    window: tuple[Annotated[int, Field(ge=0, le=65535)], Annotated[int, Field(ge=0, le=65535)]] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.bits is None) == (self.window is None):
+            raise ValueError("must have bits (those in use, such as 12) or window ([LOW, HIGH]), one of the two")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window must be [LOW, HIGH] with LOW below HIGH, got {quoted(list(self.window))}")
+        return self
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The values that are black and white."""
+        return self.window or (0, 2 ** (self.bits or 16) - 1)
+
+
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
+
+
+class DataSpec(Spec):
+    """What every source shares. Images are square, ``resolution`` pixels a side, grey or RGB.
+
+    ``random_crop_from``: decode at this side and train on random crops of ``resolution``
+    (validation takes the centre). ``flip``: mirror training images left-right at random.
+    ``fingerprint``: the images must be those it was taken of (a search sets it for its trials); where
+    this machine has them in its cache, what became of their files does not matter.
+    ``degrade``: the model is given degraded images, of which it is to make the clean ones.
+    ``labelled_fraction``: of the training images of each class only this share keeps its label (at least one;
+    always the same ones, and those of a smaller share among those of a larger).
+    ``replay``: images of the domain that the model comes from, among those of every training batch.
+    ``anomaly_classes``: images of these classes are never trained on; validation has them apart.
+    """
+
+    resolution: Annotated[int, Field(ge=8, le=4096)]
+    color: Literal["rgb", "grey"] = "rgb"
+    # A share first: YAML reads 1e-1 as text, which must not become the name of a folder.
+    val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
+    random_crop_from: Positive | None = None
+    flip: bool = False
+    fingerprint: str | None = None
+    degrade: Degradation | None = None
+    labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    anomaly_classes: tuple[ClassName, ...] = ()
+    replay: Annotated["ReplayedFolder | ReplayedDigits | ReplayedPhotos | None", Field(discriminator="source")] = None
+
+    @field_validator("random_crop_from")
+    @classmethod
+    def _crop_has_room(cls, side: int | None, info: ValidationInfo) -> int | None:
+        resolution = info.data.get("resolution")
+        if side is not None and resolution is not None and side <= resolution:
+            raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
+        return side
+
+    @field_validator("degrade")
+    @classmethod
+    def _degradation_fits(cls, degrade: Degradation | None, info: ValidationInfo) -> Degradation | None:
+        resolution = info.data.get("resolution")
+        found: list[Problem] = []
+        if degrade is None or resolution is None:
+            return degrade
+        if degrade.blur_radius() >= resolution:
+            found.append((("blur",), f"3 sigma must be less than resolution ({resolution}), got {degrade.blur:g}"))
+        if degrade.blocks is not None and degrade.blocks.size >= resolution:
+            rule = f"must be less than resolution ({resolution}), got {degrade.blocks.size}"
+            found.append((("blocks", "size"), rule))
+        if found:
+            raise refusal(found)
+        return degrade
+
+    @field_validator("replay", mode="before")
+    @classmethod
+    def _replayed_alike(cls, replay: Any, info: ValidationInfo) -> Any:
+        """Resolution and colour need not be said twice."""
+        given = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        return {**given, **replay} if isinstance(replay, dict) else replay
+
+    @field_validator("replay")
+    @classmethod
+    def _can_be_mixed(cls, replay: "Replayed | None", info: ValidationInfo) -> "Replayed | None":
+        own = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        differing = [name for name, value in own.items() if replay is not None and getattr(replay, name) != value]
+        if differing:
+            raise refusal(
+                ((name,), f"must be that of data ({own[name]}), got {quoted(getattr(replay, name))}")
+                for name in differing
+            )
+        return replay
+
+    def with_absolute_paths(self) -> Self:
+        """The same images with absolute paths."""
+        return self if self.replay is None else self.model_copy(update={"replay": self.replay.with_absolute_paths()})
+
+    @property
+    def decoded_side(self) -> int:
+        """Pixels a side of the decoded arrays."""
+        return self.random_crop_from or self.resolution
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.color == "rgb" else 1
+
+    @property
+    def grey_levels(self) -> tuple[int, int] | None:
+        """The values of 16-bit grey images that are black and white, where they are named."""
+        return None
+
+    @property
+    def most_bits(self) -> int | None:
+        """The bits that values of 16-bit grey images have at most, where they are named."""
+        return None
+
+    def image_folders(self) -> dict[str, str]:
+        """The folders whose images are read, by the leaves that name them."""
+        of_replay = {} if self.replay is None else self.replay.image_folders()
+        return {leaf.replace("data.", "data.replay.", 1): folder for leaf, folder in of_replay.items()}
+
+
+class ImageFolder(DataSpec):
+    """A folder of images; its sub-folders, if any, are the labels.
+
+    ``val``: the share held out of ``train`` (always the same images), or a folder of its own.
+    ``intensity``: of grey images of 16 bits, what their values are; by default all 16 bits are in use.
+    """
+
+    source: Literal["image_folder"]
+    train: str
+    intensity: Intensity | None = None
+
+    @property
+    def grey_levels(self) -> tuple[int, int] | None:
+        return None if self.intensity is None else self.intensity.levels
+
+    @property
+    def most_bits(self) -> int | None:
+        return None if self.intensity is None else self.intensity.bits
+
+    def image_folders(self) -> dict[str, str]:
+        val = {"data.val": self.val} if isinstance(self.val, str) else {}
+        return {"data.train": self.train, **val, **super().image_folders()}
+
+    def with_absolute_paths(self) -> Self:
+        val = absolute(self.val) if isinstance(self.val, str) else self.val
+        return super().with_absolute_paths().model_copy(update={"train": absolute(self.train), "val": val})
+
+
+class Digits(DataSpec):
+    """scikit-learn's 1,797 handwritten digits (8x8, enlarged), labelled 0-9.
+
+    ``classes`` keeps some of them; ``shift`` makes another domain of the same digits. ``anomaly_classes``
+    are among ``classes``.
+    """
+
+    source: Literal["digits"]
+    color: Literal["rgb", "grey"] = "grey"
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
+    shift: Literal["none", "invert", "rotate", "noise"] = "none"
+
+    @field_validator("classes")
+    @classmethod
+    def _holds_the_anomalies(cls, classes: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        normal_classes([str(digit) for digit in classes], info.data.get("anomaly_classes", ()))
+        return classes
+
+
+class Photos(DataSpec):
+    """Patches of scikit-learn's two photographs (427x640), cut at ``resolution``; no labels.
+
+    Validation patches come from the right-hand ``val`` share of each photograph, training patches
+    from the rest, so that the two never overlap.
+    """
+
+    source: Literal["photos"]
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    num_patches: Annotated[int, Field(ge=10)] = 1000
+
+    @field_validator("labelled_fraction", "anomaly_classes")
+    @classmethod
+    def _has_labels(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"has no effect, photos has no labels, got {quoted(value)}")
+        return value
+
+
+# What varies in a drawn shape, and how many values each has.
+SHAPE_KINDS = ("square", "circle", "triangle")
+
+SHAPE_FACTORS = {"kind": len(SHAPE_KINDS), "size": 4, "x": 8, "y": 8, "brightness": 4}
+
+
+class Shapes(DataSpec):
+    """Drawn squares, circles and triangles of known size, place and brightness, labelled by their kind.
+
+    ``num_images``: different ones, of the 3,072 that there are.
+    """
+
+    source: Literal["shapes"]
+    color: Literal["rgb", "grey"] = "grey"
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    num_images: Annotated[int, Field(ge=10, le=math.prod(SHAPE_FACTORS.values()))] = 3072
+
+    @field_validator("anomaly_classes")
+    @classmethod
+    def _are_kinds(cls, anomalies: tuple[str, ...]) -> tuple[str, ...]:
+        normal_classes(SHAPE_KINDS, anomalies)
+        return anomalies
+
+
+class Replayed(DataSpec):
+    """Images of another domain, mixed into the training batches of the data they belong to.
+
+    ``share`` of the images of every batch; 0 only measures what the model still knows of that domain.
+    """
+
+    share: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @field_validator("labelled_fraction", "anomaly_classes", "replay")
+    @classmethod
+    def _is_of_the_data(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError("has no effect on replayed images: they are trained on, without labels")
+        return value
+
+    def rows(self, batch_size: int) -> int:
+        """How many of the images of a batch are replayed; at least one is not."""
+        return min(round(self.share * batch_size), batch_size - 1)
+
+
+class ReplayedFolder(ImageFolder, Replayed):
+    """As ``ImageFolder``."""
+
+
+class ReplayedDigits(Digits, Replayed):
+    """As ``Digits``."""
+
+
+class ReplayedPhotos(Photos, Replayed):
+    """As ``Photos``."""
+
+
+for _spec in (DataSpec, ImageFolder, Digits, Photos, Shapes, Replayed, ReplayedFolder, ReplayedDigits, ReplayedPhotos):
+    _spec.model_rebuild()
+
+AnyData = Annotated[ImageFolder | Digits | Photos | Shapes, Field(discriminator="source")]

@@ -1,0 +1,1 @@
+"""A search: space, objective, sampler, scheduler, resources, and its checks."""

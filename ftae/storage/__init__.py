@@ -1,0 +1,1 @@
+"""Where a search lives: folder or object store, journal, lease."""

@@ -1,0 +1,145 @@
+"""The durable log of a search: one JSON object a line, only ever appended to.
+
+The journal is the truth. The sampler's study, the rungs, MLflow and every report are projections of
+it and can be rebuilt from it. The events, each with ``time`` (seconds since the epoch):
+
+    open      a driver took up the search: search (the whole spec), digest, facts (data, weights, versions)
+    suggest   trial, params, kind (baseline | file | sampled)
+    start     trial, node, pid, step: a worker took it up, at that step
+    adapt     trial, changes (leaves of finetune, as params are), reason: it goes on with these settings
+    note      trial, text: what befell it and was mended
+    report    trial, step, value (the objective, or its first metric), metrics, timing,
+              checkpoint, images (paths below the search folder)
+    end       trial, status (finished | pruned | diverged | failed), reason, value, step
+    preflight probe: what one step of the file's own configuration took on a worker
+    close     the driver left: status (complete | interrupted | failed), reason
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftae.errors import FtaeError
+from ftae.storage.store import JOURNAL as FILE_NAME
+
+Event = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableJournal(FtaeError):
+    """A journal tells of no search. ``state`` says in a word or two what is wrong with it."""
+
+    def __init__(self, message: str, state: str = "damaged") -> None:
+        self.state = state
+        super().__init__(message)
+
+
+class Journal:
+    """The journal of one search, open for appending by one driver at a time.
+
+    ``replicate`` is given each line, and the byte it will begin at, before it is written, and says whether it lasts
+    elsewhere now; what it raises keeps it out.
+
+    Raises:
+        FtaeError: another driver on this machine has it open.
+    """
+
+    def __init__(self, folder: Path, replicate: Callable[[int, bytes], bool] | None = None) -> None:
+        self.path, self._replicate = folder / FILE_NAME, replicate
+        self._file = self.path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise FtaeError(f"{folder} is being run by another ftae process; wait for it or stop it first") from error
+        self._end: int | None = None
+        self._ahead = b""  # what was replicated from ``_end`` on and could not be written here yet
+
+    def take_up(self) -> None:
+        """Only this driver may write from here on; a line that the one before it left half-written is cut off."""
+        self._end = self._file.truncate(_complete_length(self.path))
+
+    def append(self, event: str, **fields: Any) -> Event:
+        """``append_all`` of one event. Raises as that."""
+        record = {"event": event, "time": time.time(), **fields}
+        self.append_all([record])
+        return record
+
+    def append_all(self, events: Sequence[Event]) -> None:
+        """Write events and wait until they are on disk: all of them, or none.
+
+        Raises:
+            FtaeError: somebody else, on another machine, has written to it.
+            OSError: they could not be written (no space left, storage gone). Nothing half-written stays; what was
+                replicated all the same is written before anything else.
+        """
+        lines = [json.dumps(event, allow_nan=False).encode() + b"\n" for event in events]
+        if self._end is None:
+            self.take_up()
+        if self._file.seek(0, os.SEEK_END) != self._end:
+            raise FtaeError(f"{self.path.parent} was taken over by another ftae driver; this one ends")
+        data = b"".join(lines)
+        if not data.startswith(self._ahead):  # this is no other try of the same
+            self._write(self._ahead)
+        end = self._end
+        for line in lines:
+            if self._replicate is not None and self._replicate(end, line):
+                self._ahead = data[: end + len(line) - self._end]
+            end += len(line)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        assert self._end is not None
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end, self._ahead = self._end + len(data), b""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """The events from byte ``offset`` on, each with the offset behind it; a half-written line ends it.
+
+    Raises:
+        UnreadableJournal: a line in the middle is no event.
+    """
+    path = folder / FILE_NAME
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError) as error:  # not JSON, or not even text
+                raise UnreadableJournal(f"{path}: the line before byte {offset} is damaged: {error}") from error
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                raise UnreadableJournal(f"{path}: the line before byte {offset} is damaged: it is no event")
+            yield event, offset
+
+
+def ends_line(folder: Path, offset: int) -> bool:
+    """Whether byte ``offset`` is behind an event, or the first."""
+    with (folder / FILE_NAME).open("rb") as file:
+        file.seek(max(0, offset - 1))
+        return offset == 0 or file.read(1) == b"\n"
+
+
+def _complete_length(path: Path) -> int:
+    """Bytes up to the end of the last complete line."""
+    data = path.read_bytes()
+    return data.rfind(b"\n") + 1

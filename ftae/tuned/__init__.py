@@ -1,1 +1,0 @@
-"""What a tuned model is used for: scores, reconstructions, interpolations, samples."""

@@ -1,0 +1,36 @@
+"""Numbers and choices as people write them: sizes, durations, counts, suggestions."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def size(num_bytes: float) -> str:
+    """Three digits and a unit, in powers of 1000: ``312 MB``."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: ``12 ms``, ``3.4 s``, ``40 s``, ``5 min 20 s``, ``3 h 10 min``."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
+    by_letters = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), by_letters, n=1, cutoff=0.6)
+    return f", did you mean {by_letters[close[0]]!r}?" if close else ""
+
+
+def done_of_asked(done: int, asked: int, of: str = "/") -> str:
+    """``3/8``; where a search was told to do with fewer trials than had begun: ``3 (1 asked for since)``."""
+    return f"{done}{of}{asked}" if done <= asked else f"{done} ({asked} asked for since)"
