@@ -283,7 +283,7 @@ def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
         "from ftae.search.progress import Progress\n"
         "spec = SearchSpec.model_validate_json(sys.argv[1])\n"
         "record = SearchRecord(search=spec.model_dump(mode='json'))\n"
-        "with Progress(spec) as progress: progress.follow(record, 400.0); progress.say('hello')\n"
+        "with Progress(spec) as progress: progress.follow(record, 400.0); progress.notify('hello')\n"
     )
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", code, SPEC.model_dump_json()]

@@ -139,7 +139,7 @@ def test_no_trial_waits_for_what_is_deleted(state: SearchState, monkeypatch: pyt
 
 
 def test_storage_that_stays_away_is_told_once(state: SearchState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
     said, tried = list[str](), list[str]()
     retention = Retention(state, said.append)
 

@@ -318,7 +318,7 @@ def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkey
         remove(store, below)
 
     monkeypatch.setattr(Store, "remove", refused)
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
     with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then go on with --resume"):
         run_search(spec(storage, name="undeletable"))
     record = replay(storage / "undeletable")

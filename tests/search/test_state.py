@@ -353,7 +353,7 @@ def test_a_report_and_the_end_it_brings_are_one_write(state: SearchState, monkey
 def test_an_end_that_cannot_be_written_does_not_count_nor_its_report(
     state: SearchState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
     last = ending(state)
     before = snapshot(state), events(state.store.folder)
 

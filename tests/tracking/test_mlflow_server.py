@@ -34,7 +34,7 @@ psycopg = pytest.importorskip("psycopg")
 moto_server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
 
-DEPLOY = Path(__file__).parents[1] / "deploy" / "mlflow"
+DEPLOY = Path(__file__).parents[2] / "deploy" / "mlflow"
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
 PASSWORD = {"admin": "the-administrator's", "driver": "the-driver's-own", "database": "the-database's"}
 

@@ -281,8 +281,8 @@ def test_a_killed_process_is_resumed_by_another(tmp_path: Path) -> None:
     code = f"""
         import os
         from pathlib import Path
-        from ftae.engine.loop import finetune
-        from ftae.specs.finetune import FinetuneSpec
+        from ftae.engine.training.loop import finetune
+        from ftae.specs.finetune.run import FinetuneSpec
 
         spec = FinetuneSpec.model_validate_json({spec.model_dump_json()!r})
         for report in finetune(spec, Path({str(tmp_path / "killed")!r})):

@@ -20,7 +20,7 @@ from ftae.engine.objectives.eval_batch import EvalContext
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.sizing.probe import probe
 from ftae.engine.training.evaluator import (
-    Judged,
+    EvalSet,
     check_enough,
     check_images,
     evaluate_all,
@@ -100,16 +100,16 @@ def spec_of(metric: str, pretrained: str, **changes: Any) -> FinetuneSpec:
     return FinetuneSpec.model_validate(fields | changes)
 
 
-def judged(spec: FinetuneSpec) -> Judged:
-    return Training(spec).judged[0]
+def judged(spec: FinetuneSpec) -> EvalSet:
+    return Training(spec).eval_sets[0]
 
 
-def value(part: Judged) -> float:
+def value(part: EvalSet) -> float:
     metrics, _ = evaluate_all([part])
     return next(iter(metrics.values()))
 
 
-def is_refused(metric: str, part: Judged) -> bool:
+def is_refused(metric: str, part: EvalSet) -> bool:
     """Before a run on these images begins; the message names the metric and says what it needs."""
     reason = lacking(metric, part.images) or lacking_to_train(metric, part.subject.train)
     if reason is None:
@@ -180,14 +180,14 @@ RUINED = {
 @pytest.mark.parametrize("ruin", RUINED.values(), ids=RUINED)
 def test_of_a_ruined_model_it_is_not_finite(ruin: Callable[[EvalContext], None], metric: str, pretrained: str) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), Path("unused"))
-    ruin(run.judged[0].subject)
-    assert not math.isfinite(value(run.judged[0]))
+    ruin(run.eval_sets[0].subject)
+    assert not math.isfinite(value(run.eval_sets[0]))
 
 
 def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
     run.report()
-    everything(math.nan)(run.judged[0].subject)
+    everything(math.nan)(run.eval_sets[0].subject)
     run.step = 1
     with pytest.raises(TrainingFailed, match=f"non-finite val/{metric} at step 1"):
         run.report()
@@ -195,7 +195,7 @@ def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Pa
 
 def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
-    everything(math.nan)(run.judged[0].subject)
+    everything(math.nan)(run.eval_sets[0].subject)
     with pytest.raises(FtaeError, match=f"val/{metric} of the model as it was given is nan"):
         run.report()
 

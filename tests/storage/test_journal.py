@@ -216,7 +216,7 @@ def test_the_lock_of_a_killed_driver_is_free(tmp_path: Path) -> None:
     code = f"""
         import os
         from pathlib import Path
-        from ftae.journal import Journal
+        from ftae.storage.journal import Journal
 
         journal = Journal(Path({str(tmp_path)!r}))
         journal.append("suggest", trial=0)
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_no_half_line(together: bool, tmp_path: Path) -> None
     code = f"""
         import resource, signal
         from pathlib import Path
-        from ftae.journal import Journal
+        from ftae.storage.journal import Journal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         journal = Journal(Path({str(tmp_path)!r}))

@@ -167,7 +167,7 @@ def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
         take_step(training)
 
     monkeypatch.setattr(engine_build, "build_autoencoder", counted)
-    monkeypatch.setattr(trial, "WARM", ModelReuse())
+    monkeypatch.setattr(trial, "MODEL_REUSE", ModelReuse())
     for lr in (1e-3, 1e-4):
         shutil.rmtree(worker.store.folder / "trials", ignore_errors=True)
         assert worker.run(optimizer__lr=lr)[-1] == 12
@@ -342,7 +342,7 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker: Worker) -> No
 
 
 def test_a_storage_that_stays_away_is_said(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.6)
     worker.store.write("trials", b"a file where the trials should go")
     start, note, end = worker.run()
     assert (start, list(note)) == (started(0), ["note"])
@@ -352,7 +352,7 @@ def test_a_storage_that_stays_away_is_said(worker: Worker, monkeypatch: pytest.M
 def test_a_storage_that_takes_no_checkpoint_is_not_borne_for_ever(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 2.0)
 
     def fault(message: dict[str, Any]) -> None:
         if message.get("report", {}).get("step") == 8:  # also when it is repeated, which works

@@ -54,7 +54,7 @@ def coordinate(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
 
 
 def report(step: int, psnr: float = 20.0) -> dict[str, Any]:

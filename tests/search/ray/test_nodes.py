@@ -24,9 +24,9 @@ import json, sys
 import ray
 
 from ftae.errors import FtaeError
-from ftae.search.capacity import wait_for_room
-from ftae.search.nodes import nodes_with_room
-from ftae.specs.resources import Resources
+from ftae.search.ray.nodes import wait_for_room
+from ftae.search.ray.nodes import nodes_with_room
+from ftae.specs.search.settings import Resources
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 said = []

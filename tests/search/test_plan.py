@@ -272,7 +272,7 @@ except ImportError:
 else:
     sys.exit("torch is not hidden")
 sys.argv = ["ftae", "validate", sys.argv[1]]
-from ftae.cli import main
+from ftae.cli.main import main
 main()
 """
 

@@ -131,8 +131,8 @@ def test_the_source_is_measured_as_if_it_were_the_data() -> None:
     source = spec_of().data.replay
     assert source is not None
     alone = spec_of(data=source.model_dump(exclude={"share"}), metrics=["psnr", "kl"], losses={"mse": 1.0})
-    expected, _ = evaluate_all(Training(alone).judged)
-    found, _ = evaluate_all(Training(spec_of(losses={"mse": 1.0}, metrics=["psnr", "kl"])).judged)
+    expected, _ = evaluate_all(Training(alone).eval_sets)
+    found, _ = evaluate_all(Training(spec_of(losses={"mse": 1.0}, metrics=["psnr", "kl"])).eval_sets)
     assert {n: v for n, v in found.items() if n.startswith("val_source/")} == pytest.approx(
         {n.replace("val/", "val_source/"): v for n, v in expected.items()}, rel=1e-6
     )

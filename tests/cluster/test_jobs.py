@@ -220,7 +220,7 @@ def test_a_log_is_followed_once_through_every_fault() -> None:
 
 
 def test_following_gives_up_when_the_cluster_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
     cluster: Any = Cluster(*[ConnectionError("away")] * 1000)
     with pytest.raises(FtaeError, match="the cluster is out of reach, the search may go on: away"):
         follow(cluster, submitted(cluster), lambda text: None)

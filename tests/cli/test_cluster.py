@@ -111,7 +111,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     folder, token = tmp_path_factory.mktemp("user"), secrets.token_hex(32)
     scratch = tempfile.mkdtemp(prefix="ftae-")  # short: sockets below it have names of limited length
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("job_cluster.py")), scratch],
+        [sys.executable, str(Path(__file__).parents[1] / "job_cluster.py"), scratch],
         env=without_ray() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, MARK: str(folder)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -185,13 +185,13 @@ def test_auroc_is_that_of_scikit_learn() -> None:
 
 
 def test_all_other_metrics_are_of_the_normal_images(tmp_path: Path) -> None:
-    found, collapse_signs = evaluate_all(Training(spec_of()).judged)
-    without = evaluate_all(Training(spec_of(metrics=["mse", "psnr", "active_units"])).judged)
+    found, collapse_signs = evaluate_all(Training(spec_of()).eval_sets)
+    without = evaluate_all(Training(spec_of(metrics=["mse", "psnr", "active_units"])).eval_sets)
     assert without == ({n: v for n, v in found.items() if n != "val/auroc"}, collapse_signs)
 
 
 def test_auroc_does_not_depend_on_the_batch_size() -> None:
-    found = [evaluate_all(Training(spec_of(batch_size=size)).judged)[0]["val/auroc"] for size in (3, 16, 500)]
+    found = [evaluate_all(Training(spec_of(batch_size=size)).eval_sets)[0]["val/auroc"] for size in (3, 16, 500)]
     assert found == pytest.approx([found[0]] * 3, abs=1e-3)
 
 

@@ -57,7 +57,7 @@ def test_a_worker_measures_a_step() -> None:
 def test_a_worker_that_is_lost_over_it_is_one_of_max_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = search(max_failures=1)
     said: list[str] = []
-    monkeypatch.setattr(rehearsal, "try_step", dies(1, tmp_path))
+    monkeypatch.setattr(rehearsal, "dry_run_step", dies(1, tmp_path))
     assert isinstance(dry_run(spec, fingerprint(spec), said.append), Probe)
     [lost] = [line for line in said if "was lost" in line]
     assert lost.startswith("preflight: the worker that tried a step was lost (")
@@ -66,7 +66,7 @@ def test_a_worker_that_is_lost_over_it_is_one_of_max_failures(tmp_path: Path, mo
 @pytest.mark.usefixtures("ray_session")
 def test_one_lost_worker_too_many_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = search(max_failures=1)
-    monkeypatch.setattr(rehearsal, "try_step", dies(2, tmp_path))
+    monkeypatch.setattr(rehearsal, "dry_run_step", dies(2, tmp_path))
     with pytest.raises(FtaeError, match=r"tried and failed: its worker was lost \(.*\); a worker that is killed"):
         dry_run(spec, fingerprint(spec), lambda message: None)
     assert len(list(tmp_path.iterdir())) == 2
@@ -98,7 +98,7 @@ def test_code_that_a_worker_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     def step(given: dict[str, Any], fingerprint: str) -> Probe | str:
         raise ModuleNotFoundError("No module named 'ftae.tomorrow'")
 
-    monkeypatch.setattr(rehearsal, "try_step", step)
+    monkeypatch.setattr(rehearsal, "dry_run_step", step)
     with pytest.raises(FtaeError, match=r"tried and failed: ModuleNotFoundError: No module named 'ftae\.tomorrow'"):
         dry_run(search(), "any", lambda message: None)
 

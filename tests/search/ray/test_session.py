@@ -19,7 +19,7 @@ from ftae.search.ray import session
 ASK = """
 import json, os, sys
 from ftae.errors import FtaeError
-from ftae.search.session import ray_session
+from ftae.search.ray.session import ray_session
 import ray, signal
 
 def worker():

@@ -50,7 +50,7 @@ def process(store: Store) -> Iterator[subprocess.Popen[str]]:
         import time
         from pathlib import Path
         from ftae.search import lease
-        from ftae.storage import Store
+        from ftae.storage.store import Store
 
         vars(lease).update({QUICK})
         folder = Path({str(store.folder)!r})

@@ -14,7 +14,7 @@ from ftae.specs.finetune.run import FinetuneSpec
 CODE = """
 import resource, threading
 import torch
-from ftae.engine.freed_memory import give_back_freed_memory, keep_freed_memory
+from ftae.engine.process import give_back_freed_memory, keep_freed_memory
 
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -37,12 +37,12 @@ from pathlib import Path
 import ftae.search  # before Ray
 import ray
 
-from ftae.engine.data import load_dataset
+from ftae.engine.data.dataset import load_dataset
 from ftae.errors import FtaeError
-from ftae.search.nodes import nodes_with_room
-from ftae.search.survey import look_around
+from ftae.search.ray.nodes import nodes_with_room
+from ftae.search.ray.preflight_tasks import check_nodes
 from ftae.specs import SearchSpec
-from ftae.storage import open_store
+from ftae.storage.store import open_store
 
 place = Path(sys.argv[1])
 spec = SearchSpec.model_validate_json(sys.argv[2])
@@ -73,7 +73,7 @@ try:
     nodes = sorted(nodes_with_room(spec.search.resources), key=lambda node: node.name)
     store = open_store(storage, spec.name, "driver")
     try:
-        look_around(spec, store, load_dataset(spec.finetune.data).fingerprint, nodes, lambda message: None)
+        check_nodes(spec, store, load_dataset(spec.finetune.data).fingerprint, nodes, lambda message: None)
     except FtaeError as error:
         print(json.dumps([str(error), *(node.name for node in nodes)]))
 finally:

@@ -238,8 +238,8 @@ def test_what_a_killed_process_left_is_ignored_and_cleaned(tmp_path: Path) -> No
     code = f"""
         import os
         from pathlib import Path
-        from ftae.engine.loop import finetune
-        from ftae.specs.finetune import FinetuneSpec
+        from ftae.engine.training.loop import finetune
+        from ftae.specs.finetune.run import FinetuneSpec
 
         rename = Path.rename
         Path.rename = lambda self, to: os._exit(9) if to.name.startswith("step-") else rename(self, to)
@@ -263,11 +263,11 @@ def test_a_checkpoint_outlives_the_process_that_was_replacing_it(tmp_path: Path)
     code = f"""
         import os
         from pathlib import Path
-        from ftae.engine.partial_folder import PartialFolder
+        from ftae.engine.run_folder import AtomicFolder
 
         rename = Path.rename
         Path.rename = lambda self, to: os._exit(9) if self.name.endswith(".tmp") else rename(self, to)
-        PartialFolder(Path({str(tmp_path)!r}) / "checkpoints/step-00000004").complete("sha256.json")
+        AtomicFolder(Path({str(tmp_path)!r}) / "checkpoints/step-00000004").complete("sha256.json")
         """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
     assert killed.returncode == 9

@@ -168,7 +168,7 @@ def test_a_pinned_model_is_built_once_for_all_trials(cache: Path, monkeypatch: p
 
 def test_a_production_run_that_is_resumed_keeps_its_commit(cache: Path, tmp_path: Path) -> None:
     spec = ProductionSpec.model_validate({"name": "p", "finetune": spec_of(max_steps=2)})
-    folders = {"storage": tmp_path, "say": lambda line: None}
+    folders = {"storage": tmp_path, "notify": lambda line: None}
     train(spec, tmp_path / "run", **folders)
     (cache / "refs" / "main").write_text(NEW)
     longer = spec.model_copy(update={"finetune": spec_of(max_steps=3)})
@@ -180,8 +180,8 @@ def test_a_production_run_that_is_resumed_keeps_its_commit(cache: Path, tmp_path
 
 CHILD = """
 import hashlib, json, sys
-from ftae.engine.hub import fetched, pinned_id
-from ftae.engine.model_files import hub_id
+from ftae.engine.models.hub import fetched, pinned_id
+from ftae.engine.models.model_folder import hub_id
 from ftae.errors import FtaeError
 
 found = []

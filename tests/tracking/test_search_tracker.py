@@ -618,7 +618,7 @@ def test_first_runs_on_a_new_store_are_silent_and_may_be_several_at_once(tmp_pat
         subprocess.Popen(
             [sys.executable, "-c", code, str(storage)],
             cwd=here,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

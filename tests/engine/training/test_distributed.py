@@ -36,8 +36,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ftae.engine.loop import finetune
-from ftae.engine.workers import local_workers
+from ftae.engine.training.loop import finetune
+from ftae.engine.training.local_workers import local_workers
 
 
 def lead(spec, folder, connection):

@@ -510,9 +510,9 @@ def test_pinned_images_whose_copy_was_deleted_are_decoded_again(tmp_path: Path, 
 
 LOAD = """
 import json, sys
-from ftae.engine.data import load_dataset
+from ftae.engine.data.dataset import load_dataset
 from ftae.errors import FtaeError
-from ftae.specs.data import ImageFolder
+from ftae.specs.finetune.data import ImageFolder
 spec = ImageFolder.model_validate_json(sys.argv[1])
 {prepare}
 print("ready", flush=True)

@@ -277,7 +277,7 @@ def test_a_trusted_search_is_the_same_and_is_not_checked_again(monkeypatch: pyte
         "freeze_depth": {"low": 0, "high": 4, "step": 2},
     }
     spec = search(space)
-    monkeypatch.setattr(distributions, "objections", lambda run, values: pytest.fail("checked again"))
+    monkeypatch.setattr(distributions, "validation_errors", lambda run, values: pytest.fail("checked again"))
     for dumped in (spec.model_dump(), json.loads(spec.model_dump_json())):
         trusted = SearchSpec.trusted(dumped)
         assert trusted == spec
