@@ -68,7 +68,7 @@ def spec_of(given: argparse.Namespace, pretrained: str, depth: int, sampled: boo
             "sample_posterior": sampled,
             "device": given.device,
             "num_threads": 1,
-            "prefix_cache_gb": 4.0 if cached else 0.0,
+            "frozen_cache_gb": 4.0 if cached else 0.0,
         }
     )
 

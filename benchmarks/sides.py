@@ -18,7 +18,7 @@ from benchmarks.workloads import Workload, search_file
 
 # What ftae is run with. fp32 is on equal terms with the recipe; the others are reported apart.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fp32": {"prefix_cache_gb": 0},
+    "fp32": {"frozen_cache_gb": 0},
     "cache": {},
     "bf16": {"precision": "bf16"},
 }

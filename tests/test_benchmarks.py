@@ -105,7 +105,7 @@ def test_search_files_are_valid_and_have_the_rungs_of_the_recipe(name: str, vari
     assert spec.finetune.eval_steps() == workload.eval_steps()
     assert spec.rung_steps() == [workload.max_steps // 3]  # Tune's brackets: at a third, and at the end
     assert spec.finetune.precision == ("bf16" if variant == "bf16" else "fp32")
-    assert (spec.finetune.prefix_cache_gb == 0.0) == (variant == "fp32")
+    assert (spec.finetune.frozen_cache_gb == 0.0) == (variant == "fp32")
     assert spec.search.num_trials == workload.num_trials
 
 

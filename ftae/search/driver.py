@@ -198,7 +198,7 @@ def _same_question(before: SearchRecord, spec: SearchSpec, found: Mapping[str, A
         asked = {f"search.{key}": value for key, value in settings.items() if key not in MAY_CHANGE}
         dumped = search.model_dump(mode="json")
         asked |= {key: dumped[key] for key in ("finetune", "search_space", "objective")}
-        del asked["finetune"]["prefix_cache_gb"]  # no result depends on it
+        del asked["finetune"]["frozen_cache_gb"]  # no result depends on it
         asked |= {f"finetune.{key} (by search.resources)": value for key, value in search.machine().items()}
         return asked | {key.replace("_", " "): facts.get(key) for key in QUESTION if key in before.facts}
 

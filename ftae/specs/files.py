@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ftae.errors import FtaeError, SpecError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Location, Spec
+from ftae.specs.reading.formats import FORMAT, migrate
 from ftae.specs.reading.names import redacted
 from ftae.specs.reading.overrides import Dumper, Loader, load, locate, misread, with_value
 from ftae.specs.reading.problems import Problem, dotted, one_of, problems, quoted
@@ -59,7 +60,7 @@ def load_production(path: Path, overrides: Sequence[str] = (), check: Check = _n
     file = _File(path)
     if _is_search(file):
         raise SpecError([f"{file.path}:1: is a search file: run it with `ftae search`"])
-    return _parse(ProductionSpec, file, overrides, check)
+    return _parse_production(file, overrides, check)
 
 
 def load_any(path: Path, overrides: Sequence[str] = (), check: Check = _nothing) -> SearchSpec | ProductionSpec:
@@ -71,12 +72,14 @@ def load_any(path: Path, overrides: Sequence[str] = (), check: Check = _nothing)
     file = _File(path)
     if _is_search(file):
         return _parse(SearchSpec, file, overrides, check)
-    return _parse(ProductionSpec, file, overrides, check)
+    return _parse_production(file, overrides, check)
 
 
 def dump(spec: Spec) -> str:
-    """``spec`` as YAML that loads back to an equal spec."""
+    """``spec`` as YAML that loads back to an equal spec; a production file also says its format."""
     data = spec.model_dump(mode="json")
+    if isinstance(spec, ProductionSpec):
+        data = {"format": FORMAT, **data}
     text: str = yaml.dump(data, Dumper=Dumper, sort_keys=False, width=110, allow_unicode=True)
     return text
 
@@ -164,6 +167,14 @@ class _File:
                 raise yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
         sizes[node] = size
         return size
+
+
+def _parse_production(file: _File, overrides: Sequence[str], check: Check) -> ProductionSpec:
+    try:
+        file.data = migrate(file.data, "production", f"{file.path}:")
+    except FtaeError as error:
+        raise SpecError([str(error)]) from error
+    return _parse(ProductionSpec, file, overrides, check)
 
 
 def _parse(spec_type: type[S], file: _File, overrides: Sequence[str], check: Check = _nothing) -> S:

@@ -112,7 +112,7 @@ def test_the_means_may_change(existing: Path) -> None:
         search__resources={"cpus": 1.5},
         search__keep_checkpoints=1,
         search__max_failures=0,
-        finetune__prefix_cache_gb=0.5,
+        finetune__frozen_cache_gb=0.5,
         tracking__uri="http://another:5000",
         tracking__experiment="another",
     )

@@ -100,7 +100,7 @@ def test_the_plan_of_a_search() -> None:
     ("changes", "told"),
     [
         ({"finetune__freeze_depth": 0}, []),
-        ({"finetune__prefix_cache_gb": 0.0}, []),
+        ({"finetune__frozen_cache_gb": 0.0}, []),
         (
             {"finetune__data": {"source": "digits", "resolution": 16, "flip": True}},
             [
@@ -109,9 +109,9 @@ def test_the_plan_of_a_search() -> None:
             ],
         ),
         (
-            {"finetune__prefix_cache_gb": 1e-3},
+            {"finetune__frozen_cache_gb": 1e-3},
             [
-                "prefix cache training none: finetune.prefix_cache_gb leaves 1 MB, and the least that could be stored "
+                "prefix cache training none: finetune.frozen_cache_gb leaves 1 MB, and the least that could be stored "
                 "is 1.47 MB; validation through encoder.down.0, about 368 KB"
             ],
         ),
@@ -327,12 +327,12 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     small = FinetuneSpec.model_validate(search(finetune__model=model)["finetune"])
     build_model(small, 10).save_pretrained(tmp_path)
     data = {"source": "digits", "resolution": 32}
-    given = {"family": "conv_vae", "pretrained": str(tmp_path), "outer_stages": 1}
+    given = {"family": "conv_vae", "pretrained": str(tmp_path), "resolution_adapters": 1}
     lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)
     assert f"new          encoder.outer.0, decoder.outer.0; the others are kept from {tmp_path}" in lines
     states = [line.split()[4:] for line in lines if line.startswith("  ") and ".outer." in line]
     assert states == [["trained,", "new"]] * 2
-    assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"outer_stages": 1}))
+    assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"resolution_adapters": 1}))
 
 
 @pytest.mark.parametrize(

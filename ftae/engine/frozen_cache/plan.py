@@ -116,7 +116,7 @@ def precision(spec: FinetuneSpec, device: torch.device) -> AbstractContextManage
 
 def bytes_of(spec: FinetuneSpec) -> int:
     """The budget."""
-    return int(spec.prefix_cache_gb * 1e9)
+    return int(spec.frozen_cache_gb * 1e9)
 
 
 def _changing(data: DataSpec) -> str | None:
@@ -133,5 +133,5 @@ def _changing(data: DataSpec) -> str | None:
 def _deepest(found: list[Boundary], num_images: int, budget: int) -> Share:
     shares = [Share(num_images, boundary) for boundary in reversed(found)]
     least = min((share.num_bytes for share in shares), default=0)
-    too_large = f"finetune.prefix_cache_gb leaves {size(budget)}, and the least that could be stored is {size(least)}"
+    too_large = f"finetune.frozen_cache_gb leaves {size(budget)}, and the least that could be stored is {size(least)}"
     return next((share for share in shares if share.num_bytes <= budget), Share(num_images, None, too_large))

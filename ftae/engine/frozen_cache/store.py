@@ -170,7 +170,7 @@ def _make_room(folder: Path, needed: int, budget: int) -> None:
         if (_last_used(path) == 0.0 or needed + sum(sizes.values()) > budget) and _removed(path):
             sizes.pop(path)
     if needed + sum(sizes.values()) > budget:
-        raise OSError("finetune.prefix_cache_gb is taken up by runs that go on")
+        raise OSError("finetune.frozen_cache_gb is taken up by runs that go on")
 
 
 def _removed(path: Path) -> bool:

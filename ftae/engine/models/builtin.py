@@ -112,7 +112,7 @@ def _residual(channels: int, first: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(first, nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.SiLU(), last)
 
 
-OUTER = "outer_stages"  # an option of the families that are built for one resolution
+OUTER = "resolution_adapters"  # an option of the families that are built for one resolution
 
 MOST_OUTER = 8
 
@@ -170,7 +170,9 @@ def _config(net_type: type[nn.Module], model: Any, data: DataSpec, num_classes: 
     options = {name: given.get(name, default) for name, default in _defaults(net_type).items()}
     outer = getattr(model, OUTER, None) or 0
     if data.resolution % 2**outer:
-        raise FtaeError(f"data.resolution must be a multiple of {2**outer} (2**outer_stages), got {data.resolution}")
+        raise FtaeError(
+            f"data.resolution must be a multiple of {2**outer} (2**resolution_adapters), got {data.resolution}"
+        )
     known = {"channels_in": data.channels, "resolution": data.resolution // 2**outer, "num_classes": num_classes}
     return {"family": model.family, "options": options, OUTER: outer} | {f: known[f] for f in _facts(net_type)}
 
@@ -205,14 +207,16 @@ def _pretrained_config(
 def _check_resolution(saved: dict[str, Any], model: Any, data: DataSpec) -> None:
     """The pretrained model's resolution is doubled by each outer stage, of which it may have some."""
     kept, inner = saved.get(OUTER, 0), saved["resolution"]
-    outer = kept if model.outer_stages is None else model.outer_stages
+    outer = kept if model.resolution_adapters is None else model.resolution_adapters
     if outer < kept:
-        raise FtaeError(f"model.outer_stages is {outer}, but {model.pretrained} has {kept}; leave it out to keep them")
+        raise FtaeError(
+            f"model.resolution_adapters is {outer}, but {model.pretrained} has {kept}; leave it out to keep them"
+        )
     if inner * 2**outer != data.resolution:
         fitting = [number for number in range(kept, MOST_OUTER + 1) if inner * 2**number == data.resolution]
         raise FtaeError(
             f"{model.pretrained} with {outer} outer stages takes images of {inner * 2**outer} pixels a side, "
-            f"got data.resolution {data.resolution}; each of model.outer_stages doubles what it takes"
+            f"got data.resolution {data.resolution}; each of model.resolution_adapters doubles what it takes"
             + (f", and {fitting[0]} of them fit" if fitting else "")
         )
 
@@ -247,7 +251,11 @@ def _own_files(net_type: type[nn.Module], family: str, pretrained: str) -> tuple
     numbers: dict[str, Any] = {fact: config.get(fact) for fact in _facts(net_type)} | {OUTER: config.get(OUTER, 0)}
     wrong = [name for name, number in numbers.items() if not isinstance(number, int) or number < 0]
     if wrong or numbers[OUTER] > MOST_OUTER or not isinstance(config.get("options"), dict):
-        reason = f"{wrong[0]} is {numbers[wrong[0]]!r}" if wrong else "its options or outer_stages are none of a model"
+        reason = (
+            f"{wrong[0]} is {numbers[wrong[0]]!r}"
+            if wrong
+            else "its options or resolution_adapters are none of a model"
+        )
         raise FtaeError(f"model.pretrained: {folder / CONFIG} is damaged: {reason}")
     config["options"] = _defaults(net_type) | config["options"]
     return config, folder / WEIGHTS

@@ -32,7 +32,7 @@ DISCRIMINATOR = "discriminator.safetensors"
 HASHES = "sha256.json"  # of each of the others
 
 # A run may go on for longer than it was planned; all else must be as it was.
-MAY_DIFFER = ("max_steps", "num_evals", "num_threads", "prefix_cache_gb")
+MAY_DIFFER = ("max_steps", "num_evals", "num_threads", "frozen_cache_gb")
 
 
 @dataclass(frozen=True)

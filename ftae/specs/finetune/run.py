@@ -80,7 +80,7 @@ class FinetuneSpec(Spec):
     ``perceptual``: the network that ``lpips`` and ``vgg`` look through; ``features``: that of ``rfid`` and ``kid``.
     ``num_threads`` (on the CPU) and ``device`` (``auto``: a GPU if there is one): the last digits of a
     result depend on them, so a search sets both by ``search.resources``.
-    ``prefix_cache_gb``: what the outputs of frozen stages, kept for all runs of a machine, may take on its disk
+    ``frozen_cache_gb``: what the outputs of frozen stages, kept for all runs of a machine, may take on its disk
     (1e9 bytes); 0 keeps none. No result depends on it.
     """
 
@@ -105,7 +105,7 @@ class FinetuneSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    prefix_cache_gb: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
+    frozen_cache_gb: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     # Each field is checked against the ones before it as far as those are valid, so that all faults show at once.

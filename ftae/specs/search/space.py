@@ -61,7 +61,7 @@ def typed_space(raw: dict[str, Any], run: FinetuneSpec) -> dict[str, Distributio
 
 
 def _path_problem(path: str, run: Any) -> str | None:
-    if path == "prefix_cache_gb":
+    if path == "frozen_cache_gb":
         return "cannot be searched: no result depends on it"
     if path in _SAME_FOR_ALL:
         return "cannot be searched: every trial has the same budget and is measured alike"

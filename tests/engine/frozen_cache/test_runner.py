@@ -32,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp_vae": {"family": "mlp_vae", "hidden": 16, "latent_dim": 4},
     "conv_ae": {"family": "conv_ae", "channels": 8, "latent_channels": 2},
     "conv_vae": {"family": "conv_vae", "channels": 8, "latent_dim": 4},
-    "outer_stages": {"family": "conv_vae", "channels": 8, "latent_dim": 4, "depth": 1, "outer_stages": 1},
+    "resolution_adapters": {"family": "conv_vae", "channels": 8, "latent_dim": 4, "depth": 1, "resolution_adapters": 1},
     "vq_vae": {"family": "vq_vae", "channels": 8, "codebook_size": 24, "code_dim": 4, "dead_code_threshold": 4.0},
     "autoencoder_kl": {"family": "autoencoder_kl"},
 }
@@ -99,7 +99,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
 
 
 def without_cache(spec: FinetuneSpec) -> FinetuneSpec:
-    return spec.model_copy(update={"prefix_cache_gb": 0.0})
+    return spec.model_copy(update={"frozen_cache_gb": 0.0})
 
 
 def result(spec: FinetuneSpec, folder: Path) -> tuple[list[tuple[int, dict[str, float]]], bytes, bytes]:
@@ -237,14 +237,14 @@ def test_the_deepest_that_the_budget_allows_is_stored() -> None:
             assert (share.boundary.stage, share.boundary.num_bytes) == (names[depth], expected)
             assert share.num_bytes == count * (expected + 1)
     room = 288 * (32 + 1) + 72 * (32 + 1)
-    tight = planned(spec_of(freeze_depth=4, sample_posterior=False, prefix_cache_gb=room / 1e9))
+    tight = planned(spec_of(freeze_depth=4, sample_posterior=False, frozen_cache_gb=room / 1e9))
     assert [share.boundary and share.boundary.stage for share in (tight.training, tight.evaluation)] == [
         "bottleneck"
     ] * 2
-    tighter = planned(spec_of(freeze_depth=4, sample_posterior=False, prefix_cache_gb=(room - 1) / 1e9))
+    tighter = planned(spec_of(freeze_depth=4, sample_posterior=False, frozen_cache_gb=(room - 1) / 1e9))
     assert tighter.training.boundary is not None
     assert tighter.evaluation.boundary is None
-    assert "finetune.prefix_cache_gb" in str(tighter.evaluation.reason)
+    assert "finetune.frozen_cache_gb" in str(tighter.evaluation.reason)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_samples_are_not_stored_nor_what_follows_them() -> None:
     [
         ({"freeze_depth": 0}, None),
         ({"freeze_depth": 0, "freeze": ["decoder.*"]}, None),
-        ({"prefix_cache_gb": 0.0}, None),
+        ({"frozen_cache_gb": 0.0}, None),
         ({"model": {"family": "hierarchical_vae"}}, "the stages of hierarchical_vae are no chain"),
     ],
 )

@@ -87,7 +87,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp_vae": {"family": "mlp_vae", "hidden": 16, "latent_dim": 4},
     "conv_ae": {"family": "conv_ae", "channels": 8, "latent_channels": 2},
     "conv_vae": {"family": "conv_vae", "channels": 8, "latent_dim": 4},
-    "conv_vae_outer": {"family": "conv_vae", "channels": 8, "latent_dim": 4, "depth": 1, "outer_stages": 1},
+    "conv_vae_outer": {"family": "conv_vae", "channels": 8, "latent_dim": 4, "depth": 1, "resolution_adapters": 1},
     "mlp_cvae": {"family": "mlp_cvae", "hidden": 16, "latent_dim": 4},
     "conv_cvae": {"family": "conv_cvae", "channels": 8, "latent_dim": 4},
     "hierarchical_vae": {"family": "hierarchical_vae", "channels": 8, "latent_channels": 2},
@@ -511,7 +511,7 @@ def grey(resolution: int = 16) -> dict[str, Any]:
 def test_another_resolution_or_colour_is_refused(home: Path, tmp_path: Path) -> None:
     built(MODELS["conv_vae"]).save_pretrained(tmp_path)
     own = {"family": "conv_vae", "pretrained": str(tmp_path)}
-    assert "takes images of 16 pixels a side, got data.resolution 32; each of model.outer_stages" in refused(
+    assert "takes images of 16 pixels a side, got data.resolution 32; each of model.resolution_adapters" in refused(
         own, data=grey(32) | {"color": "rgb"}
     )
     assert "takes 3 image channels" in refused(own, data=grey())
@@ -699,11 +699,11 @@ def test_the_kl_of_a_hierarchical_model_is_that_from_its_prior() -> None:
 
 def outer(model: dict[str, Any], folder: Path, number: int, resolution: int = 16) -> Autoencoder:
     data = {"source": "digits", "resolution": resolution, "color": "rgb", "classes": [0, 1]}
-    return build_model(spec_of(model | {"pretrained": str(folder), "outer_stages": number}, data=data), 2)
+    return build_model(spec_of(model | {"pretrained": str(folder), "resolution_adapters": number}, data=data), 2)
 
 
 @pytest.mark.parametrize("name", ["mlp_vae", "conv_vae", "mlp_cvae", "conv_cvae", "hierarchical_vae"])
-def test_untrained_outer_stages_only_resize(name: str, tmp_path: Path) -> None:
+def test_untrained_resolution_adapters_only_resize(name: str, tmp_path: Path) -> None:
     small = built(MODELS[name])
     small.save_pretrained(tmp_path)
     large = outer(MODELS[name], tmp_path, 2, 64)
@@ -719,7 +719,7 @@ def test_untrained_outer_stages_only_resize(name: str, tmp_path: Path) -> None:
     assert (large.prior is None) == (small.prior is None)
 
 
-def test_outer_stages_are_saved_and_more_can_be_added(tmp_path: Path) -> None:
+def test_resolution_adapters_are_saved_and_more_can_be_added(tmp_path: Path) -> None:
     built(MODELS["mlp_vae"]).save_pretrained(tmp_path / "small")
     once = outer(MODELS["mlp_vae"], tmp_path / "small", 1, 32)
     assert [s.name for s in once.stages if s.new] == ["encoder.outer.0", "decoder.outer.0"]
@@ -739,19 +739,21 @@ def test_outer_stages_are_saved_and_more_can_be_added(tmp_path: Path) -> None:
     assert torch.allclose(twice.encode(enlarged).mode, once.encode(images).mode, atol=1e-5)
 
 
-def test_outer_stages_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    built(MODELS["mlp_vae"] | {"outer_stages": 1}).save_pretrained(tmp_path)
+def test_resolution_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    built(MODELS["mlp_vae"] | {"resolution_adapters": 1}).save_pretrained(tmp_path)
     own = {"family": "mlp_vae", "pretrained": str(tmp_path)}
     large = grey(64) | {"color": "rgb"}
     assert "with 1 outer stages takes images of 16 pixels a side, got data.resolution 64" in refused(own, data=large)
-    assert "each of model.outer_stages doubles what it takes, and 3 of them fit" in refused(own, data=large)
-    assert "model.outer_stages is 0, but" in refused(own | {"outer_stages": 0})
-    assert "multiple of 4 (2**outer_stages), got 18" in refused({"family": "mlp_vae", "outer_stages": 2}, data=grey(18))
+    assert "each of model.resolution_adapters doubles what it takes, and 3 of them fit" in refused(own, data=large)
+    assert "model.resolution_adapters is 0, but" in refused(own | {"resolution_adapters": 0})
+    assert "multiple of 4 (2**resolution_adapters), got 18" in refused(
+        {"family": "mlp_vae", "resolution_adapters": 2}, data=grey(18)
+    )
 
 
 def test_l2_sp_holds_the_kept_stages_alone(tmp_path: Path) -> None:
     built(MODELS["mlp_vae"]).save_pretrained(tmp_path)
-    own = {"family": "mlp_vae", "pretrained": str(tmp_path), "outer_stages": 1}
+    own = {"family": "mlp_vae", "pretrained": str(tmp_path), "resolution_adapters": 1}
     changes: dict[str, Any] = {
         "data": grey(32) | {"color": "rgb"},
         "losses": {"mse": 1.0, "l2_sp": 1.0},

@@ -244,7 +244,7 @@ DAMAGED: list[Any] = [
     {"channels_in": None},
     {"resolution": "16"},
     {"resolution": -16},
-    {"outer_stages": 10**9},
+    {"resolution_adapters": 10**9},
 ]
 
 

@@ -138,7 +138,7 @@ def test_every_trial_the_space_allows_is_valid_or_the_search_is_refused() -> Non
     assert search(space).trial_spec({"losses.kl": 0.0, "losses.tv": 0.0}).losses.weights() == {"mse": 1.0}
 
 
-@pytest.mark.parametrize("path", ["max_steps", "num_evals", "metrics", "num_threads", "prefix_cache_gb"])
+@pytest.mark.parametrize("path", ["max_steps", "num_evals", "metrics", "num_threads", "frozen_cache_gb"])
 def test_what_makes_trials_comparable_cannot_be_searched(path: str) -> None:
     with pytest.raises(ValidationError, match=f"{path}: cannot be searched"):
         search({path: {"low": 1, "high": 100}})
