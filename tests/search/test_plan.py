@@ -325,14 +325,14 @@ def test_the_plan_says_beta_and_how_far_it_is_searched() -> None:
 def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     model = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
     small = FinetuneSpec.model_validate(search(finetune__model=model)["finetune"])
-    build_model(small, 10).save_pretrained(tmp_path)
+    build_model(small, 10).save(tmp_path)
     data = {"source": "digits", "resolution": 32}
-    given = {"family": "conv_vae", "pretrained": str(tmp_path), "outer_stages": 1}
+    given = {"family": "conv_vae", "pretrained": str(tmp_path), "resolution_adapters": 1}
     lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)
     assert f"new          encoder.outer.0, decoder.outer.0; the others are kept from {tmp_path}" in lines
     states = [line.split()[4:] for line in lines if line.startswith("  ") and ".outer." in line]
     assert states == [["trained,", "new"]] * 2
-    assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"outer_stages": 1}))
+    assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"resolution_adapters": 1}))
 
 
 @pytest.mark.parametrize(
