@@ -85,11 +85,11 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 def frozen_share(training: Training) -> float:
     """Of the time that the decoder takes forward on a batch, that of its frozen stages."""
     autoencoder, spec = training.autoencoder, training.spec
-    assert autoencoder.line is not None
+    assert autoencoder.chain is not None
     batch = next(val_batches(training.data.val, spec.data, batch_size=spec.batch_size, device=training.device))
     x = autoencoder.encode(autoencoder.to_range(batch.images)).latents
     trained, taken = autoencoder.trainable_stages(), {True: 0.0, False: 0.0}
-    for stage in autoencoder.line.decoder:
+    for stage in autoencoder.chain.decoder:
         taken[stage in trained] += median(
             seconds(partial(run, [stage], x), training.device) for _ in range(SHARE_ROUNDS)
         )

@@ -9,8 +9,15 @@ import numpy as np
 import torch
 
 
+def seed_generators(seed: int) -> None:
+    """Start every random generator of the process from ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
-    """All random generators of the process, as tensors and plain values."""
+    """The state of every random generator of the process, as tensors and plain values."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -24,7 +31,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what ``rng_state`` took."""
+    """Restore a state that ``rng_state`` returned."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
@@ -34,7 +41,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether the generators were alike when ``rng_state`` took both."""
+    """Whether two states that ``rng_state`` returned are equal."""
 
     def plain(state: dict[str, Any]) -> list[Any]:
         parts = [part for value in state.values() for part in (value if isinstance(value, list) else [value])]
@@ -45,7 +52,7 @@ def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 @contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Whatever is drawn inside the block is as if it had not been."""
+    """Restore the random generators at the end of the block to their state at its start."""
     state = rng_state()
     try:
         yield

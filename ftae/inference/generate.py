@@ -12,7 +12,7 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.decoding import UnreadableImage
 from ftae.engine.data.listing import check_output, legible, list_images
 from ftae.engine.data.survey import check_levels, surveyed
-from ftae.engine.models.autoencoder import Draw, Encoding
+from ftae.engine.models.autoencoder import Encoding, NoiseFn
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.inference.pictures import beside, pixels_of, png_names, prepare_folder, read_image, save_png, save_sheet
@@ -196,7 +196,7 @@ def _an_encoding(model: TunedModel) -> Encoding:
     return model.encode(torch.full((1, data.channels, data.resolution, data.resolution), 0.5), labels)
 
 
-def _from_gaussian(model: TunedModel, like: Encoding, num: int, draw: Draw) -> tuple[Tensor, str]:
+def _from_gaussian(model: TunedModel, like: Encoding, num: int, draw: NoiseFn) -> tuple[Tensor, str]:
     """Each element of the latents by itself: mean and variance of samples of the posteriors, over training images."""
     if like.codes:
         raise FtaeError("--fitted fits a Gaussian to latents, and these are codes; leave it out to draw codes as seen")

@@ -288,7 +288,7 @@ def test_codes_are_drawn_as_often_as_they_were_seen_at_each_position(monkeypatch
     """An encoder that quantises the mean of each quarter of the image to one bit."""
     model = untrained(family="conv_ae", channels=4, latent_channels=2)
 
-    def encode(images: torch.Tensor, labels: object = None, draw: object = None) -> Encoding:
+    def encode(images: torch.Tensor, labels: object = None, noise: object = None) -> Encoding:
         quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2)
         codes = (quarters > 0.3).float()
         return Encoding(codes, codes=(Codes(codes.flatten(1).long(), 2, torch.zeros(()), None),))

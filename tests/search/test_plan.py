@@ -325,7 +325,7 @@ def test_the_plan_says_beta_and_how_far_it_is_searched() -> None:
 def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     model = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
     small = FinetuneSpec.model_validate(search(finetune__model=model)["finetune"])
-    build_model(small, 10).save_pretrained(tmp_path)
+    build_model(small, 10).save(tmp_path)
     data = {"source": "digits", "resolution": 32}
     given = {"family": "conv_vae", "pretrained": str(tmp_path), "resolution_adapters": 1}
     lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)

@@ -359,7 +359,7 @@ def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tm
 def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = spec(tmp_path)
     model = build_model(search.finetune, None)
-    model.save_pretrained(tmp_path / "model")
+    model.save(tmp_path / "model")
     [weights] = (tmp_path / "model").glob("*.safetensors")
     accept = driver.accept
 

@@ -49,7 +49,7 @@ def plan_prefixes(autoencoder: Autoencoder, spec: FinetuneSpec, count: Callable[
     Nothing is to be stored without a budget, or where the first stage is trained.
     """
     budget, is_frozen = bytes_of(spec), is_frozen_at_start(autoencoder)
-    if budget == 0 or not is_frozen or autoencoder.line is None:
+    if budget == 0 or not is_frozen or autoencoder.chain is None:
         nothing = Share(0, None, f"the stages of {spec.model.family} are no chain" if budget and is_frozen else None)
         return PrefixPlan(nothing, nothing)
     num_train, num_evaluated = count()

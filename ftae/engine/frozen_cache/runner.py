@@ -23,7 +23,8 @@ from ftae.engine.data.batches import Batch, Rows
 from ftae.engine.data.cache import digest
 from ftae.engine.frozen_cache import store as prefix_store
 from ftae.engine.frozen_cache.store import Layout, PrefixStore
-from ftae.engine.models.autoencoder import Autoencoder, Draw, Encoding, Line, Stage, run
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, StageChain
+from ftae.engine.models.staged_model import Stage, run_stages
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +43,23 @@ class Cut:
     encoder: int
     decoder: int = 0
 
-    def stages(self, line: Line) -> list[Stage]:
+    def stages(self, chain: StageChain) -> list[Stage]:
         """Those before it."""
-        codebook = [line.codebook] if self.decoder and line.codebook is not None else []
-        return [*line.encoder[: self.encoder], *codebook, *line.decoder[: self.decoder]]
+        codebook = [chain.codebook] if self.decoder and chain.codebook is not None else []
+        return [*chain.encoder[: self.encoder], *codebook, *chain.decoder[: self.decoder]]
 
-    def before(self, line: Line, images: Tensor) -> Values:
+    def before(self, chain: StageChain, images: Tensor) -> Values:
         """What the stages before it make of images in the model's range."""
-        encoded = run(line.encoder[: self.encoder], images)
+        encoded = run_stages(chain.encoder[: self.encoder], images)
         if not self.decoder:
             return (encoded,)
-        return encoded, run(line.decoder[: self.decoder], line.bottleneck(encoded, None).latents)
+        return encoded, run_stages(chain.decoder[: self.decoder], chain.bottleneck(encoded, None).latents)
 
-    def behind(self, line: Line, values: Values, draw: Draw | None) -> tuple[Encoding, Tensor]:
+    def behind(self, chain: StageChain, values: Values, noise: NoiseFn | None) -> tuple[Encoding, Tensor]:
         """What the model says of the images, and their reconstructions."""
-        encoding = line.bottleneck(run(line.encoder[self.encoder :], values[0]), draw)
+        encoding = chain.bottleneck(run_stages(chain.encoder[self.encoder :], values[0]), noise)
         start = values[1] if self.decoder else encoding.latents
-        return encoding, run(line.decoder[self.decoder :], start)
+        return encoding, run_stages(chain.decoder[self.decoder :], start)
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,21 @@ def boundaries(autoencoder: Autoencoder, image: Tensor, *, sampled: bool) -> lis
 
     ``image``: any one, (1, C, H, W). ``sampled``: the decoder is given samples of a posterior, if there is one.
     """
-    line = autoencoder.line
-    if line is None:
+    chain = autoencoder.chain
+    if chain is None:
         return []
-    frozen, found = _frozen_start(autoencoder, line), []
+    frozen, found = _frozen_start(autoencoder, chain), []
     x = autoencoder.to_range(image)
-    for i, stage in enumerate(line.encoder[: frozen.encoder], start=1):
-        x = run([stage], x)
+    for i, stage in enumerate(chain.encoder[: frozen.encoder], start=1):
+        x = run_stages([stage], x)
         found.append((Cut(i), stage, [x]))
     if frozen.decoder:
-        encoding = line.bottleneck(x, None)
+        encoding = chain.bottleneck(x, None)
         y = encoding.latents
-        for i, stage in enumerate(line.decoder[: frozen.decoder], start=1):
-            y = run([stage], y)
+        for i, stage in enumerate(chain.decoder[: frozen.decoder], start=1):
+            y = run_stages([stage], y)
             if stage.run is not None and (encoding.posterior is None or not sampled):
-                found.append((Cut(len(line.encoder), i), stage, [x, y]))
+                found.append((Cut(len(chain.encoder), i), stage, [x, y]))
     laid = [(cut, stage.name, [Layout.of(value) for value in values]) for cut, stage, values in found]
     return [Boundary(cut, name, sum(its.num_bytes for its in of if its)) for cut, name, of in laid if all(of)]
 
@@ -100,15 +101,15 @@ def is_frozen_at_start(autoencoder: Autoencoder) -> bool:
     return autoencoder.stages[0] not in autoencoder.trainable_stages()
 
 
-def _frozen_start(autoencoder: Autoencoder, line: Line) -> Cut:
+def _frozen_start(autoencoder: Autoencoder, chain: StageChain) -> Cut:
     trained = autoencoder.trainable_stages()
 
     def leading(stages: Sequence[Stage]) -> int:
         return next((i for i, stage in enumerate(stages) if stage in trained), len(stages))
 
-    encoder = leading(line.encoder)
-    whole = encoder == len(line.encoder) and line.codebook not in trained
-    return Cut(encoder, leading(line.decoder) if whole else 0)
+    encoder = leading(chain.encoder)
+    whole = encoder == len(chain.encoder) and chain.codebook not in trained
+    return Cut(encoder, leading(chain.decoder) if whole else 0)
 
 
 class Prefix:
@@ -134,15 +135,15 @@ class Prefix:
         self._stores: dict[str, PrefixStore] = {}  # by the images
         self._trusted = False
 
-    def run(self, inputs: Tensor, batch: Batch, draw: Draw | None = None) -> tuple[Encoding, Tensor]:
+    def run(self, inputs: Tensor, batch: Batch, noise: NoiseFn | None = None) -> tuple[Encoding, Tensor]:
         """What ``encode`` and ``decode`` of the model give for a batch, whose ``inputs`` are in its range here."""
         autoencoder = self._autoencoder
         if self._boundary is None or not batch.rows:
-            encoding = autoencoder.encode(inputs, batch.labels, draw)
+            encoding = autoencoder.encode(inputs, batch.labels, noise)
             return encoding, autoencoder.decode(encoding.latents, batch.labels)
-        assert autoencoder.line is not None
+        assert autoencoder.chain is not None
         cut = self._boundary.cut
-        return cut.behind(autoencoder.line, self._values(inputs, batch, cut), draw)
+        return cut.behind(autoencoder.chain, self._values(inputs, batch, cut), noise)
 
     def _values(self, inputs: Tensor, batch: Batch, cut: Cut) -> Values:
         parts = [(rows, torch.from_numpy(rows.numbers)) for rows in batch.rows if len(rows.numbers)]
@@ -170,8 +171,8 @@ class Prefix:
 
     @torch.no_grad()
     def _computed(self, inputs: Tensor, cut: Cut) -> Values:
-        assert self._autoencoder.line is not None
-        return cut.before(self._autoencoder.line, inputs)
+        assert self._autoencoder.chain is not None
+        return cut.before(self._autoencoder.chain, inputs)
 
     def _keep(self, parts: Sequence[tuple[Rows, Tensor]], stores: Sequence[PrefixStore | None], values: Values) -> None:
         """Store what was computed, and see whether it is what others have stored before."""
@@ -222,10 +223,10 @@ class Prefix:
 
     def _key(self, rows: Rows) -> str:
         assert self._boundary is not None
-        assert self._autoencoder.line is not None
+        assert self._autoencoder.chain is not None
         if self._of_stages is None:
-            line = self._autoencoder.line
-            stages = [_state_digest(stage) for stage in self._boundary.cut.stages(line)]
+            chain = self._autoencoder.chain
+            stages = [_state_digest(stage) for stage in self._boundary.cut.stages(chain)]
             cut = [self._boundary.cut.encoder, self._boundary.cut.decoder]
             self._of_stages = digest([FORMAT, cut, stages, list(self._circumstances), _machine()])
         return digest([self._of_stages, rows.key, rows.num_images])

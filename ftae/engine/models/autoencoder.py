@@ -1,24 +1,18 @@
-"""The one shape every family is adapted to: an autoencoder as an ordered list of stages."""
+"""Autoencoder: a staged model that encodes and decodes images, whatever its family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftae.errors import FtaeError
+from ftae.engine.models.staged_model import Stage, StagedModel, run_stages
 
-Group = Literal["encoder", "bottleneck", "decoder", "head"]
-
-Draw = Callable[[Tensor], Tensor]  # standard normal noise of a tensor's shape
-
-Run = Callable[[Tensor], Tensor]  # of a batch, each image by itself
+NoiseFn = Callable[[Tensor], Tensor]  # standard normal noise in the shape of a tensor
 
 
 @dataclass(frozen=True)
@@ -32,35 +26,35 @@ class Posterior:
     logvar: Tensor
     prior: tuple[Tensor, Tensor] | None = None
 
-    def sample(self, draw: Draw = torch.randn_like) -> Tensor:
+    def sample(self, noise: NoiseFn = torch.randn_like) -> Tensor:
         """One reparameterised sample (Kingma & Welling 2013), by default from torch's global generator."""
-        return self.mean + torch.exp(0.5 * self.logvar) * draw(self.mean)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise(self.mean)
 
     def kl(self) -> Tensor:
         """KL divergence from the prior, in nats, per latent element, in fp32."""
         mean, logvar = self.mean.float(), self.logvar.float()
         if self.prior is None:
             return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
-        centre, spread = (tensor.float() for tensor in self.prior)
-        squares = (mean - centre).square() + logvar.exp()
-        return 0.5 * (squares * torch.exp(-spread) - 1.0 - logvar + spread)
+        prior_mean, prior_logvar = (tensor.float() for tensor in self.prior)
+        squares = (mean - prior_mean).square() + logvar.exp()
+        return 0.5 * (squares * torch.exp(-prior_logvar) - 1.0 - logvar + prior_logvar)
 
     def shift(self) -> Tensor:
-        """How far the mean is from the prior's, in standard deviations of the prior, in fp32."""
+        """Distance of the mean from the mean of the prior, in standard deviations of the prior, in fp32."""
         if self.prior is None:
             return self.mean.float()
-        centre, spread = (tensor.float() for tensor in self.prior)
-        return (self.mean.float() - centre) * torch.exp(-0.5 * spread)
+        prior_mean, prior_logvar = (tensor.float() for tensor in self.prior)
+        return (self.mean.float() - prior_mean) * torch.exp(-0.5 * prior_logvar)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What one quantiser chose for a batch.
+    """The codes that one quantiser chose for a batch.
 
-    ``indices``: int64 (B, positions) below ``num_codes``. ``commitment``: mean squared distance of the
-    encoder's output from its code, with a gradient to the encoder alone; ``codebook``: the same number
-    with a gradient to the code alone (van den Oord et al. 2017, eq. 3), None where the codebook is a
-    moving average. Both fp32 scalars.
+    ``indices``: int64 (B, positions) below ``num_codes``. ``commitment``: mean squared distance between the output
+    of the encoder and its code, with a gradient to the encoder alone; ``codebook``: the same number with a gradient
+    to the code alone (van den Oord et al. 2017, eq. 3), None where the codebook is a moving average. Both are fp32
+    scalars.
     """
 
     indices: Tensor
@@ -71,9 +65,9 @@ class Codes:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an encoder says of a batch.
+    """The output of an encoder for a batch.
 
-    ``latents``: what the decoder takes: the mode of the posterior or a sample of it, or the chosen codes.
+    ``latents``: the input of the decoder: the mode of the posterior or a sample from it, or the chosen codes.
     """
 
     latents: Tensor
@@ -81,9 +75,9 @@ class Encoding:
     codes: tuple[Codes, ...] = ()
 
     @classmethod
-    def of(cls, posterior: Posterior, draw: Draw | None) -> Encoding:
-        """A sample where there is noise to draw, else the mode."""
-        return cls(posterior.mean if draw is None else posterior.sample(draw), posterior)
+    def of(cls, posterior: Posterior, noise: NoiseFn | None) -> Encoding:
+        """A sample from the posterior; the mode where ``noise`` is None."""
+        return cls(posterior.mean if noise is None else posterior.sample(noise), posterior)
 
     @property
     def mode(self) -> Tensor:
@@ -92,40 +86,15 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A named piece of the data flow. Every parameter belongs to exactly one stage.
+class StageChain:
+    """Stages in which each takes the output of the one before it: image -> encoder -> bottleneck -> decoder -> image.
 
-    ``new``: a pretrained model has no weights for it. ``idle``: it takes no part in encoding and decoding,
-    so that nothing trains it. ``run``: what it does on a line, (B, ...) to (B, ...); None where it stands
-    on none, or is idle.
-    """
-
-    name: str
-    group: Group
-    modules: tuple[nn.Module, ...]
-    new: bool = False
-    idle: bool = False
-    run: Run | None = None
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for module in self.modules:
-            yield from module.parameters()
-
-    def matches(self, pattern: str) -> bool:
-        """Whether ``pattern`` is this stage's group, or a glob that fits its name."""
-        return pattern == self.group or fnmatchcase(self.name, pattern)
-
-
-@dataclass(frozen=True)
-class Line:
-    """Stages that are one chain: image -> encoder -> bottleneck -> decoder -> image.
-
-    ``bottleneck``: what the last encoder stage gives, and noise to draw or None -> ``Encoding``; it is of the
-    stage ``codebook``, or has nothing that is trained. For a posterior it takes mean and logvar, as channels.
+    ``bottleneck``: output of the last encoder stage, noise or None -> ``Encoding``. Its parameters, if any, are those
+    of the stage ``codebook``. For a posterior its input holds mean and logvar as channels.
     """
 
     encoder: tuple[Stage, ...]
-    bottleneck: Callable[[Tensor, Draw | None], Encoding]
+    bottleneck: Callable[[Tensor, NoiseFn | None], Encoding]
     decoder: tuple[Stage, ...]
     codebook: Stage | None = None
 
@@ -133,87 +102,77 @@ class Line:
     def stages(self) -> list[Stage]:
         return [*self.encoder, *([] if self.codebook is None else [self.codebook]), *self.decoder]
 
-    def encode(self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None) -> Encoding:
-        return self.bottleneck(run(self.encoder, images), draw)
+    def encode(self, images: Tensor, labels: Tensor | None = None, noise: NoiseFn | None = None) -> Encoding:
+        return self.bottleneck(run_stages(self.encoder, images), noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        return run(self.decoder, latents)
+        return run_stages(self.decoder, latents)
 
 
-def run(stages: Iterable[Stage], x: Tensor) -> Tensor:
-    """What stages of a line make of ``x``, one after the other."""
-    for stage in stages:
-        if stage.run is not None:
-            x = stage.run(x)
-    return x
-
-
-class Autoencoder(nn.Module):
-    """A network with its stages in data-flow order and its image range.
+class Autoencoder(StagedModel):
+    """A network that encodes and decodes images.
 
     Args:
         net: the wrapped network, in its own format.
         stages: image -> encoder -> bottleneck -> decoder -> image; a head comes last.
-        image_range: lowest and highest value of the images the network takes and gives.
+        image_range: lowest and highest value of the images that the network takes and gives.
         channels: image channels, or None where the network does not say.
-        encode: images in ``image_range`` (B, C, H, W), labels (B,) or None, noise to draw or None for
-            the mode -> ``Encoding``.
+        encode: images in ``image_range`` (B, C, H, W), labels (B,) or None, noise or None for the mode
+            -> ``Encoding``.
         decode: latents, labels (B,) or None -> reconstructions (B, C, H, W) in ``image_range``.
-        save: writes ``net`` into a folder in its family's format.
-        prior: how many, labels (B,) or None, noise to draw -> latents of the prior that the model learns;
-            None where it is the standard normal of the latents' shape.
-        line: where the stages are one chain, which ``encode`` and ``decode`` run; None where they are not.
+        save: writes ``net`` into a folder in the format of its family.
+        prior: number, labels (B,) or None, noise -> latents drawn from the prior that the model learns; None where
+            the prior is the standard normal in the shape of the latents.
+        chain: the chain that ``encode`` and ``decode`` run; None where the stages are no chain.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        stages: list[Stage],
+        stages: Iterable[Stage],
         *,
         image_range: tuple[float, float],
         channels: int | None,
-        encode: Callable[[Tensor, Tensor | None, Draw | None], Encoding],
+        encode: Callable[[Tensor, Tensor | None, NoiseFn | None], Encoding],
         decode: Callable[[Tensor, Tensor | None], Tensor],
         save: Callable[[Path], None],
-        prior: Callable[[int, Tensor | None, Draw], Tensor] | None = None,
-        line: Line | None = None,
+        prior: Callable[[int, Tensor | None, NoiseFn], Tensor] | None = None,
+        chain: StageChain | None = None,
     ) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net, stages, save=save)
         self.head: nn.Module | None = None
-        self.stages = stages
         self.image_range = image_range
         self.channels = channels
         self.prior = prior
-        self.line = line
-        self._encode, self._decode, self._save = encode, decode, save
-        self._frozen: tuple[Stage, ...] = ()
-        self._given_frozen = {id(p) for p in net.parameters() if not p.requires_grad}
+        self.chain = chain
+        self._encode, self._decode = encode, decode
 
-    def encode(self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None) -> Encoding:
-        """What the encoder says of images in ``image_range``; ``draw``: None takes the mode of a posterior."""
-        return self._encode(images, labels, draw)
+    def encode(self, images: Tensor, labels: Tensor | None = None, noise: NoiseFn | None = None) -> Encoding:
+        """Encode images in ``image_range``; without ``noise`` the latents are the mode of the posterior."""
+        return self._encode(images, labels, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Reconstructions in ``image_range``; not clamped."""
         return self._decode(latents, labels)
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the network to ``folder`` so that ``model.pretrained`` can name it."""
-        self._save(folder)
-
     def to_range(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as the network takes them; the same tensor where it takes them so."""
+        """Convert images from [0, 1] to ``image_range``; returns the same tensor where that is [0, 1]."""
         low, high = self.image_range
         return images if (low, high) == (0.0, 1.0) else images * (high - low) + low
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """Images of the network in [0, 1], not clamped; the same tensor where they are so."""
+        """Convert images from ``image_range`` to [0, 1], not clamped; the same tensor where that is [0, 1]."""
         low, high = self.image_range
         return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
 
+    def add_head(self, head: nn.Module) -> None:
+        """Attach a classification head beside the decoder, as the last stage."""
+        assert self.head is None
+        self.head = head
+        self.stages = [*self.stages, Stage("head", "head", (head,), new=True)]
+
     def without_head(self) -> Autoencoder:
-        """The same network, whose tensors both have, without a head and with no stage frozen."""
+        """A model that shares the network and its tensors, without a head and with no stage frozen."""
         return Autoencoder(
             self.net,
             [stage for stage in self.stages if stage.group != "head"],
@@ -223,64 +182,8 @@ class Autoencoder(nn.Module):
             decode=self._decode,
             save=self._save,
             prior=self.prior,
-            line=self.line,
+            chain=self.chain,
         )
-
-    def add_head(self, head: nn.Module) -> None:
-        """Attach a classification head beside the line, as the last stage."""
-        assert self.head is None
-        self.head = head
-        self.stages = [*self.stages, Stage("head", "head", (head,), new=True)]
-
-    # ------------------------------------------------------------------------------ freezing
-
-    def freeze(self, depth: int, patterns: tuple[str, ...]) -> None:
-        """Freeze the first ``depth`` stages, those that match a pattern, the idle ones, and those that came frozen.
-
-        Frozen means: no gradient, not in the optimizer (``trainable_stages``), and eval mode that
-        survives ``train()``, so that dropout is off and running statistics do not move.
-
-        Raises:
-            FtaeError: ``depth`` exceeds the stages, a pattern matches none, or nothing is left to train.
-        """
-        line = [stage for stage in self.stages if stage.group != "head"]
-        if depth > len(line):
-            raise FtaeError(f"freeze_depth must be at most {len(line)}, the number of stages, got {depth}")
-        for pattern in patterns:
-            if not any(stage.matches(pattern) for stage in self.stages):
-                raise FtaeError(f"freeze: {pattern!r} matches no stage. Stages: {self._stage_names()}")
-        asked = [s for s in self.stages if s.idle or s in line[:depth] or any(s.matches(p) for p in patterns)]
-        frozen = [s for s in self.stages if s in asked or self.came_frozen(s)]
-        if not any(p.requires_grad for s in self.stages if s not in frozen for p in s.parameters()):
-            if not asked:
-                raise FtaeError("nothing is left to train: the module itself has frozen all its parameters")
-            raise FtaeError(
-                f"freeze_depth {depth} and freeze {list(patterns)} leave nothing to train. "
-                f"Stages: {self._stage_names()}"
-            )
-        self._frozen = tuple(frozen)
-        for stage in frozen:
-            for parameter in stage.parameters():
-                parameter.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Autoencoder:
-        super().train(mode)
-        for stage in getattr(self, "_frozen", ()):
-            for module in stage.modules:
-                module.eval()
-        return self
-
-    def trainable_stages(self) -> list[Stage]:
-        return [stage for stage in self.stages if stage not in self._frozen]
-
-    def came_frozen(self, part: Stage | nn.Parameter) -> bool:
-        """Whether the network itself had frozen a parameter (by ``requires_grad``), or all of a stage."""
-        parameters = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
-        return bool(parameters) and all(id(p) in self._given_frozen for p in parameters)
-
-    def _stage_names(self) -> str:
-        return ", ".join(stage.name for stage in self.stages)
 
 
 def pooled(latents: Tensor) -> Tensor:

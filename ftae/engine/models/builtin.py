@@ -1,4 +1,4 @@
-"""The built-in families: networks of ours, their folders, and adapters to twice the resolution."""
+"""The built-in families: networks of ftae, the folders they are saved to, and adapters to twice their resolution."""
 
 import inspect
 import json
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Autoencoder, Draw, Encoding, Line, Stage
-from ftae.engine.models.conv_mlp import Chain
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, StageChain
+from ftae.engine.models.conv_mlp import ChainedNet
 from ftae.engine.models.model_folder import (
     CONFIG,
     DIFFUSERS,
@@ -24,35 +24,42 @@ from ftae.engine.models.model_folder import (
     read_json,
     suggested,
 )
+from ftae.engine.models.staged_model import Stage
 from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import check_room, first_line
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec
+from ftae.specs.reading.formats import FORMAT, migrate
 
-WIDTH = 32  # channels of the residual paths
+WIDTH = 32  # channels of the residual paths of an adapter
 
-NEAREST = 1e-6  # how near 0 and 1 a logit is taken
+LOGIT_EPSILON = 1e-6  # distance from 0 and 1 at which pixels are clamped before the logit
+
+ADAPTERS = "resolution_adapters"  # an option of the families that are built for one resolution
+
+MAX_ADAPTERS = 8  # in a model folder
 
 
 class ResolutionAdapters(nn.Module):
-    """``inner`` behind a stage that halves the images, and before one that doubles its reconstructions.
+    """``inner`` between a stage that halves the images and one that doubles the size of its reconstructions.
 
-    Untrained it is resizing: average pooling on the way in, bilinear on the way out, beside each a residual
-    path whose last layer begins at zero. Wrapped again it takes twice of that. Images (B, C, H, W) in [0, 1].
+    Untrained, both stages only resize: average pooling on the way in, bilinear interpolation on the way out. Beside
+    each runs a residual path whose last layer starts at zero. A wrapped network can be wrapped again, which doubles
+    its resolution again. Images (B, C, H, W) in [0, 1].
 
     ``new``: the two stages have no weights from a pretrained model.
     """
 
     def __init__(self, inner: nn.Module, channels: int, *, new: bool) -> None:
         super().__init__()
-        self.inner: Any = inner  # a network, or one with outer stages
+        self.inner: Any = inner  # a built-in network, wrapped already or not
         self.number: int = inner.number + 1 if isinstance(inner, ResolutionAdapters) else 0
         self.new = new
         self.shrink = _Shrink(channels)
         self.enlarge = _Enlarge(channels)
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        encoding: Encoding = self.inner.encode(self.shrink(images), labels, draw)
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        encoding: Encoding = self.inner.encode(self.shrink(images), labels, noise)
         return encoding
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
@@ -63,9 +70,9 @@ class ResolutionAdapters(nn.Module):
         first, last = self._ends()
         return [first, *self.inner.stages(), last]
 
-    def line(self) -> Line:
-        """That of ``inner``, which has one, between the new stages."""
-        inner: Line = self.inner.line()
+    def chain(self) -> StageChain:
+        """The chain of ``inner``, which must have one, between the two stages."""
+        inner: StageChain = self.inner.chain()
         first, last = self._ends()
         return replace(inner, encoder=(first, *inner.encoder), decoder=(*inner.decoder, last))
 
@@ -100,8 +107,8 @@ class _Enlarge(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         enlarged = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
-        # In fp32 also under bf16 autocast, where a logit so near to 1 would be infinite.
-        return torch.sigmoid(torch.logit(enlarged.float(), NEAREST) + self.residual(enlarged))
+        # In fp32 under bf16 autocast, too: bf16 rounds 1 - LOGIT_EPSILON to 1, whose logit is infinite.
+        return torch.sigmoid(torch.logit(enlarged.float(), LOGIT_EPSILON) + self.residual(enlarged))
 
 
 def _residual(channels: int, first: nn.Conv2d) -> nn.Sequential:
@@ -112,16 +119,11 @@ def _residual(channels: int, first: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(first, nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.SiLU(), last)
 
 
-OUTER = "resolution_adapters"  # an option of the families that are built for one resolution
-
-MOST_OUTER = 8
-
-
 def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | None], Autoencoder]:
-    """What builds an ``Autoencoder`` of one of ftae's networks; it raises as ``build_autoencoder``.
+    """The builder of a family around ``net_type``; the builder raises as ``build_autoencoder``.
 
-    The network's keyword arguments with a default are the options of its spec; the others are facts of the
-    data: ``channels_in``, ``resolution``, and ``num_classes`` where it is conditioned on labels.
+    The keyword arguments of the network that have a default are the options of the spec; the others are facts of the
+    data: ``channels_in``, ``resolution``, and ``num_classes`` where the network is conditioned on labels.
     """
 
     def build(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
@@ -129,12 +131,12 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
             raise FtaeError(
                 f"{model.family} needs labels: put the images of each class into a sub-folder of data.train"
             )
-        config, weights = _config(net_type, model, data, num_classes), None
+        config, weights = _new_config(net_type, model, data, num_classes), None
         if model.pretrained is not None:
             config, weights = _pretrained_config(net_type, config, model, data)
-        net: Any = _built(net_type, config, weights, _given(model))
-        has_line = isinstance(net, Chain) and not model.needs_labels  # labels enter at either end
-        prior, kept, wanted = getattr(net, "prior", None), config.get(OUTER, 0), getattr(model, OUTER, None)
+        net: Any = _build_net(net_type, config, weights, _options_set(model))
+        is_chain = isinstance(net, ChainedNet) and not model.needs_labels  # labels enter at both ends
+        prior, kept, wanted = getattr(net, "prior", None), config.get(ADAPTERS, 0), getattr(model, ADAPTERS, None)
         for _ in range(kept):
             net = ResolutionAdapters(net, config["channels_in"], new=False)
         if weights is not None:
@@ -144,86 +146,87 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
 
         def save(folder: Path) -> None:
             save_state(net, folder)
-            saved = config | {OUTER: max(kept, wanted or 0)}
-            (folder / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
+            saved = config | {ADAPTERS: max(kept, wanted or 0)}
+            (folder / CONFIG).write_text(json.dumps({"format": FORMAT, **saved}, indent=2) + "\n")
 
-        line = net.line() if has_line else None
-        chain = net if line is None else line  # not put together anew for every batch
+        chain = net.chain() if is_chain else None
+        coder = net if chain is None else chain  # ``net`` would build the chain anew for every batch
         return Autoencoder(
             net,
             net.stages(),
             image_range=(0.0, 1.0),
             channels=config["channels_in"],
-            encode=chain.encode,
-            decode=chain.decode,
+            encode=coder.encode,
+            decode=coder.decode,
             save=save,
             prior=prior,
-            line=line,
+            chain=chain,
         )
 
     return build
 
 
-def _config(net_type: type[nn.Module], model: Any, data: DataSpec, num_classes: int | None) -> dict[str, Any]:
-    """A new model as its spec and the data have it. Its resolution is that between the outer stages."""
-    given = _given(model)
-    options = {name: given.get(name, default) for name, default in _defaults(net_type).items()}
-    outer = getattr(model, OUTER, None) or 0
-    if data.resolution % 2**outer:
+def _new_config(net_type: type[nn.Module], model: Any, data: DataSpec, num_classes: int | None) -> dict[str, Any]:
+    """The configuration of a new model. Its resolution is the one between the adapters."""
+    chosen = _options_set(model)
+    options = {name: chosen.get(name, default) for name, default in _defaults(net_type).items()}
+    adapters = getattr(model, ADAPTERS, None) or 0
+    if data.resolution % 2**adapters:
         raise FtaeError(
-            f"data.resolution must be a multiple of {2**outer} (2**resolution_adapters), got {data.resolution}"
+            f"data.resolution must be a multiple of {2**adapters} (2**resolution_adapters), got {data.resolution}"
         )
-    known = {"channels_in": data.channels, "resolution": data.resolution // 2**outer, "num_classes": num_classes}
-    return {"family": model.family, "options": options, OUTER: outer} | {f: known[f] for f in _facts(net_type)}
+    known = {"channels_in": data.channels, "resolution": data.resolution // 2**adapters, "num_classes": num_classes}
+    return {"family": model.family, "options": options, ADAPTERS: adapters} | {f: known[f] for f in _facts(net_type)}
 
 
 def _pretrained_config(
-    net_type: type[nn.Module], asked: dict[str, Any], model: Any, data: DataSpec
+    net_type: type[nn.Module], wanted: dict[str, Any], model: Any, data: DataSpec
 ) -> tuple[dict[str, Any], Path]:
-    """What the pretrained model was saved with, and its weights.
+    """The configuration in the folder of the pretrained model, and the file with its weights.
 
     Raises:
-        FtaeError: it is not there, or is another than what is asked for.
+        FtaeError: the model is not there, or differs from ``wanted``.
     """
-    saved, weights = _own_files(net_type, model.family, model.pretrained)
-    given = _given(model)
-    saved["options"] |= {name: value for name, value in given.items() if name in model.revisable}
-    for name, value in given.items():
+    saved, weights = _saved_config(net_type, model.family, model.pretrained)
+    chosen = _options_set(model)
+    saved["options"] |= {name: value for name, value in chosen.items() if name in model.revisable}
+    for name, value in chosen.items():
         if saved["options"][name] != value:
             raise FtaeError(
                 f"model.{name} is {value}, but {model.pretrained} was built with {saved['options'][name]}; leave it out"
             )
-    if saved.get("num_classes") != asked.get("num_classes"):
+    if saved.get("num_classes") != wanted.get("num_classes"):
         raise FtaeError(
             f"{model.pretrained} is conditioned on {saved['num_classes']} classes, "
-            f"the data has {asked['num_classes']}; name data with the same classes"
+            f"the data has {wanted['num_classes']}; name data with the same classes"
         )
-    if OUTER in type(model).model_fields:
+    if ADAPTERS in type(model).model_fields:
         _check_resolution(saved, model, data)
         return saved, weights
     return saved | {"resolution": data.resolution}, weights  # fully convolutional
 
 
 def _check_resolution(saved: dict[str, Any], model: Any, data: DataSpec) -> None:
-    """The pretrained model's resolution is doubled by each outer stage, of which it may have some."""
-    kept, inner = saved.get(OUTER, 0), saved["resolution"]
-    outer = kept if model.resolution_adapters is None else model.resolution_adapters
-    if outer < kept:
+    """Each adapter, of which the pretrained model may have some, doubles the resolution of the network inside."""
+    kept, inner = saved.get(ADAPTERS, 0), saved["resolution"]
+    adapters = kept if model.resolution_adapters is None else model.resolution_adapters
+    if adapters < kept:
         raise FtaeError(
-            f"model.resolution_adapters is {outer}, but {model.pretrained} has {kept}; leave it out to keep them"
+            f"model.resolution_adapters is {adapters}, but {model.pretrained} has {kept}; leave it out to keep them"
         )
-    if inner * 2**outer != data.resolution:
-        fitting = [number for number in range(kept, MOST_OUTER + 1) if inner * 2**number == data.resolution]
+    if inner * 2**adapters != data.resolution:
+        fitting = [number for number in range(kept, MAX_ADAPTERS + 1) if inner * 2**number == data.resolution]
         raise FtaeError(
-            f"{model.pretrained} with {outer} outer stages takes images of {inner * 2**outer} pixels a side, "
-            f"got data.resolution {data.resolution}; each of model.resolution_adapters doubles what it takes"
+            f"{model.pretrained} with {adapters} resolution adapters takes images of {inner * 2**adapters} pixels a "
+            f"side, got data.resolution {data.resolution}; each of model.resolution_adapters doubles the resolution"
             + (f", and {fitting[0]} of them fit" if fitting else "")
         )
 
 
-def _given(model: Any) -> dict[str, Any]:
-    given: dict[str, Any] = model.model_dump(exclude={"family", "pretrained", OUTER}, exclude_none=True)
-    return given
+def _options_set(model: Any) -> dict[str, Any]:
+    """The options of the network that the spec sets."""
+    options: dict[str, Any] = model.model_dump(exclude={"family", "pretrained", ADAPTERS}, exclude_none=True)
+    return options
 
 
 def _parameters(net_type: type[nn.Module]) -> list[inspect.Parameter]:
@@ -238,47 +241,49 @@ def _facts(net_type: type[nn.Module]) -> list[str]:
     return [p.name for p in _parameters(net_type) if p.default is p.empty]
 
 
-def _own_files(net_type: type[nn.Module], family: str, pretrained: str) -> tuple[dict[str, Any], Path]:
+def _saved_config(net_type: type[nn.Module], family: str, pretrained: str) -> tuple[dict[str, Any], Path]:
     folder = pretrained_folder(pretrained)
     if folder is None or not (folder / CONFIG).is_file():
         raise FtaeError(
             f"model.pretrained: {pretrained!r} is not a folder with a {family} (no {CONFIG}); "
-            f"name a folder that ftae train or ftae export wrote{_what_it_is(pretrained)}"
+            f"name a folder that ftae train or ftae export wrote{_hint(pretrained)}"
         )
-    config = read_json(folder / CONFIG)
-    if (holds := config.get("family")) != family:
-        raise FtaeError(f"model.pretrained: {pretrained!r} holds a {holds}, not a {family}")
-    numbers: dict[str, Any] = {fact: config.get(fact) for fact in _facts(net_type)} | {OUTER: config.get(OUTER, 0)}
+    config = migrate(read_json(folder / CONFIG), "model_folder", str(folder / CONFIG))
+    if (found := config.get("family")) != family:
+        raise FtaeError(f"model.pretrained: {pretrained!r} holds a {found}, not a {family}")
+    numbers: dict[str, Any] = {fact: config.get(fact) for fact in _facts(net_type)} | {
+        ADAPTERS: config.get(ADAPTERS, 0)
+    }
     wrong = [name for name, number in numbers.items() if not isinstance(number, int) or number < 0]
-    if wrong or numbers[OUTER] > MOST_OUTER or not isinstance(config.get("options"), dict):
-        reason = (
-            f"{wrong[0]} is {numbers[wrong[0]]!r}"
-            if wrong
-            else "its options or resolution_adapters are none of a model"
-        )
+    if wrong or numbers[ADAPTERS] > MAX_ADAPTERS or not isinstance(config.get("options"), dict):
+        reason = f"{wrong[0]} is {numbers[wrong[0]]!r}" if wrong else f"its options or {ADAPTERS} describe no model"
         raise FtaeError(f"model.pretrained: {folder / CONFIG} is damaged: {reason}")
     config["options"] = _defaults(net_type) | config["options"]
     return config, folder / WEIGHTS
 
 
-def _what_it_is(pretrained: str) -> str:
-    """What a path leads to instead, or may have meant."""
+def _hint(pretrained: str) -> str:
+    """The end of a message: which family the folder holds instead, or a path that may have been meant."""
     if (file := Path(pretrained).expanduser() / DIFFUSERS_CONFIG).is_file():
-        holds = diffusers_class(file)
-        family = next((family for family, name in DIFFUSERS.items() if name == holds), None)
+        found = diffusers_class(file)
+        family = next((family for family, name in DIFFUSERS.items() if name == found), None)
         return "" if family is None else f", or set model.family to {family}, which this one is"
     return suggested(Path(pretrained).expanduser())
 
 
-def _built(net_type: type[nn.Module], config: dict[str, Any], weights: Path | None, given: dict[str, Any]) -> nn.Module:
+def _build_net(
+    net_type: type[nn.Module], config: dict[str, Any], weights: Path | None, chosen: dict[str, Any]
+) -> nn.Module:
+    """The network of ``config``. ``weights``: the file its weights will be read from; ``chosen``: for messages."""
     build = partial(net_type, **config["options"], **{fact: config[fact] for fact in _facts(net_type)})
     try:
-        check_room(build, given)
+        check_room(build, chosen)
         return build()
     except FtaeError:
         raise
-    except Exception as error:  # of values that no ftae wrote there
+    except Exception as error:
         if weights is None:
             raise
+        # A damaged file holds values that ftae never wrote.
         file = weights.with_name(CONFIG)
         raise FtaeError(f"model.pretrained: {file} is damaged: it describes no model ({first_line(error)})") from error

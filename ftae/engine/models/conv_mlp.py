@@ -6,27 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Draw, Encoding, Line, Posterior, Stage
+from ftae.engine.models.autoencoder import Encoding, NoiseFn, Posterior, StageChain
+from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
 
 
-class Chain:
+class ChainedNet:
     """A network whose stages are one line."""
 
-    def line(self) -> Line:
+    def chain(self) -> StageChain:
         raise NotImplementedError
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        return self.line().encode(images, labels, draw)
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        return self.chain().encode(images, labels, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        return self.line().decode(latents, labels)
+        return self.chain().decode(latents, labels)
 
     def stages(self) -> list[Stage]:
-        return self.line().stages
+        return self.chain().stages
 
 
-class MlpVaeNet(Chain, nn.Module):
+class MlpVaeNet(ChainedNet, nn.Module):
     """Fully connected VAE (Kingma & Welling 2013): pixels - hidden - latent_dim, and back."""
 
     def __init__(self, *, channels_in: int, resolution: int, hidden: int = 400, latent_dim: int = 20) -> None:
@@ -39,8 +40,8 @@ class MlpVaeNet(Chain, nn.Module):
         self.decoder_hidden = nn.Linear(latent_dim, hidden)
         self.out = nn.Linear(hidden, pixels)
 
-    def line(self) -> Line:
-        return Line(
+    def chain(self) -> StageChain:
+        return StageChain(
             (
                 Stage("encoder.hidden", "encoder", (self.hidden,), run=self._hide),
                 Stage("bottleneck", "bottleneck", (self.mean, self.logvar), run=self._moments),
@@ -109,7 +110,7 @@ class ConvNet(nn.Module):
         return first, *ups, Stage("decoder.out", "decoder", (self.out,), run=self._pixels)
 
 
-class ConvAeNet(Chain, ConvNet):
+class ConvAeNet(ChainedNet, ConvNet):
     """Fully convolutional autoencoder; latents (B, latent_channels, H / 2**depth, W / 2**depth)."""
 
     def __init__(
@@ -119,13 +120,13 @@ class ConvAeNet(Chain, ConvNet):
         self.to_latents = nn.Conv2d(self.inner[0], latent_channels, 1)
         self.from_latents = conv_block(nn.Conv2d(latent_channels, self.inner[0], 3, padding=1), self.inner[0])
 
-    def line(self) -> Line:
+    def chain(self) -> StageChain:
         last = Stage("bottleneck", "bottleneck", (self.to_latents,), run=self.to_latents)
         first = Stage("decoder.in", "decoder", (self.from_latents,), run=self.from_latents)
-        return Line((*self._encoder(), last), plain, self._decoder(first))
+        return StageChain((*self._encoder(), last), plain, self._decoder(first))
 
 
-class ConvVaeNet(Chain, ConvNet):
+class ConvVaeNet(ChainedNet, ConvNet):
     """Convolutional VAE around a linear bottleneck; latents (B, latent_dim)."""
 
     def __init__(
@@ -136,10 +137,10 @@ class ConvVaeNet(Chain, ConvNet):
         self.logvar = nn.Linear(math.prod(self.inner), latent_dim)
         self.from_latents = nn.Linear(latent_dim, math.prod(self.inner))
 
-    def line(self) -> Line:
+    def chain(self) -> StageChain:
         last = Stage("bottleneck", "bottleneck", (self.mean, self.logvar), run=self._moments)
         first = Stage("decoder.in", "decoder", (self.from_latents,), run=self._features)
-        return Line((*self._encoder(), last), gaussian, self._decoder(first))
+        return StageChain((*self._encoder(), last), gaussian, self._decoder(first))
 
     def _moments(self, features: Tensor) -> Tensor:
         features = features.flatten(1)
@@ -149,13 +150,13 @@ class ConvVaeNet(Chain, ConvNet):
         return torch.unflatten(torch.relu(self.from_latents(latents)), 1, self.inner)
 
 
-def gaussian(moments: Tensor, draw: Draw | None) -> Encoding:
+def gaussian(moments: Tensor, noise: NoiseFn | None) -> Encoding:
     """The bottleneck of a VAE: mean and logvar are the two halves of (B, 2 * C, ...)."""
     mean, logvar = moments.chunk(2, dim=1)
-    return Encoding.of(Posterior(mean, logvar), draw)
+    return Encoding.of(Posterior(mean, logvar), noise)
 
 
-def plain(encoded: Tensor, draw: Draw | None) -> Encoding:
+def plain(encoded: Tensor, noise: NoiseFn | None) -> Encoding:
     """The bottleneck of an autoencoder without a posterior."""
     return Encoding(encoded)
 
@@ -176,8 +177,8 @@ class MlpCvaeNet(MlpVaeNet):
         self.hidden = nn.Linear(self.hidden.in_features + num_classes, hidden)
         self.decoder_hidden = nn.Linear(latent_dim + num_classes, hidden)
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
-        return super().encode(torch.cat([images.flatten(1), one_hot(labels, self.num_classes)], dim=1), None, draw)
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        return super().encode(torch.cat([images.flatten(1), one_hot(labels, self.num_classes)], dim=1), None, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return super().decode(torch.cat([latents, one_hot(labels, self.num_classes)], dim=1), None)
@@ -203,9 +204,9 @@ class ConvCvaeNet(ConvVaeNet):
         self.down[0] = conv_block(nn.Conv2d(channels_in + num_classes, channels, 4, stride=2, padding=1), channels)
         self.from_latents = nn.Linear(latent_dim + num_classes, self.from_latents.out_features)
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
         planes = one_hot(labels, self.num_classes)[:, :, None, None].expand(-1, -1, *images.shape[2:])
-        return super().encode(torch.cat([images, planes], dim=1), None, draw)
+        return super().encode(torch.cat([images, planes], dim=1), None, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return super().decode(torch.cat([latents, one_hot(labels, self.num_classes)], dim=1), None)

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ftae.engine.models.autoencoder import Autoencoder, Draw, Encoding, Group, Posterior, Stage
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior
+from ftae.engine.models.staged_model import Group, Stage
 from ftae.engine.models.weights import load_state, save_state
 from ftae.errors import FtaeError, ModelRaised, one_message
-from ftae.specs.finetune.models import CustomModel, CustomStages
+from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.models import CustomStages
 from ftae.user_code import import_attr
 from ftae.wording import did_you_mean
 
 
-def custom_family(model: CustomModel) -> Autoencoder:
+def custom_family(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """The module that ``model.family`` names, built, loaded and cut into stages.
 
     Raises:
@@ -42,12 +44,12 @@ def custom_family(model: CustomModel) -> Autoencoder:
         whole = _is_whole(net, model.family)
     methods: Any = net  # a module's attributes are not typed
 
-    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+    def encode(images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
         images = images.clone()  # it may write into them
         if whole:
             return Encoding(images)
         with _running(f"encode of {model.family}"):
-            return _encoding(methods.encode(images), draw)
+            return _encoding(methods.encode(images), noise)
 
     def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
         name = "forward" if whole else "decode"
@@ -73,7 +75,7 @@ def _running(what: str) -> AbstractContextManager[None]:
     return one_message(f"{what} raised", kind=ModelRaised, passing=(OSError, SystemExit))
 
 
-def _encoding(said: Any, draw: Draw | None) -> Encoding:
+def _encoding(said: Any, noise: NoiseFn | None) -> Encoding:
     """What the module's ``encode`` gave as an ``Encoding``."""
     if isinstance(said, Tensor) and said.is_floating_point():
         return Encoding(said)
@@ -84,7 +86,7 @@ def _encoding(said: Any, draw: Draw | None) -> Encoding:
                 "the model's encode gave a pair, which must be (mean, logvar), two float tensors of one shape, "
                 f"got {_kind(mean)} and {_kind(logvar)}"
             )
-        return Encoding.of(Posterior(mean, logvar), draw)
+        return Encoding.of(Posterior(mean, logvar), noise)
     raise FtaeError(f"the model's encode must give a float tensor or (mean, logvar), got {_kind(said)}")
 
 

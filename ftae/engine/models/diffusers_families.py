@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Autoencoder, Draw, Encoding, Group, Line, Posterior, Run, Stage
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior, StageChain
 from ftae.engine.models.conv_mlp import plain
+from ftae.engine.models.staged_model import Group, Stage, StageFn
 from ftae.engine.models.vector_quantized import chosen
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec
@@ -25,7 +26,7 @@ def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoe
     """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
-    return _autoencoder(net, Line(_encoder(net), _diagonal_gaussian, _decoder(net)))
+    return _autoencoder(net, StageChain(_encoder(net), _diagonal_gaussian, _decoder(net)))
 
 
 def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
@@ -46,7 +47,7 @@ def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | Non
     stages[middle] = replace(stages[middle], run=in_full_precision)
     idle = Stage("decoder.condition_encoder", "decoder", (net.decoder.condition_encoder,), idle=True)
     stages.insert(middle + 1, idle)
-    return _autoencoder(net, Line(_encoder(net), _diagonal_gaussian, tuple(stages)))
+    return _autoencoder(net, StageChain(_encoder(net), _diagonal_gaussian, tuple(stages)))
 
 
 def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
@@ -54,27 +55,29 @@ def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
         raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {data.resolution}")
 
 
-def _autoencoder(net: Any, line: Line, decode: Callable[[Tensor, Tensor | None], Tensor] | None = None) -> Autoencoder:
+def _autoencoder(
+    net: Any, chain: StageChain, decode: Callable[[Tensor, Tensor | None], Tensor] | None = None
+) -> Autoencoder:
     """``decode``: where it is not the line's, so that the stages are no chain."""
     return Autoencoder(
         net,
-        line.stages,
+        chain.stages,
         image_range=(-1.0, 1.0),
         channels=net.config.in_channels,
-        encode=line.encode,
-        decode=decode or line.decode,
+        encode=chain.encode,
+        decode=decode or chain.decode,
         save=lambda folder: net.save_pretrained(folder),
-        line=line if decode is None else None,
+        chain=chain if decode is None else None,
     )
 
 
-def _diagonal_gaussian(moments: Tensor, draw: Draw | None) -> Encoding:
+def _diagonal_gaussian(moments: Tensor, noise: NoiseFn | None) -> Encoding:
     """As diffusers' class of this name, with its bounds."""
     mean, logvar = moments.chunk(2, dim=1)
-    return Encoding.of(Posterior(mean, logvar.clamp(-30.0, 20.0)), draw)
+    return Encoding.of(Posterior(mean, logvar.clamp(-30.0, 20.0)), noise)
 
 
-def _in_turn(*steps: Run) -> Run:
+def _in_turn(*steps: StageFn) -> StageFn:
     def run(x: Tensor) -> Tensor:
         for step in steps:
             x = step(x)
@@ -112,7 +115,7 @@ def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder
     # Its own loss, which is not used here, would else weigh the commitment with 1 and the codebook with beta.
     net.quantize.legacy = False
 
-    def quantized(encoded: Tensor, draw: Draw | None) -> Encoding:
+    def quantized(encoded: Tensor, noise: NoiseFn | None) -> Encoding:
         with torch.autocast(encoded.device.type, enabled=False):
             encoded = encoded.float()
             vectors = encoded.movedim(1, 3)
@@ -123,15 +126,15 @@ def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder
             )
         return Encoding(latents, codes=(choice,))
 
-    line = Line(_encoder(net), quantized, _decoder(net), Stage("quantize", "bottleneck", (net.quantize,)))
+    chain = StageChain(_encoder(net), quantized, _decoder(net), Stage("quantize", "bottleneck", (net.quantize,)))
     if net.config.norm_type != "spatial":
-        return _autoencoder(net, line)
+        return _autoencoder(net, chain)
 
     def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
         reconstruction: Tensor = net.decoder(net.post_quant_conv(latents), latents)
         return reconstruction
 
-    return _autoencoder(net, line, decode=decode)  # every block also sees the latents
+    return _autoencoder(net, chain, decode=decode)  # every block also sees the latents
 
 
 def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
@@ -146,10 +149,12 @@ def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Aut
         first=lambda latents: torch.tanh(latents / 3) * 3,
         last=lambda images: images.mul(2).sub(1),
     )
-    return _autoencoder(net, Line(encoder, plain, decoder))
+    return _autoencoder(net, StageChain(encoder, plain, decoder))
 
 
-def _tiny_stages(layers: nn.Sequential, group: Group, *, first: Run, last: Run | None = None) -> tuple[Stage, ...]:
+def _tiny_stages(
+    layers: nn.Sequential, group: Group, *, first: StageFn, last: StageFn | None = None
+) -> tuple[Stage, ...]:
     """One stage per resolution: a new one begins at a strided convolution, or behind an upsampling's.
 
     The last convolution is a stage of its own. ``first``, ``last``: what net.encode or net.decode does before and
@@ -177,7 +182,7 @@ def autoencoder_dc(model: Any, data: DataSpec, num_classes: int | None) -> Autoe
     """AutoencoderDC, the deep compression autoencoder (Chen et al. 2024). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, net.spatial_compression_ratio, model)
-    return _autoencoder(net, Line(_dc_encoder(net.encoder), plain, _dc_decoder(net.decoder)))
+    return _autoencoder(net, StageChain(_dc_encoder(net.encoder), plain, _dc_decoder(net.decoder)))
 
 
 def _dc_encoder(encoder: Any) -> tuple[Stage, ...]:

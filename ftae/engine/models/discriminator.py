@@ -1,4 +1,4 @@
-"""A PatchGAN: for every patch of an image, whether it looks like one of a real image."""
+"""The discriminator: a PatchGAN, which says for every patch of an image whether it looks like a real one."""
 
 import math
 from itertools import pairwise
@@ -8,49 +8,61 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ftae.engine.models.weights import load_state
+from ftae.engine.models.staged_model import Stage, StagedModel
+from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.rng import keep_random_state
 from ftae.specs.finetune.networks import DiscriminatorSpec
-from ftae.specs.finetune.run import FinetuneSpec
 
 SLOPE = 0.2  # of the leaky ReLUs
 
 
-class PatchGan(nn.Sequential):
+class Discriminator(StagedModel):
     """The PatchGAN of Isola et al. (2017): ``depth`` strided 4x4 convolutions, then two that keep the size.
 
     Images (B, C, H, W), at least ``3 * 2**depth`` pixels a side -> logits (B, 1, h, w), high where a patch looks
-    real. The width doubles with every convolution, up to eight times. An image's logits do not depend on the others.
+    real. The width doubles with every convolution, up to eight times. Images of a batch do not affect each other.
     """
 
-    def __init__(self, channels_in: int, spec: DiscriminatorSpec) -> None:
-        widths = [channels_in, *(spec.channels * min(2**level, 8) for level in range(spec.depth + 1))]
-        layers: list[nn.Module] = []
-        for level, (before, width) in enumerate(pairwise(widths)):
-            conv = nn.Conv2d(before, width, 4, stride=2 if level < spec.depth else 1, padding=1)
-            layers.append(spectral_norm(conv) if spec.norm == "spectral" else conv)
-            if spec.norm == "group" and level > 0:
-                layers.append(nn.GroupNorm(math.gcd(8, width), width))
-            layers.append(nn.LeakyReLU(SLOPE))
-        last = nn.Conv2d(widths[-1], 1, 4, padding=1)
-        super().__init__(*layers, spectral_norm(last) if spec.norm == "spectral" else last)
+    def __init__(self, spec: DiscriminatorSpec, channels: int) -> None:
+        widths = [channels, *(spec.channels * min(2**level, 8) for level in range(spec.depth + 1))]
+        blocks = [_block(spec, before, width, level) for level, (before, width) in enumerate(pairwise(widths))]
+        blocks.append([_normed(nn.Conv2d(widths[-1], 1, 4, padding=1), spec)])
+        net = nn.Sequential(*(layer for block in blocks for layer in block))
+        stages = [Stage(f"conv_{i}", "discriminator", tuple(block)) for i, block in enumerate(blocks)]
+        super().__init__(net, stages, save=lambda folder: save_state(net, folder))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
 
     def judge(self, images: Tensor, *, bf16: bool) -> Tensor:
-        """The logits in fp32; computed in bfloat16 where asked for."""
+        """The logits in fp32; with ``bf16`` the network computes in bfloat16."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             logits: Tensor = self(images)
         return logits.float()
 
 
-def build_discriminator(spec: FinetuneSpec) -> PatchGan:
-    """The discriminator of ``spec`` on the CPU. New weights are drawn from ``spec.seed``, and nothing else is drawn.
+def _block(spec: DiscriminatorSpec, before: int, width: int, level: int) -> list[nn.Module]:
+    conv = nn.Conv2d(before, width, 4, stride=2 if level < spec.depth else 1, padding=1)
+    norm = [nn.GroupNorm(math.gcd(8, width), width)] if spec.norm == "group" and level > 0 else []
+    return [_normed(conv, spec), *norm, nn.LeakyReLU(SLOPE)]
+
+
+def _normed(conv: nn.Conv2d, spec: DiscriminatorSpec) -> nn.Module:
+    return spectral_norm(conv) if spec.norm == "spectral" else conv
+
+
+def build_discriminator(spec: DiscriminatorSpec, *, channels: int, seed: int) -> Discriminator:
+    """A discriminator of images with ``channels``, on the CPU.
+
+    New weights are drawn from ``seed``; the random generators of the process are left as they were.
 
     Raises:
-        FtaeError: its pretrained weights cannot be found or do not fit.
+        FtaeError: the pretrained weights cannot be found or do not fit.
     """
     with keep_random_state():
-        torch.manual_seed(spec.seed)
-        net = PatchGan(spec.data.channels, spec.discriminator)
-    if spec.discriminator.pretrained is not None:
-        load_state(net, Path(spec.discriminator.pretrained).expanduser(), "discriminator.pretrained")
-    return net
+        torch.manual_seed(seed)
+        discriminator = Discriminator(spec, channels)
+    if spec.pretrained is not None:
+        load_state(discriminator.net, Path(spec.pretrained).expanduser(), "discriminator.pretrained")
+    return discriminator

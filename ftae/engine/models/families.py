@@ -1,10 +1,8 @@
 """FAMILIES: from a spec to a model ready to train. A family is one entry of the table."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
@@ -20,6 +18,7 @@ from ftae.engine.models.diffusers_families import (
 )
 from ftae.engine.models.hierarchical import HierarchicalVaeNet
 from ftae.engine.models.vector_quantized import VqVae2Net, VqVaeNet
+from ftae.engine.rng import keep_random_state, seed_generators
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import DataSpec
@@ -28,27 +27,9 @@ from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.models import AnyModel, CustomModel
 from ftae.specs.finetune.run import FinetuneSpec
 
+CUSTOM = "package.module:attr"  # stands for every family that is a user's own module
 
-def build_autoencoder(model: AnyModel, data: DataSpec, num_classes: int | None) -> Autoencoder:
-    """The model of a spec, with its pretrained weights, on the CPU in fp32.
-
-    ``num_classes``: labels of the data, None where it has none.
-
-    Raises:
-        FtaeError: the weights cannot be found or do not fit.
-    """
-    if isinstance(model, CustomModel):
-        autoencoder = custom_family(model)
-    else:
-        autoencoder = FAMILIES[model.family](model, data, num_classes)
-    if autoencoder.channels not in (None, data.channels):
-        raise FtaeError(
-            f"the model takes {autoencoder.channels} image channels, but data.color {data.color!r} gives "
-            f"{data.channels}; set data.color to {'grey' if autoencoder.channels == 1 else 'rgb'}"
-        )
-    return autoencoder
-
-
+# Model spec, data spec, number of classes or None -> the model, with its pretrained weights, on the CPU in fp32.
 FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "mlp_vae": builtin_family(MlpVaeNet),
     "conv_ae": builtin_family(ConvAeNet),
@@ -63,34 +44,60 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "autoencoder_tiny": autoencoder_tiny,
     "autoencoder_dc": autoencoder_dc,
     "vq_model": vq_model,
+    CUSTOM: custom_family,
 }
 
 
-def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
-    """The model of ``spec`` on the CPU, in eval mode. New weights are drawn from ``spec.seed``.
+def build_autoencoder(model: AnyModel, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """The model of a spec, with its pretrained weights, on the CPU in fp32. New weights are drawn as torch draws.
 
-    ``num_classes``: labels of the data, None where it has none.
+    ``num_classes``: number of labels in the data, None where it has none.
 
     Raises:
-        FtaeError: the weights do not load, the model cannot take the images, a freeze or multiplier
-            pattern matches nothing, nothing is left to train, or ``ce`` is asked for without labels.
+        FtaeError: the weights cannot be found or do not fit.
     """
-    return prepared(*new_model(spec, num_classes), spec, num_classes)
+    family = CUSTOM if isinstance(model, CustomModel) else model.family
+    autoencoder = FAMILIES[family](model, data, num_classes)
+    if autoencoder.channels not in (None, data.channels):
+        raise FtaeError(
+            f"the model takes {autoencoder.channels} image channels, but data.color {data.color!r} gives "
+            f"{data.channels}; set data.color to {'grey' if autoencoder.channels == 1 else 'rgb'}"
+        )
+    return autoencoder
+
+
+def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+    """The model of ``spec`` on the CPU, in eval mode, with its head and its frozen stages.
+
+    New weights are drawn from ``spec.seed``; the random generators of the process are left as they were.
+    ``num_classes``: number of labels in the data, None where it has none.
+
+    Raises:
+        FtaeError: the weights do not load, the model cannot take the images, a freeze pattern matches nothing,
+            nothing is left to train, or ``ce`` is asked for without labels.
+    """
+    with keep_random_state():
+        return build_seeded_model(spec, num_classes)
+
+
+def build_seeded_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+    """``build_model`` for a run: it seeds the random generators of the process, which training then goes on with."""
+    return prepare_model(*new_model(spec, num_classes), spec, num_classes)
 
 
 @one_message("the model cannot be built", passing=(OSError,))
 def new_model(spec: FinetuneSpec, num_classes: int | None) -> tuple[Autoencoder, Encoding]:
-    """The model as it was given, or drawn, and what it says of a grey image. Seeds the random generators."""
-    random.seed(spec.seed)
-    np.random.seed(spec.seed)
-    torch.manual_seed(spec.seed)
+    """The untuned model, and its encoding of a grey image. Seeds the random generators of the process."""
+    seed_generators(spec.seed)
     autoencoder = build_autoencoder(spec.model, spec.data, num_classes).eval()
     return autoencoder, check_shapes(autoencoder, spec, num_classes)
 
 
 @one_message("the model cannot be prepared", passing=(OSError,))
-def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
-    """What ``new_model`` gave, with the head that the losses ask for, and with its stages frozen."""
+def prepare_model(
+    autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, num_classes: int | None
+) -> Autoencoder:
+    """Add the head that the losses ask for to the result of ``new_model``, and freeze stages."""
     _check_posterior(encoding, spec)
     _check_codebook(encoding, spec)
     if spec.losses.ce > 0.0:
@@ -103,7 +110,11 @@ def prepared(autoencoder: Autoencoder, encoding: Encoding, spec: FinetuneSpec, n
 
 @torch.no_grad()
 def check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Encoding:
-    """Run one grey image through; returns what the encoder says of it."""
+    """Run one grey image through the model; returns its encoding.
+
+    Raises:
+        FtaeError: the model cannot take the image, or gives one of another shape.
+    """
     shape = (spec.data.channels, spec.data.resolution, spec.data.resolution)
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
     with one_message(f"the model cannot take images of shape {shape}"):
@@ -123,7 +134,7 @@ def check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int 
 
 
 def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
-    """What only the module itself can tell: the specs have checked the other families."""
+    """Only the user's module itself shows whether it has a posterior; the specs have checked all other families."""
     needing = [f"metrics: {name}" for name in spec.metrics if needs.posterior in METRICS[name].needs]
     needing += [f"losses.{term}" for term in spec.losses.weights() if needs.posterior in Losses.TERMS[term]]
     if needing and encoding.posterior is None:
@@ -131,7 +142,7 @@ def _check_posterior(encoding: Encoding, spec: FinetuneSpec) -> None:
 
 
 def _check_codebook(encoding: Encoding, spec: FinetuneSpec) -> None:
-    """What only the pretrained model can tell."""
+    """Only the pretrained model shows how its codebook is trained."""
     if spec.losses.codebook > 0.0 and any(codes.codebook is None for codes in encoding.codes):
         raise FtaeError(
             f"losses.codebook needs a codebook that is trained by gradient, that of {spec.model.pretrained} is a "

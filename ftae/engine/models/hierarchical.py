@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Draw, Encoding, Posterior, Stage
+from ftae.engine.models.autoencoder import Encoding, NoiseFn, Posterior
 from ftae.engine.models.conv_mlp import ConvNet, conv_block
+from ftae.engine.models.staged_model import Stage
 
 LOGVAR_BOUND = 5.0
 
@@ -39,7 +40,7 @@ class HierarchicalVaeNet(ConvNet):
             conv_block(nn.Conv2d(width + latent_channels, width, 3, padding=1), width) for width in widths
         )
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
         levels = [images]
         for down in self.down:
             levels.append(down(levels[-1]))
@@ -50,7 +51,7 @@ class HierarchicalVaeNet(ConvNet):
         def choose(prior: tuple[Tensor, Tensor]) -> Tensor:
             shift, spread = evidence[len(posteriors)]
             posteriors.append(Posterior(prior[0] + shift, prior[1] + spread, prior))
-            return Encoding.of(posteriors[-1], draw).latents
+            return Encoding.of(posteriors[-1], noise).latents
 
         return Encoding(self._descend(len(images), choose), _joined(posteriors))
 
@@ -61,9 +62,9 @@ class HierarchicalVaeNet(ConvNet):
             features = self._step(i, features, torch.unflatten(piece, 1, shape))
         return torch.sigmoid(self.out(features))
 
-    def prior(self, number: int, labels: Tensor | None, draw: Draw) -> Tensor:
+    def prior(self, number: int, labels: Tensor | None, noise: NoiseFn) -> Tensor:
         """Latents of the learned prior, each group drawn given those before it."""
-        return self._descend(number, lambda prior: Posterior(*prior).sample(draw))
+        return self._descend(number, lambda prior: Posterior(*prior).sample(noise))
 
     def _descend(self, number: int, choose: Callable[[tuple[Tensor, Tensor]], Tensor]) -> Tensor:
         """Latents whose groups are chosen one after the other, each in sight of its prior."""

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Codes, Draw, Encoding, Line, Stage
-from ftae.engine.models.conv_mlp import Chain, ConvNet, conv_block
+from ftae.engine.models.autoencoder import Codes, Encoding, NoiseFn, StageChain
+from ftae.engine.models.conv_mlp import ChainedNet, ConvNet, conv_block
+from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
 
 
@@ -107,7 +108,7 @@ class QuantizedNet(ConvNet):
         raise NotImplementedError
 
 
-class VqVaeNet(Chain, QuantizedNet):
+class VqVaeNet(ChainedNet, QuantizedNet):
     """VQ-VAE (van den Oord et al. 2017); latents (B, code_dim, H / 2**depth, W / 2**depth)."""
 
     def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
@@ -115,13 +116,13 @@ class VqVaeNet(Chain, QuantizedNet):
         self.quantizer = quantizer()
         self.from_latents = conv_block(nn.Conv2d(self.code_dim, width, 3, padding=1), width)
 
-    def line(self) -> Line:
+    def chain(self) -> StageChain:
         last = Stage("bottleneck", "bottleneck", (self.to_latents,), run=self.to_latents)
         codebook = Stage("codebook", "bottleneck", (self.quantizer,))
         first = Stage("decoder.in", "decoder", (self.from_latents,), run=self.from_latents)
-        return Line((*self._encoder(), last), self._quantized, self._decoder(first), codebook)
+        return StageChain((*self._encoder(), last), self._quantized, self._decoder(first), codebook)
 
-    def _quantized(self, encoded: Tensor, draw: Draw | None) -> Encoding:
+    def _quantized(self, encoded: Tensor, noise: NoiseFn | None) -> Encoding:
         latents, codes = self.quantizer(encoded)
         return Encoding(latents, codes=(codes,))
 
@@ -148,7 +149,7 @@ class VqVae2Net(QuantizedNet):
         self.up_top = nn.Upsample(scale_factor=2)
         self.from_latents = conv_block(nn.Conv2d(2 * self.code_dim, width, 3, padding=1), width)
 
-    def encode(self, images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
         features = self._down(images)
         top, top_codes = self.top(self.to_top(self.down_top(features)))
         bottom, bottom_codes = self.bottom(self.to_bottom(torch.cat([features, self.condition(top)], dim=1)))

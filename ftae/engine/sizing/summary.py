@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ftae.engine.frozen_cache.plan import PrefixPlan, num_images, plan_prefixes
-from ftae.engine.models.autoencoder import Group
 from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model, check_shapes
+from ftae.engine.models.staged_model import Group
 from ftae.engine.objectives.auxiliary import check_weights
 from ftae.engine.tasks.optim import build_optimizer
 from ftae.specs.finetune.run import FinetuneSpec
@@ -97,7 +97,8 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
 
 def _discriminator_bytes(spec: FinetuneSpec) -> int:
     """Of its weights and its optimizer's two averages in a checkpoint."""
-    weights: list[Tensor] = list(build_discriminator(spec).state_dict().values())
+    discriminator = build_discriminator(spec.discriminator, channels=spec.data.channels, seed=spec.seed)
+    weights: list[Tensor] = list(discriminator.state_dict().values())
     return 3 * sum(t.numel() * t.element_size() for t in weights)
 
 

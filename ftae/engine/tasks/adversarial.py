@@ -34,7 +34,9 @@ class Adversary:
 
     def __init__(self, spec: FinetuneSpec, autoencoder: Autoencoder, device: torch.device) -> None:
         self._run, self._spec = spec, spec.discriminator
-        self.net = build_discriminator(spec).to(device)
+        discriminator = build_discriminator(self._spec, channels=spec.data.channels, seed=spec.seed)
+        self.discriminator = discriminator.to(device)
+        self.net = self.discriminator.net
         self._optimizer = torch.optim.Adam(self.net.parameters(), lr=self._spec.lr, betas=self._spec.betas, fused=True)
         self._averages = torch.zeros(2, device=device)  # of the logits of real and of fake images, for LeCam
         self._shown: list[tuple[Tensor, Tensor]] = []
@@ -130,7 +132,7 @@ class Adversary:
         return loss, {"logits_real": of_real.mean().item(), "logits_fake": of_fake.mean().item()}
 
     def _judge(self, images: Tensor) -> Tensor:
-        return self.net.judge(images, bf16=self._run.precision == "bf16")
+        return self.discriminator.judge(images, bf16=self._run.precision == "bf16")
 
     def _set_lr(self, progress: float) -> None:
         """The run's schedule, over the time from where its own training begins."""

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Autoencoder, Stage
+from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
 

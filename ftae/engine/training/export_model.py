@@ -52,7 +52,7 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> ExportedModel
     compatible = _same_latents(pretrained, tuned, data, spec)
     scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
     try:
-        tuned.save_pretrained(folder)
+        tuned.save(folder)
         if tuned.head is not None:
             save_file(tuned.head.state_dict(), folder / HEAD)
     except SafetensorError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ftae.engine.data.cache import cache_folder, digest, make_once
 from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.models.families import build_model, new_model, prepared
+from ftae.engine.models.families import build_seeded_model, new_model, prepare_model
 from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, build_auxiliary_networks
 from ftae.engine.rng import rng_state, set_rng_state
@@ -50,7 +50,7 @@ class NoReuse:
 
     def model(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Autoencoder:
         """As ``build_model`` gives it, on ``device``."""
-        return build_model(spec, num_classes).to(device)
+        return build_seeded_model(spec, num_classes).to(device)
 
     def auxiliary(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> AuxiliaryNetworks:
         """As ``build_auxiliary_networks`` gives them."""
@@ -93,7 +93,7 @@ class ModelReuse(NoReuse):
         if self._resident is not None and (key != self._resident.key or self._resident.in_use()):
             self._resident = None  # before the next needs its memory
         if key is None:
-            return build_model(spec, num_classes).to(device)
+            return build_seeded_model(spec, num_classes).to(device)
         if self._resident is None:
             self._resident = _CachedModel(key, spec, num_classes)
         return self._resident.lend(spec, num_classes).to(device)
@@ -164,7 +164,7 @@ class _CachedModel:
         autoencoder = self._bare.without_head().eval()
         self._lent = weakref.ref(autoencoder)
         set_rng_state(self._random)
-        return prepared(autoencoder, self._encoding, spec, num_classes)
+        return prepare_model(autoencoder, self._encoding, spec, num_classes)
 
 
 def _tensors(autoencoder: Autoencoder) -> Iterator[tuple[str, Tensor]]:

@@ -234,8 +234,8 @@ class _Terms(nn.Module):
         target = ae.to_range(batch.images)
         given = target if batch.inputs is batch.images else ae.to_range(batch.inputs)
         with precision(spec, batch.images.device):
-            draw = self.group.randn_like if spec.sample_posterior else None
-            encoding, reconstruction = self._prefix.run(given, batch, draw)
+            noise = self.group.randn_like if spec.sample_posterior else None
+            encoding, reconstruction = self._prefix.run(given, batch, noise)
             logits = ae.head(encoding.latents) if ae.head is not None else None
         reconstruction = reconstruction.float()
         inputs = LossInputs(

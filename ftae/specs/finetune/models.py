@@ -38,9 +38,9 @@ class ModelSpec(Spec):
 class FixedResolution(ModelSpec):
     """What the families that are built for one resolution share.
 
-    ``resolution_adapters``: how many stages stand around the network on either side, each of which doubles the
-    resolution that the model takes: 1 makes a pretrained model of 64 pixels take 128. What the pretrained
-    model has of them is kept, the others are new; untrained they resize. ``None`` keeps what it has.
+    ``resolution_adapters``: how many pairs of stages wrap the network, one stage on either side; each pair doubles
+    the resolution that the model takes: 1 makes a pretrained model of 64 pixels take 128. Adapters of the pretrained
+    model are kept, the others are new; untrained they resize. ``None`` keeps the number of the pretrained model.
     """
 
     resolution_adapters: Annotated[int, Field(ge=0, le=4)] | None = None

@@ -126,11 +126,11 @@ def test_no_number_depends_on_it(
 ) -> None:
     model = MODELS[name] | ({"pretrained": pretrained_kl} if name == "autoencoder_kl" else {})
     losses = {"mse": 1.0} | ({"commitment": 0.25} if name == "vq_vae" else {})
-    line = build_model(spec_of(model=model, losses=losses, freeze_depth=0), None).line
-    assert line is not None
-    encoder = len(line.encoder) + (line.codebook is not None)
+    chain = build_model(spec_of(model=model, losses=losses, freeze_depth=0), None).chain
+    assert chain is not None
+    encoder = len(chain.encoder) + (chain.codebook is not None)
     has_posterior = name not in ("conv_ae", "vq_vae")
-    last = len(line.stages) - 1
+    last = len(chain.stages) - 1
     for depth, sampled in ((1, True), (encoder, True), (last, True), *([(last, False)] if has_posterior else [])):
         fields = {"model": model, "losses": losses, "precision": precision, "sample_posterior": sampled}
         spec = spec_of(**fields, freeze_depth=depth, batch_size=48, max_steps=8)

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding, Stage
+from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
 from ftae.engine.models.families import build_model
+from ftae.engine.models.staged_model import Stage
 from ftae.engine.tasks.optim import WeightAverage, build_optimizer
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
@@ -56,7 +57,7 @@ def autoencoder() -> Autoencoder:
         stages,
         image_range=(0.0, 1.0),
         channels=1,
-        encode=lambda images, labels, draw: Encoding(net.codebook(net.second(net.first(images)))),
+        encode=lambda images, labels, noise: Encoding(net.codebook(net.second(net.first(images)))),
         decode=lambda latents, labels: net.last(latents),
         save=lambda folder: None,
     )

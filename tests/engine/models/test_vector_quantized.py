@@ -182,13 +182,13 @@ def test_an_odd_side_has_no_top_level() -> None:
 
 
 def test_how_a_codebook_moves_may_be_changed_and_what_it_is_may_not(tmp_path: Path) -> None:
-    built(SMALL | {"ema_decay": 0.9}).save_pretrained(tmp_path)
+    built(SMALL | {"ema_decay": 0.9}).save(tmp_path)
     mine = {"family": "vq_vae", "pretrained": str(tmp_path)}
     assert built(mine).net.quantizer.nearest._codebook.decay == 0.9
     revised = built(mine | {"ema_decay": 0.8, "dead_code_threshold": 2.0})
     assert revised.net.quantizer.nearest._codebook.decay == 0.8
     assert revised.net.quantizer.nearest._codebook.threshold_ema_dead_code == 2.0
-    revised.save_pretrained(tmp_path / "revised")
+    revised.save(tmp_path / "revised")
     assert built(mine | {"pretrained": str(tmp_path / "revised")}).net.quantizer.nearest._codebook.decay == 0.8
     for other in ({"codebook_size": 32}, {"code_dim": 8}, {"codebook": "gradient"}):
         with pytest.raises(FtaeError, match=f"model.{next(iter(other))} is .*, but .* was built with"):
@@ -196,8 +196,8 @@ def test_how_a_codebook_moves_may_be_changed_and_what_it_is_may_not(tmp_path: Pa
 
 
 def test_what_only_the_pretrained_model_can_tell_is_checked_with_it(tmp_path: Path) -> None:
-    built(SMALL).save_pretrained(tmp_path / "ema")
-    built(SMALL | {"codebook": "gradient"}).save_pretrained(tmp_path / "gradient")
+    built(SMALL).save(tmp_path / "ema")
+    built(SMALL | {"codebook": "gradient"}).save(tmp_path / "gradient")
     losses = {"mse": 1.0, "codebook": 1.0}
     with pytest.raises(ValueError, match="needs a codebook that is trained by gradient, this one is a moving average"):
         spec_of(SMALL, losses=losses)

@@ -250,7 +250,7 @@ DAMAGED: list[Any] = [
 
 @pytest.mark.parametrize("damage", DAMAGED, ids=repr)
 def test_a_damaged_description_of_a_model_is_one_message(damage: Any, tmp_path: Path) -> None:
-    build_model(spec_of(OWN), None).save_pretrained(tmp_path)
+    build_model(spec_of(OWN), None).save(tmp_path)
     file = tmp_path / "ftae_model.json"
     good = json.loads(file.read_text())
     file.write_bytes(damage if isinstance(damage, bytes) else json.dumps(good | damage).encode())
@@ -261,7 +261,7 @@ def test_a_damaged_description_of_a_model_is_one_message(damage: Any, tmp_path: 
 
 
 def test_a_description_of_an_earlier_version_takes_the_defaults(tmp_path: Path) -> None:
-    build_model(spec_of({"family": "conv_vae"}), None).save_pretrained(tmp_path)
+    build_model(spec_of({"family": "conv_vae"}), None).save(tmp_path)
     file = tmp_path / "ftae_model.json"
     saved = json.loads(file.read_text())
     del saved["options"]["channels"]
@@ -302,7 +302,7 @@ def test_the_digest_of_a_plain_folder_is_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_digest_of_the_other_families(tmp_path: Path) -> None:
-    build_model(spec_of(OWN), None).save_pretrained(tmp_path / "own")
+    build_model(spec_of(OWN), None).save(tmp_path / "own")
     own = spec_of({"family": "conv_vae", "pretrained": str(tmp_path / "own")}).model
     before = model_digest(own)
     (tmp_path / "own" / "classes.json").write_text("[]")

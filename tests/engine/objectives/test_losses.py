@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from vision_weights import random_weights
 
-from ftae.engine.models.autoencoder import Autoencoder, Encoding, Posterior, Stage
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, Posterior
 from ftae.engine.models.families import build_model
+from ftae.engine.models.staged_model import Stage
 from ftae.engine.models.vector_quantized import chosen
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, PerceptualNetwork
 from ftae.engine.objectives.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
@@ -41,7 +42,7 @@ AT_ONCE = {
 Array = npt.NDArray[np.float64]
 
 
-class Line(nn.Module):
+class StageChain(nn.Module):
     """Its latents are what it is given, times a weight, pooled as ``inputs`` has them."""
 
     def __init__(self, weight: float) -> None:
@@ -54,7 +55,7 @@ class Line(nn.Module):
             [Stage("all", "encoder", (self,))],
             image_range=(-1.0, 1.0),
             channels=None,
-            encode=lambda images, labels, draw: Encoding(F.avg_pool2d(images[:, [0, 1, 1]], 4) * self.weight),
+            encode=lambda images, labels, noise: Encoding(F.avg_pool2d(images[:, [0, 1, 1]], 4) * self.weight),
             decode=lambda latents, labels: latents,
             save=lambda folder: None,
         )
@@ -99,9 +100,9 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         encoding=Encoding(torch.zeros(batch, 1)),
         logits=unit(batch, 5) * 6 - 3,
         labels=torch.arange(batch) % 5,
-        autoencoder=Line(3.0).autoencoder(),
+        autoencoder=StageChain(3.0).autoencoder(),
         auxiliary=AuxiliaryNetworks(
-            reference=Line(1.0).autoencoder(),
+            reference=StageChain(1.0).autoencoder(),
             adversary=lambda images: images.square().mean(),
             perceptual=perceptual_network(),
         ),
@@ -328,7 +329,7 @@ def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:
     side = max(SIDES.get(term, 16) for term in losses)
     data = {"source": "digits", "resolution": side, "classes": [0, 1]}
     start = spec_of({"mse": 1.0}, data=data, model=family | {"channels": 4} | options)
-    build_model(start, 2).save_pretrained(folder)
+    build_model(start, 2).save(folder)
     training = Training(spec_of(losses, data=data, model=family | {"pretrained": str(folder)}))
     with torch.no_grad():
         for parameter in training.autoencoder.parameters():

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.data.dataset import ImageSet
-from ftae.engine.models.autoencoder import Autoencoder, Codes, Draw, Encoding, Posterior, Stage
+from ftae.engine.models.autoencoder import Autoencoder, Codes, Encoding, NoiseFn, Posterior
+from ftae.engine.models.staged_model import Stage
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import ActiveUnits
@@ -215,9 +216,9 @@ def shifting(seen: Seen, shift: float) -> Autoencoder:
     """An autoencoder for images in [-1, 1] that adds ``shift`` to every pixel and has a wide posterior."""
     net = nn.Conv2d(1, 1, 1)
 
-    def encode(images: Tensor, labels: Tensor | None, draw: Draw | None) -> Encoding:
+    def encode(images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
         seen.training.append(net.training)
-        return Encoding.of(Posterior(images + shift, torch.full_like(images, 3.0)), draw)
+        return Encoding.of(Posterior(images + shift, torch.full_like(images, 3.0)), noise)
 
     def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
         seen.latents.append(latents)
@@ -284,7 +285,7 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
 
 def test_a_model_without_a_posterior_has_no_active_units() -> None:
     autoencoder = shifting(Seen([], []), 0.0)
-    autoencoder._encode = lambda images, labels, draw: Encoding(images)
+    autoencoder._encode = lambda images, labels, noise: Encoding(images)
     subject = subject_of(autoencoder, spec_of(metrics=["mse"]))
     assert evaluate(subject, image_set(0, 255)) == ({"mse": 0.0}, {})
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.models.discriminator import PatchGan, build_discriminator
+from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model
 from ftae.engine.sizing.probe import probe
 from ftae.engine.sizing.summary import summarize
@@ -21,7 +21,6 @@ from ftae.engine.training.local_workers import local_workers
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Training
 from ftae.errors import FtaeError, Reason, TrainingFailed
-from ftae.specs.finetune.networks import DiscriminatorSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
 AT_ONCE = {"start_fraction": 0.0, "ramp_fraction": 0.0, "warmup_fraction": 0.0}
@@ -65,55 +64,6 @@ def numbers(state: dict[str, Tensor]) -> dict[str, list[float]]:
 
 def images(seed: int, count: int = 4) -> Tensor:
     return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-# --------------------------------------------------------------------------------------- the network
-
-
-@pytest.mark.parametrize("norm", ["spectral", "group"])
-@pytest.mark.parametrize(("resolution", "depth", "side"), [(8, 1, 2), (16, 2, 2), (12, 2, 1), (32, 3, 2), (64, 3, 6)])
-def test_it_takes_small_images(norm: Any, resolution: int, depth: int, side: int) -> None:
-    net = PatchGan(3, DiscriminatorSpec(norm=norm, channels=4, depth=depth))
-    assert net(torch.rand(2, 3, resolution, resolution)).shape == (2, 1, side, side)
-    assert resolution >= DiscriminatorSpec(depth=depth).least_resolution
-
-
-@pytest.mark.parametrize("norm", ["spectral", "group"])
-def test_an_image_is_judged_without_the_others(norm: Any) -> None:
-    net = PatchGan(1, DiscriminatorSpec(norm=norm, channels=4)).eval()
-    whole = net(images(0))
-    assert torch.allclose(net(images(0)[:1]), whole[:1], atol=1e-6)
-    assert whole.std() > 0
-
-
-def test_spectral_normalisation_bounds_every_convolution() -> None:
-    torch.manual_seed(0)
-    net = PatchGan(1, DiscriminatorSpec(channels=8)).train()
-    for _ in range(30):
-        net(images(0))
-    convs = [module for module in net if isinstance(module, nn.Conv2d)]
-    assert [torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() for conv in convs] == pytest.approx(
-        [1.0] * 4, rel=0.05
-    )
-
-
-def test_it_is_drawn_from_the_seed_and_leaves_the_generators_alone() -> None:
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    first, again, other = (numbers(build_discriminator(spec_of(seed=seed)).state_dict()) for seed in (0, 0, 1))
-    assert first == again != other
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_pretrained_weights_are_loaded_or_the_file_is_named(tmp_path: Path) -> None:
-    there = build_discriminator(spec_of(seed=7))
-    torch.save(there.state_dict(), tmp_path / "d.pt")
-    loaded = build_discriminator(spec_of({"pretrained": str(tmp_path / "d.pt")}))
-    assert numbers(loaded.state_dict()) == numbers(there.state_dict())
-    with pytest.raises(FtaeError, match=r"discriminator\.pretrained: .*none\.pt does not exist"):
-        build_discriminator(spec_of({"pretrained": str(tmp_path / "none.pt")}))
-    with pytest.raises(FtaeError, match=r"discriminator\.pretrained: .*d\.pt does not hold a state dict of the model"):
-        build_discriminator(spec_of({"pretrained": str(tmp_path / "d.pt"), "channels": 8}))
 
 
 # ------------------------------------------------------------------------------------------- losses
@@ -348,9 +298,11 @@ def test_a_checkpoint_gives_the_next_run_its_discriminator_and_the_released_mode
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
     saved = load_file(newest / "discriminator.safetensors")
-    again = build_discriminator(spec_of({"pretrained": str(newest / "discriminator.safetensors")}))
-    assert numbers(again.state_dict()) == numbers(saved)
-    assert numbers(saved) != numbers(build_discriminator(spec).state_dict())
+    fresh, again = (
+        build_discriminator(spec.discriminator.model_copy(update={"pretrained": file}), channels=1, seed=0).net
+        for file in (None, str(newest / "discriminator.safetensors"))
+    )
+    assert numbers(again.state_dict()) == numbers(saved) != numbers(fresh.state_dict())
     release(spec, newest, tmp_path / "model")
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == build_model(spec, None).net.state_dict().keys()
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ftae.engine.models.autoencoder import Autoencoder, Encoding, Stage
+from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.models.families import build_model
+from ftae.engine.models.staged_model import Stage
 from ftae.engine.tasks.optim import WeightAverage, build_optimizer, lr_factor, set_lr
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
@@ -38,7 +39,7 @@ def autoencoder() -> Autoencoder:
         stages,
         image_range=(0.0, 1.0),
         channels=1,
-        encode=lambda images, labels, draw: Encoding(images),
+        encode=lambda images, labels, noise: Encoding(images),
         decode=lambda latents, labels: latents,
         save=lambda folder: None,
     )
