@@ -17,7 +17,7 @@ from ftae.engine.data.named_images import named_folder, validation_names
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import PER_IMAGE
-from ftae.engine.training.evaluator import Metrics, check_enough, evaluate, lacking, run_batch
+from ftae.engine.training.evaluator import Metrics, check_metrics, evaluate, missing_for, run_batch
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.inference.pictures import beside, heat, pixels_of, save_sheet
@@ -131,7 +131,7 @@ def _lacking(metric: str, judged: Judged) -> str | None:
         return "needs the classes the model was trained with; these images have none of them"
     if judged.anomalies is None and needs.anomalies in facts.needs:
         return "needs images of data.anomaly_classes; there are none"
-    reason = lacking(metric, judged.images)
+    reason = missing_for(metric, judged.images)
     return None if reason is None else f"needs {reason}"
 
 
@@ -147,7 +147,7 @@ def measure(model: TunedModel, judged: Judged, metrics: tuple[str, ...]) -> Metr
     num_classes = None if model.class_names is None else len(model.class_names)
     auxiliary = build_auxiliary_networks(spec, num_classes, model.device)
     train = _training_images(model)
-    check_enough(metrics, train, judged.images)
+    check_metrics(metrics, train, judged.images)
     subject = EvalContext(model.autoencoder, spec, auxiliary, train, model.device, judged.anomalies)
     return evaluate(subject, judged.images)[0]
 

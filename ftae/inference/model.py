@@ -14,7 +14,7 @@ from ftae.engine.models.families import build_model
 from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
 from ftae.engine.rng import keep_random_state
 from ftae.engine.training.checkpoint import evaluated_weights, read_spec
-from ftae.engine.training.export_model import CLASSES, load_released
+from ftae.engine.training.export_model import CLASSES, load_exported_model
 from ftae.errors import FtaeError
 from ftae.inference.source import ModelSource
 from ftae.specs.finetune.data import ImageFolder
@@ -99,7 +99,7 @@ def load_model(source: ModelSource) -> TunedModel:
         if weights is None:
             autoencoder = build_model(spec, num_classes)
         elif read_spec(weights) is None:
-            autoencoder = load_released(spec, weights, num_classes)
+            autoencoder = load_exported_model(spec, weights, num_classes)
         else:
             autoencoder = build_model(spec, num_classes)
             _restore(autoencoder, weights)

@@ -31,7 +31,7 @@ SETTABLE = ("data", "batch_size", "device", "num_threads")  # of a run, what a f
 class ModelSource:
     """A model, before it is loaded.
 
-    ``spec``: the run that made it. ``weights``: a checkpoint, or a folder that ``release`` wrote; None for
+    ``spec``: the run that made it. ``weights``: a checkpoint, or a folder that ``export_model`` wrote; None for
     the model as ``spec.model`` gives it. ``told``: what it is, in a few words.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae.engine.data.listing import check_output
-from ftae.engine.training.export_model import ExportedModel, release
+from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord, run_of, search_of
@@ -43,7 +43,7 @@ def export(
     parts.mkdir(parents=True)
     try:
         assert trial.checkpoint is not None
-        released = release(spec, store.fetch(trial.checkpoint), parts / "model")
+        released = export_model(spec, store.fetch(trial.checkpoint), parts / "model")
         production = ProductionSpec(
             name=f"{search.name}-trial-{trial.number}",
             finetune=spec,

@@ -16,7 +16,7 @@ from ftae.engine.data.listing import check_output
 from ftae.engine.models.hub import pinned
 from ftae.engine.sizing.summary import summarize
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint, read_spec, usable_checkpoint
-from ftae.engine.training.export_model import ExportedModel, release
+from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.engine.training.local_workers import local_workers, with_shared_cores
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
@@ -98,7 +98,7 @@ def _train(
                 notify(describe(report))
                 tracking.send()
             assert report.checkpoint is not None
-            released = release(spec.finetune, out / report.checkpoint, out / "model")
+            released = export_model(spec.finetune, out / report.checkpoint, out / "model")
             tracking.end("FINISHED", out / "model")
         except BaseException as error:
             tracking.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

@@ -4,7 +4,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,9 +14,9 @@ import torch
 
 from ftae.engine.process import give_back_freed_memory
 from ftae.engine.training.distributed import ALONE, Group
-from ftae.engine.training.evaluator import EvalSet, Judging
+from ftae.engine.training.evaluator import EvalSet, EvaluationPass
 from ftae.engine.training.model_reuse import ModelReuse
-from ftae.engine.training.trainer import Training, configuration_fails
+from ftae.engine.training.trainer import Trainer, configuration_fails
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import duration, size
@@ -65,19 +65,19 @@ SHOWN_SECONDS = 2.0  # about so long are images evaluated
 PROCESS = Path("/proc/self")  # what Linux knows of this process
 
 
-def probe(spec: FinetuneSpec, group: Group = ALONE, warm: ModelReuse | None = None) -> Probe:
+def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = None) -> Probe:
     """Train one step to warm up and a few that are timed, then evaluate some images; nothing is written.
 
-    ``warm``: what the process keeps for the runs that follow.
+    ``reuse``: what the process keeps for the runs that follow.
 
     Raises:
-        FtaeError: the spec cannot be run (see ``Training``).
+        FtaeError: the spec cannot be run (see ``Trainer``).
         TrainingFailed: non-finite loss or gradient, out of memory, or what the model raised.
     """
     _forget_peak()
     spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
     with configuration_fails(step=lambda: 0):
-        training = Training(spec, group, warm)
+        training = Trainer(spec, group, reuse)
     with configuration_fails(step=lambda: training.step):
         step_seconds = _step_seconds(training)
         eval_seconds = _eval_seconds(training)
@@ -93,37 +93,37 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, warm: ModelReuse | None = No
     )
 
 
-def _step_seconds(training: Training) -> float:
+def _step_seconds(training: Trainer) -> float:
     times: list[float] = []
     while training.step < min(1 + TIMED_STEPS, training.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
         times.append(_timed(lambda: training.train_to(training.step + 1), training.device))
     return median(times[1:] or times)
 
 
-def _eval_seconds(training: Training) -> float:
-    with training.average.applied() if training.average is not None else nullcontext():
+def _eval_seconds(training: Trainer) -> float:
+    with training.averaged():
         return sum(_seconds_of(part, training) for part in training.eval_sets)
 
 
-def _seconds_of(part: EvalSet, training: Training) -> float:
+def _seconds_of(part: EvalSet, training: Trainer) -> float:
     """Of one evaluation, measured on as many images as are shown in ``SHOWN_SECONDS``, after a batch to warm up.
 
     In whole batches: those of the cached prefix are rounded as the run's own will be.
     """
     batch = training.spec.batch_size
-    count = max(METRICS[metric].least_images for metric in part.subject.spec.metrics)
+    count = max(METRICS[metric].least_images for metric in part.context.spec.metrics)
     count = -(-count // batch) * batch
-    _, shown, _ = _seconds_of_parts(part.few(count), training.device)
-    few = part.few(max(count, int(count * SHOWN_SECONDS / shown) // batch * batch))
+    _, shown, _ = _seconds_of_parts(part.first(count), training.device)
+    few = part.first(max(count, int(count * SHOWN_SECONDS / shown) // batch * batch))
     before, shown, after = _seconds_of_parts(few, training.device)
     return before + shown * len(part) / len(few) + after
 
 
 def _seconds_of_parts(part: EvalSet, device: torch.device) -> tuple[float, float, float]:
     """What comes before the images are shown, showing them, and what comes after."""
-    judging: list[Judging] = []
-    before = _timed(lambda: judging.append(Judging(part.subject, part.images)), device)
-    return before, _timed(judging[0].show, device), _timed(judging[0].results, device)
+    judging: list[EvaluationPass] = []
+    before = _timed(lambda: judging.append(EvaluationPass(part.context, part.images)), device)
+    return before, _timed(judging[0].run, device), _timed(judging[0].results, device)
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:

@@ -71,13 +71,16 @@ def lr_factor(schedule: Schedule, progress: float) -> float:
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * height
 
 
-def set_lr(optimizer: torch.optim.Optimizer, spec: FinetuneSpec, step: int) -> float:
-    """Set every group's learning rate for optimizer step ``step`` (from 0); returns the base rate."""
-    # The middle of the step, so that the first is above 0 and the last is not 0 either.
-    lr = spec.optimizer.lr * lr_factor(spec.schedule, (step + 0.5) / spec.max_steps)
+def base_lr(spec: FinetuneSpec, step: int) -> float:
+    """The learning rate of the run for optimizer step ``step`` (from 0), before multipliers."""
+    # At the middle of the step, so that neither the first nor the last rate is 0.
+    return spec.optimizer.lr * lr_factor(spec.schedule, (step + 0.5) / spec.max_steps)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group ``lr`` times its ``multiplier``, where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["multiplier"]
-    return lr
+        group["lr"] = lr * group.get("multiplier", 1.0)
 
 
 class WeightAverage:

@@ -16,34 +16,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.rng import rng_state, same_state, set_rng_state
 from ftae.engine.run_folder import ASIDE, CHECKPOINTS, KEPT, AtomicFolder, put_back
-from ftae.engine.tasks.adversarial import Adversary
-from ftae.engine.tasks.optim import WeightAverage
+from ftae.engine.tasks.registry import read_state
+from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.formats import stored
+from ftae.specs.reading.formats import FORMAT, migrate, stored
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 
-DISCRIMINATOR = "discriminator.safetensors"
+HASHES = "sha256.json"  # the hashes of all other files
 
-HASHES = "sha256.json"  # of each of the others
-
-# A run may go on for longer than it was planned; all else must be as it was.
+# A run may be extended beyond its plan; everything else must be as it was.
 MAY_DIFFER = ("max_steps", "num_evals", "num_threads", "frozen_cache_gb")
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """What an evaluation found; everything it names is on disk before it is handed out.
+    """The findings of an evaluation; every file that it names is on disk before it is handed out.
 
-    ``metrics``: ``val/<metric>`` and, after step 0, ``train/<term>`` (unweighted, mean since the last
-    report), ``train/loss``, ``train/grad_norm`` (before clipping) and ``train/lr``; of a discriminator
-    ``train/discriminator`` (its loss), its gradient's norm, its mean logits and ``train/adaptive_weight``.
-    ``timing``: ``time/...`` in seconds and images a second; the only figures that differ between runs.
-    ``checkpoint``: None at step 0. Paths are relative to the run's folder.
+    ``metrics``: ``val/<metric>`` and, after step 0, ``train/<term>`` (unweighted, mean since the last report),
+    ``train/loss``, ``train/grad_norm`` (before clipping) and ``train/lr``, and what the task measures besides.
+    ``timing``: ``time/...`` in seconds, and images per second; the only figures that differ between equal runs.
+    ``checkpoint``: None at step 0. Paths are relative to the folder of the run.
     """
 
     step: int
@@ -54,118 +50,81 @@ class EvalReport:
 
 
 class CheckpointWriter:
-    """A checkpoint of a run as it is now, on its way to ``folder`` while its evaluation goes on.
+    """Writes the state of a run as it is now to ``folder``, while its evaluation goes on.
 
-    Everything that training needs to go on from here as if it had never stopped. Left before ``finish``, as a
-    context, nothing of it stays.
+    The checkpoint has all that training needs to continue as if it had never stopped. As a context, it leaves
+    nothing behind unless ``finish`` was called.
 
     Raises:
         OSError: the folder could not be made.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        spec: FinetuneSpec,
-        autoencoder: Autoencoder,
-        optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
-        *,
-        adversary: Adversary | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, spec: FinetuneSpec, task: Task) -> None:
         self._spec = spec
-        self._state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "rng": rng_state()}
-        weights = {MODEL: autoencoder.state_dict()}
-        if average is not None:
-            weights[AVERAGE] = average.weights
-        if adversary is not None:
-            weights[DISCRIMINATOR] = adversary.net.state_dict()
-            self._state["adversary"] = adversary.state()
-        self._parts = AtomicFolder(folder)
-        # By way of memory: the writers of both formats do not report a full disk as an OSError.
-        for name, tensors in weights.items():
-            self._parts.add(name, safetensors.torch.save(_cpu(tensors)))
+        optimizers = {network.name: network.optimizer.state_dict() for network in task.networks}
+        self._state: dict[str, Any] = {"optimizers": optimizers, "task": task.state(), "rng": rng_state()}
+        self._files = AtomicFolder(folder)
+        # Serialized in memory: the writers of both formats do not report a full disk as an OSError.
+        for network in task.networks:
+            for name, tensors in network.tensors().items():
+                self._files.add(f"{name}.safetensors", safetensors.torch.save(_on_cpu(tensors)))
         self._add_state()
 
     def _add_state(self) -> None:
         content = io.BytesIO()
         torch.save(self._state, content)
-        self._parts.add(TRAINING, content.getvalue())
+        self._files.add(TRAINING, content.getvalue())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._parts.__exit__(*exception)
+        self._files.__exit__(*exception)
 
     def finish(self, report: EvalReport, collapse_signs: dict[str, float]) -> None:
-        """Add what the evaluation found. Afterwards the checkpoint is there, on the disk itself.
+        """Add the findings of the evaluation. Afterwards the whole checkpoint is on the disk itself.
 
         Raises:
             OSError: it could not be written.
         """
-        random = rng_state()
-        if not same_state(self._state["rng"], random):  # a user's own model may draw in an evaluation
-            self._state["rng"] = random
+        rng = rng_state()
+        if not same_state(self._state["rng"], rng):  # a user's own model may draw random numbers in an evaluation
+            self._state["rng"] = rng
             self._add_state()
-        content = {"report": asdict(report), "vitals": collapse_signs, "spec": self._spec.model_dump(mode="json")}
-        self._parts.add(REPORT, json.dumps(content).encode())
-        self._parts.complete(HASHES)
+        content = {
+            "format": FORMAT,
+            "report": asdict(report),
+            "collapse_signs": collapse_signs,
+            "spec": self._spec.model_dump(mode="json"),
+        }
+        self._files.add(REPORT, json.dumps(content).encode())
+        self._files.complete(HASHES)
 
 
-def save_checkpoint(
-    folder: Path,
-    report: EvalReport,
-    spec: FinetuneSpec,
-    autoencoder: Autoencoder,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    collapse_signs: dict[str, float],
-    *,
-    adversary: Adversary | None = None,
-) -> None:
-    """Write a checkpoint of what has been evaluated already.
+def load_checkpoint(folder: Path, spec: FinetuneSpec, task: Task) -> tuple[EvalReport, dict[str, float]]:
+    """Restore the full state in place; returns the report and the collapse signs that were saved with it.
 
     Raises:
-        OSError: it could not be written; nothing half-written stays.
-    """
-    with CheckpointWriter(folder, spec, autoencoder, optimizer, average, adversary=adversary) as saving:
-        saving.finish(report, collapse_signs)
-
-
-def load_checkpoint(
-    folder: Path,
-    spec: FinetuneSpec,
-    autoencoder: Autoencoder,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    *,
-    adversary: Adversary | None = None,
-) -> tuple[EvalReport, dict[str, float]]:
-    """Restore the full state in place; returns the report and the vital signs that were saved with it.
-
-    Raises:
-        FtaeError: the checkpoint is of another configuration, or by another version of ftae.
+        FtaeError: the checkpoint belongs to another configuration, or was written by another version of ftae.
     """
     report, collapse_signs, content = _read_report(folder)
-    saved = stored(FinetuneSpec, content, f"the checkpoint {folder}")  # with what an older ftae did not know of
-    _same_run(saved.model_dump(mode="json"), spec.model_dump(mode="json"), folder)
-    autoencoder.load_state_dict(_read_weights(folder / MODEL))
-    if average is not None:
-        average.load(_read_weights(folder / AVERAGE))
-    training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(training["optimizer"])
-    if adversary is not None:
-        adversary.load(_read_weights(folder / DISCRIMINATOR), training["adversary"])
-    set_rng_state(training["rng"])
+    saved = stored(FinetuneSpec, content, f"the checkpoint {folder}")  # with defaults for newer fields
+    _check_same_run(saved.model_dump(mode="json"), spec.model_dump(mode="json"), folder)
+    state = read_state(torch.load(folder / TRAINING, weights_only=True, map_location="cpu"))
+    for network in task.networks:
+        network.load(lambda name: _read_weights(folder / f"{name}.safetensors"), state["optimizers"][network.name])
+    task.load_state(state["task"])
+    set_rng_state(state["rng"])
     return report, collapse_signs
 
 
 def _read_report(folder: Path) -> tuple[EvalReport, dict[str, float], dict[str, Any]]:
-    """The report of a checkpoint, its vital signs, and the run that made it."""
+    """The report of a checkpoint, its collapse signs, and the spec of the run that wrote it."""
     try:
-        content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        saved, collapse_signs = dict(content["spec"]), dict(content["vitals"])
+        content = migrate(
+            dict(json.loads((folder / REPORT).read_text(encoding="utf-8"))), "checkpoint", f"the checkpoint {folder}"
+        )
+        saved, collapse_signs = dict(content["spec"]), dict(content["collapse_signs"])
         return EvalReport(**content["report"]), collapse_signs, saved
     except (ValueError, KeyError, TypeError) as error:
         raise FtaeError(
@@ -174,10 +133,10 @@ def _read_report(folder: Path) -> tuple[EvalReport, dict[str, float], dict[str, 
 
 
 def read_spec(folder: Path) -> FinetuneSpec | None:
-    """The run that made the checkpoint ``folder``; None if it is no checkpoint.
+    """The spec of the run that wrote the checkpoint ``folder``; None if that is no checkpoint.
 
     Raises:
-        FtaeError: it is one of another version of ftae, or damaged.
+        FtaeError: the checkpoint was written by another version of ftae, or is damaged.
     """
     if not (folder / REPORT).is_file():
         return None
@@ -186,7 +145,7 @@ def read_spec(folder: Path) -> FinetuneSpec | None:
 
 
 def evaluated_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights the checkpoint's metrics were measured with: averaged where there is an average.
+    """The weights that the metrics of the checkpoint were measured with: averaged ones, if the run has an average.
 
     Raises:
         FtaeError: the checkpoint is damaged.
@@ -212,7 +171,7 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
 
 
 def usable_checkpoint(run_folder: Path, notify: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a run that is not damaged, or None; ``notify`` is told of each that is."""
+    """The newest checkpoint of a run that is not damaged, or None; calls ``notify`` once for each damaged one."""
     for folder in _newest_first(run_folder):
         if not (wrong := damage(folder)):
             return folder
@@ -221,7 +180,7 @@ def usable_checkpoint(run_folder: Path, notify: Callable[[str], None]) -> Path |
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, by the hashes taken when they were written; None if nothing."""
+    """The first fault in the files of a checkpoint, compared with the hashes taken when they were written, or None."""
     try:
         hashes: Any = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -239,8 +198,8 @@ def damage(folder: Path) -> str | None:
 
 
 def remove_older_checkpoints(newest: Path) -> None:
-    """Leave ``newest``, the last written, and the one before it; what a killed process had half-written goes too."""
-    # A run that began again in this folder must not be resumed from its predecessor's later steps.
+    """Remove all but ``newest``, the last written, and the one before it, and what killed processes left unfinished."""
+    # Later steps belong to an earlier run in this folder: a resume must not continue from them.
     kept = [folder for folder in _newest_first(newest.parent.parent) if folder.name <= newest.name][:KEPT]
     stale = [folder for folder in newest.parent.glob("step-*") if folder not in kept]
     for folder in [*stale, *newest.parent.glob(".step-*.tmp"), *newest.parent.glob(f".step-*{ASIDE}")]:
@@ -257,13 +216,13 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+def _check_same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     keys = [key for key in (wanted | saved) if key not in MAY_DIFFER]
     differing = [key for key in keys if key not in saved or key not in wanted or saved[key] != wanted[key]]
     batches = ("batch_size", "grad_accumulation")
-    has_both = all(isinstance(saved.get(key), int) for key in batches)
-    if has_both and math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
-        differing = [key for key in differing if key not in batches]  # the same images a step
+    known = all(isinstance(saved.get(key), int) for key in batches)
+    if known and math.prod(saved[key] for key in batches) == math.prod(wanted[key] for key in batches):
+        differing = [key for key in differing if key not in batches]  # the same images per step
     if differing:
         raise FtaeError(
             f"{folder} belongs to another configuration: {', '.join(differing)} differ. "
@@ -271,8 +230,8 @@ def _same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> No
         )
 
 
-def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, on the CPU, no two in the same memory; copies only where that takes some."""
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, no two in the same memory; they are copied only where necessary."""
     found: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():

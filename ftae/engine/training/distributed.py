@@ -1,4 +1,4 @@
-"""Several processes that train one model: rank, collectives, and what such a model must not do."""
+"""Several processes that train one model: ranks, collectives, and which models they cannot train."""
 
 import fcntl
 import io
@@ -25,11 +25,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def check_rows_apart(model: nn.Module) -> None:
-    """Refuse a model, in training mode, that mixes the images of a batch.
+def check_batch_independence(model: nn.Module) -> None:
+    """Refuse a model, in training mode, whose output for one image depends on the other images of the batch.
 
     Raises:
-        FtaeError: it has batch normalisation or dropout that is trained.
+        FtaeError: batch normalisation or dropout is trained.
     """
     for name, module in model.named_modules():
         draws = isinstance(module, DROPOUTS) and module.p > 0.0
@@ -37,15 +37,15 @@ def check_rows_apart(model: nn.Module) -> None:
             raise FtaeError(_refusal(f"{name.removeprefix('net.')} ({type(module).__name__}) works on whole batches"))
 
 
-class Buffers:
-    """Those of a model, as they were: each process would move its own (the codebook of a VQ model, say)."""
+class UnchangedBuffers:
+    """Checks that the buffers of a model stay as they are now: each process would change only its own copy."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._before = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def check(self) -> None:
-        """Refuse a model whose buffers move.
+        """Refuse the model if a buffer has changed, such as the codebook of a VQ model.
 
         Raises:
             FtaeError: one has.
@@ -59,24 +59,21 @@ def _refusal(reason: str) -> str:
     return f"{reason}: several workers would not train as one does. Freeze its stage, or use one worker"
 
 
-STEP_TIMEOUT = timedelta(minutes=10)  # for what all do at the same time
-
-WORD_TIMEOUT = timedelta(days=30)  # followers wait while rank 0 evaluates; that it is gone they notice at once
+STEP_TIMEOUT = timedelta(minutes=10)  # for what all ranks do at the same time
+COMMAND_TIMEOUT = timedelta(days=30)  # followers wait while rank 0 evaluates; they notice at once if it is gone
 
 POLL_SECONDS = 0.05
-
 GRACE_SECONDS = 5.0
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
 class Group:
-    """The place of this process among those of a run.
+    """The rank of this process among the ``size`` processes of a run.
 
-    This class waits for no other: alone it costs nothing, and one of a larger ``size`` does its own share,
-    as if the others did theirs, to try what that takes.
+    This class waits for no other process. Alone it costs nothing; with a larger ``size`` it does the share of one
+    rank, which shows how much time and memory that takes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -89,7 +86,7 @@ class Group:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def randn_like(self, share: Tensor) -> Tensor:
-        """Standard normal numbers for a share (B, ...): its rows of what one process draws for the whole batch."""
+        """Standard normal noise for the rows (B, ...) of this rank, as one process would draw it for the batch."""
         if self.size == 1:
             return torch.randn_like(share)
         whole = torch.cat([share.detach()] * self.size)
@@ -98,17 +95,17 @@ class Group:
     def join(self, device: torch.device) -> None:
         """Wait until all processes are there."""
 
-    def broadcast(self, word: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The word of rank 0, on every rank: tensors and plain values."""
-        assert word is not None
-        return word
+    def broadcast(self, command: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The command of rank 0, on every rank: tensors and plain values."""
+        assert command is not None
+        return command
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """``module`` with its gradients averaged over all ranks; starts from the weights of rank 0."""
+        """``module`` with its gradients averaged over all ranks; all start from the weights of rank 0."""
         return module
 
-    def accumulating(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Inside, what ``wrapped`` gave keeps its gradients to itself until a later backward pass."""
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Inside the block the wrapped module keeps its gradients local, until a backward pass outside it."""
         return nullcontext()
 
     def mean(self, values: list[float]) -> list[float]:
@@ -116,7 +113,7 @@ class Group:
         return values
 
     def failing_together(self) -> AbstractContextManager[None]:
-        """Inside, the failure of any process is raised on rank 0 as it was raised there."""
+        """Inside the block rank 0 raises the error of any process that fails."""
         return nullcontext()
 
 
@@ -124,9 +121,9 @@ ALONE = Group()
 
 
 class _Peers(Group):
-    """One of several: gradients go by NCCL between GPUs and by Gloo otherwise, all else by Gloo."""
+    """One of several processes: gradients go by NCCL between GPUs and by Gloo otherwise, all else by Gloo."""
 
-    _word_timeout = WORD_TIMEOUT
+    _command_timeout = COMMAND_TIMEOUT
 
     def __init__(self, rank: int, size: int, store: Store, host: str) -> None:
         super().__init__(rank, size)
@@ -143,65 +140,66 @@ class _Peers(Group):
                 world_size=self.size,
                 timeout=STEP_TIMEOUT,
             )
-            words = dist.new_group(backend="gloo", timeout=self._word_timeout)
-        assert isinstance(words, dist.ProcessGroup)
-        self._words = words
+            commands = dist.new_group(backend="gloo", timeout=self._command_timeout)
+        assert isinstance(commands, dist.ProcessGroup)
+        self._commands = commands
 
     def _meet(self) -> None:
         raise NotImplementedError
 
-    def broadcast(self, word: dict[str, Any] | None = None) -> dict[str, Any]:
+    def broadcast(self, command: dict[str, Any] | None = None) -> dict[str, Any]:
         written = io.BytesIO()
-        torch.save(word, written)
+        torch.save(command, written)
         length = torch.tensor([written.tell()])
-        dist.broadcast(length, src=0, group=self._words)
+        dist.broadcast(length, src=0, group=self._commands)
         data = bytearray(written.getvalue() if self.rank == 0 else int(length))
-        dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0, group=self._words)
-        heartbeat: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        return heartbeat
+        dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0, group=self._commands)
+        received: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        return received
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        # Which parameters get no gradient depends on the loss terms. Where all get one, this one keeps DDP from
-        # warning of that; without the search it would also reorder its sums after the first step.
+        # The loss terms decide which parameters get no gradient, so DDP must search for them. A parameter that never
+        # gets one keeps DDP from warning that the search finds nothing; without the search it would reorder its sums
+        # after the first step.
         module.register_parameter("unused", nn.Parameter(torch.zeros(1, device=self._device)))
-        return DistributedDataParallel(module, find_unused_parameters=True, forward_sync_buffers=False)
+        self._wrapped = DistributedDataParallel(module, find_unused_parameters=True, forward_sync_buffers=False)
+        return self._wrapped
 
-    def accumulating(self, module: nn.Module) -> AbstractContextManager[None]:
-        assert isinstance(module, DistributedDataParallel)
-        return module.no_sync()
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self._wrapped.no_sync()
 
     def mean(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=self._words)
+        dist.all_reduce(total, group=self._commands)
         means: list[float] = (total / self.size).tolist()
         return means
 
 
 class Follower(_Peers):
-    """A rank above 0. ``leader``: where rank 0 waits, as ``leading`` says it; ``host``: this machine's address."""
+    """A rank above 0. ``leader``: the address that ``leading`` listens at; ``host``: the address of this machine."""
 
     def __init__(self, rank: int, size: int, leader: tuple[str, int], host: str) -> None:
         super().__init__(rank, size, TCPStore(*leader, is_master=False, timeout=STEP_TIMEOUT), host)
 
     def _meet(self) -> None:
         self._store.set(f"here/{self.rank}", "")
-        self._store.wait(["all here"], WORD_TIMEOUT)
+        self._store.wait(["all here"], COMMAND_TIMEOUT)
 
 
 class Followers(Protocol):
-    """The processes that rank 0 has started. None ends by itself: whatever ends one is a failure."""
+    """The processes that rank 0 has started. None ends by itself, so every end is a failure."""
 
     def failures(self) -> list[Exception]:
-        """What ended those that have ended; waits until one has."""
+        """Why the processes that have ended did so; waits until one has."""
 
     def stop(self) -> None:
-        """End all of them. May be called from any thread, and again."""
+        """End all of them. May be called from any thread, and more than once."""
 
 
 class Leader(_Peers):
-    """Rank 0: it watches the processes it has started, and fails with them."""
+    """Rank 0: watches the processes that it has started, and fails when one of them fails."""
 
-    _word_timeout = STEP_TIMEOUT
+    _command_timeout = STEP_TIMEOUT
 
     def __init__(self, size: int, store: Store, host: str, followers: Followers) -> None:
         super().__init__(0, size, store, host)
@@ -214,12 +212,12 @@ class Leader(_Peers):
     def _watch(self) -> None:
         failures = self._followers.failures()
         if all(isinstance(failure, RuntimeError) for failure in failures):
-            # Maybe of a collective that another's end has broken: its own reason is on the way.
+            # Perhaps errors of a collective that another process broke by ending: wait for its reason, too.
             time.sleep(1.0)
             failures = self._followers.failures()
         self._failure = min(failures, key=lambda failure: isinstance(failure, RuntimeError))
         self._failed.set()
-        self._followers.stop()  # breaks what rank 0 waits for on Gloo
+        self._followers.stop()  # interrupts the Gloo collective that rank 0 may be waiting in
         _abort_gpu_collectives()
 
     def _meet(self) -> None:
@@ -235,12 +233,12 @@ class Leader(_Peers):
         try:
             yield
         except Exception as error:
-            # A broken collective, felt before its reason is known?
+            # A broken collective may be noticed before its cause is known.
             if isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError):
                 self._failed.wait(GRACE_SECONDS)
             if self._failure is None or self._failure is error:
                 raise
-            raise self._failure from error  # not an own reason: it may be the garbage an aborted collective left
+            raise self._failure from error  # ``error`` may only be what an aborted collective left behind
 
     def leave(self) -> None:
         """End the followers and the process group."""
@@ -252,14 +250,13 @@ class Leader(_Peers):
 
 @contextmanager
 def leading(size: int, host: str, start: Callable[[tuple[str, int]], Followers]) -> Iterator[Group]:
-    """This process as rank 0 of ``size``, until the block is left; then the others are ended.
+    """Inside the block this process is rank 0 of ``size``; afterwards the other processes are ended.
 
-    ``host``: the address of this machine at which the others reach it; nothing listens on another.
-    ``start`` is given the address for ``Follower`` and starts the processes.
+    ``host``: the address of this machine at which the others reach it; nothing listens at another address.
+    ``start``: starts the processes, given the address for ``Follower``.
     """
     with socket.create_server((host, 0)) as listener:
-        port = listener.getsockname()[1]
-        descriptor = listener.detach()
+        port, descriptor = listener.getsockname()[1], listener.detach()
     store = TCPStore(
         host, port, is_master=True, wait_for_workers=False, timeout=STEP_TIMEOUT, master_listen_fd=descriptor
     )
@@ -272,7 +269,7 @@ def leading(size: int, host: str, start: Callable[[tuple[str, int]], Followers])
 
 @contextmanager
 def _gloo_at(address: str) -> Iterator[None]:
-    """Have Gloo listen there, not at what the host's name happens to resolve to; a user's own choice stands."""
+    """Make Gloo listen at ``address``, not at the one that the host name resolves to; a user's setting stands."""
     interface = None if GLOO_INTERFACE in os.environ else _interface_with(address)
     if interface is not None:
         os.environ[GLOO_INTERFACE] = interface
@@ -284,12 +281,12 @@ def _gloo_at(address: str) -> Iterator[None]:
 
 
 def _interface_with(address: str) -> str | None:
-    """The network interface that has this IPv4 address; None where that cannot be told."""
+    """The network interface that has this IPv4 address; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # it has none
+            except OSError:  # an interface without an address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
@@ -297,7 +294,7 @@ def _interface_with(address: str) -> str | None:
 
 
 def _abort_gpu_collectives() -> None:
-    """One that another process has left would wait for ever."""
+    """End those that another process has left: they would wait for ever."""
     if dist.is_initialized() and dist.get_backend() == "nccl":
         assert dist.group.WORLD is not None
         dist.group.WORLD.abort()

@@ -1,4 +1,4 @@
-"""Evaluating a model on validation images: metrics, and a picture of some of them."""
+"""Evaluates a model on validation images: metrics, and a picture of some reconstructions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,31 +23,35 @@ from ftae.specs.finetune import needs
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 
-LEAST_FACTORS = {"mig": 1, "dci": 2}  # that vary
+LEAST_FACTORS = {"mig": 1, "dci": 2}  # factors of variation that must vary
 
-OF_EDGES = ("sharpness", "edge_distance")
+EDGE_METRICS = ("sharpness", "edge_distance")
+
+Metrics = dict[str, float]
+
+Findings = tuple[Metrics, dict[str, float]]  # the metrics of an evaluation, and its collapse signs
 
 
 def check_images(spec: FinetuneSpec, data: Dataset) -> None:
-    """Hold the metrics of a run against its images.
+    """Check that the metrics of a run can be computed on its images.
 
     Raises:
-        FtaeError: one has no value on them.
+        FtaeError: one cannot.
     """
-    check_enough(spec.metrics, data.train, data.val)
+    check_metrics(spec.metrics, data.train, data.val)
     if data.replay is not None:
-        check_enough(spec.source_metrics(), data.replay.train, data.replay.val, "data.replay")
+        check_metrics(spec.source_metrics(), data.replay.train, data.replay.val, "data.replay")
 
 
-def check_enough(metrics: Sequence[str], train: ImageSet, val: ImageSet, data: str = "data") -> None:
-    """Raises as ``check_images``; ``data``: the leaf that names these images."""
+def check_metrics(metrics: Sequence[str], train: ImageSet, val: ImageSet, data: str = "data") -> None:
+    """Raises as ``check_images``; ``data``: the field of the spec that describes these images."""
     for metric in metrics:
-        if reason := lacking(metric, val, data) or lacking_to_train(metric, train, data):
+        if reason := missing_for(metric, val, data) or missing_in_training(metric, train, data):
             raise FtaeError(f"metrics: {metric} needs {reason}")
 
 
-def lacking(metric: str, val: ImageSet, data: str = "data") -> str | None:
-    """What a metric needs of the validation images that they have not; None if nothing."""
+def missing_for(metric: str, val: ImageSet, data: str = "data") -> str | None:
+    """What a metric needs and the validation images do not have; None if nothing is missing."""
     factors = LEAST_FACTORS.get(metric, 0)
     if reason := too_few(metric, len(val), data):
         return reason
@@ -55,13 +59,13 @@ def lacking(metric: str, val: ImageSet, data: str = "data") -> str | None:
         return f"the labels of validation images: put those of each class into a sub-folder of {data}.val"
     if factors and (val.factors is None or varying(val.factors).sum() < factors):
         return f"at least {factors} factor{'s' * (factors > 1)} of variation with more than one value in validation"
-    if metric in OF_EDGES and all((image == image[:1, :1]).all() for image in val.images):
+    if metric in EDGE_METRICS and all((image == image[:1, :1]).all() for image in val.images):
         return f"edges: each validation image of {data} is of one colour"
     return None
 
 
-def lacking_to_train(metric: str, train: ImageSet, data: str = "data") -> str | None:
-    """What a metric needs of the training images that they have not; None if nothing."""
+def missing_in_training(metric: str, train: ImageSet, data: str = "data") -> str | None:
+    """What a metric needs and the training images do not have; None if nothing is missing."""
     if needs.labels not in METRICS[metric].needs:
         return None
     if train.labels is None:
@@ -70,33 +74,30 @@ def lacking_to_train(metric: str, train: ImageSet, data: str = "data") -> str | 
     return None if found > 1 else f"training images of at least 2 classes, {data} has {found}"
 
 
-Metrics = dict[str, float]
-
-
 @dataclass(frozen=True)
 class EvalSet:
-    """Validation images by the name under which reports have their metrics, and what is judged on them."""
+    """Validation images, the model to evaluate on them, and the name that comes before the metrics in reports."""
 
     name: str
-    subject: EvalContext
+    context: EvalContext
     images: ImageSet
 
-    def few(self, count: int) -> "EvalSet":
-        """The same on the first images, ``count`` of each kind."""
-        anomalies = self.subject.anomalies
-        few = None if anomalies is None else anomalies.taken(slice(count))
-        return EvalSet(self.name, replace(self.subject, anomalies=few), self.images.taken(slice(count)))
+    def first(self, count: int) -> "EvalSet":
+        """The same with the first ``count`` normal images and the first ``count`` anomalies."""
+        anomalies = self.context.anomalies
+        anomalies = None if anomalies is None else anomalies.taken(slice(count))
+        return EvalSet(self.name, replace(self.context, anomalies=anomalies), self.images.taken(slice(count)))
 
     def __len__(self) -> int:
-        anomalies = self.subject.anomalies
+        anomalies = self.context.anomalies
         return len(self.images) + (0 if anomalies is None else len(anomalies))
 
 
 class Grid:
     """A picture of fixed validation images, each as input | reconstruction | absolute difference.
 
-    Where the input is degraded, the third is the clean image. What it shows are reconstructions that an evaluation
-    makes anyway.
+    Where the input is degraded, the third is the clean image. The reconstructions are those of the evaluation, so
+    the picture costs no forward pass.
     """
 
     def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
@@ -105,17 +106,17 @@ class Grid:
         self._seen = 0
         self._cells: list[Tensor] = []  # (n, C, H, 3W)
 
-    def update(self, inputs: EvalBatch) -> None:
-        """The next batch, in order."""
+    def update(self, batch: EvalBatch) -> None:
+        """Take the chosen images of the next batch; all batches must come, in order."""
         rows = self._chosen - self._seen
-        rows = rows[(rows >= 0) & (rows < len(inputs.target))]
-        given, made, wanted = (images[rows] for images in (inputs.given, inputs.reconstruction, inputs.target))
-        third = (wanted - made).abs() if self._spec.data.degrade is None else wanted
-        self._cells.append(torch.cat([given, made, third], dim=3).cpu())
-        self._seen += len(inputs.target)
+        rows = rows[(rows >= 0) & (rows < len(batch.target))]
+        given, reconstructed, target = (images[rows] for images in (batch.given, batch.reconstruction, batch.target))
+        third = (target - reconstructed).abs() if self._spec.data.degrade is None else target
+        self._cells.append(torch.cat([given, reconstructed, third], dim=3).cpu())
+        self._seen += len(batch.target)
 
     def save(self, path: Path) -> None:
-        """Write it as PNG."""
+        """Write the picture as PNG."""
         cells = torch.cat(self._cells)
         rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, 3W, C)
         picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
@@ -125,62 +126,65 @@ class Grid:
         Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
 
 
-def evaluate_all(eval_sets: Sequence[EvalSet], grid: Grid | None = None) -> tuple[Metrics, dict[str, float]]:
-    """Every metric as reports name it (``val/psnr``), and the vital signs: these, as ``grid``, of the first part."""
+def evaluate_all(eval_sets: Sequence[EvalSet], grid: Grid | None = None) -> Findings:
+    """The metrics of all sets as reports name them (``val/psnr``); collapse signs and ``grid`` are of the first set."""
     grids = [grid, *[None] * len(eval_sets[1:])]
     results = [
-        (part.name, *evaluate(part.subject, part.images, its)) for part, its in zip(eval_sets, grids, strict=True)
+        (eval_set.name, *evaluate(eval_set.context, eval_set.images, its_grid))
+        for eval_set, its_grid in zip(eval_sets, grids, strict=True)
     ]
     metrics = {f"{name}/{metric}": value for name, values, _ in results for metric, value in values.items()}
     return metrics, results[0][2]
 
 
-def evaluate(subject: EvalContext, images: ImageSet, grid: Grid | None = None) -> tuple[Metrics, dict[str, float]]:
-    """The metrics of the subject over all of ``images``, and its vital signs; ``grid`` is given every batch of them.
+def evaluate(context: EvalContext, images: ImageSet, grid: Grid | None = None) -> Findings:
+    """The metrics of a model over all of ``images``, and its collapse signs; ``grid`` sees every batch of them.
 
     Draws nothing from the random generators.
     """
-    judging = Judging(subject, images, grid)
-    judging.show()
-    return judging.results()
+    evaluation = EvaluationPass(context, images, grid)
+    evaluation.run()
+    return evaluation.results()
 
 
-class Judging:
-    """One evaluation in its parts, of which ``show`` alone takes longer the more images there are."""
+class EvaluationPass:
+    """One evaluation in its parts; only ``run`` takes longer the more images there are."""
 
-    def __init__(self, subject: EvalContext, images: ImageSet, grid: Grid | None = None) -> None:
-        subject.autoencoder.eval()
-        self._subject, self._images, self._grid = subject, images, grid
-        self._evaluation, self._collapse_signs = Evaluation(subject), CollapseDetector(subject.spec)
+    def __init__(self, context: EvalContext, images: ImageSet, grid: Grid | None = None) -> None:
+        context.autoencoder.eval()
+        self._context, self._images, self._grid = context, images, grid
+        self._evaluation, self._collapse_signs = Evaluation(context), CollapseDetector(context.spec)
 
     @torch.no_grad()
-    def show(self) -> None:
-        """Have the model make every image again, and all that judges it look on."""
-        for inputs in self._runs(self._images):
-            self._evaluation.update(inputs)
-            self._collapse_signs.update(inputs)
+    def run(self) -> None:
+        """Run the model on every image, and update all metrics."""
+        for outputs in self._outputs(self._images):
+            self._evaluation.update(outputs)
+            self._collapse_signs.update(outputs)
             if self._grid is not None:
-                self._grid.update(inputs)
-        if self._subject.anomalies is not None:
-            for inputs in self._runs(self._subject.anomalies):
-                self._evaluation.update_anomalies(inputs)
+                self._grid.update(outputs)
+        if self._context.anomalies is not None:
+            for outputs in self._outputs(self._context.anomalies):
+                self._evaluation.update_anomalies(outputs)
 
-    def results(self) -> tuple[Metrics, dict[str, float]]:
-        """Metrics, and vital signs."""
+    def results(self) -> Findings:
         return self._evaluation.compute(), self._collapse_signs.compute()
 
-    def _runs(self, images: ImageSet) -> Iterator[EvalBatch]:
-        subject = self._subject
-        spec = subject.spec
-        for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
-            yield run_batch(subject.autoencoder, batch, prefix=subject.prefix)
+    def _outputs(self, images: ImageSet) -> Iterator[EvalBatch]:
+        context = self._context
+        spec = context.spec
+        for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=context.device):
+            yield run_batch(context.autoencoder, batch, prefix=context.prefix)
 
 
 def run_batch(
     autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True, prefix: Prefix | None = None
 ) -> EvalBatch:
-    """What the model makes of a batch, on the mode of its posterior; ``prefix``: its own, if there is one."""
-    encoding, made = (prefix or Prefix(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
-    reconstruction = autoencoder.to_unit(made).float().clamp(0.0, 1.0)
+    """The outputs of the model for a batch, on the mode of its posterior.
+
+    ``prefix``: runs this model, with its frozen start from the cache; None to compute everything.
+    """
+    encoding, decoded = (prefix or Prefix(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
+    reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
     return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model that others load: the judged weights, and whether its latents are still the old ones."""
+"""Exports the evaluated weights of a checkpoint as a model that other programs load, with the scale of its latents."""
 
 import json
 from dataclasses import dataclass
@@ -21,30 +21,29 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel
 from ftae.specs.finetune.run import FinetuneSpec
 
-SCALING_IMAGES = 1024
+SCALING_IMAGES = 1024  # about as many training images give the scale of the latents
 
 HEAD, CLASSES = "head.safetensors", "classes.json"
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What was written, and what its users must know.
+    """What users of an exported model must know.
 
-    ``latents_compatible``: the encoder side gives exactly the latents of the pretrained model, so that
-    models trained on those still fit. ``scaling_factor``: recomputed where it is not (None for
-    families that carry none).
+    ``latents_compatible``: the encoder gives exactly the latents of the pretrained model, so that models trained on
+    those latents still fit. ``scaling_factor``: the new one where the latents have changed; None for a family that
+    has none, and where they have not.
     """
 
     latents_compatible: bool
     scaling_factor: float | None
 
 
-def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> ExportedModel:
-    """Write the checkpoint's model to ``folder`` in its family's format (a head beside it).
+def export_model(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> ExportedModel:
+    """Write the model of a checkpoint to ``folder`` in the format of its family, with a head beside it if it has one.
 
-    Where encoder stages moved, ``scaling_factor`` becomes one over the standard deviation of the
-    latents of the training images (as for the first batch in Rombach et al. 2022, section G), and a
-    ``shift_factor`` their mean.
+    Where the latents have changed, ``scaling_factor`` becomes one over the standard deviation of the latents of the
+    training images (as for the first batch in Rombach et al. 2022, section G), and ``shift_factor`` their mean.
     """
     data = load_dataset(spec.data)
     pretrained, tuned = (build_model(spec, data.num_classes).to(device_of(spec)) for _ in range(2))
@@ -62,12 +61,12 @@ def release(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> ExportedModel
     return ExportedModel(compatible, scaling_factor)
 
 
-def load_released(spec: FinetuneSpec, folder: Path, num_classes: int | None) -> Autoencoder:
-    """The model that ``release`` wrote to ``folder``, with its head. Raises as ``build_model``."""
-    there = spec.model.model_copy(update={"pretrained": str(folder.absolute())})
-    if isinstance(there, DiffusersModel):
-        there = there.model_copy(update={"subfolder": None})  # that of the pipeline it was taken from
-    autoencoder = build_model(spec.model_copy(update={"model": there}), num_classes)
+def load_exported_model(spec: FinetuneSpec, folder: Path, num_classes: int | None) -> Autoencoder:
+    """The model that ``export_model`` wrote to ``folder``, with its head. Raises as ``build_model``."""
+    model = spec.model.model_copy(update={"pretrained": str(folder.absolute())})
+    if isinstance(model, DiffusersModel):
+        model = model.model_copy(update={"subfolder": None})  # it named a part of the original pipeline
+    autoencoder = build_model(spec.model_copy(update={"model": model}), num_classes)
     if autoencoder.head is not None:
         load_state(autoencoder.head, folder / HEAD)
     return autoencoder
@@ -75,13 +74,14 @@ def load_released(spec: FinetuneSpec, folder: Path, num_classes: int | None) -> 
 
 @torch.no_grad()
 def _same_latents(a: Autoencoder, b: Autoencoder, data: Dataset, spec: FinetuneSpec) -> bool:
-    # All of them: quantised latents of a few images may be the same though the encoder has moved.
+    # On all images: quantised latents of a few may be equal although the encoder has changed.
     batches = val_batches(data.val, spec.data, batch_size=spec.batch_size, device=device_of(spec))
     return all(torch.equal(_mode(a, batch), _mode(b, batch)) for batch in batches)
 
 
 @torch.no_grad()
 def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> float | None:
+    """Write the scale of the latents of ``images`` into the config; returns it, or None for a family without one."""
     config: Any = getattr(autoencoder.net, "config", None)
     if not isinstance(spec.model, DiffusersModel) or "scaling_factor" not in config:
         return None

@@ -1,4 +1,4 @@
-"""Processes of this machine as the workers of one run, without a cluster."""
+"""Several workers of one run as processes of this machine, without a cluster."""
 
 import multiprocessing
 import os
@@ -13,10 +13,10 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ftae.engine.process import device_of, keep_freed_memory
+from ftae.engine.tasks.registry import check_workers
 from ftae.engine.training.distributed import ALONE, Follower, Group, leading
 from ftae.engine.training.loop import follow
 from ftae.errors import FtaeError
-from ftae.specs.finetune.networks import not_shared
 from ftae.specs.finetune.run import FinetuneSpec
 
 HOST = "127.0.0.1"
@@ -24,16 +24,15 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def local_workers(spec: FinetuneSpec, size: int) -> Iterator[Group]:
-    """This process and ``size - 1`` new ones, each with its own GPU, or its share of the CPU's cores.
+    """This process and ``size - 1`` new ones, each with its own GPU, or with its share of the CPU cores.
 
     Raises:
-        FtaeError: they cannot share a batch evenly, or not the adversarial term, or there are not as many GPUs.
+        FtaeError: several workers cannot train the task or share a batch evenly, or there are too few GPUs.
     """
     if size == 1:
         yield ALONE
         return
-    if spec.losses.adversarial > 0.0:
-        raise FtaeError(not_shared(size))
+    check_workers(spec, size)
     if spec.batch_size % size:
         raise FtaeError(f"{size} workers cannot share batch_size {spec.batch_size} evenly; use a multiple of {size}")
     if device_of(spec).type == "cuda" and torch.cuda.device_count() < size:
@@ -54,7 +53,7 @@ class _Processes:
         self._running: dict[Connection, BaseProcess] = {}
         self._failures: list[Exception] = []
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ftae.engine.training.loop"])  # imported once for all of them
+        context.set_forkserver_preload(["ftae.engine.training.loop"])  # imported once for all processes
         for rank in range(1, size):
             reason, sender = context.Pipe(duplex=False)
             process = context.Process(
@@ -83,12 +82,12 @@ def _failure(process: BaseProcess, reason: Connection) -> Exception:
         process.join()
         status = process.exitcode or 0
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return FtaeError(f"{process.name} ended by {how}; go on from the last checkpoint with --resume")
+        return FtaeError(f"{process.name} ended by {how}; continue from the last checkpoint with --resume")
     return error
 
 
 def _follow(spec: FinetuneSpec, rank: int, size: int, leader: tuple[str, int], reason: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by rank 0, which ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _share_cores(size)
     if device_of(spec).type == "cuda":
@@ -98,12 +97,12 @@ def _follow(spec: FinetuneSpec, rank: int, size: int, leader: tuple[str, int], r
         with redirect_stdout(sys.stderr):  # a user's own module may print
             follow(spec, Follower(rank, size, leader, HOST))
     except (FtaeError, OSError, RuntimeError) as error:
-        with suppress(BrokenPipeError):  # rank 0 is gone itself
+        with suppress(BrokenPipeError):  # rank 0 itself is gone
             reason.send(error)
 
 
 def _end_with_parent() -> None:
-    """Whatever this process waits for, it must not outlive one that was killed."""
+    """End this process as soon as its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -111,7 +110,7 @@ def _end_with_parent() -> None:
 
 
 def with_shared_cores(spec: FinetuneSpec, size: int) -> FinetuneSpec:
-    """``spec`` with the threads that each of ``size`` workers has: a result's last digits depend on them."""
+    """``spec`` with the number of threads of each of ``size`` workers, on which the last digits of results depend."""
     if size == 1 or spec.num_threads is not None:
         return spec
     return spec.model_copy(update={"num_threads": _share_of_cores(size)})

@@ -1,6 +1,6 @@
-"""What a process keeps of one run for the next: models, frozen networks, and what the untuned model was worth.
+"""What a process keeps from one run for the next: models, frozen networks, and results of untuned models.
 
-All of it is, to the bit, what a new process would build and find, and so are the random generators after that.
+Each is, to the bit, what a new process would build or find, and it leaves the random generators in the same state.
 """
 
 import weakref
@@ -20,14 +20,17 @@ from ftae.engine.models.families import build_seeded_model, new_model, prepare_m
 from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, build_auxiliary_networks
 from ftae.engine.rng import rng_state, set_rng_state
+from ftae.engine.tasks.registry import task_kind
+from ftae.engine.training.evaluator import Findings
 from ftae.errors import FtaeError
 from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.networks import NetworkSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
-BASELINES = 16  # how many are kept
+BASELINES = 16  # the number of untuned models whose results are kept
 
-# What the untuned model cannot show in an evaluation. Of the losses it shows the head and the adversarial sign of life.
+# Settings that do not change the evaluation of the untuned model. Of the losses, only those matter that add a head or
+# make another task.
 TRAINING_ONLY = (
     "losses",
     "discriminator",
@@ -42,18 +45,16 @@ TRAINING_ONLY = (
     "num_evals",
 )
 
-Findings = tuple[dict[str, float], dict[str, float]]  # metrics and vital signs
-
 
 class NoReuse:
-    """Every run builds and finds for itself what it needs."""
+    """Builds a new model and new networks for every run, and evaluates every baseline."""
 
     def model(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Autoencoder:
-        """As ``build_model`` gives it, on ``device``."""
+        """The model that ``build_seeded_model`` gives, on ``device``."""
         return build_seeded_model(spec, num_classes).to(device)
 
     def auxiliary(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> AuxiliaryNetworks:
-        """As ``build_auxiliary_networks`` gives them."""
+        """The networks that ``build_auxiliary_networks`` gives."""
         return build_auxiliary_networks(spec, num_classes, device)
 
     def baseline(
@@ -62,44 +63,44 @@ class NoReuse:
         fingerprint: str,
         device: torch.device,
         picture: Path,
-        judge: Callable[[Path], Findings],
+        evaluate: Callable[[Path], Findings],
     ) -> Findings:
-        """What ``judge`` finds of the untuned model on the images of ``fingerprint``, and the picture it draws."""
-        return judge(picture)
+        """What ``evaluate`` finds for the untuned model on the images of ``fingerprint``; it draws ``picture``."""
+        return evaluate(picture)
 
 
 class ModelReuse(NoReuse):
-    """For the runs of one process, which come one after the other.
+    """Serves the runs of one process that come one after the other.
 
-    The last model is kept with its weights as they were given, and so are the frozen networks of the last run and
-    the findings about untuned models. Not kept is what may change unseen: a user's own module, whose constructor
-    may remember something, and a model from the hub that is not pinned to a commit.
+    Keeps the last model with its initial weights, the frozen networks of the last run, and the findings about untuned
+    models. Does not keep what may change unnoticed: a user's own module, whose constructor may have a memory, and a
+    model from the hub that is not pinned to a commit.
     """
 
     def __init__(self) -> None:
-        self._resident: _CachedModel | None = None
+        self._cached: _CachedModel | None = None
         self._networks: dict[str, tuple[str, Any]] = {}
         self._baselines: OrderedDict[str, tuple[Findings, bytes]] = OrderedDict()
 
     def forget(self) -> None:
         """Free the memory of everything that is kept."""
-        self._resident = None
+        self._cached = None
         self._networks.clear()
         self._baselines.clear()
 
     def model(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> Autoencoder:
-        """One that is still in use is not given again."""
+        """As in ``NoReuse``. A model that is still in use is not handed out a second time."""
         key = _model_key(spec, num_classes, device)
-        if self._resident is not None and (key != self._resident.key or self._resident.in_use()):
-            self._resident = None  # before the next needs its memory
+        if self._cached is not None and (key != self._cached.key or self._cached.in_use()):
+            self._cached = None  # frees its memory before the next model needs it
         if key is None:
             return build_seeded_model(spec, num_classes).to(device)
-        if self._resident is None:
-            self._resident = _CachedModel(key, spec, num_classes)
-        return self._resident.lend(spec, num_classes).to(device)
+        if self._cached is None:
+            self._cached = _CachedModel(key, spec, num_classes)
+        return self._cached.fresh_copy(spec, num_classes).to(device)
 
     def auxiliary(self, spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> AuxiliaryNetworks:
-        """They may be in use: nothing ever changes them."""
+        """As in ``NoReuse``. Networks that are in use are handed out as well, since nothing ever changes them."""
         before, self._networks = self._networks, {}
         keys = {
             "reference": _model_key(spec, num_classes, device),
@@ -123,47 +124,50 @@ class ModelReuse(NoReuse):
         fingerprint: str,
         device: torch.device,
         picture: Path,
-        judge: Callable[[Path], Findings],
+        evaluate: Callable[[Path], Findings],
     ) -> Findings:
         key = _baseline_key(spec, fingerprint, device)
         if key is None:
-            return judge(picture)
+            return evaluate(picture)
         if key not in self._baselines:
-            found = judge(picture)
+            found = evaluate(picture)
             self._baselines[key] = found, picture.read_bytes()
             if len(self._baselines) > BASELINES:
                 self._baselines.popitem(last=False)
-        (metrics, collapse_signs), drawn = self._baselines[key]
+        (metrics, collapse_signs), png = self._baselines[key]
         picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(drawn)
+        picture.write_bytes(png)
         return dict(metrics), dict(collapse_signs)
 
 
 class _CachedModel:
-    """A model that is built once, and lent again and again with its tensors as they were then."""
+    """A model that is built once and handed out to one run after the other, each time in its initial state."""
 
     def __init__(self, key: str, spec: FinetuneSpec, num_classes: int | None) -> None:
         self.key = key
         self._bare, self._encoding = new_model(spec, num_classes)
-        self._random = rng_state()
+        self._rng = rng_state()
         self._trainable = {name: p.requires_grad for name, p in self._bare.named_parameters()}
-        self._given = _given(self._bare, spec, num_classes)
-        self._lent: Callable[[], Autoencoder | None] = lambda: None
+        self._initial = _initial_tensors(self._bare, spec, num_classes)
+        self._current: Callable[[], Autoencoder | None] = lambda: None
 
     def in_use(self) -> bool:
-        return self._lent() is not None
+        return self._current() is not None
 
-    def lend(self, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
-        """Raises as ``build_model``."""
+    def fresh_copy(self, spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
+        """The model as ``build_seeded_model`` would give it: same tensors, same state of the random generators.
+
+        Raises as ``build_seeded_model``.
+        """
         with torch.no_grad():
             for name, tensor in _tensors(self._bare):
-                tensor.copy_(self._given[name])
+                tensor.copy_(self._initial[name])
         for name, parameter in self._bare.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(self._trainable[name])
         autoencoder = self._bare.without_head().eval()
-        self._lent = weakref.ref(autoencoder)
-        set_rng_state(self._random)
+        self._current = weakref.ref(autoencoder)
+        set_rng_state(self._rng)
         return prepare_model(autoencoder, self._encoding, spec, num_classes)
 
 
@@ -172,18 +176,18 @@ def _tensors(autoencoder: Autoencoder) -> Iterator[tuple[str, Tensor]]:
     yield from autoencoder.named_buffers()
 
 
-def _given(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> dict[str, Tensor]:
-    """Copies of the tensors; those of a pretrained model from a file that all processes of this machine map."""
+def _initial_tensors(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> dict[str, Tensor]:
+    """Copies of the tensors; for a pretrained model from one file, which all processes of this machine map."""
     own = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in _tensors(autoencoder)}
     if spec.model.pretrained is None:
         return own
-    key = digest([model_digest(spec.model), _of_model(spec, num_classes), torch.__version__])
+    key = digest([model_digest(spec.model), _model_settings(spec, num_classes), torch.__version__])
     folder = cache_folder() / "models" / key
     try:
         num_bytes = sum(t.nbytes for t in own.values())
         make_once(folder, num_bytes, lambda partial: _write(partial / WEIGHTS, own))
         shared = load_file(folder / WEIGHTS)
-    except (FtaeError, OSError, SafetensorError):  # no room, or a damaged file: a copy of one's own does as well
+    except (FtaeError, OSError, SafetensorError):  # no room, or a damaged file: private copies do as well
         return own
     same = shared.keys() == own.keys() and all(torch.equal(shared[name], own[name]) for name in own)
     return shared if same else own
@@ -193,18 +197,18 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     file.write_bytes(save(tensors))
 
 
-def _of_model(spec: FinetuneSpec, num_classes: int | None) -> list[Any]:
-    """All that the building of a model depends on, but for files."""
+def _model_settings(spec: FinetuneSpec, num_classes: int | None) -> list[Any]:
+    """Everything that the initial state of a model depends on, except files."""
     return [spec.model.model_dump(mode="json"), spec.data.resolution, spec.data.channels, num_classes, spec.seed]
 
 
 def _model_key(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> str | None:
-    """None: it is not kept."""
+    """None for a model that must not be kept."""
     model, files = spec.model, files_read(spec.model)
     may_change = model.pretrained is not None and not files and hub_commit(model.pretrained) is None
     if isinstance(model, CustomModel) or may_change:
         return None
-    return digest([_of_model(spec, num_classes), _state_of_files(files), str(device)])
+    return digest([_model_settings(spec, num_classes), _state_of_files(files), str(device)])
 
 
 def _network_key(network: NetworkSpec | None, device: torch.device) -> str | None:
@@ -214,17 +218,17 @@ def _network_key(network: NetworkSpec | None, device: torch.device) -> str | Non
 
 
 def _baseline_key(spec: FinetuneSpec, fingerprint: str, device: torch.device) -> str | None:
-    """None: it is not kept."""
+    """None for a model that must not be kept."""
     model = _model_key(spec, None, device)
     if model is None:
         return None
-    shown = {name: value for name, value in spec.model_dump(mode="json").items() if name not in TRAINING_ONLY}
+    settings = {name: value for name, value in spec.model_dump(mode="json").items() if name not in TRAINING_ONLY}
     networks = [_network_key(network, device) for network in (spec.perceptual, spec.features)]
-    seen_of_losses = [spec.losses.ce > 0.0, spec.losses.adversarial > 0.0]
-    return digest([model, shown, networks, seen_of_losses, fingerprint, torch.get_num_threads()])
+    has_head = spec.losses.ce > 0.0
+    return digest([model, settings, networks, has_head, task_kind(spec), fingerprint, torch.get_num_threads()])
 
 
 def _state_of_files(files: list[Path]) -> list[Any]:
-    """Changes whenever one of them does."""
+    """A value that differs whenever one of the files has changed."""
     stats = [(str(file), file.stat()) for file in files if file.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

@@ -1,262 +1,230 @@
-"""Training: what every process of a run does."""
+"""Trainer: what every process of a run does."""
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftae.engine.data.batches import Batch, source_spec, training_batch
 from ftae.engine.data.dataset import Dataset, load_dataset
-from ftae.engine.frozen_cache.plan import build_prefixes, precision
-from ftae.engine.frozen_cache.runner import Prefix
-from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
+from ftae.engine.frozen_cache.plan import build_prefixes
 from ftae.engine.objectives.eval_batch import EvalContext
-from ftae.engine.objectives.losses import LossInputs, loss_terms, weighted_sum, weights_at
 from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
 from ftae.engine.rng import rng_state, set_rng_state
-from ftae.engine.tasks.adversarial import TERM, Adversary
-from ftae.engine.tasks.optim import WeightAverage, build_optimizer, set_lr
-from ftae.engine.training.distributed import ALONE, Buffers, Group, check_rows_apart
+from ftae.engine.tasks.registry import build_task, check_workers
+from ftae.engine.tasks.task import NetworkInTraining
+from ftae.engine.training.distributed import ALONE, Group, UnchangedBuffers, check_batch_independence
 from ftae.engine.training.evaluator import EvalSet, check_images
 from ftae.engine.training.model_reuse import ModelReuse, NoReuse
 from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, raised
 from ftae.specs.finetune.run import FinetuneSpec
 
-BROKEN = ("gloo", "Gloo", "NCCL", "CUDA error")  # plain RuntimeErrors of what joins processes, and of older drivers
+# In plain RuntimeErrors: the libraries that connect processes, and older GPU drivers.
+MACHINE_FAULTS = ("gloo", "Gloo", "NCCL", "CUDA error")
 
 logger = logging.getLogger(__name__)
 
 
-class Training:
-    """The state of a run between two steps: model, optimizer, average, and what was measured since.
+class Trainer:
+    """The state of a run between two steps: the task with its networks, and the measurements of the current window.
 
-    Every process of ``group`` has one; the average is rank 0's alone. ``warm``: what earlier runs of this
-    process have left, for one that trains alone.
+    Every process of ``group`` has a trainer; only rank 0 keeps moving averages. ``reuse``: models and results that
+    this process keeps from earlier runs; a process that is one of several does not use it.
+
+    Raises:
+        FtaeError: the spec cannot be run (see ``build_model`` and ``load_dataset``), or not by so many processes.
     """
 
-    def __init__(self, spec: FinetuneSpec, group: Group = ALONE, warm: ModelReuse | None = None) -> None:
+    def __init__(self, spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = None) -> None:
+        check_workers(spec, group.size)
         self.spec, self.group = spec, group
         self.device = device_of(spec)
         set_deterministic_kernels(spec, self.device)
         self.data = load_dataset(spec.data)
         check_images(spec, self.data)
-        self._warm = warm if warm is not None and group.size == 1 else NoReuse()
-        self.autoencoder = self._warm.model(spec, self.data.num_classes, self.device)
-        self.auxiliary = self._warm.auxiliary(spec, self.data.num_classes, self.device)
-        self.adversary: Adversary | None = None
-        if spec.losses.adversarial > 0.0:
-            assert group.size == 1, "the specs refuse it"
-            self.adversary = Adversary(spec, self.autoencoder, self.device)
-            self.auxiliary = replace(self.auxiliary, adversary=self.adversary.loss)
+        self._reuse = reuse if reuse is not None and group.size == 1 else NoReuse()
+        self.autoencoder = self._reuse.model(spec, self.data.num_classes, self.device)
+        self.auxiliary = self._reuse.auxiliary(spec, self.data.num_classes, self.device)
         set_memory_format(self.autoencoder, spec, self.device)
         if group.size > 1:
-            check_rows_apart(self.autoencoder.train())
-        self.optimizer = build_optimizer(self.autoencoder, spec.optimizer)
-        half_life = None if group.rank else spec.ema_half_life_fraction
-        self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
-        self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
+            check_batch_independence(self.autoencoder.train())
         train_prefix, self._eval_prefix = build_prefixes(self.autoencoder, spec, self.data, group.size)
-        self.eval_sets = [EvalSet("val", self._subject(spec, self.data), self.data.val)]
+        self.task = build_task(
+            spec,
+            self.autoencoder,
+            self.auxiliary,
+            train_prefix,
+            noise=group.randn_like,
+            averaged=group.rank == 0,
+        )
+        self.eval_sets = [EvalSet("val", self._eval_context(spec, self.data), self.data.val)]
         if self.data.replay is not None and spec.source_metrics():
-            subject = self._subject(source_spec(spec), self.data.replay)
-            self.eval_sets.append(EvalSet("val_source", subject, self.data.replay.val))
+            context = self._eval_context(source_spec(spec), self.data.replay)
+            self.eval_sets.append(EvalSet("val_source", context, self.data.replay.val))
         self.step = 0
-        self._terms: nn.Module = _Terms(self.autoencoder, self.auxiliary, spec, group, train_prefix)
         self._joined = False
         self.start_window()
 
-    def _subject(self, spec: FinetuneSpec, data: Dataset) -> EvalContext:
-        of_all = (self.autoencoder, spec, self.auxiliary)
-        return EvalContext(*of_all, data.train, self.device, data.anomalies, self._eval_prefix)
+    def _eval_context(self, spec: FinetuneSpec, data: Dataset) -> EvalContext:
+        shared = (self.autoencoder, spec, self.auxiliary)
+        return EvalContext(*shared, data.train, self.device, data.anomalies, self._eval_prefix)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the networks carry their averaged weights, where they have any."""
+        with ExitStack() as stack:
+            for network in self.task.networks:
+                stack.enter_context(network.averaged())
+            yield
+
+    # ------------------------------------------------------------------------------------- measurements
 
     def start_window(self) -> None:
-        """Measure from here on."""
-        self._sums: dict[str, tuple[float, float]] = {}  # and over how many steps
+        """Forget what was measured so far."""
+        self._sums: dict[str, tuple[float, float]] = {}  # sum and number of steps
         self.window_start, self.window_steps = time.monotonic(), 0
 
     def measured(self) -> dict[str, float]:
-        """The mean of every ``train/*`` metric over those steps of the window in which it was there."""
+        """Every ``train/*`` metric: its mean over the steps of the window that measured it."""
         return {f"train/{name}": total / steps for name, (total, steps) in self._sums.items()}
 
+    def _measure(self, values: dict[str, float], share: float = 1.0) -> None:
+        """Add values that were measured on ``share`` of a step."""
+        for name, value in values.items():
+            total, steps = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = total + share * value, steps + share
+
+    # -------------------------------------------------------------------------------- several processes
+
     def train_to(self, step: int) -> None:
-        """Take steps until ``step``, on rank 0; the others take them too.
+        """Train until ``step``; called on rank 0, which makes the other ranks do the same.
 
         Raises:
-            FtaeError: no loss term depends on anything that is trained, or the model cannot be trained by
-                several processes.
-            TrainingFailed: the loss or the gradient is not finite, or that of the discriminator.
+            FtaeError: no loss term depends on anything that is trained, or several processes cannot train the model.
+            TrainingFailed: the loss or the gradient of a network is not finite.
         """
         if not self._joined:
             self._join()
         self.group.broadcast({"step": step, "rng": rng_state()})
         self._train_to(step)
 
-    def follow(self) -> NoReturn:
-        """Do as rank 0 does, for as long as there is one. Raises as ``train_to``."""
+    def follower_loop(self) -> NoReturn:
+        """On a rank above 0: obey the commands of rank 0 until this process is ended. Raises as ``train_to``."""
         self._join()
         while True:
-            word = self.group.broadcast()
-            set_rng_state(word["rng"])
-            self._train_to(word["step"])
+            command = self.group.broadcast()
+            set_rng_state(command["rng"])
+            self._train_to(command["step"])
 
     def _join(self) -> None:
         self.group.join(self.device)
-        start = self.group.broadcast({"step": self.step, "optimizer": self.optimizer.state_dict()})
+        optimizers = {network.name: network.optimizer for network in self.task.networks}
+        states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+        start = self.group.broadcast({"step": self.step, "optimizers": states})
         if self.group.rank > 0:
             self.step = start["step"]
-            self.optimizer.load_state_dict(start["optimizer"])
-        self._terms = self.group.wrapped(self._terms)
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(start["optimizers"][name])
+        self.task.wrap(self.group.wrapped)
         self._joined = True
 
     def _train_to(self, step: int) -> None:
-        buffers = Buffers(self.autoencoder) if self.group.size > 1 else None
+        buffers = UnchangedBuffers(self.autoencoder) if self.group.size > 1 else None
         while self.step < step:
             self.train_step()
         if buffers is not None:
             buffers.check()
 
+    # ------------------------------------------------------------------------------------------ one step
+
     def train_step(self) -> None:
-        """One optimizer step over ``grad_accumulation`` batches. Raises as ``train_to``."""
-        spec = self.spec
-        if not self.autoencoder.training:  # to say so to every module each time would take as long as a small layer
-            self.autoencoder.train()
-        weights = weights_at(spec.losses, self.step / spec.max_steps)
-        if self.adversary is not None:
-            weights = self.adversary.ramped(weights, self.step / spec.max_steps)
-        lr = set_lr(self.optimizer, spec, self.step)
-        for parameter in self.parameters:
-            parameter.grad = None
-        parts = []
-        for micro in range(spec.grad_accumulation):
-            is_last = micro == spec.grad_accumulation - 1
-            with nullcontext() if is_last else self.group.accumulating(self._terms):
-                parts.append(self._backward(self.step * spec.grad_accumulation + micro, weights))
-        if self.step == 0 and self.group.rank == 0:
-            self._note_unreached()
-        norm = self._check(["loss", *weights], parts)
-        if spec.max_grad_norm is not None:
-            self._clip(norm, spec.max_grad_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
-        if self.adversary is not None:
-            self._measure(self.adversary.step(self.step))
-        self._measure({"grad_norm": norm, "lr": lr})
+        """Every network takes one optimizer step over ``grad_accumulation`` batches. Raises as ``train_to``."""
+        batches: Iterable[Batch] = map(self._batch, range(self.spec.grad_accumulation))
+        if len(self.task.networks) > 1:
+            batches = list(batches)  # all networks see the same ones
+        for network in self.task.networks:
+            if self.task.is_due(network, self.step):
+                self._train(network, batches)
         self.step += 1
         self.window_steps += 1
 
-    def _backward(self, number: int, weights: dict[str, float]) -> list[Tensor]:
-        """Add the gradient of training batch ``number``; returns the loss and every term of it, not yet read."""
+    def _batch(self, number: int) -> Batch:
+        """Batch ``number`` (from 0) of this step."""
         spec = self.spec
-        batch = training_batch(
+        return training_batch(
             self.data,
             spec.data,
             batch_size=spec.batch_size,
-            batch=number,
+            batch=self.step * spec.grad_accumulation + number,
             seed=spec.seed,
             device=self.device,
             rows=self.group.rows(spec.batch_size),
         )
-        terms, reconstruction = self._terms(batch, list(weights), self.step / spec.max_steps)
-        if self.adversary is not None:
-            self.adversary.show(self.autoencoder.to_range(batch.images), reconstruction)
-            weights = self._balanced(self.adversary, terms, weights)
-        loss = weighted_sum(terms, weights)
-        if not loss.requires_grad:
-            raise FtaeError(f"freeze leaves nothing to train that losses ({', '.join(weights)}) depend on")
+
+    def _train(self, network: NetworkInTraining, batches: Iterable[Batch]) -> None:
+        """The turn of one network: gradients of all batches, then an optimizer step."""
+        network.begin_step()
+        count, terms = self.spec.grad_accumulation, []
+        for number, batch in enumerate(batches, start=1):
+            with nullcontext() if number == count else self.group.accumulating():
+                terms.append(self._backward(network, batch))
+        if self.step == 0 and self.group.rank == 0:
+            self._warn_of_unreached_stages(network)
+        parts, norm = self._read(network, terms)
+        network.take_step(self.step, norm)
+        for part in parts:
+            self._measure(part, share=1.0 / count)
+        self._measure(self.task.stepped(network, parts, norm))
+
+    def _backward(self, network: NetworkInTraining, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradient of the loss on one batch; returns its terms, which are not yet read from the device."""
+        loss, count = self.task.loss(network, batch, self.step), self.spec.grad_accumulation
         # By a factor, not as ``grad_tensors``: to compare shapes, torch imports sympy for a third of a second.
-        torch.autograd.backward(loss if spec.grad_accumulation == 1 else loss / spec.grad_accumulation)
-        return [part.detach() for part in (loss, *terms.values())]
+        torch.autograd.backward(loss.total if count == 1 else loss.total / count)
+        self._measure(loss.numbers, share=1.0 / count)
+        return {name: term.detach() for name, term in loss.terms.items()}
 
-    def _note_unreached(self) -> None:
-        """Say which stages are called trained, and no gradient has reached."""
-        stages = [(stage.name, list(stage.parameters())) for stage in self.autoencoder.trainable_stages()]
-        still = [name for name, parameters in stages if parameters and all(p.grad is None for p in parameters)]
-        if still:
-            logger.warning("no gradient reaches %s: the losses of the first step do not depend on it", ", ".join(still))
+    def _read(self, network: NetworkInTraining, terms: list[dict[str, Tensor]]) -> tuple[list[dict[str, float]], float]:
+        """The terms of each batch, as means over all ranks, and the norm of the gradient.
 
-    def _check(self, names: list[str], parts: list[list[Tensor]]) -> float:
-        """Take note of the parts of each batch's loss; returns the norm of the gradient.
+        All are read at once, so that a GPU is waited for once per network and step.
 
-        All are read at once: a GPU is waited for once a step.
+        Raises:
+            TrainingFailed: one is not finite.
         """
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        *values, norm_value = torch.stack([*chain(*parts), norm]).tolist()
+        norm = network.grad_norm()
+        *values, norm_value = torch.stack([*chain.from_iterable(part.values() for part in terms), norm]).tolist()
         means = iter(self.group.mean(values))
-        for _ in parts:
-            measured = {name: next(means) for name in names}
-            if not math.isfinite(measured["loss"]):
-                raise TrainingFailed(Reason.NON_FINITE_LOSS, self.step)
-            self._measure(measured, share=1.0 / len(parts))
+        parts = [{name: next(means) for name in part} for part in terms]
+        if not all(math.isfinite(value) for part in parts for value in part.values()):
+            raise TrainingFailed(network.loss_failure, self.step)
         if not math.isfinite(norm_value):
-            raise TrainingFailed(Reason.NON_FINITE_GRADIENT, self.step)
-        return float(norm_value)
+            raise TrainingFailed(network.gradient_failure, self.step)
+        return parts, float(norm_value)
 
-    def _clip(self, norm: float, max_norm: float) -> None:
-        if norm + 1e-6 > 0.999 * max_norm:  # else PyTorch would multiply by 1
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, torch.tensor(norm))
-
-    def _balanced(self, adversary: Adversary, terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, float]:
-        if TERM not in terms:
-            return weights
-        factor = adversary.balance(terms, weights)
-        self._measure({"adaptive_weight": factor}, share=1.0 / self.spec.grad_accumulation)
-        return {**weights, TERM: weights[TERM] * factor}
-
-    def _measure(self, values: dict[str, float], share: float = 1.0) -> None:
-        """Take note of what was measured in ``share`` of a step."""
-        for name, value in values.items():
-            total, steps = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = total + share * value, steps + share
-
-
-class _Terms(nn.Module):
-    """Forward pass (in bf16 where asked for), then every loss term in fp32: a module, so that it can be wrapped."""
-
-    def __init__(
-        self, autoencoder: Autoencoder, auxiliary: AuxiliaryNetworks, spec: FinetuneSpec, group: Group, prefix: Prefix
-    ) -> None:
-        super().__init__()
-        self.autoencoder, self.spec, self.group, self._prefix = autoencoder, spec, group, prefix
-        self._auxiliary = auxiliary  # a plain object: their parameters are not this module's
-
-    def forward(self, batch: Batch, names: list[str], progress: float) -> tuple[dict[str, Tensor], Tensor]:
-        """The named terms, and the reconstructions without their gradient, fp32 in the model's range."""
-        ae, spec = self.autoencoder, self.spec
-        target = ae.to_range(batch.images)
-        given = target if batch.inputs is batch.images else ae.to_range(batch.inputs)
-        with precision(spec, batch.images.device):
-            noise = self.group.randn_like if spec.sample_posterior else None
-            encoding, reconstruction = self._prefix.run(given, batch, noise)
-            logits = ae.head(encoding.latents) if ae.head is not None else None
-        reconstruction = reconstruction.float()
-        inputs = LossInputs(
-            target=target,
-            reconstruction=reconstruction,
-            target_unit=batch.images,
-            reconstruction_unit=ae.to_unit(reconstruction),
-            encoding=encoding,
-            logits=None if logits is None else logits.float(),
-            labels=batch.labels,
-            autoencoder=ae,
-            auxiliary=self._auxiliary,
-            settings=spec.losses,
-            progress=progress,
-        )
-        return loss_terms(inputs, names), reconstruction.detach()
+    def _warn_of_unreached_stages(self, network: NetworkInTraining) -> None:
+        """Name the stages that should be trained but get no gradient."""
+        if network.model is not self.autoencoder:
+            return
+        stages = [(stage.name, list(stage.parameters())) for stage in self.autoencoder.trainable_stages()]
+        unreached = [name for name, parameters in stages if parameters and all(p.grad is None for p in parameters)]
+        if unreached:
+            logger.warning(
+                "no gradient reaches %s: the losses of the first step do not depend on it", ", ".join(unreached)
+            )
 
 
 @contextmanager
 def configuration_fails(step: Callable[[], int]) -> Iterator[None]:
-    """What is raised inside is the configuration's own fault, unless it is the machine's, or the user's to fix.
+    """Errors inside the block become failures of the configuration, unless the machine or the user is at fault.
+
+    ``step``: gives the optimizer step for the message.
 
     Raises:
         TrainingFailed: out of memory, or what the model raised.
@@ -269,18 +237,18 @@ def configuration_fails(step: Callable[[], int]) -> Iterator[None]:
             raise TrainingFailed(Reason.OUT_OF_MEMORY, step()) from cause
         if isinstance(error, FtaeError) and not isinstance(error, ModelRaised):
             raise
-        if _is_of_machine(cause):
+        if _is_machine_fault(cause):
             raise cause from cause.__cause__
         raise TrainingFailed(f"raised {raised(cause)}", step()) from cause
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of the processor, where torch has no error of its own for it."""
+    """On a GPU, or on the CPU, for which torch has no error class of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _is_of_machine(error: BaseException) -> bool:
-    """Whether it may go well elsewhere or later: files, a GPU that fails, another process that is gone."""
+def _is_machine_fault(error: BaseException) -> bool:
+    """Whether a retry may succeed elsewhere or later: files, a failing GPU, another process that is gone."""
     if isinstance(error, OSError | torch.AcceleratorError | torch.distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MACHINE_FAULTS)

@@ -156,7 +156,7 @@ class _Trial:
             _notify({"start": _whereabouts() | {"step": max(0, kept)}})
             self._started = True
         with followers(spec, self._search.search.resources) as group:
-            for report in finetune(spec, workdir, resume_from=checkpoint, group=group, warm=MODEL_REUSE):
+            for report in finetune(spec, workdir, resume_from=checkpoint, group=group, reuse=MODEL_REUSE):
                 self._publish(report)
                 if report.step > kept:  # else it is repeated, and nothing was written
                     self._patience.succeeded()

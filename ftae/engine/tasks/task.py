@@ -1,0 +1,159 @@
+"""What a task is: the networks that a run trains, in the order of their steps, and the loss of each."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ftae.engine.data.batches import Batch
+from ftae.engine.models.staged_model import StagedModel
+from ftae.engine.tasks.optim import WeightAverage, set_lr
+from ftae.errors import Reason
+
+MODEL = "model"  # the name of a task's first network: the one that is evaluated and exported
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one network on one batch.
+
+    ``total``: a scalar with a gradient to the weights of the network. ``terms``: scalars by the names that reports
+    give them, the total among them. ``numbers``: further values for the reports that are Python floats already.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class NetworkInTraining:
+    """One network with its optimizer, learning rate, gradient clipping and moving average.
+
+    Args:
+        name: unique within the task. It names the files of the network in a checkpoint.
+        model: the network. Frozen parameters are not in the optimizer.
+        optimizer: over all parameters that are trained.
+        lr_at: optimizer step (from 0) -> base learning rate; every parameter group multiplies it by its
+            ``multiplier``, where it has one.
+        max_grad_norm: the norm to which larger gradients are scaled down; None for no clipping.
+        average: the moving average of the weights; None for none.
+        failures: why a configuration failed whose loss, or whose gradient, is not finite.
+        saved: the part of the model that checkpoints keep; by default the whole model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: StagedModel,
+        optimizer: torch.optim.Optimizer,
+        lr_at: Callable[[int], float],
+        *,
+        max_grad_norm: float | None,
+        average: WeightAverage | None = None,
+        failures: tuple[Reason, Reason] = (Reason.NON_FINITE_LOSS, Reason.NON_FINITE_GRADIENT),
+        saved: nn.Module | None = None,
+    ) -> None:
+        self.name, self.model, self.optimizer, self.average = name, model, optimizer, average
+        self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.lr = 0.0  # the base learning rate of the last step
+        self.loss_failure, self.gradient_failure = failures
+        self._lr_at, self._max_grad_norm = lr_at, max_grad_norm
+        self._saved = saved or model
+
+    def begin_step(self) -> None:
+        """Prepare for the forward passes of an optimizer step: training mode, no gradients left from before."""
+        if not self.model.training:  # setting the mode of every module in every step would cost as much as a layer
+            self.model.train()
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def rest(self) -> None:
+        """Until the next ``begin_step``, take part in the losses of other networks without changing: eval mode, and
+        gradients pass through the network but do not reach its weights."""
+        self.model.eval()
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def grad_norm(self) -> Tensor:
+        """The norm of the whole gradient, a scalar."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def take_step(self, step: int, norm: float) -> None:
+        """Clip the gradient, whose norm is ``norm``, take optimizer step ``step`` (from 0) and update the average."""
+        limit = self._max_grad_norm
+        if limit is not None and norm + 1e-6 > 0.999 * limit:  # otherwise PyTorch would multiply by 1
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, torch.tensor(norm))
+        self.lr = self._lr_at(step)
+        set_lr(self.optimizer, self.lr)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside the block the network carries its averaged weights, if it has an average."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    # ----------------------------------------------------------------------------------------------- state
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors to save, by the name of the file that takes them."""
+        found = {self.name: self._saved.state_dict()}
+        if self.average is not None:
+            found[self._average_name] = self.average.weights
+        return found
+
+    def load(self, read: Callable[[str], dict[str, Tensor]], optimizer: dict[str, Any]) -> None:
+        """Restore everything in place. ``read``: file name -> the tensors that ``tensors`` gave under that name."""
+        self._saved.load_state_dict(read(self.name))
+        if self.average is not None:
+            self.average.load(read(self._average_name))
+        self.optimizer.load_state_dict(optimizer)
+
+    @property
+    def _average_name(self) -> str:
+        return "average" if self.name == MODEL else f"{self.name}_average"
+
+
+class Task(Protocol):
+    """What one training step does with the networks of a run.
+
+    In every step each network takes its turn, in the order of ``networks``: its loss is computed and differentiated
+    on ``grad_accumulation`` batches, then it takes one optimizer step. All turns of a step see the same batches, so
+    a network may learn from what an earlier one made of them. The first network is ``MODEL``.
+    """
+
+    networks: Sequence[NetworkInTraining]
+
+    def is_due(self, network: NetworkInTraining, step: int) -> bool:
+        """Whether ``network`` takes its turn in ``step``."""
+
+    def loss(self, network: NetworkInTraining, batch: Batch, step: int) -> Loss:
+        """Run what ``network`` needs for its loss on ``batch``.
+
+        Raises:
+            FtaeError: the loss depends on nothing that is trained.
+        """
+
+    def stepped(self, network: NetworkInTraining, parts: list[dict[str, float]], grad_norm: float) -> dict[str, float]:
+        """Take note of a step that ``network`` has taken; returns what reports say of the step as a whole.
+
+        ``parts``: the terms of the loss on every batch. ``grad_norm``: the norm of the gradient before clipping.
+        """
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
+        """Replace the forward pass by ``wrapper`` of it, which averages gradients over several processes."""
+
+    @staticmethod
+    def why_one_worker(workers: int) -> str | None:
+        """Why ``workers`` (2 or more) processes cannot train a run of this kind together; None if they can."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the networks and their optimizers: tensors and plain values."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` gave, in place."""
