@@ -33,7 +33,7 @@ from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.models.families import build_model
 from ftae.engine.tasks.optim import build_optimizer
 from ftae.engine.training import trainer as training
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.specs.finetune.run import FinetuneSpec
 
 EPOCHS = 6  # the first is not as the others
@@ -178,7 +178,7 @@ def of_steps(spec: FinetuneSpec, folder: Path | None, workers: int, steps: int) 
         return batch
 
     training.training_batch = timed
-    run = Training(spec)
+    run = Trainer(spec)
     run.train_to(3)  # what comes first takes longer
     windows = []
     for _ in range(WINDOWS):

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.specs.finetune.run import FinetuneSpec
 
 KL_WEIGHT, COMMITMENT, LR, HALF_LIFE, MAX_NORM = 1e-4, 0.25, 1e-4, 0.05, 1.0
@@ -80,7 +80,7 @@ def save_random(family: str, folder: Path) -> None:
 class ByHand:
     """The loop that one would write for one family: no framework, and nothing measured but the loss."""
 
-    def __init__(self, family: str, training: Training) -> None:
+    def __init__(self, family: str, training: Trainer) -> None:
         spec = training.spec
         self.images = torch.from_numpy(np.array(training.data.train.images)).permute(0, 3, 1, 2).contiguous()
         self.model: Any = training.autoencoder.net
@@ -161,7 +161,7 @@ def compare(family: str, rounds: int, seconds: float) -> dict[str, Any]:
     """Milliseconds a step of either loop, and the share of the other's steps per second that the engine takes."""
     with tempfile.TemporaryDirectory(prefix="ftae-benchmark-") as folder:
         save_random(family, Path(folder))
-        engine, other = (Training(spec_of(family, Path(folder))) for _ in range(2))
+        engine, other = (Trainer(spec_of(family, Path(folder))) for _ in range(2))
     by_hand = ByHand(family, other)
 
     def train(steps: int) -> None:

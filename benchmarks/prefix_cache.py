@@ -28,7 +28,7 @@ from rich.table import Table
 from ftae.engine.data.batches import val_batches
 from ftae.engine.models.autoencoder import run
 from ftae.engine.training.evaluator import evaluate_all
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.specs.finetune.run import FinetuneSpec
 
 SIDES = ("without", "with")
@@ -82,7 +82,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 
 
 @torch.no_grad()
-def frozen_share(training: Training) -> float:
+def frozen_share(training: Trainer) -> float:
     """Of the time that the decoder takes forward on a batch, that of its frozen stages."""
     autoencoder, spec = training.autoencoder, training.spec
     assert autoencoder.chain is not None
@@ -99,21 +99,21 @@ def frozen_share(training: Training) -> float:
 
 def measured(given: argparse.Namespace, pretrained: str, depth: int, sampled: bool) -> dict[str, Any]:
     """Medians of both sides, in milliseconds: of a step, and of an evaluation per batch."""
-    sides = {side: Training(spec_of(given, pretrained, depth, sampled, side == "with")) for side in SIDES}
+    sides = {side: Trainer(spec_of(given, pretrained, depth, sampled, side == "with")) for side in SIDES}
     times: dict[str, list[float]] = {f"{what} {side}": [] for what in ("step", "evaluation") for side in SIDES}
     for training in sides.values():
         torch.manual_seed(0)
         # Every image once, and the batches that are compared: all is stored then.
         training.train_to(2 + len(training.data.train) // given.batch_size)
-        evaluate_all(training.judged)
-        evaluate_all(training.judged)
+        evaluate_all(training.eval_sets)
+        evaluate_all(training.eval_sets)
     for number in range(given.steps):
         for side, training in sides.items():
             torch.manual_seed(number)
             times[f"step {side}"].append(seconds(training.train_step, training.device))
     for _ in range(given.evaluations):
         for side, training in sides.items():
-            taken = seconds(partial(evaluate_all, training.judged), training.device)
+            taken = seconds(partial(evaluate_all, training.eval_sets), training.device)
             times[f"evaluation {side}"].append(taken / -(-len(training.data.val) // given.batch_size))
     weights = [training.autoencoder.state_dict() for training in sides.values()]
     row: dict[str, Any] = {name: 1000.0 * median(values) for name, values in times.items()}

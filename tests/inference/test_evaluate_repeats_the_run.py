@@ -13,7 +13,7 @@ from PIL import Image
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.checkpoint import EvalReport
-from ftae.engine.training.export_model import release
+from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune
 from ftae.inference import evaluate as scores
 from ftae.inference.model import load_model
@@ -124,7 +124,7 @@ def check(spec: FinetuneSpec, folder: Path) -> None:
     assert evaluated(ModelSource(spec, None, "")) == reported(first)
     for report in others:
         assert evaluated(find_model(str(folder / str(report.checkpoint)), "searches", notify=print)) == reported(report)
-    release(spec, folder / str(others[-1].checkpoint), folder / "model")
+    export_model(spec, folder / str(others[-1].checkpoint), folder / "model")
     assert evaluated(ModelSource(spec, folder / "model", "")) == reported(others[-1])
     assert len(reported(first)) == len(spec.metrics)
 

@@ -16,7 +16,7 @@ from ftae.engine.objectives.eval_batch import EvalBatch
 from ftae.engine.objectives.metrics import Auroc
 from ftae.engine.training.evaluator import evaluate_all
 from ftae.engine.training.loop import finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import Digits, ImageFolder
 from ftae.specs.finetune.run import FinetuneSpec
@@ -185,13 +185,13 @@ def test_auroc_is_that_of_scikit_learn() -> None:
 
 
 def test_all_other_metrics_are_of_the_normal_images(tmp_path: Path) -> None:
-    found, collapse_signs = evaluate_all(Training(spec_of()).eval_sets)
-    without = evaluate_all(Training(spec_of(metrics=["mse", "psnr", "active_units"])).eval_sets)
+    found, collapse_signs = evaluate_all(Trainer(spec_of()).eval_sets)
+    without = evaluate_all(Trainer(spec_of(metrics=["mse", "psnr", "active_units"])).eval_sets)
     assert without == ({n: v for n, v in found.items() if n != "val/auroc"}, collapse_signs)
 
 
 def test_auroc_does_not_depend_on_the_batch_size() -> None:
-    found = [evaluate_all(Training(spec_of(batch_size=size)).eval_sets)[0]["val/auroc"] for size in (3, 16, 500)]
+    found = [evaluate_all(Trainer(spec_of(batch_size=size)).eval_sets)[0]["val/auroc"] for size in (3, 16, 500)]
     assert found == pytest.approx([found[0]] * 3, abs=1e-3)
 
 

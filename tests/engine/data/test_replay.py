@@ -13,9 +13,9 @@ from PIL import Image
 from ftae.engine.data.batches import Batch, train_batch, training_batch
 from ftae.engine.data.dataset import Dataset, ImagesChanged, ImageSet, load_dataset
 from ftae.engine.training.evaluator import evaluate_all
-from ftae.engine.training.export_model import release
+from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import Digits, ImageFolder
 from ftae.specs.finetune.run import FinetuneSpec
@@ -131,8 +131,8 @@ def test_the_source_is_measured_as_if_it_were_the_data() -> None:
     source = spec_of().data.replay
     assert source is not None
     alone = spec_of(data=source.model_dump(exclude={"share"}), metrics=["psnr", "kl"], losses={"mse": 1.0})
-    expected, _ = evaluate_all(Training(alone).eval_sets)
-    found, _ = evaluate_all(Training(spec_of(losses={"mse": 1.0}, metrics=["psnr", "kl"])).eval_sets)
+    expected, _ = evaluate_all(Trainer(alone).eval_sets)
+    found, _ = evaluate_all(Trainer(spec_of(losses={"mse": 1.0}, metrics=["psnr", "kl"])).eval_sets)
     assert {n: v for n, v in found.items() if n.startswith("val_source/")} == pytest.approx(
         {n.replace("val/", "val_source/"): v for n, v in expected.items()}, rel=1e-6
     )
@@ -163,7 +163,7 @@ def test_replay_keeps_what_was_known(tmp_path: Path) -> None:
     common: dict[str, Any] = {"model": model, "losses": {"mse": 1.0}, "metrics": ["psnr"], "num_evals": 1}
     source = spec_of(data={"source": "digits", "resolution": 16, "classes": [0, 1, 2]}, max_steps=150, **common)
     last = list(finetune(source, tmp_path / "source"))[-1]
-    release(source, tmp_path / "source" / str(last.checkpoint), tmp_path / "model")
+    export_model(source, tmp_path / "source" / str(last.checkpoint), tmp_path / "model")
     tuned = {}
     for share in (0.0, 0.5):
         spec = spec_of(share, **{**common, "model": {"family": "conv_vae", "pretrained": str(tmp_path / "model")}})

@@ -25,7 +25,7 @@ from small_models import (
 
 from ftae.engine.models.families import CUSTOM, FAMILIES, build_model
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.training.export_model import release
+from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune
 from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.run import FinetuneSpec
@@ -199,7 +199,7 @@ class TestContract:
         spec = spec_of(model, ema_half_life_fraction=0.5, optimizer={"lr": 1e-2}, metrics=metrics)
         first, *_, last = finetune(spec, tmp_path)
         assert last.checkpoint is not None
-        release(spec, tmp_path / last.checkpoint, tmp_path / "released")
+        export_model(spec, tmp_path / last.checkpoint, tmp_path / "released")
         reloaded = spec_of(model | {"pretrained": str(tmp_path / "released")}, metrics=metrics)
         again = next(finetune(reloaded, tmp_path / "again"))
         assert again.metrics == {f"val/{name}": last.metrics[f"val/{name}"] for name in metrics}

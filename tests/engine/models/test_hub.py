@@ -157,12 +157,12 @@ def test_a_pinned_model_is_built_once_for_all_trials(cache: Path, monkeypatch: p
         return original(model, *args)
 
     monkeypatch.setattr(build, "build_autoencoder", counted)
-    warm, spec = ModelReuse(), pinned(spec_of())
+    reuse, spec = ModelReuse(), pinned(spec_of())
     for _ in range(3):
-        warm.model(spec, None, CPU)
+        reuse.model(spec, None, CPU)
     assert built == [spec.model.pretrained]
     for _ in range(2):
-        warm.model(spec_of(), None, CPU)  # it may be another one by now
+        reuse.model(spec_of(), None, CPU)  # it may be another one by now
     assert len(built) == 3
 
 

@@ -14,9 +14,9 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_autoencoder, build_model
 from ftae.engine.models.vector_quantized import Quantizer
 from ftae.engine.sizing.summary import summarize
-from ftae.engine.training.distributed import Buffers
+from ftae.engine.training.distributed import UnchangedBuffers
 from ftae.engine.training.loop import finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -220,8 +220,8 @@ def test_models_without_codes_have_no_metrics_of_them(name: str) -> None:
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
 def test_a_codebook_that_moves_with_the_images_is_no_matter_for_several_workers(codebook: str) -> None:
     losses = {"mse": 1.0, "commitment": 0.25} | ({"codebook": 1.0} if codebook == "gradient" else {})
-    training = Training(spec_of(SMALL | {"codebook": codebook}, losses=losses))
-    buffers = Buffers(training.autoencoder)
+    training = Trainer(spec_of(SMALL | {"codebook": codebook}, losses=losses))
+    buffers = UnchangedBuffers(training.autoencoder)
     training.train_step()
     refused = pytest.raises(FtaeError, match="moves with the images it has seen")
     with refused if codebook == "ema" else nullcontext():

@@ -27,8 +27,8 @@ from ftae.engine.objectives.auxiliary import (
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.feature_metrics import Kid, Lpips, Rfid
 from ftae.engine.sizing.summary import summarize
-from ftae.engine.training.evaluator import check_enough
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.evaluator import check_metrics
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.finetune.run import FinetuneSpec
@@ -180,7 +180,7 @@ def test_too_few_images_have_no_value(metric: Any, name: str, subject: EvalConte
     assert math.isnan(measured(metric(subject), images(9, 20), images(9, 20, seed=1)))
     few = ImageSet(np.zeros((9, 20, 20, 1), np.uint8), None)
     with pytest.raises(FtaeError, match=f"metrics: {name} needs at least 10 validation images, data has 9"):
-        check_enough([name], few, few)
+        check_metrics([name], few, few)
 
 
 def test_distances_are_those_of_torchmetrics_however_many_images(
@@ -245,7 +245,7 @@ def test_what_a_file_lacks_is_said(changes: dict[str, Any], reason: str) -> None
 
 
 def test_companions_are_no_part_of_the_model() -> None:
-    training = Training(spec_of(losses={"mse": 1.0, "lpips": 0.1}))
+    training = Trainer(spec_of(losses={"mse": 1.0, "lpips": 0.1}))
     assert training.auxiliary.perceptual is not None
     theirs = {id(parameter) for parameter in training.auxiliary.perceptual.parameters()}
     assert not theirs & {id(parameter) for parameter in training.autoencoder.parameters()}

@@ -17,7 +17,7 @@ from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import Dci, Mig
-from ftae.engine.training.evaluator import check_enough, evaluate
+from ftae.engine.training.evaluator import check_metrics, evaluate
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
@@ -135,7 +135,7 @@ def test_the_probe_leaves_out_images_without_a_label() -> None:
     assert 1 / 3 < everything <= 1
     one = replace(subject.train, labels=np.zeros(len(subject.train), np.int64))
     with pytest.raises(FtaeError, match="linear_probe needs training images of at least 2 classes, data has 1"):
-        check_enough(["linear_probe"], one, val)
+        check_metrics(["linear_probe"], one, val)
 
 
 def test_the_probe_finds_what_random_labels_do_not_have() -> None:

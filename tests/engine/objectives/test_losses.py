@@ -23,7 +23,7 @@ from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, PerceptualNetwor
 from ftae.engine.objectives.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
 from ftae.engine.tasks.optim import build_optimizer
 from ftae.engine.training.loop import finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.losses import Losses
@@ -330,7 +330,7 @@ def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:
     data = {"source": "digits", "resolution": side, "classes": [0, 1]}
     start = spec_of({"mse": 1.0}, data=data, model=family | {"channels": 4} | options)
     build_model(start, 2).save(folder)
-    training = Training(spec_of(losses, data=data, model=family | {"pretrained": str(folder)}))
+    training = Trainer(spec_of(losses, data=data, model=family | {"pretrained": str(folder)}))
     with torch.no_grad():
         for parameter in training.autoencoder.parameters():
             parameter.mul_(1.1)

@@ -21,16 +21,16 @@ from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.sizing.probe import probe
 from ftae.engine.training.evaluator import (
     EvalSet,
-    check_enough,
     check_images,
+    check_metrics,
     evaluate_all,
-    lacking,
-    lacking_to_train,
+    missing_for,
+    missing_in_training,
     run_batch,
 )
-from ftae.engine.training.export_model import release
+from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import FinetuneRun, finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.metrics import METRICS
@@ -68,7 +68,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("pretrained")
     spec = spec_of("mse", "")
     *_, last = finetune(spec, folder / "run")
-    release(spec, folder / "run" / str(last.checkpoint), folder / "model")
+    export_model(spec, folder / "run" / str(last.checkpoint), folder / "model")
     return str(folder / "model")
 
 
@@ -101,7 +101,7 @@ def spec_of(metric: str, pretrained: str, **changes: Any) -> FinetuneSpec:
 
 
 def judged(spec: FinetuneSpec) -> EvalSet:
-    return Training(spec).eval_sets[0]
+    return Trainer(spec).eval_sets[0]
 
 
 def value(part: EvalSet) -> float:
@@ -111,12 +111,12 @@ def value(part: EvalSet) -> float:
 
 def is_refused(metric: str, part: EvalSet) -> bool:
     """Before a run on these images begins; the message names the metric and says what it needs."""
-    reason = lacking(metric, part.images) or lacking_to_train(metric, part.subject.train)
+    reason = missing_for(metric, part.images) or missing_in_training(metric, part.context.train)
     if reason is None:
         return False
     assert re.search(r"at least \d+|labels|edges", reason)
     with pytest.raises(FtaeError, match=f"metrics: {metric} needs {re.escape(reason)}"):
-        check_enough([metric], part.subject.train, part.images)
+        check_metrics([metric], part.context.train, part.images)
     return True
 
 
@@ -134,16 +134,16 @@ def test_it_is_probed_with_batches_smaller_than_it_wants(metric: str, batch_size
 
 
 def test_of_one_image_it_has_a_number_or_is_refused(metric: str, pretrained: str) -> None:
-    part = judged(spec_of(metric, pretrained)).few(1)
+    part = judged(spec_of(metric, pretrained)).first(1)
     assert is_refused(metric, part) or math.isfinite(value(part))
     spec = spec_of(metric, pretrained, data={"val": 0.03})
     if is_refused(metric, part):
         with pytest.raises(FtaeError, match=f"metrics: {metric} needs"):
-            Training(spec)
+            Trainer(spec)
 
 
 def test_of_as_many_images_as_it_wants_it_has_a_number(metric: str, pretrained: str) -> None:
-    part = judged(spec_of(metric, pretrained)).few(METRICS[metric].least_images)
+    part = judged(spec_of(metric, pretrained)).first(METRICS[metric].least_images)
     assert is_refused(metric, part) or math.isfinite(value(part))
 
 
@@ -180,14 +180,14 @@ RUINED = {
 @pytest.mark.parametrize("ruin", RUINED.values(), ids=RUINED)
 def test_of_a_ruined_model_it_is_not_finite(ruin: Callable[[EvalContext], None], metric: str, pretrained: str) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), Path("unused"))
-    ruin(run.eval_sets[0].subject)
+    ruin(run.eval_sets[0].context)
     assert not math.isfinite(value(run.eval_sets[0]))
 
 
 def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
     run.report()
-    everything(math.nan)(run.eval_sets[0].subject)
+    everything(math.nan)(run.eval_sets[0].context)
     run.step = 1
     with pytest.raises(TrainingFailed, match=f"non-finite val/{metric} at step 1"):
         run.report()
@@ -195,7 +195,7 @@ def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Pa
 
 def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
-    everything(math.nan)(run.eval_sets[0].subject)
+    everything(math.nan)(run.eval_sets[0].context)
     with pytest.raises(FtaeError, match=f"val/{metric} of the model as it was given is nan"):
         run.report()
 
@@ -203,7 +203,7 @@ def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_pat
 @pytest.mark.parametrize("metric", ["rfid", "kid", "lpips"])
 def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
-    network = part.subject.auxiliary.features or part.subject.auxiliary.perceptual
+    network = part.context.auxiliary.features or part.context.auxiliary.perceptual
     assert network is not None
     for parameter in network.parameters():
         parameter.data.fill_(math.nan)
@@ -215,7 +215,7 @@ def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pret
 
 def test_constant_latents_have_a_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
-    everything(0.0)(part.subject)
+    everything(0.0)(part.context)
     assert math.isfinite(value(part))
 
 
@@ -225,24 +225,24 @@ def test_of_black_images_it_has_a_number_or_is_refused(metric: str, pretrained: 
     def black(images: ImageSet) -> ImageSet:
         return replace(images, images=np.zeros_like(images.images), origin=None)
 
-    part = replace(part, images=black(part.images), subject=replace(part.subject, train=black(part.subject.train)))
+    part = replace(part, images=black(part.images), context=replace(part.context, train=black(part.context.train)))
     assert is_refused(metric, part) or math.isfinite(value(part))
 
 
 @pytest.mark.parametrize("labels", [[0], [0] * 20 + [1], [-1] * 20 + [0, 1]], ids=["one", "one_sample", "unlabelled"])
 def test_poor_labels_give_a_number_or_are_refused(labels: list[int], metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
-    train = part.subject.train
+    train = part.context.train
     poor = np.resize(np.array(labels), len(train))
-    part = replace(part, subject=replace(part.subject, train=replace(train, labels=poor)))
+    part = replace(part, context=replace(part.context, train=replace(train, labels=poor)))
     assert is_refused(metric, part) or math.isfinite(value(part))
 
 
 def test_images_without_labels_give_a_number_or_are_refused(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
-    without = [replace(images, labels=None) for images in (part.images, part.subject.train)]
-    for images, train in [(without[0], part.subject.train), (part.images, without[1])]:
-        poor = replace(part, images=images, subject=replace(part.subject, train=train))
+    without = [replace(images, labels=None) for images in (part.images, part.context.train)]
+    for images, train in [(without[0], part.context.train), (part.images, without[1])]:
+        poor = replace(part, images=images, context=replace(part.context, train=train))
         assert is_refused(metric, poor) or math.isfinite(value(poor))
 
 
@@ -303,8 +303,8 @@ def _look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_look_at_few")
 @torch.no_grad()
 def test_what_it_keeps_does_not_grow_with_the_images(metric: str, pretrained: str) -> None:
-    part = judged(spec_of(metric, pretrained)).few(5)
-    spec, subject = part.subject.spec, part.subject
+    part = judged(spec_of(metric, pretrained)).first(5)
+    spec, subject = part.context.spec, part.context
     evaluation, collapse_signs, counts = Evaluation(subject), CollapseDetector(spec), []
     (batch,) = val_batches(part.images, spec.data, batch_size=5, device="cpu")
     inputs = run_batch(subject.autoencoder.eval(), batch)

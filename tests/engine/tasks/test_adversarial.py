@@ -1,4 +1,4 @@
-"""The adversarial term: who gets which gradient, when each side is trained, and what is kept of it."""
+"""The adversarial task: who gets which gradient, when each network is trained, and what is kept of it."""
 
 import math
 from pathlib import Path
@@ -10,52 +10,71 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ftae.engine.frozen_cache.runner import Prefix
 from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model
+from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.sizing.probe import probe
 from ftae.engine.sizing.summary import summarize
-from ftae.engine.tasks.adversarial import Adversary, squared_slope
+from ftae.engine.tasks.adversarial import Adversarial, r1_penalty
+from ftae.engine.tasks.registry import TASKS, task_kind
+from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.training.export_model import release
+from ftae.engine.training.export_model import export_model
 from ftae.engine.training.local_workers import local_workers
 from ftae.engine.training.loop import finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
+from tests.builders import run_spec
 
 AT_ONCE = {"start_fraction": 0.0, "ramp_fraction": 0.0, "warmup_fraction": 0.0}
-CPU = torch.device("cpu")
 
 
 def spec_of(discriminator: dict[str, Any] | None = None, **changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
         "model": {"family": "conv_ae", "channels": 4, "latent_channels": 2},
-        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
         "losses": {"mse": 1.0, "adversarial": 0.5},
         "discriminator": {"channels": 4, "lr": 1e-3, **(discriminator or {})},
-        "optimizer": {"lr": 1e-3},
+        "optimizer.lr": 1e-3,
         "max_steps": 10,
         "num_evals": 5,
         "metrics": ["mse"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
-def adversary_of(**discriminator: Any) -> Adversary:
+def task_of(**discriminator: Any) -> Adversarial:
     spec = spec_of({**AT_ONCE, **discriminator})
-    return Adversary(spec, build_model(spec, None), CPU)
+    autoencoder = build_model(spec, None)
+    noise = torch.randn_like
+    return Adversarial(spec, autoencoder, AuxiliaryNetworks(), Prefix(autoencoder), noise=noise, averaged=True)
 
 
-def trained(spec: FinetuneSpec, steps: int) -> Training:
-    training = Training(spec)
-    training.train_to(steps)
-    return training
+def turn(task: Adversarial, *pairs: tuple[Tensor, Tensor], step: int = 0) -> dict[str, float]:
+    """The discriminator's turn on pairs of images and reconstructions; the means of what it measures."""
+    network, parts = task.discriminator, []
+    network.begin_step()
+    for real, fake in pairs:
+        loss = task.discriminator_loss(real, fake)
+        (loss.total / len(pairs)).backward()  # type: ignore[no-untyped-call]
+        parts.append({name: term.item() for name, term in loss.terms.items()})
+    norm = network.grad_norm().item()
+    network.take_step(step, norm)
+    means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    return means | task.stepped(network, parts, norm)
 
 
-def its(training: Training) -> Adversary:
-    assert training.adversary is not None
-    return training.adversary
+def trained(spec: FinetuneSpec, steps: int) -> Trainer:
+    trainer = Trainer(spec)
+    trainer.train_to(steps)
+    return trainer
+
+
+def task_in(trainer: Trainer) -> Adversarial:
+    assert isinstance(trainer.task, Adversarial)
+    return trainer.task
 
 
 def numbers(state: dict[str, Tensor]) -> dict[str, list[float]]:
@@ -66,16 +85,24 @@ def images(seed: int, count: int = 4) -> Tensor:
     return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
+REAL, FAKE = images(0), images(1)
+
+
+def test_the_loss_term_makes_a_run_adversarial() -> None:
+    assert task_kind(spec_of()) == "adversarial"
+    assert task_kind(spec_of(losses={"mse": 1.0})) == "reconstruct"
+    assert [network.name for network in task_of().networks] == ["model", "discriminator"]
+    assert TASKS["adversarial"] is Adversarial
+
+
 # ------------------------------------------------------------------------------------------- losses
 
 
 @pytest.mark.parametrize("loss", ["hinge", "non_saturating"])
 def test_both_losses_by_hand(loss: Any) -> None:
-    adversary = adversary_of(loss=loss, lr=1e-9, norm="group")
-    real, fake = images(0), images(1)
-    of_real, of_fake = (adversary.net(x).detach().double() for x in (real, fake))
-    adversary.show(real, fake)
-    measured = adversary.step(0)
+    task = task_of(loss=loss, lr=1e-9, norm="group")
+    of_real, of_fake = (task.discriminator.model(x).detach().double() for x in (REAL, FAKE))
+    measured = turn(task, (REAL, FAKE))
     if loss == "hinge":
         own, model = (1 - of_real).clamp_min(0).mean() + (1 + of_fake).clamp_min(0).mean(), -of_fake.mean()
     else:
@@ -84,7 +111,7 @@ def test_both_losses_by_hand(loss: Any) -> None:
     assert measured["discriminator"] == pytest.approx(own.item(), rel=1e-5)
     assert measured["logits_real"] == pytest.approx(of_real.mean().item(), rel=1e-5)
     assert measured["logits_fake"] == pytest.approx(of_fake.mean().item(), rel=1e-5)
-    assert adversary.loss(fake).item() == pytest.approx(model.item(), rel=1e-5)
+    assert task.model_loss(FAKE).item() == pytest.approx(model.item(), rel=1e-5)
 
 
 def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
@@ -92,17 +119,15 @@ def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
     net = nn.Conv2d(1, 1, 4, bias=False)
     with torch.no_grad():
         net.weight.copy_(slope.reshape(1, 1, 4, 4))
-    assert squared_slope(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
+    assert r1_penalty(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
     # 8x8 gives 25 logits an image, of which the mean counts
     logit = F.conv_transpose2d(torch.full((1, 1, 5, 5), 1 / 25), net.weight)
-    assert squared_slope(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
+    assert r1_penalty(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
 
 
 def test_the_weights_of_r1_and_lecam_scale_their_parts() -> None:
     def loss(**weights: float) -> float:
-        adversary = adversary_of(norm="group", **weights)
-        adversary.show(images(0), images(1))
-        return adversary.step(0)["discriminator"]
+        return turn(task_of(norm="group", **weights), (REAL, FAKE))["discriminator"]
 
     plain = loss()
     for name in ("r1", "lecam"):
@@ -112,56 +137,55 @@ def test_the_weights_of_r1_and_lecam_scale_their_parts() -> None:
 
 
 def test_lecam_holds_the_logits_of_one_side_to_the_average_of_the_other() -> None:
-    adversary = adversary_of(norm="group", lecam=1.0, loss="hinge")
-    plain = adversary_of(norm="group")
-    for each in (adversary, plain):
-        each.show(images(0), images(1))
-    first, without = adversary.step(0), plain.step(0)
-    of_real, of_fake = (plain_net(x) for plain_net in [adversary_of(norm="group").net] for x in (images(0), images(1)))
+    task = task_of(norm="group", lecam=1.0, loss="hinge")
+    untrained = task_of(norm="group").discriminator.model
+    first, without = turn(task, (REAL, FAKE)), turn(task_of(norm="group"), (REAL, FAKE))
+    of_real, of_fake = untrained(REAL), untrained(FAKE)
     assert first["discriminator"] - without["discriminator"] == pytest.approx(
         (of_real.square().mean() + of_fake.square().mean()).item(),
         rel=1e-3,  # the averages begin at 0
     )
-    averages = adversary.state()["averages"].tolist()
+    averages = task.state()["logit_averages"].tolist()
     assert averages == pytest.approx([0.01 * first["logits_real"], 0.01 * first["logits_fake"]], rel=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- gradients
 
 
-def test_neither_loss_leaves_a_gradient_on_the_other_side() -> None:
-    adversary = adversary_of()
+def test_neither_loss_leaves_a_gradient_in_the_other_network() -> None:
+    trainer = Trainer(spec_of({**AT_ONCE, "adaptive": False}))
+    task = task_in(trainer)
     reconstruction = images(1).requires_grad_(True)
-    adversary.loss(reconstruction).backward()  # type: ignore[no-untyped-call]
+    task.model_loss(reconstruction).backward()  # type: ignore[no-untyped-call]
     assert reconstruction.grad is not None
     assert reconstruction.grad.abs().sum() > 0
-    assert all(p.grad is None for p in adversary.net.parameters())
-    reconstruction.grad = None
-    adversary.show(images(0), reconstruction)
-    adversary.step(0)
-    assert reconstruction.grad is None
-    assert all(p.grad is not None for p in adversary.net.parameters())
+    assert all(p.grad is None for p in task.discriminator.parameters)
+    trainer.train_step()
+    of_model = [p.grad.clone() for p in task.model.parameters if p.grad is not None]
+    turn(task, (REAL, FAKE))
+    assert all(p.grad is not None for p in task.discriminator.parameters)
+    left = [p.grad for p in task.model.parameters if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(of_model, left, strict=True))
 
 
-def test_the_models_loss_moves_nothing_of_the_discriminator() -> None:
-    adversary = adversary_of()
-    before = numbers(adversary.net.state_dict())  # spectral normalisation has vectors that move in training
+def test_the_loss_of_the_model_changes_nothing_in_the_discriminator() -> None:
+    task = task_of()
+    net = task.discriminator.model
+    before = numbers(net.state_dict())  # spectral normalisation has vectors that change in training mode
     for _ in range(3):
-        adversary.loss(images(1))
-    assert numbers(adversary.net.state_dict()) == before
-    adversary.show(images(0), images(1))
-    adversary.step(0)
-    after = numbers(adversary.net.state_dict())
+        task.model_loss(FAKE)
+    assert numbers(net.state_dict()) == before
+    turn(task, (REAL, FAKE))
+    after = numbers(net.state_dict())
     assert all(after[name] != value for name, value in before.items() if name.endswith("original"))
     assert any(after[name] != value for name, value in before.items() if name.endswith("_v"))
 
 
 def test_its_gradient_is_clipped_by_its_own_norm() -> None:
     for limit in (None, 1e-3):
-        adversary = adversary_of(max_grad_norm=limit)
-        adversary.show(images(0), images(1))
-        before_clipping = adversary.step(0)["discriminator_grad_norm"]
-        left = torch.nn.utils.get_total_norm([p.grad for p in adversary.net.parameters() if p.grad is not None]).item()
+        task = task_of(max_grad_norm=limit)
+        before_clipping = turn(task, (REAL, FAKE))["discriminator_grad_norm"]
+        left = task.discriminator.grad_norm().item()
         assert left == pytest.approx(before_clipping if limit is None else limit, rel=1e-3)
         assert before_clipping > 0.01
 
@@ -180,43 +204,43 @@ def test_the_weight_scales_the_terms_part_of_the_total() -> None:
 # ----------------------------------------------------------------------------------- adaptive weight
 
 
-def balanced_norms(training: Training) -> tuple[float, float, float]:
-    """The adaptive weight of a batch, and the two gradients' norms at the decoder's last weight."""
-    adversary, autoencoder = its(training), training.autoencoder
+def balanced_norms(trainer: Trainer) -> tuple[float, float, float]:
+    """The adaptive weight of a batch, and the norms of the two gradients at the last weight of the decoder."""
+    task, autoencoder = task_in(trainer), trainer.autoencoder
     last = autoencoder.stages[-1].modules[0].weight
     assert isinstance(last, nn.Parameter)
     batch = images(0)
     made = autoencoder.decode(autoencoder.encode(batch).latents)
-    terms = {"mse": F.mse_loss(made, batch), "adversarial": adversary.loss(made)}
-    factor = adversary.balance(terms, {"mse": 3.0, "adversarial": 0.5})
+    terms = {"mse": F.mse_loss(made, batch), "adversarial": task.model_loss(made)}
+    factor = task.adaptive_weight(terms, {"mse": 3.0, "adversarial": 0.5})
     norms = [torch.autograd.grad(term, [last], retain_graph=True)[0].norm().item() for term in terms.values()]
     return factor, 3.0 * norms[0], norms[1]
 
 
-def test_it_makes_both_gradients_alike_at_the_last_decoder_weight() -> None:
-    factor, others, own = balanced_norms(Training(spec_of(AT_ONCE)))
+def test_both_gradients_get_the_same_norm_at_the_last_decoder_weight() -> None:
+    factor, others, own = balanced_norms(Trainer(spec_of(AT_ONCE)))
     assert factor == pytest.approx(others / (own + 1e-4), rel=1e-4)
-    assert balanced_norms(Training(spec_of({**AT_ONCE, "max_adaptive_weight": factor / 2})))[0] == factor / 2
-    assert balanced_norms(Training(spec_of({**AT_ONCE, "adaptive": False})))[0] == 1.0
+    assert balanced_norms(Trainer(spec_of({**AT_ONCE, "max_adaptive_weight": factor / 2})))[0] == factor / 2
+    assert balanced_norms(Trainer(spec_of({**AT_ONCE, "adaptive": False})))[0] == 1.0
 
 
-def test_without_a_decoder_to_train_it_is_1_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    training = trained(spec_of(AT_ONCE, freeze=["decoder"]), 2)
-    assert training.measured()["train/adaptive_weight"] == 1.0
+def test_the_adaptive_weight_is_1_with_a_warning_where_the_decoder_is_frozen(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trained(spec_of(AT_ONCE, freeze=["decoder"]), 2)
+    assert trainer.measured()["train/adaptive_weight"] == 1.0
     said = [record.getMessage() for record in caplog.records]
     assert said == ["discriminator.adaptive has no effect: no weight of the decoder is trained"]
 
 
-def test_it_is_1_where_no_other_term_depends_on_the_decoder() -> None:
+def test_the_adaptive_weight_is_1_where_no_other_term_depends_on_the_decoder() -> None:
     losses = {"kl": 1e-3, "adversarial": 0.5}
-    training = trained(spec_of(AT_ONCE, losses=losses, model={"family": "conv_vae", "channels": 4}), 1)
-    assert training.measured()["train/adaptive_weight"] == 1.0
+    trainer = trained(spec_of(AT_ONCE, losses=losses, model={"family": "conv_vae", "channels": 4}), 1)
+    assert trainer.measured()["train/adaptive_weight"] == 1.0
 
 
 # ------------------------------------------------------------------------------------- in the loop
 
 
-def test_each_side_begins_when_it_is_told_to(tmp_path: Path) -> None:
+def test_warm_up_and_ramp_begin_where_the_spec_says(tmp_path: Path) -> None:
     gates = {"start_fraction": 0.4, "warmup_fraction": 0.2, "ramp_fraction": 0.4, "adaptive": False}
     (*_,) = reports = list(finetune(spec_of(gates, num_evals=10), tmp_path))
     seen = {report.step - 1: report.metrics for report in reports[1:]}  # of one step each
@@ -228,7 +252,7 @@ def test_each_side_begins_when_it_is_told_to(tmp_path: Path) -> None:
     assert weights == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5], rel=1e-3)
 
 
-def test_until_it_begins_the_run_is_as_without_it(tmp_path: Path) -> None:
+def test_until_the_warm_up_the_run_is_the_same_as_without_the_term(tmp_path: Path) -> None:
     late = {"start_fraction": 0.6, "warmup_fraction": 0.4, "ramp_fraction": 0.0}
     runs = {"with": spec_of(late), "without": spec_of(late, losses={"mse": 1.0})}
     found = {name: list(finetune(spec, tmp_path / name)) for name, spec in runs.items()}
@@ -237,7 +261,7 @@ def test_until_it_begins_the_run_is_as_without_it(tmp_path: Path) -> None:
     assert errors["with"][4:] != errors["without"][4:]
 
 
-def test_it_learns_from_every_micro_batch_of_a_step() -> None:
+def test_the_discriminator_learns_from_every_batch_of_a_step() -> None:
     settings = {**AT_ONCE, "norm": "group"}
     large = trained(spec_of(settings, batch_size=8), 1)
     split = trained(spec_of(settings, batch_size=2, grad_accumulation=4), 1)
@@ -245,27 +269,23 @@ def test_it_learns_from_every_micro_batch_of_a_step() -> None:
         assert split.measured()[f"train/{name}"] == pytest.approx(large.measured()[f"train/{name}"], rel=1e-3)
 
 
-def test_it_learns_to_tell_blurred_digits_from_real_ones() -> None:
-    adversary = adversary_of(channels=16, loss="non_saturating")
-    digits = torch.from_numpy(Training(spec_of()).data.train.images[:32].copy()).permute(0, 3, 1, 2) / 255
+def test_the_discriminator_learns_to_tell_blurred_digits_from_real_ones() -> None:
+    task = task_of(channels=16, loss="non_saturating")
+    digits = torch.from_numpy(Trainer(spec_of()).data.train.images[:32].copy()).permute(0, 3, 1, 2) / 255
     blurred = F.avg_pool2d(digits, 5, stride=1, padding=2, count_include_pad=False)
-    found = []
-    for step in range(10):
-        for _ in range(6):
-            adversary.show(digits, blurred)
-        found.append(adversary.step(step))
+    found = [turn(task, *[(digits, blurred)] * 6, step=step) for step in range(10)]
     assert found[-1]["discriminator"] < found[0]["discriminator"] - 0.02
     assert found[-1]["logits_real"] > found[-1]["logits_fake"]
 
 
-def test_bf16_trains_both_sides_in_fp32_weights(tmp_path: Path) -> None:
+def test_bf16_trains_fp32_weights_of_both_networks() -> None:
     settings = {**AT_ONCE, "r1": 1.0}
     precise, short = (trained(spec_of(settings, precision=p), 2) for p in ("fp32", "bf16"))
     for name, value in precise.measured().items():
         assert math.isfinite(short.measured()[name])
         assert short.measured()[name] == pytest.approx(value, rel=0.2, abs=0.05)
     assert short.measured() != precise.measured()
-    assert {p.dtype for p in its(short).net.parameters()} == {torch.float32}
+    assert {p.dtype for p in task_in(short).discriminator.parameters} == {torch.float32}
 
 
 def metrics_of(reports: list[EvalReport]) -> list[tuple[int, dict[str, float]]]:
@@ -292,7 +312,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(stop: int, norm: str, tmp_path: Pa
         assert states[0] == states[1]
 
 
-def test_a_checkpoint_gives_the_next_run_its_discriminator_and_the_released_model_has_none(tmp_path: Path) -> None:
+def test_a_checkpoint_gives_the_next_run_its_discriminator_and_the_exported_model_has_none(tmp_path: Path) -> None:
     spec = spec_of(AT_ONCE, max_steps=2, num_evals=1)
     list(finetune(spec, tmp_path))
     newest = latest_checkpoint(tmp_path)
@@ -303,11 +323,11 @@ def test_a_checkpoint_gives_the_next_run_its_discriminator_and_the_released_mode
         for file in (None, str(newest / "discriminator.safetensors"))
     )
     assert numbers(again.state_dict()) == numbers(saved) != numbers(fresh.state_dict())
-    release(spec, newest, tmp_path / "model")
+    export_model(spec, newest, tmp_path / "model")
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == build_model(spec, None).net.state_dict().keys()
 
 
-def test_what_it_takes_is_planned_for(tmp_path: Path) -> None:
+def test_plan_and_probe_include_the_discriminator(tmp_path: Path) -> None:
     late, without = spec_of({"start_fraction": 0.9}), spec_of(losses={"mse": 1.0})
     added = summarize(late, None).checkpoint_bytes - summarize(without, None).checkpoint_bytes
     list(finetune(late, tmp_path))
@@ -315,13 +335,17 @@ def test_what_it_takes_is_planned_for(tmp_path: Path) -> None:
     assert newest is not None
     weights = (newest / "discriminator.safetensors").stat().st_size
     assert 3 * weights * 0.7 < added <= 3 * weights
-    seen: list[int] = []
-    original = Adversary.step
+    seen: list[str] = []
+    original = NetworkInTraining.take_step
+
+    def noted(network: NetworkInTraining, step: int, norm: float) -> None:
+        seen.append(network.name)
+        original(network, step, norm)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Adversary, "step", lambda self, step: seen.append(len(original(self, step))) or {})
+        patch.setattr(NetworkInTraining, "take_step", noted)
         probe(late)
-    assert seen
-    assert all(seen)  # it is trained from the first step on
+    assert seen[:4] == ["model", "discriminator"] * 2  # trained from the first step on
 
 
 # ----------------------------------------------------------------------------------------- failures
@@ -339,7 +363,7 @@ def test_images_worse_than_flat_ones_are_a_blow_up(tmp_path: Path) -> None:
     begin = spec_of(model=model, losses={"mse": 1.0}, optimizer={"lr": 1e-2}, max_steps=40, num_evals=1, batch_size=32)
     *_, last = finetune(begin, tmp_path / "begin")
     assert last.checkpoint is not None
-    release(begin, tmp_path / "begin" / last.checkpoint, tmp_path / "model")
+    export_model(begin, tmp_path / "begin" / last.checkpoint, tmp_path / "model")
     wild = {**AT_ONCE, "adaptive": False, "lr": 1e-2, "max_grad_norm": None}
     spec = spec_of(
         wild,
@@ -353,14 +377,14 @@ def test_images_worse_than_flat_ones_are_a_blow_up(tmp_path: Path) -> None:
     assert failure.reason == Reason.BLOW_UP
     assert failure.step <= 60
     tame = spec.model_copy(update={"losses": begin.losses})
-    assert [report.step for report in finetune(tame, tmp_path / "tame")][-1] == 60  # the term was at fault
+    assert [report.step for report in finetune(tame, tmp_path / "tame")][-1] == 60  # without the term nothing fails
 
 
 def test_a_discriminator_that_is_not_finite_is_a_blow_up(tmp_path: Path) -> None:
     settings = {**AT_ONCE, "warmup_fraction": 0.5, "start_fraction": 0.5, "norm": "group", "lr": 1e38}
     failure = failure_of(spec_of({**settings, "max_grad_norm": None}), tmp_path)
     assert failure.reason == Reason.BLOW_UP
-    assert 1 <= failure.step < 5  # the model does not even see it yet
+    assert 1 <= failure.step < 5  # before the term enters the loss of the model
 
 
 def test_several_workers_are_refused() -> None:

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
-from ftae.engine.training.distributed import Buffers, Group, check_rows_apart
+from ftae.engine.training.distributed import Group, UnchangedBuffers, check_batch_independence
 from ftae.engine.training.local_workers import local_workers
 from ftae.engine.training.loop import finetune
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -259,7 +259,7 @@ def test_a_worker_that_is_killed_ends_the_run(tmp_path: Path) -> None:
         next(reports)
         threading.Timer(1.0, os.kill, (other, signal.SIGKILL)).start()
         with pytest.raises(
-            FtaeError, match=r"^worker 1 ended by SIGKILL; go on from the last checkpoint with --resume$"
+            FtaeError, match=r"^worker 1 ended by SIGKILL; continue from the last checkpoint with --resume$"
         ):
             next(reports)
     assert gone([other])
@@ -295,17 +295,17 @@ class Named(nn.Module):
 def test_a_model_that_works_on_whole_batches_is_refused(layer: nn.Module) -> None:
     model = Named(layer).train()
     with pytest.raises(FtaeError, match=rf"1 \({type(layer).__name__}\) works on whole batches: .* or use one worker"):
-        check_rows_apart(model)
+        check_batch_independence(model)
     layer.eval()  # as freezing its stage does
-    check_rows_apart(model)
-    check_rows_apart(Named(nn.GroupNorm(2, 4)).train())
-    check_rows_apart(Named(nn.Dropout(0.0)).train())
+    check_batch_independence(model)
+    check_batch_independence(Named(nn.GroupNorm(2, 4)).train())
+    check_batch_independence(Named(nn.Dropout(0.0)).train())
 
 
 def test_a_buffer_that_follows_the_images_is_refused(home: Path) -> None:
     model = {"family": "parallel_nets:Counting", "image_range": "0..1"}
-    training = Training(spec_of(model=model, losses={"mse": 1.0}, metrics=["mse"]))
-    buffers = Buffers(training.autoencoder)
+    training = Trainer(spec_of(model=model, losses={"mse": 1.0}, metrics=["mse"]))
+    buffers = UnchangedBuffers(training.autoencoder)
     buffers.check()
     training.train_step()
     with pytest.raises(FtaeError, match=r"the buffer seen moves with the images it has seen: .* or use one worker"):
@@ -313,12 +313,12 @@ def test_a_buffer_that_follows_the_images_is_refused(home: Path) -> None:
 
 
 def test_what_one_of_several_does_can_be_tried_alone(home: Path) -> None:
-    training = Training(spec_of(), Group(size=2))
+    training = Trainer(spec_of(), Group(size=2))
     training.train_to(2)
     assert training.step == 2
     normed = {"family": "parallel_nets:Normed", "image_range": "0..1"}
     with pytest.raises(FtaeError, match=r"^bottleneck \(BatchNorm2d\) works on whole batches"):
-        Training(spec_of(model=normed, losses={"mse": 1.0}, metrics=["mse"]), Group(size=2))
+        Trainer(spec_of(model=normed, losses={"mse": 1.0}, metrics=["mse"]), Group(size=2))
 
 
 def test_workers_must_share_a_batch_evenly() -> None:

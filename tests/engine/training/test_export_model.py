@@ -13,7 +13,7 @@ from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.models.families import build_model
 from ftae.engine.training.checkpoint import evaluated_weights
-from ftae.engine.training.export_model import ExportedModel, release
+from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.engine.training.loop import finetune
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -68,7 +68,7 @@ def kl(home: Path, name: str = "kl", **changes: Any) -> FinetuneSpec:
 def released(spec: FinetuneSpec, folder: Path) -> tuple[ExportedModel, Path]:
     *_, last = finetune(spec, folder)
     assert last.checkpoint is not None
-    return release(spec, folder / last.checkpoint, folder / "model"), folder / last.checkpoint
+    return export_model(spec, folder / last.checkpoint, folder / "model"), folder / last.checkpoint
 
 
 def all_training_images(spec: FinetuneSpec) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What runs leave each other within a process: every one must come out as in a process of its own."""
+"""Runs that share models within a process: each must give the same numbers as in a process of its own."""
 
 import gc
 import shutil
@@ -17,7 +17,7 @@ from ftae.engine.training import loop
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.model_reuse import ModelReuse
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -27,7 +27,7 @@ VAE = {"family": "conv_vae", "channels": 4, "latent_dim": 4}
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("warm") / "kl"
+    folder = tmp_path_factory.mktemp("reuse") / "kl"
     torch.manual_seed(1)
     AutoencoderKL(
         block_out_channels=(8, 16),
@@ -98,9 +98,9 @@ def kl_spec(folder: Path, **changes: Any) -> FinetuneSpec:
     return spec_of(**fields | changes)
 
 
-def outcome(spec: FinetuneSpec, folder: Path, warm: ModelReuse | None) -> tuple[Any, dict[str, bytes], Any]:
+def outcome(spec: FinetuneSpec, folder: Path, reuse: ModelReuse | None) -> tuple[Any, dict[str, bytes], Any]:
     """What the reports say, every picture and weight to the byte, and the rest of the newest checkpoint."""
-    reports: list[EvalReport] = list(finetune(spec, folder, warm=warm))
+    reports: list[EvalReport] = list(finetune(spec, folder, reuse=reuse))
     said = [(report.step, report.metrics, report.checkpoint, report.images) for report in reports]
     kept = [*folder.rglob("*.png"), *folder.rglob("*.safetensors")]
     newest = reports[-1].checkpoint
@@ -119,10 +119,11 @@ def flat(value: Any) -> list[Any]:
 
 
 def check_interleaved(specs: list[FinetuneSpec], folder: Path) -> None:
-    warm, expected = ModelReuse(), [outcome(spec, folder / f"cold-{number}", None) for number, spec in enumerate(specs)]
+    reuse = ModelReuse()
+    expected = [outcome(spec, folder / f"alone-{number}", None) for number, spec in enumerate(specs)]
     for time in ("first", "second"):
         for number, spec in enumerate(specs):
-            assert outcome(spec, folder / f"{time}-{number}", warm) == expected[number]
+            assert outcome(spec, folder / f"{time}-{number}", reuse) == expected[number]
 
 
 def test_runs_of_a_model_from_scratch_come_out_as_alone(tmp_path: Path, built: list[str]) -> None:
@@ -180,18 +181,18 @@ def test_other_models_seeds_and_shapes_come_out_as_alone(pretrained: Path, tmp_p
 
 
 def test_two_at_a_time_share_no_tensor() -> None:
-    warm = ModelReuse()
-    first, second = (Training(spec_of(), warm=warm) for _ in range(2))
+    reuse = ModelReuse()
+    first, second = (Trainer(spec_of(), reuse=reuse) for _ in range(2))
     addresses = [{p.data_ptr() for p in training.autoencoder.parameters()} for training in (first, second)]
     assert not addresses[0] & addresses[1]
 
 
 def test_a_run_gets_the_model_that_was_probed_as_it_was(pretrained: Path, tmp_path: Path, built: list[str]) -> None:
-    spec, warm = kl_spec(pretrained), ModelReuse()
-    expected = outcome(spec, tmp_path / "cold", None)
-    probe(spec, warm=warm)
+    spec, reuse = kl_spec(pretrained), ModelReuse()
+    expected = outcome(spec, tmp_path / "alone", None)
+    probe(spec, reuse=reuse)
     gc.collect()  # as a worker does before a trial
-    assert outcome(spec, tmp_path / "warm", warm) == expected
+    assert outcome(spec, tmp_path / "reusing", reuse) == expected
     assert built == ["autoencoder_kl"] * 2
 
 
@@ -203,13 +204,13 @@ def test_runs_share_nothing_unless_asked(built: list[str], evaluated: list[int],
 
 
 def test_a_changed_model_is_built_anew(pretrained: Path, tmp_path: Path, built: list[str]) -> None:
-    folder, warm = tmp_path / "kl", ModelReuse()
+    folder, reuse = tmp_path / "kl", ModelReuse()
     shutil.copytree(pretrained, folder)
-    before = warm.model(kl_spec(folder), None, CPU).state_dict()["net.decoder.conv_out.bias"].clone()
+    before = reuse.model(kl_spec(folder), None, CPU).state_dict()["net.decoder.conv_out.bias"].clone()
     net = AutoencoderKL.from_pretrained(folder)
     torch.nn.init.constant_(net.decoder.conv_out.bias, 0.5)
     net.save_pretrained(folder)
-    after = warm.model(kl_spec(folder), None, CPU).state_dict()["net.decoder.conv_out.bias"]
+    after = reuse.model(kl_spec(folder), None, CPU).state_dict()["net.decoder.conv_out.bias"]
     assert len(built) == 2
     assert after.tolist() == [0.5] * 3 != before.tolist()
 
@@ -217,39 +218,39 @@ def test_a_changed_model_is_built_anew(pretrained: Path, tmp_path: Path, built: 
 def test_a_module_of_the_users_own_is_not_kept(
     tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "warm_nets.py").write_text(
+    (tmp_path / "reuse_nets.py").write_text(
         "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    model = {"family": "warm_nets:net", "image_range": "0..1"}
-    spec, warm = spec_of(model=model, losses={"mse": 1.0}, metrics=["mse"]), ModelReuse()
+    model = {"family": "reuse_nets:net", "image_range": "0..1"}
+    spec, reuse = spec_of(model=model, losses={"mse": 1.0}, metrics=["mse"]), ModelReuse()
     for _ in range(2):
-        warm.model(spec, None, CPU)
-    assert built == ["warm_nets:net"] * 2
-    sys.modules.pop("warm_nets")
+        reuse.model(spec, None, CPU)
+    assert built == ["reuse_nets:net"] * 2
+    sys.modules.pop("reuse_nets")
 
 
 def test_a_refused_run_leaves_the_model_as_it_was(built: list[str]) -> None:
-    warm = ModelReuse()
+    reuse = ModelReuse()
     with pytest.raises(FtaeError, match="freeze_depth must be at most"):
-        warm.model(spec_of(freeze_depth=99), None, CPU)
-    its = warm.model(spec_of(), None, CPU)
+        reuse.model(spec_of(freeze_depth=99), None, CPU)
+    its = reuse.model(spec_of(), None, CPU)
     assert all(p.requires_grad for p in its.parameters())
     assert len(built) == 1
 
 
 def test_what_is_forgotten_is_built_anew(built: list[str], evaluated: list[int], tmp_path: Path) -> None:
-    warm = ModelReuse()
+    reuse = ModelReuse()
     for _ in range(2):
-        next(finetune(spec_of(), tmp_path, warm=warm))
-        warm.forget()
+        next(finetune(spec_of(), tmp_path, reuse=reuse))
+        reuse.forget()
     assert (len(built), len(evaluated)) == (2, 2)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped files")
 def test_the_weights_of_a_pretrained_model_are_mapped_from_one_file(pretrained: Path, cache: Path) -> None:
     workers = [ModelReuse(), ModelReuse()]
-    lent = [warm.model(kl_spec(pretrained), None, CPU) for warm in workers]
+    lent = [reuse.model(kl_spec(pretrained), None, CPU) for reuse in workers]
     files = [*(cache / "models").rglob("*.safetensors")]
     assert len(files) == 1
     assert str(files[0]) in Path("/proc/self/maps").read_text()
@@ -257,7 +258,7 @@ def test_the_weights_of_a_pretrained_model_are_mapped_from_one_file(pretrained: 
         for parameter in lent[0].parameters():
             parameter.zero_()
     del lent
-    again = [warm.model(kl_spec(pretrained), None, CPU).state_dict() for warm in workers]
+    again = [reuse.model(kl_spec(pretrained), None, CPU).state_dict() for reuse in workers]
     assert all(torch.equal(again[0][name], again[1][name]) for name in again[1])
     assert again[0]["net.decoder.conv_out.weight"].any()
 
@@ -276,9 +277,9 @@ def test_a_file_that_is_not_as_it_should_be_is_not_used(
         (file,) = (cache / "models").rglob("*.safetensors")
         content = file.read_bytes()
         file.write_bytes(content[:1000] if damage == "cut" else content[:-4] + b"abcd")
-    warm = ModelReuse()
+    reuse = ModelReuse()
     for _ in range(2):
-        found = warm.model(spec, None, CPU).state_dict()
+        found = reuse.model(spec, None, CPU).state_dict()
         gc.collect()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -287,12 +288,12 @@ def test_a_file_that_is_not_as_it_should_be_is_not_used(
 
 
 def test_the_untuned_model_is_evaluated_once(evaluated: list[int], tmp_path: Path) -> None:
-    warm = ModelReuse()
+    reuse = ModelReuse()
     for number, changes in enumerate([{}, {"freeze_depth": 1}, {"optimizer": {"lr": 1e-3}}, {"max_steps": 2}]):
         folder = tmp_path / str(number)
-        first = next(finetune(spec_of(**changes), folder, warm=warm))
-        assert first.metrics == next(finetune(spec_of(**changes), tmp_path / "cold")).metrics
-        assert (folder / first.images).read_bytes() == (tmp_path / "cold" / first.images).read_bytes()
+        first = next(finetune(spec_of(**changes), folder, reuse=reuse))
+        assert first.metrics == next(finetune(spec_of(**changes), tmp_path / "alone")).metrics
+        assert (folder / first.images).read_bytes() == (tmp_path / "alone" / first.images).read_bytes()
         gc.collect()
     assert len(evaluated) == 1 + 4
 
@@ -310,9 +311,9 @@ def test_the_untuned_model_is_evaluated_once(evaluated: list[int], tmp_path: Pat
     ],
 )
 def test_another_untuned_model_is_evaluated_too(changes: dict[str, Any], evaluated: list[int], tmp_path: Path) -> None:
-    warm = ModelReuse()
-    next(finetune(spec_of(), tmp_path, warm=warm))
-    found = next(finetune(spec_of(**changes), tmp_path, warm=warm))
+    reuse = ModelReuse()
+    next(finetune(spec_of(), tmp_path, reuse=reuse))
+    found = next(finetune(spec_of(**changes), tmp_path, reuse=reuse))
     assert len(evaluated) == 2
     assert found.metrics == next(finetune(spec_of(**changes), tmp_path)).metrics
     torch.set_num_threads(1)
@@ -320,10 +321,10 @@ def test_another_untuned_model_is_evaluated_too(changes: dict[str, Any], evaluat
 
 def test_a_collapse_is_told_also_where_the_first_report_was_known(tmp_path: Path) -> None:
     spec = spec_of(losses={"mse": 1.0, "kl": 100.0}, max_steps=60, num_evals=20, metrics=["active_units"])
-    warm, failures = ModelReuse(), []
+    reuse, failures = ModelReuse(), []
     for number in range(2):
         with pytest.raises(TrainingFailed) as caught:
-            list(finetune(spec, tmp_path / str(number), warm=warm))
+            list(finetune(spec, tmp_path / str(number), reuse=reuse))
         failures.append(str(caught.value))
         gc.collect()
     assert failures[0] == failures[1]

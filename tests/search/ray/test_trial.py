@@ -21,7 +21,7 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.run_folder import AtomicFolder
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.model_reuse import ModelReuse
-from ftae.engine.training.trainer import Training
+from ftae.engine.training.trainer import Trainer
 from ftae.search.ray import trial
 from ftae.search.ray.trial import run_trial
 from ftae.specs import SearchSpec
@@ -155,13 +155,13 @@ def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    build, take_step = engine_build.build_autoencoder, Training.train_step
+    build, take_step = engine_build.build_autoencoder, Trainer.train_step
 
     def counted(model: Any, *args: Any) -> Autoencoder:
         built.append(model.family)
         return build(model, *args)
 
-    def step(training: Training) -> None:
+    def step(training: Trainer) -> None:
         if training.spec.batch_size == 8:
             raise torch.OutOfMemoryError("tried to allocate too much")
         take_step(training)
@@ -172,7 +172,7 @@ def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
         shutil.rmtree(worker.store.folder / "trials", ignore_errors=True)
         assert worker.run(optimizer__lr=lr)[-1] == 12
     assert len(built) == 1
-    monkeypatch.setattr(Training, "train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     shutil.rmtree(worker.store.folder / "trials")
     said = worker.run(optimizer__lr=1e-3)
     assert [message for message in said if isinstance(message, dict) and "adapt" in message]
