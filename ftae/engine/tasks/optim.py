@@ -8,26 +8,25 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.models.staged_model import Stage
+from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
 
 
-def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer over the trainable stages, one group per learning-rate multiplier and weight decay.
+def build_optimizer(model: StagedModel, spec: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer over the trainable stages, with one parameter group per learning-rate multiplier and weight decay.
 
-    A group's ``multiplier`` is the product of all ``lr_multipliers`` that match the stage's group or
-    name, or the parameter's name. Norms and biases (at most one dimension) get no weight decay.
+    The ``multiplier`` of a parameter group is the product of all ``lr_multipliers`` that match the group or the name
+    of the stage, or the name of the parameter. Norms and biases (at most one dimension) get no weight decay.
 
     Raises:
-        FtaeError: a multiplier matches no parameter at all. Those that ftae has frozen count as matched, since a
-            search may freeze more or fewer; those that the module itself has frozen do not.
+        FtaeError: a multiplier matches no parameter. Parameters that ftae has frozen count as matched, since a search
+            may freeze more or fewer stages; those that the module itself has frozen do not.
     """
-    _every_multiplier_matches(autoencoder, spec.lr_multipliers)
-    names = {id(p): name for name, p in autoencoder.named_parameters()}
+    _check_multipliers(model, spec.lr_multipliers)
+    names = {id(p): name for name, p in model.named_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for stage in autoencoder.trainable_stages():
+    for stage in model.trainable_stages():
         for parameter in stage.parameters():
             if parameter.requires_grad:
                 multiplier = math.prod(
@@ -51,11 +50,11 @@ def build_optimizer(autoencoder: Autoencoder, spec: Optimizer) -> torch.optim.Op
 
 
 def lr_factor(schedule: Schedule, progress: float) -> float:
-    """What the learning rate is multiplied by at ``progress`` (0..1) of the budget; never 0 while warming up.
+    """The factor of the learning rate at ``progress`` (0..1) of the budget.
 
-    Linear warm-up from 0 to 1 over ``warmup_fraction``; then, over the rest, constant, linear or cosine
-    (Loshchilov & Hutter 2017) decay to ``final_fraction``, or ``num_cycles`` triangular cycles (Smith
-    2017), the first from its peak, where the warm-up ends.
+    Linear warm-up from 0 to 1 over ``warmup_fraction``; then, over the rest, constant, linear or cosine (Loshchilov &
+    Hutter 2017) decay to ``final_fraction``, or ``num_cycles`` triangular cycles (Smith 2017), the first of which
+    begins at its peak, where the warm-up ends.
     """
     if progress < schedule.warmup_fraction:
         return progress / schedule.warmup_fraction
@@ -84,11 +83,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of the trainable parameters, by half-life in optimizer steps."""
+    """Exponential moving average of the trainable parameters; the half-life is in optimizer steps."""
 
-    def __init__(self, autoencoder: Autoencoder, half_life_steps: float) -> None:
+    def __init__(self, model: StagedModel, half_life_steps: float) -> None:
         self.decay = 0.5 ** (1.0 / half_life_steps)
-        self._live = {name: p for name, p in autoencoder.named_parameters() if p.requires_grad}
+        self._live = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach().clone() for name, p in self._live.items()}
 
     @torch.no_grad()
@@ -98,7 +97,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model carries the averaged weights inside the block, its own outside."""
+        """Inside the block the model carries the averaged weights; afterwards it has its own again."""
         own = {name: p.detach().clone() for name, p in self._live.items()}
         self._copy(self.weights)
         try:
@@ -112,6 +111,7 @@ class WeightAverage:
             parameter.copy_(weights[name])
 
     def load(self, weights: dict[str, Tensor]) -> None:
+        """Restore the average from a checkpoint, in place."""
         assert weights.keys() == self.weights.keys()
         for name, tensor in weights.items():
             self.weights[name].copy_(tensor)
@@ -121,17 +121,17 @@ def _matches(pattern: str, stage: Stage, parameter_name: str) -> bool:
     return stage.matches(pattern) or fnmatchcase(parameter_name.removeprefix("net."), pattern)
 
 
-def _every_multiplier_matches(autoencoder: Autoencoder, multipliers: dict[str, float]) -> None:
-    names = {id(p): name for name, p in autoencoder.named_parameters()}
+def _check_multipliers(model: StagedModel, multipliers: dict[str, float]) -> None:
+    names = {id(p): name for name, p in model.named_parameters()}
     for pattern in multipliers:
-        matched = [p for s in autoencoder.stages for p in s.parameters() if _matches(pattern, s, names[id(p)])]
-        if matched and all(map(autoencoder.came_frozen, matched)):
+        matched = [p for s in model.stages for p in s.parameters() if _matches(pattern, s, names[id(p)])]
+        if matched and all(map(model.came_frozen, matched)):
             raise FtaeError(
                 f"optimizer.lr_multipliers: {pattern!r} has no effect: the module itself has frozen all that it matches"
             )
         if not matched:
-            groups = dict.fromkeys(stage.group for stage in autoencoder.stages)
-            stages = ", ".join(stage.name for stage in autoencoder.stages)
+            groups = dict.fromkeys(stage.group for stage in model.stages)
+            stages = ", ".join(stage.name for stage in model.stages)
             raise FtaeError(
                 f"optimizer.lr_multipliers: {pattern!r} matches nothing. Groups: {', '.join(groups)}. Stages: {stages}"
             )

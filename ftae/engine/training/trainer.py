@@ -210,9 +210,7 @@ class Trainer:
 
     def _warn_of_unreached_stages(self, network: NetworkInTraining) -> None:
         """Name the stages that should be trained but get no gradient."""
-        if network.model is not self.autoencoder:
-            return
-        stages = [(stage.name, list(stage.parameters())) for stage in self.autoencoder.trainable_stages()]
+        stages = [(stage.name, list(stage.parameters())) for stage in network.model.trainable_stages()]
         unreached = [name for name, parameters in stages if parameters and all(p.grad is None for p in parameters)]
         if unreached:
             logger.warning(

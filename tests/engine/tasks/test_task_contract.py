@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ftae.engine.models.families import build_model
+from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.tasks.optim import WeightAverage
 from ftae.engine.tasks.registry import TASKS, check_workers, task_kind
 from ftae.engine.tasks.task import MODEL, NetworkInTraining
@@ -93,13 +94,14 @@ class TestEveryTask:
 def network_of(name: str = MODEL, **options: Any) -> NetworkInTraining:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    model = StagedModel(net, [Stage("all", "encoder", (net,))], save=lambda folder: None)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    return NetworkInTraining(name, net, optimizer, lambda step: 0.1 * (step + 1), **{"max_grad_norm": None} | options)
+    return NetworkInTraining(name, model, optimizer, lambda step: 0.1 * (step + 1), **{"max_grad_norm": None} | options)
 
 
 def backward(network: NetworkInTraining) -> float:
     network.begin_step()
-    network.model(torch.eye(2)).square().sum().backward()
+    network.model.net(torch.eye(2)).square().sum().backward()
     return network.grad_norm().item()
 
 
@@ -121,7 +123,7 @@ def test_a_resting_network_passes_gradients_and_does_not_change() -> None:
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
     network.rest()
     inputs = torch.eye(2, requires_grad=True)
-    network.model(inputs).square().sum().backward()
+    network.model.net(inputs).square().sum().backward()
     assert inputs.grad is not None
     assert all(p.grad is None for p in network.parameters)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items())
