@@ -10,18 +10,18 @@ from PIL import Image
 from torch import Tensor
 
 from ftae.engine.data.batches import Batch, val_batches
-from ftae.engine.data.checks import too_few
-from ftae.engine.data.dataset import Dataset, ImageSet
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.data.checks import missing_images, missing_labels, missing_to_train
+from ftae.engine.data.dataset import Dataset
+from ftae.engine.data.image_set import ImageSet
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import probe_rows, varying
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE
 from ftae.errors import FtaeError
-from ftae.specs.finetune import needs
-from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.wording import count
 
 LEAST_FACTORS = {"mig": 1, "dci": 2}  # that vary
 
@@ -42,32 +42,28 @@ def check_images(spec: FinetuneSpec, data: Dataset) -> None:
 def check_enough(metrics: Sequence[str], train: ImageSet, val: ImageSet, data: str = "data") -> None:
     """Raises as ``check_images``; ``data``: the leaf that names these images."""
     for metric in metrics:
-        if reason := lacking(metric, val, data) or lacking_to_train(metric, train, data):
+        if reason := lacking_to_train(metric, train, data) or lacking(metric, val, data):
             raise FtaeError(f"metrics: {metric} needs {reason}")
 
 
 def lacking(metric: str, val: ImageSet, data: str = "data") -> str | None:
     """What a metric needs of the validation images that they have not; None if nothing."""
     factors = LEAST_FACTORS.get(metric, 0)
-    if reason := too_few(metric, len(val), data):
+    if reason := missing_images(metric, len(val), data) or missing_labels(metric, val.labels is not None, data):
         return reason
-    if val.labels is None and {needs.labels, needs.head} & set(METRICS[metric].needs):
-        return f"the labels of validation images: put those of each class into a sub-folder of {data}.val"
     if factors and (val.factors is None or varying(val.factors).sum() < factors):
-        return f"at least {factors} factor{'s' * (factors > 1)} of variation with more than one value in validation"
-    if metric in OF_EDGES and all((image == image[:1, :1]).all() for image in val.images):
+        return f"at least {count(factors, 'factor')} of variation with more than one value in validation"
+    rows = range(len(val)) if val.rows is None else val.rows
+    if metric in OF_EDGES and all((val.stored[row] == val.stored[row][:1, :1]).all() for row in rows):
         return f"edges: each validation image of {data} is of one colour"
     return None
 
 
 def lacking_to_train(metric: str, train: ImageSet, data: str = "data") -> str | None:
     """What a metric needs of the training images that they have not; None if nothing."""
-    if needs.labels not in METRICS[metric].needs:
-        return None
-    if train.labels is None:
-        return f"labels: put the images of each class into a sub-folder of {data}.train"
-    found = len(np.unique(train.labels[probe_rows(train.labels)]))
-    return None if found > 1 else f"training images of at least 2 classes, {data} has {found}"
+    labels = train.labels
+    num_classes = 0 if labels is None else len(np.unique(labels[probe_rows(labels)]))
+    return missing_to_train(metric, num_classes, data)
 
 
 Metrics = dict[str, float]
@@ -84,8 +80,8 @@ class EvalSet:
     def few(self, count: int) -> "EvalSet":
         """The same on the first images, ``count`` of each kind."""
         anomalies = self.subject.anomalies
-        few = None if anomalies is None else anomalies.taken(slice(count))
-        return EvalSet(self.name, replace(self.subject, anomalies=few), self.images.taken(slice(count)))
+        few = None if anomalies is None else anomalies.subset(slice(count))
+        return EvalSet(self.name, replace(self.subject, anomalies=few), self.images.subset(slice(count)))
 
     def __len__(self) -> int:
         anomalies = self.subject.anomalies
@@ -173,14 +169,18 @@ class Judging:
         subject = self._subject
         spec = subject.spec
         for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=subject.device):
-            yield run_batch(subject.autoencoder, batch, prefix=subject.prefix)
+            yield run_batch(subject.autoencoder, batch, frozen_cache=subject.frozen_cache)
 
 
 def run_batch(
-    autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True, prefix: Prefix | None = None
+    autoencoder: Autoencoder,
+    batch: Batch,
+    *,
+    with_head: bool = True,
+    frozen_cache: FrozenFeatureCache | None = None,
 ) -> EvalBatch:
-    """What the model makes of a batch, on the mode of its posterior; ``prefix``: its own, if there is one."""
-    encoding, made = (prefix or Prefix(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
+    """The model's reconstructions of a batch, from the mode of its posterior; ``frozen_cache``: the model's, if any."""
+    encoding, made = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(made).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
     return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)

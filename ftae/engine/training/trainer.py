@@ -12,10 +12,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.data.batches import Batch, source_spec, training_batch
+from ftae.engine.data.batches import Batch, replay_run, training_batch
 from ftae.engine.data.dataset import Dataset, load_dataset
-from ftae.engine.frozen_cache.plan import build_prefixes, precision
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
+from ftae.engine.frozen_cache.plan import build_frozen_caches, precision
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.eval_batch import EvalContext
@@ -63,19 +63,19 @@ class Training:
         half_life = None if group.rank else spec.ema_half_life_fraction
         self.average = None if half_life is None else WeightAverage(self.autoencoder, half_life * spec.max_steps)
         self.parameters = [p for param_group in self.optimizer.param_groups for p in param_group["params"]]
-        train_prefix, self._eval_prefix = build_prefixes(self.autoencoder, spec, self.data, group.size)
+        train_frozen_cache, self._eval_frozen_cache = build_frozen_caches(self.autoencoder, spec, self.data, group.size)
         self.eval_sets = [EvalSet("val", self._subject(spec, self.data), self.data.val)]
         if self.data.replay is not None and spec.source_metrics():
-            subject = self._subject(source_spec(spec), self.data.replay)
+            subject = self._subject(replay_run(spec), self.data.replay)
             self.eval_sets.append(EvalSet("val_source", subject, self.data.replay.val))
         self.step = 0
-        self._terms: nn.Module = _Terms(self.autoencoder, self.auxiliary, spec, group, train_prefix)
+        self._terms: nn.Module = _Terms(self.autoencoder, self.auxiliary, spec, group, train_frozen_cache)
         self._joined = False
         self.start_window()
 
     def _subject(self, spec: FinetuneSpec, data: Dataset) -> EvalContext:
         of_all = (self.autoencoder, spec, self.auxiliary)
-        return EvalContext(*of_all, data.train, self.device, data.anomalies, self._eval_prefix)
+        return EvalContext(*of_all, data.train, self.device, data.anomalies, self._eval_frozen_cache)
 
     def start_window(self) -> None:
         """Measure from here on."""
@@ -222,10 +222,15 @@ class _Terms(nn.Module):
     """Forward pass (in bf16 where asked for), then every loss term in fp32: a module, so that it can be wrapped."""
 
     def __init__(
-        self, autoencoder: Autoencoder, auxiliary: AuxiliaryNetworks, spec: FinetuneSpec, group: Group, prefix: Prefix
+        self,
+        autoencoder: Autoencoder,
+        auxiliary: AuxiliaryNetworks,
+        spec: FinetuneSpec,
+        group: Group,
+        cache: FrozenFeatureCache,
     ) -> None:
         super().__init__()
-        self.autoencoder, self.spec, self.group, self._prefix = autoencoder, spec, group, prefix
+        self.autoencoder, self.spec, self.group, self._frozen_cache = autoencoder, spec, group, cache
         self._auxiliary = auxiliary  # a plain object: their parameters are not this module's
 
     def forward(self, batch: Batch, names: list[str], progress: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -235,7 +240,7 @@ class _Terms(nn.Module):
         given = target if batch.inputs is batch.images else ae.to_range(batch.inputs)
         with precision(spec, batch.images.device):
             noise = self.group.randn_like if spec.sample_posterior else None
-            encoding, reconstruction = self._prefix.run(given, batch, noise)
+            encoding, reconstruction = self._frozen_cache.run(given, batch, noise)
             logits = ae.head(encoding.latents) if ae.head is not None else None
         reconstruction = reconstruction.float()
         inputs = LossInputs(
