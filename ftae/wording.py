@@ -24,6 +24,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 image``, ``3 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
     by_letters = {choice.lower(): choice for choice in choices}

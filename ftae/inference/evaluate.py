@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.data.dataset import ImagesChanged, ImageSet, load_dataset
+from ftae.engine.data.dataset import ImagesChanged, load_dataset
+from ftae.engine.data.image_names import named_folder, validation_names
+from ftae.engine.data.image_set import ImageSet
 from ftae.engine.data.listing import as_text
-from ftae.engine.data.named_images import named_folder, validation_names
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import PER_IMAGE
@@ -51,7 +52,7 @@ class Judged:
         """The image of this number among all."""
         part, row = (self.images, row) if row < len(self.images) else (self.anomalies, row - len(self.images))
         assert part is not None
-        return part.taken(slice(row, row + 1))
+        return part.subset(slice(row, row + 1))
 
     def parts(self) -> list[ImageSet]:
         return [self.images] if self.anomalies is None else [self.images, self.anomalies]
@@ -83,7 +84,7 @@ def images_to_judge(model: TunedModel, folder: str | None) -> Judged:
     known, labels = model.class_names or (), None
     if found.class_names is not None and set(found.class_names) <= set(known):
         labels = np.array([known.index(name) for name in found.class_names], dtype=np.int64)[found.images.labels]
-    images = ImageSet(found.images.images, labels)
+    images = replace(found.images, labels=labels)
     return Judged(images, found.anomalies, found.names.images, found.names.classes, found.notes)
 
 

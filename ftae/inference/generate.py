@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.data.checks import folder_notes
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.decoding import UnreadableImage
+from ftae.engine.data.image_folder import folder_notes
 from ftae.engine.data.listing import check_output, legible, list_images
-from ftae.engine.data.survey import check_levels, surveyed
+from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.engine.models.autoencoder import Encoding, NoiseFn
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
@@ -37,7 +37,7 @@ def reconstruct_folder(
     """
     check_output(out, {"the images to reconstruct": str(folder), **model.spec.data.image_folders()})
     files = list_images(folder)
-    names, survey = files.names, surveyed(files)
+    names, survey = files.names, survey_folder(files)
     check_levels([survey], model.spec.data, str(folder))
     for note in folder_notes(str(folder), files, survey, model.spec.data):
         notify(note)
@@ -241,6 +241,6 @@ def _levels(latents: Tensor, like: Encoding) -> list[Tensor]:
 def _training_encodings(model: TunedModel) -> Iterator[Encoding]:
     spec = model.spec.data.model_copy(update={"fingerprint": None})
     train = load_dataset(spec).train
-    few = train.taken(slice(None, None, -(-len(train) // FITTED_IMAGES)))
+    few = train.subset(slice(None, None, -(-len(train) // FITTED_IMAGES)))
     for batch in val_batches(few, spec, batch_size=model.spec.batch_size, device=model.device):
         yield model.encode(batch.inputs, batch.labels)

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ftae.engine.data.dataset import load_dataset
-from ftae.engine.data.listing import list_images
+from ftae.engine.data.sources import normal_class_names
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
@@ -17,7 +16,6 @@ from ftae.engine.training.checkpoint import evaluated_weights, read_spec
 from ftae.engine.training.export_model import CLASSES, load_exported_model
 from ftae.errors import FtaeError
 from ftae.inference.source import ModelSource
-from ftae.specs.finetune.data import ImageFolder
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.names import file_name_problem
 from ftae.specs.reading.problems import one_of, quoted
@@ -124,13 +122,10 @@ def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | 
     """As the model was released with, or those of the training images, if they are here."""
     if weights is not None and (weights / CLASSES).is_file():
         return _read_class_names(weights / CLASSES)
-    if not isinstance(spec.data, ImageFolder):
-        return load_dataset(spec.data.model_copy(update={"fingerprint": None})).class_names
     try:
-        found = list_images(Path(spec.data.train).expanduser()).class_names
-    except FtaeError:  # they are elsewhere; a model that depends on them says so itself
+        return normal_class_names(spec.data)
+    except FtaeError:  # the images are elsewhere; a model that depends on their classes says so itself
         return None
-    return found and tuple(name for name in found if name not in spec.data.anomaly_classes)
 
 
 def _read_class_names(file: Path) -> tuple[str, ...]:

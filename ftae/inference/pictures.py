@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.data.dataset import ImageSet
 from ftae.engine.data.decoding import UnreadableImage, decode_image, quiet_pillow, read_bytes
-from ftae.engine.data.survey import check_levels, survey_of
+from ftae.engine.data.image_set import ImageSet
+from ftae.engine.data.survey import check_levels, survey_image
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 
@@ -39,7 +39,7 @@ def read_given(model: TunedModel, path: Path, notify: Callable[[str], None]) -> 
     """
     if not path.is_file():
         raise FtaeError(f"there is no image {path}")
-    survey = survey_of(path.name, read_bytes(path))
+    survey = survey_image(path.name, read_bytes(path))
     check_levels([survey], model.spec.data, str(path))
     for note in survey.notes(model.spec.data):
         notify(f"{path}: {note}")

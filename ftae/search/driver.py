@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from ftae.engine.data.dataset import data_of
+from ftae.engine.data.dataset import load_run_dataset
 from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
 from ftae.results.replay import earlier, replay
@@ -53,7 +53,7 @@ def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
     store = open_store(spec.search.storage, spec.name, "driver")
     before = earlier(spec, resume)
     spec = pinned(spec, before)
-    data = data_of(spec.finetune)
+    data = load_run_dataset(spec.finetune)
     check_images(spec.finetune, data)
     num_bytes = check_search(spec, data.num_classes).checkpoint_bytes
     found = facts(spec, data)

@@ -1,13 +1,11 @@
 """The plan of a search or a training run: what ``ftae validate`` prints before anything is spent."""
 
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftae.errors import SpecError
 from ftae.results.replay import fold
-from ftae.specs.finetune.data import SHAPE_KINDS, ImageFolder, Shapes
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, quoted
 from ftae.specs.search.conditions import conditions_of
@@ -19,7 +17,7 @@ from ftae.storage.store import JOURNAL
 from ftae.wording import duration, size
 
 if TYPE_CHECKING:
-    from ftae.engine.frozen_cache.plan import PrefixPlan
+    from ftae.engine.frozen_cache.plan import FrozenCachePlan
     from ftae.engine.sizing.summary import StageSummary
 
 
@@ -33,7 +31,7 @@ def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
     run = spec.finetune
     if missing := missing_folders(spec):
         raise SpecError([f"{dotted(place)}: {rule}" for place, rule in missing])
-    from ftae.engine.data.checks import check_listed
+    from ftae.engine.data.dataset import check_listed
 
     about_images = check_listed(run)
     lines = [f"{spec.name}: a valid {'search' if isinstance(spec, SearchSpec) else 'training run'}"]
@@ -117,6 +115,7 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
 
 def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
     from ftae.engine.data.dataset import load_dataset
+    from ftae.engine.data.sources import normal_class_names
     from ftae.engine.sizing.summary import summarize
     from ftae.engine.training.evaluator import check_images
     from ftae.search.sizing import check_search
@@ -124,7 +123,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
     run = spec.finetune
     if not run.data.image_folders():  # drawn, or of a package: there at once
         check_images(run, load_dataset(run.data))
-    num_classes = _num_classes(run)
+    num_classes = len(normal_class_names(run.data) or ()) or None
     summary = check_search(spec, num_classes) if isinstance(spec, SearchSpec) else summarize(run, num_classes)
     share = summary.num_trainable / summary.num_parameters
     lines = [
@@ -141,7 +140,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         codes = " + ".join(map(str, summary.codebooks))
         moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
         lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
-    return [*lines, *_prefix_lines(summary.prefix)], summary.checkpoint_bytes
+    return [*lines, *_frozen_cache_lines(summary.frozen_cache)], summary.checkpoint_bytes
 
 
 def _state_of(stage: "StageSummary") -> str:
@@ -152,15 +151,15 @@ def _state_of(stage: "StageSummary") -> str:
     return state + (", new" if stage.new else "")
 
 
-def _prefix_lines(prefix: "PrefixPlan") -> list[str]:
-    """How far the frozen start is computed once for each image; nothing where none of it was to be."""
-    told = []
-    for name, share in (("training", prefix.training), ("validation", prefix.evaluation)):
-        if share.boundary is not None:
-            told.append(f"{name} through {share.boundary.stage}, about {size(share.num_bytes)}")
-        elif share.reason is not None:
-            told.append(f"{name} none: {share.reason}")
-    return [f"prefix cache {'; '.join(told)}"] if told else []
+def _frozen_cache_lines(plan: "FrozenCachePlan") -> list[str]:
+    """How far the frozen start is computed once for each image; empty where there is nothing to cache."""
+    parts = []
+    for name, allocation in (("training", plan.training), ("validation", plan.evaluation)):
+        if allocation.point is not None:
+            parts.append(f"{name} through {allocation.point.stage}, about {size(allocation.num_bytes)}")
+        elif allocation.reason is not None:
+            parts.append(f"{name} none: {allocation.reason}")
+    return [f"frozen cache {'; '.join(parts)}"] if parts else []
 
 
 # What an image's pixels are taken for where one of these terms is the reconstruction, and the factor that makes
@@ -189,19 +188,6 @@ def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
         reach = f", searched from {ends[0] * scale:g} to {ends[-1] * scale:g}" if ends else ""
         lines.append(f"beta         {losses.kl * scale:g}{reach}; 1 is the VAE whose pixels are {kind}")
     return lines
-
-
-def _num_classes(run: FinetuneSpec) -> int | None:
-    from ftae.engine.data.listing import list_images
-
-    names: Iterable[str] = ()
-    if run.data.source == "digits":
-        names = map(str, set(run.data.classes))
-    elif isinstance(run.data, Shapes):
-        names = SHAPE_KINDS
-    elif isinstance(run.data, ImageFolder):
-        names = list_images(Path(run.data.train).expanduser()).class_names or ()
-    return sum(name not in run.data.anomaly_classes for name in names) or None
 
 
 def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:

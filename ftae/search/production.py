@@ -11,7 +11,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from ftae.engine.data.dataset import data_of
+from ftae.engine.data.dataset import load_run_dataset
 from ftae.engine.data.listing import check_output
 from ftae.engine.models.hub import pinned
 from ftae.engine.sizing.summary import summarize
@@ -73,7 +73,7 @@ def _train(
     before = None if checkpoint is None else read_spec(checkpoint)
     named = [] if before is None else [before.model.pretrained]
     spec = spec.model_copy(update={"finetune": pinned(spec.finetune, named)})
-    data = data_of(spec.finetune)
+    data = load_run_dataset(spec.finetune)
     for note in data.notes:
         notify(note)
     came_from = spec.from_search or {}

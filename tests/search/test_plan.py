@@ -85,7 +85,7 @@ def test_the_plan_of_a_search() -> None:
         "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
         "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of it, by the Gaussian
         # 4 channels of 8x8, and a byte, of 1438 and 359 digits.
-        "prefix cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
+        "frozen cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
         lines[18],
         "storage      /no/such/place/small",
         lines[20],
@@ -104,21 +104,21 @@ def test_the_plan_of_a_search() -> None:
         (
             {"finetune__data": {"source": "digits", "resolution": 16, "flip": True}},
             [
-                "prefix cache training none: images change from epoch to epoch (data.flip); "
+                "frozen cache training none: images change from epoch to epoch (data.flip); "
                 "validation through encoder.down.0, about 368 KB"
             ],
         ),
         (
             {"finetune__frozen_cache_gb": 1e-3},
             [
-                "prefix cache training none: finetune.frozen_cache_gb leaves 1 MB, and the least that could be stored "
+                "frozen cache training none: finetune.frozen_cache_gb leaves 1 MB, and the least that could be stored "
                 "is 1.47 MB; validation through encoder.down.0, about 368 KB"
             ],
         ),
     ],
 )
 def test_the_plan_says_what_of_the_frozen_start_is_stored(changes: dict[str, Any], told: list[str]) -> None:
-    assert [line for line in plan_of(**changes) if line.startswith("prefix cache")] == told
+    assert [line for line in plan_of(**changes) if line.startswith("frozen cache")] == told
 
 
 def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Images: sources, decoding, cache, data sets, batches."""
+"""Images: sources, decoding, the cache, datasets, batches."""

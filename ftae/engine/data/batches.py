@@ -12,8 +12,9 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from ftae.engine.data.dataset import Dataset, ImageSet
+from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.decoding import Pixels
+from ftae.engine.data.image_set import ImageSet, Indices, Labels
 from ftae.specs.finetune.data import DataSpec
 from ftae.specs.finetune.degradation import Blocks, Degradation
 from ftae.specs.finetune.run import FinetuneSpec
@@ -24,7 +25,7 @@ GREY = 0.5
 
 
 def degraded(pixels: Pixels, spec: Degradation, rng: np.random.Generator) -> Images:
-    """uint8 (H, W, C) as ``spec`` has it: float32 (H, W, C) in [0, 1]. All that is random comes from ``rng``."""
+    """An image, uint8 (H, W, C), degraded by ``spec``: float32 (H, W, C) in [0, 1]. Random draws come from ``rng``."""
     image: Images = (pixels / 255).astype(np.float32)
     if spec.blur > 0.0:
         image = _blurred(image, spec)
@@ -33,12 +34,12 @@ def degraded(pixels: Pixels, spec: Degradation, rng: np.random.Generator) -> Ima
     if spec.jpeg is not None:
         image = _compressed(image, spec.jpeg)
     if spec.blocks is not None:
-        image = _without(image, spec.blocks, rng)
+        image = _with_grey_blocks(image, spec.blocks, rng)
     return image
 
 
 def _blurred(image: Images, spec: Degradation) -> Images:
-    from torchvision.transforms.v2.functional import gaussian_blur  # takes seconds
+    from torchvision.transforms.v2.functional import gaussian_blur  # this import takes seconds
 
     channels_first = torch.from_numpy(image).permute(2, 0, 1)
     side = 2 * spec.blur_radius() + 1
@@ -47,15 +48,15 @@ def _blurred(image: Images, spec: Degradation) -> Images:
 
 
 def _compressed(image: Images, quality: int) -> Images:
-    """There and back through JPEG."""
+    """The image after a round trip through JPEG."""
     pixels = np.rint(image * 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "jpeg", quality=quality)
     return (np.asarray(Image.open(file)).reshape(image.shape) / 255).astype(np.float32)
 
 
-def _without(image: Images, blocks: Blocks, rng: np.random.Generator) -> Images:
-    """With blocks of the grid made grey; at least one, and never all."""
+def _with_grey_blocks(image: Images, blocks: Blocks, rng: np.random.Generator) -> Images:
+    """The image with some blocks of a grid made grey; at least one, and never all."""
     rows, columns = (-(-side // blocks.size) for side in image.shape[:2])
     num_cut = min(max(1, round(blocks.share * rows * columns)), rows * columns - 1)
     cut = np.zeros(rows * columns, dtype=bool)
@@ -65,43 +66,44 @@ def _without(image: Images, blocks: Blocks, rng: np.random.Generator) -> Images:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Which images of a set some rows of a batch are. ``key``: of that set, and of how the model is given them.
+class ImageIds:
+    """Identifies the images in consecutive rows of a batch, for caches of what a model makes of them.
 
-    ``numbers``: int64 (rows,) below ``num_images``.
+    ``key``: differs for another complete set and for another way of giving its images to the model. ``positions``:
+    int64 (rows,), the place of each image in that set, which has ``num_images``.
     """
 
     key: str
     num_images: int
-    numbers: npt.NDArray[np.int64]
+    positions: Indices
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``images``: float32 (B, C, H, W) in [0, 1], contiguous. ``inputs``: what the model is given of them, alike.
+    """``images``: float32 (B, C, H, W) in [0, 1], contiguous. ``inputs``: what the model is given, in the same form.
 
-    ``labels``: int64 (B,), -1 for an image without one; None where there are none. On one device.
-    ``factors``: int64 (B, F) of validation images whose factors of variation are known; on the CPU.
-    ``rows``: what the rows are, from the first on, where the model is given the same whenever it is given these
-    images of a known set; else empty.
+    ``labels``: int64 (B,), -1 for an image without a label; None where no image has one. All on one device.
+    ``factors``: int64 (B, F), of validation images whose factors of variation are known; on the CPU.
+    ``ids``: the identity of all rows, in order; empty where the model is given another input whenever it sees an
+    image again, or where the images are from no dataset.
     """
 
     images: torch.Tensor
     inputs: torch.Tensor
     labels: torch.Tensor | None
     factors: torch.Tensor | None = None
-    rows: tuple[Rows, ...] = ()
+    ids: tuple[ImageIds, ...] = ()
 
 
-def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which images make up training batch number ``batch`` (from 0): int64 (batch_size,) in [0, num_images).
+def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> Indices:
+    """The images of training batch number ``batch`` (from 0): int64 (batch_size,) in [0, num_images).
 
     The endless stream of epochs, each a permutation of all images, is cut into consecutive batches;
     a batch may begin in one epoch and end in a later one.
     """
     assert min(num_images, batch_size, batch + 1) > 0
     epoch, offset = divmod(batch * batch_size, num_images)
-    parts: list[npt.NDArray[np.int64]] = []
+    parts: list[Indices] = []
     missing = batch_size
     while missing:
         part = _epoch_order(num_images, seed, epoch)[offset : offset + missing]
@@ -111,8 +113,8 @@ def batch_indices(num_images: int, batch_size: int, batch: int, seed: int) -> np
     return np.concatenate(parts)
 
 
-@lru_cache(maxsize=4)  # this epoch's and the next one's, of the images and of those replayed
-def _epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+@lru_cache(maxsize=4)  # of this epoch and the next, for the images and for the replayed ones
+def _epoch_order(num_images: int, seed: int, epoch: int) -> Indices:
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     order.setflags(write=False)
     return order
@@ -128,80 +130,81 @@ def train_batch(
     device: torch.device | str,
     rows: slice = slice(None),
 ) -> Batch:
-    """Training batch number ``batch`` at ``spec.resolution``, cropped, mirrored and degraded at random; ``rows`` of it.
+    """Some ``rows`` of training batch number ``batch``, at ``spec.resolution``, cropped, mirrored, degraded at random.
 
-    Depends on nothing but the arguments: neither on global random state nor on earlier calls.
+    Depends on the arguments alone: neither on global random state nor on earlier calls.
     """
     indices = batch_indices(len(images), batch_size, batch, seed)[rows]
-    # The last number keeps these draws apart from the epoch orders, which take [seed, epoch], and from the others.
-    # As an array they seed alike, in half the time that a list takes.
+    # The last number of a seed keeps these draws apart from the epoch orders, which have [seed, epoch], and from the
+    # degradations below. An array gives the same generator as a list, in half the time.
     rng = np.random.default_rng(np.array([seed, batch, 1], dtype=np.uint32))
     side = spec.resolution
     spare = spec.decoded_side - side
-    # Whatever is drawn is drawn for the whole batch, whatever is wanted of it.
+    stored, stored_rows = images.stored, images.rows_at(indices)
+    # Draw for the whole batch, whatever rows are wanted: another share of it must see the same crops.
     if spare:
-        crops = sliding_window_view(images.images, (side, side), axis=(1, 2))  # all: (N, tops, lefts, C, side, side)
+        crops = sliding_window_view(stored, (side, side), axis=(1, 2))  # all: (M, tops, lefts, C, side, side)
         tops, lefts = rng.integers(0, spare + 1, size=(batch_size, 2))[rows].T
-        pixels = np.ascontiguousarray(crops[indices, tops, lefts])
+        pixels = np.ascontiguousarray(crops[stored_rows, tops, lefts])
     else:
-        pixels = np.ascontiguousarray(images.images[indices].transpose(0, 3, 1, 2))
+        pixels = np.ascontiguousarray(stored[stored_rows].transpose(0, 3, 1, 2))
     if spec.flip:
         mirrored = (rng.random(batch_size) < 0.5)[rows]
         pixels[mirrored] = pixels[mirrored][..., ::-1]
-    given = _given(pixels, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
-    made = _to_batch(pixels, given, None if images.labels is None else images.labels[indices], device)
-    changing = spec.flip or spare or spec.degrade is not None
-    return made if changing else replace(made, rows=_rows(images, indices, spec))
+    inputs = _degraded_inputs(pixels, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
+    made = _to_batch(pixels, inputs, None if images.labels is None else images.labels[indices], device)
+    is_random = spec.flip or spare or spec.degrade is not None
+    return made if is_random else replace(made, ids=_ids(images, indices, spec))
 
 
 def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
     """All images once, in order, their centre at ``spec.resolution``; the last batch may be smaller.
 
-    Each is degraded as its number in the whole set has it, whatever is asked for beside it.
+    The degradation of an image depends on its position in the complete set, not on the other images asked for.
     """
     margin = (spec.decoded_side - spec.resolution) // 2
     centre = slice(margin, margin + spec.resolution)
     for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        pixels = images.images[rows, centre, centre].transpose(0, 3, 1, 2).copy()
-        numbers = range(len(images))[rows] if images.numbers is None else images.numbers[rows]
-        given = _given(pixels, spec, ([int(number), 0, 0, 3] for number in numbers))
-        batch = _to_batch(pixels, given, None if images.labels is None else images.labels[rows].copy(), device)
-        factors = None if images.factors is None else torch.from_numpy(images.factors[rows].copy())
-        yield replace(batch, factors=factors, rows=_rows(images, np.arange(len(images))[rows], spec))
+        part = slice(start, start + batch_size)
+        pixels = images.stored[images.rows_at(part), centre, centre].transpose(0, 3, 1, 2).copy()
+        inputs = _degraded_inputs(pixels, spec, ([int(place), 0, 0, 3] for place in images.positions_at(part)))
+        batch = _to_batch(pixels, inputs, None if images.labels is None else images.labels[part].copy(), device)
+        factors = None if images.factors is None else torch.from_numpy(images.factors[part].copy())
+        yield replace(batch, factors=factors, ids=_ids(images, part, spec))
 
 
-def _rows(images: ImageSet, indices: npt.NDArray[np.int64], spec: DataSpec) -> tuple[Rows, ...]:
-    """What the images of these indices are, their centre at ``spec.resolution``, degraded as ``spec`` has it."""
-    if images.origin is None:
+def _ids(images: ImageSet, indices: slice | Indices, spec: DataSpec) -> tuple[ImageIds, ...]:
+    """The identity of these images, given as their centre at ``spec.resolution``, degraded by their position."""
+    if images.complete is None:
         return ()
-    given = "" if spec.degrade is None else spec.degrade.model_dump_json()
-    numbers = indices if images.numbers is None else images.numbers[indices]
-    return (Rows(f"{images.origin.key} {spec.resolution} {given}", images.origin.num_images, numbers),)
+    degradation = "" if spec.degrade is None else spec.degrade.model_dump_json()
+    key = f"{images.complete.key} {spec.resolution} {degradation}"
+    return (ImageIds(key, images.complete.num_images, images.positions_at(indices)),)
 
 
-def _given(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Images | None:
-    """Degraded, float32 (B, C, H, W), each image with a seed of its own; None where they are given as they are."""
+def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Images | None:
+    """Degraded images, float32 (B, C, H, W), each with a seed of its own; None where ``spec`` degrades nothing."""
     if spec.degrade is None:
         return None
-    given = np.empty(pixels.shape, dtype=np.float32)
+    inputs = np.empty(pixels.shape, dtype=np.float32)
     for row, (image, seed) in enumerate(zip(pixels, seeds, strict=True)):
         channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
-        given[row] = degraded(channels_last, spec.degrade, np.random.default_rng(seed)).transpose(2, 0, 1)
-    return given
+        inputs[row] = degraded(channels_last, spec.degrade, np.random.default_rng(seed)).transpose(2, 0, 1)
+    return inputs
 
 
-def _to_batch(
-    pixels: Pixels, given: Images | None, labels: npt.NDArray[np.int64] | None, device: torch.device | str
-) -> Batch:
-    """uint8 (B, C, H, W) to the device as bytes, a quarter of what floats would take, and there to floats."""
-    images = _sent(pixels, device).to(torch.float32).div_(255)
-    inputs = images if given is None else _sent(given, device)
-    return Batch(images, inputs, None if labels is None else _sent(labels, device))
+def _to_batch(pixels: Pixels, inputs: Images | None, labels: Labels | None, device: torch.device | str) -> Batch:
+    """A batch on the device. Pixels travel as bytes, a quarter of the size of floats, and become floats there."""
+    images = _to_device(pixels, device).to(torch.float32).div_(255)
+    return Batch(
+        images,
+        images if inputs is None else _to_device(inputs, device),
+        None if labels is None else _to_device(labels, device),
+    )
 
 
-def _sent(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
-    """On the device. A GPU is not waited for: it has work of the step before, and copies page-locked memory itself."""
+def _to_device(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """Copies to a GPU without waiting for it: it is busy with the last step, and reads page-locked memory itself."""
     tensor = torch.from_numpy(values)
     on_gpu = torch.device(device).type == "cuda"
     return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor.to(device)
@@ -217,7 +220,7 @@ def training_batch(
     device: torch.device | str,
     rows: slice = slice(None),
 ) -> Batch:
-    """As ``train_batch``, the last rows of it replayed: drawn in the same way, as their own spec has it, unlabelled."""
+    """As ``train_batch``, but the last rows are replayed images, drawn alike by their own spec, without labels."""
     num_replayed = 0 if spec.replay is None else spec.replay.rows(batch_size)
     if num_replayed == 0:
         return train_batch(data.train, spec, batch_size=batch_size, batch=batch, seed=seed, device=device, rows=rows)
@@ -244,11 +247,11 @@ def training_batch(
         rows=slice(max(start - num_own, 0), max(stop - num_own, 0)),
     )
     labels = None if own.labels is None else torch.cat([own.labels, own.labels.new_full((len(replayed.images),), -1)])
-    known = own.rows + replayed.rows if own.rows and replayed.rows else ()
+    ids = own.ids + replayed.ids if own.ids and replayed.ids else ()
     images, inputs = torch.cat([own.images, replayed.images]), torch.cat([own.inputs, replayed.inputs])
-    return Batch(images, inputs, labels, rows=known)
+    return Batch(images, inputs, labels, ids=ids)
 
 
-def source_spec(spec: FinetuneSpec) -> FinetuneSpec:
-    """``spec`` with the replayed images in place of its own, and the metrics that these can have."""
+def replay_run(spec: FinetuneSpec) -> FinetuneSpec:
+    """``spec`` with the replayed images in place of its own, and the metrics that can be measured on them."""
     return spec.model_copy(update={"data": spec.data.replay, "metrics": spec.source_metrics()})

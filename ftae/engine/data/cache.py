@@ -1,17 +1,17 @@
 """Images decoded once per machine, kept as memory-mapped arrays that all processes share.
 
-Layout below ``$FTAE_CACHE`` (default ``~/.cache/ftae``), where each folder is written under another
-name by one process, which holds its lock, and renamed when complete:
+Layout below ``$FTAE_CACHE`` (default ``~/.cache/ftae``). One process, which holds the lock of a folder, writes it under
+another name and renames it when it is complete:
 
-    contents/<stat fingerprint>/survey.json    what a folder of images holds, and its fingerprint (``survey``)
+    contents/<stat fingerprint>/survey.json    what a folder of images holds, and the fingerprint of its content
     images/<key>/images.npy                    uint8 (N, side, side, channels)
     images/<key>/labels.npy                    int64 (N,), if there are labels
     images/<key>/factors.npy                   int64 (N, F), if the factors of variation are known
     images/<key>/about.json                    class names and skipped files
-    datasets/<fingerprint>/keys.json           the keys of a dataset's arrays: training, or training and validation
-    models/<key>/model.safetensors             a pretrained model as trials begin with it (``warm``)
+    datasets/<fingerprint>/keys.json           the keys of a dataset's parts: all images, or training and validation
+    models/<key>/model.safetensors             a pretrained model in the state in which trials begin with it
 
-Nothing is ever removed from it; any folder in it may be deleted while no search runs.
+ftae never removes anything from it; any folder in it may be deleted while no search runs.
 """
 
 import errno
@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +31,22 @@ import numpy as np
 from filelock import FileLock
 
 from ftae.engine.data.decoding import Pixels, UnreadableImage, quiet_pillow
+from ftae.engine.data.image_set import Labels
 from ftae.engine.data.listing import legible
-from ftae.engine.data.sources import Labels, Source
+from ftae.engine.data.source import ListedImages
 from ftae.errors import FtaeError
+from ftae.wording import count
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # part of every key: raise it when the same files would decode to other pixels
+FORMAT = 1  # part of every key: raise it when the same files would decode to different pixels
 
 READ_AHEAD = 32  # images decoded but not yet written
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """One cached array, read-only, with what belongs to it. ``skipped``: "name: reason"."""
+    """One cached array, read-only, with labels and factors. ``skipped``: undecodable files, each as "name: reason"."""
 
     images: Pixels
     labels: Labels | None
@@ -53,24 +55,36 @@ class StoredImages:
     factors: Labels | None = None
 
 
+@dataclass(frozen=True)
+class PartKeys:
+    """The keys of one part of a dataset.
+
+    ``images``: where its array is cached; depends on the pixels alone. ``fingerprint``: its contribution to the
+    fingerprint of the dataset; depends on ``data.anomaly_classes``, too.
+    """
+
+    images: str
+    fingerprint: str
+
+
 def digest(value: Any) -> str:
     """32 hexadecimal digits that depend on every part of a JSON value."""
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
-def stored_images(key: str, shape: tuple[int, int, int], open_source: Callable[[], Source]) -> StoredImages:
-    """The images cached under ``key``, decoded from ``open_source()`` if they are not there, or damaged.
+def stored_images(key: str, shape: tuple[int, int, int], list_images: Callable[[], ListedImages]) -> StoredImages:
+    """The images cached under ``key``; those of ``list_images()`` are decoded if it is missing or damaged.
 
     Raises:
         FtaeError: no image could be decoded, or the cache cannot be written or read.
     """
     if (stored := cached_images(key, shape)) is None:
-        source = open_source()
-        assert source.shape == shape
+        listed = list_images()
+        assert listed.shape == shape
         make_once(
             cache_folder() / "images" / key,
-            source.num_bytes,
-            lambda partial: _write(partial, source),
+            listed.num_bytes,
+            lambda partial: _write(partial, listed),
             is_sound=lambda folder: cached_images(key, shape) is not None,
         )
         stored = cached_images(key, shape)
@@ -82,32 +96,33 @@ def cached_images(key: str, shape: tuple[int, int, int]) -> StoredImages | None:
     """The images cached under ``key``; None where they are missing, damaged, or of another shape."""
     try:
         stored = _read(cache_folder() / "images" / key)
-        count = len(stored.images)
-        whole = stored.images.shape == (count, *shape) and stored.images.dtype == np.uint8
-        whole = whole and all(len(its) == count for its in (stored.labels, stored.factors) if its is not None)
+        number = len(stored.images)
+        is_sound = stored.images.shape == (number, *shape) and stored.images.dtype == np.uint8
+        is_sound = is_sound and all(len(a) == number for a in (stored.labels, stored.factors) if a is not None)
     except (OSError, ValueError, LookupError, TypeError, EOFError, AttributeError):
         return None
-    return stored if whole else None
+    return stored if is_sound else None
 
 
-def remember_keys(fingerprint: str, keys: list[str]) -> None:
-    """Note that the dataset with this fingerprint is cached under ``keys``."""
+def remember_keys(fingerprint: str, keys: Sequence[PartKeys]) -> None:
+    """Note which arrays hold the dataset with this fingerprint."""
 
     def write(partial: Path) -> None:
-        (partial / "keys.json").write_text(json.dumps(keys))
+        (partial / "keys.json").write_text(json.dumps([[part.images, part.fingerprint] for part in keys]))
 
     folder = cache_folder() / "datasets" / fingerprint
-    make_once(folder, 100, write, is_sound=lambda folder: recalled_keys(fingerprint) == keys)
+    make_once(folder, 200, write, is_sound=lambda folder: recalled_keys(fingerprint) == keys)
 
 
-def recalled_keys(fingerprint: str) -> list[str] | None:
-    """The keys of a dataset that this machine has cached whole; None if it has not."""
+def recalled_keys(fingerprint: str) -> list[PartKeys] | None:
+    """The keys of a dataset that this machine has cached completely; None if it has not."""
     try:
-        keys = json.loads((cache_folder() / "datasets" / fingerprint / "keys.json").read_text())
-    except (OSError, ValueError):
+        entries = json.loads((cache_folder() / "datasets" / fingerprint / "keys.json").read_text())
+        # Entries of ftae 0.1 are one text, which is both keys: anomalies were part of the key of an array.
+        keys = [PartKeys(entry, entry) if isinstance(entry, str) else PartKeys(*entry) for entry in entries]
+        return keys if keys and all((cache_folder() / "images" / part.images).exists() for part in keys) else None
+    except (OSError, ValueError, TypeError):
         return None
-    known = isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)
-    return keys if known and all((cache_folder() / "images" / key).exists() for key in keys) else None
 
 
 def cache_folder() -> Path:
@@ -118,9 +133,10 @@ def cache_folder() -> Path:
 def make_once(
     folder: Path, num_bytes: int, write: Callable[[Path], None], is_sound: Callable[[Path], bool] = Path.exists
 ) -> None:
-    """Have exactly one process make ``folder``, if it is not there or not sound; the others wait for it.
+    """Let exactly one process make ``folder`` if it is missing or not sound; the others wait.
 
-    ``write`` fills an empty folder, and raises FtaeError for anything that is not the cache's fault.
+    ``write`` fills an empty folder, and raises FtaeError for whatever is not the cache's fault. ``num_bytes``: the
+    room that it needs.
 
     Raises:
         FtaeError: the cache cannot be written.
@@ -135,13 +151,13 @@ def make_once(
     except OSError as error:
         raise FtaeError(
             f"cannot write {num_bytes:,} bytes to the image cache {cache_folder()}: {error.strerror or error}. "
-            "Make room there, or set FTAE_CACHE to a folder that has it"
+            "Free some space there, or set FTAE_CACHE to a folder that has enough"
         ) from error
 
 
 def _make(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     try:
         if shutil.disk_usage(partial).free < num_bytes:
@@ -158,48 +174,49 @@ def _make(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Some disks and networks say only now that they are full; and a crash must not leave a hollow file."""
+    """Some disks and networks report only now that they are full; and a crash must not leave a hollow file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _write(folder: Path, source: Source) -> None:
-    logger.info("decoding %d images (%.0f MB) into %s", len(source.names), source.num_bytes / 1e6, folder.parent)
+def _write(folder: Path, listed: ListedImages) -> None:
+    logger.info("decoding %d images (%.0f MB) into %s", len(listed.names), listed.num_bytes / 1e6, folder.parent)
     kept: list[int] = []
     skipped: list[str] = []
     with quiet_pillow(), (folder / "images.npy").open("wb") as file:
-        _write_header(file, len(source.names), source.shape)
-        for i, decoded in enumerate(_decode_all(source)):
+        _write_header(file, len(listed.names), listed.shape)
+        for i, decoded in enumerate(_decode_all(listed)):
             if isinstance(decoded, UnreadableImage):
-                skipped.append(f"{source.names[i]}: {decoded}")
+                skipped.append(f"{listed.names[i]}: {decoded}")
             else:
-                assert decoded.shape == source.shape
+                assert decoded.shape == listed.shape
                 assert decoded.dtype == np.uint8
                 file.write(np.ascontiguousarray(decoded).data)
                 kept.append(i)
         if not kept:
-            raise FtaeError(f"none of the {len(skipped)} images could be decoded; the first: {legible(skipped[0])}")
-        _write_header(file, len(kept), source.shape)
-    if source.labels is not None:
-        np.save(folder / "labels.npy", source.labels[kept])
-    if source.factors is not None:
-        np.save(folder / "factors.npy", source.factors[kept])
-    about = {"class_names": source.class_names, "skipped": sorted(skipped)}
+            first = legible(skipped[0])
+            raise FtaeError(f"no image can be decoded, {count(len(skipped), 'file')} tried; the first: {first}")
+        _write_header(file, len(kept), listed.shape)
+    if listed.labels is not None:
+        np.save(folder / "labels.npy", listed.labels[kept])
+    if listed.factors is not None:
+        np.save(folder / "factors.npy", listed.factors[kept])
+    about = {"class_names": listed.class_names, "skipped": sorted(skipped)}
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _decode_all(source: Source) -> Iterator[Pixels | UnreadableImage]:
-    """Every image in order; Pillow and file reads let other threads run."""
+def _decode_all(listed: ListedImages) -> Iterator[Pixels | UnreadableImage]:
+    """Every image in order; threads help, as Pillow and file reads release the interpreter."""
 
     def decode(i: int) -> Pixels | UnreadableImage:
         try:
-            return source.decode(i)
+            return listed.decode(i)
         except UnreadableImage as unreadable:
             return unreadable
 
     pending: deque[Future[Pixels | UnreadableImage]] = deque()
     with ThreadPoolExecutor() as pool:
-        for i in range(len(source.names)):
+        for i in range(len(listed.names)):
             pending.append(pool.submit(decode, i))
             if len(pending) > READ_AHEAD:
                 yield pending.popleft().result()
@@ -208,7 +225,7 @@ def _decode_all(source: Source) -> Iterator[Pixels | UnreadableImage]:
 
 
 def _write_header(file: BinaryIO, num_images: int, shape: tuple[int, int, int]) -> None:
-    """At the start of the file; numpy pads it so that another number of images fits into its place."""
+    """Write the header of the array; numpy pads it, so that it can be replaced by one for fewer images."""
     file.seek(0)
     header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
     np.lib.format.write_array_header_1_0(file, header)

@@ -1,16 +1,16 @@
-"""Keeping images of some classes out of training: they are stored behind the others, where a slice leaves them out."""
+"""The images of a run: training, validation and anomalies, from any source, decoded once per machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ftae.engine.data.builtin_sources import content_of, source_of
 from ftae.engine.data.cache import (
     FORMAT,
+    PartKeys,
     StoredImages,
     cached_images,
     digest,
@@ -19,108 +19,37 @@ from ftae.engine.data.cache import (
     stored_images,
 )
 from ftae.engine.data.checks import (
-    check_anomalies,
-    check_classes,
-    check_enough,
-    check_folders,
-    check_has_anomalies,
-    check_labelled,
-    check_some,
+    check_anomalies_found,
+    check_anomaly_classes,
+    check_enough_to_split,
+    check_folders_apart,
+    check_labelled_fraction,
+    check_labels,
+    check_not_empty,
     check_val_classes,
-    folder_notes,
+    missing_images,
     skipped_message,
 )
-from ftae.engine.data.decoding import Pixels, image_shape
-from ftae.engine.data.listing import ImageFiles, list_images
-from ftae.engine.data.sources import Labels, Source, folder_source, num_held_out
-from ftae.engine.data.survey import Survey, check_levels, surveyed
+from ftae.engine.data.decoding import image_shape
+from ftae.engine.data.image_set import ImageSet, Labels, SetId
+from ftae.engine.data.listing import legible
+from ftae.engine.data.source import Listing, Part, Source, num_held_out
+from ftae.engine.data.sources import normal_class_names, source_of
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import AnyData, DataSpec, ImageFolder
+from ftae.specs.finetune.data import DataSpec
 from ftae.specs.finetune.run import FinetuneSpec
-
-
-def normal_first(source: Source, anomalies: Sequence[str]) -> Source:
-    """``source`` with the images of ``anomalies`` last, and these names last: the others are numbered from 0."""
-    if source.labels is None or source.class_names is None or not anomalies:
-        return source
-    names = source.class_names
-    classes = sorted(range(len(names)), key=lambda i: names[i] in anomalies)
-    labels = np.argsort(classes)[source.labels]
-    num_normal = sum(name not in anomalies for name in names)
-    order = np.argsort(labels >= num_normal, kind="stable")
-
-    def decode(i: int) -> Pixels:
-        return source.decode(int(order[i]))
-
-    return replace(
-        source,
-        names=[source.names[i] for i in order],
-        decode=decode,
-        labels=labels[order],
-        factors=None if source.factors is None else source.factors[order],
-        class_names=tuple(names[i] for i in classes),
-    )
-
-
-def parted(stored: StoredImages, anomalies: Sequence[str]) -> tuple[StoredImages, Pixels]:
-    """What was stored ``normal_first``: the normal images with their classes, and the pixels of the others."""
-    if stored.labels is None or stored.class_names is None or not anomalies:
-        return stored, stored.images[:0]
-    names = tuple(name for name in stored.class_names if name not in anomalies)
-    count = int((stored.labels < len(names)).sum())
-    factors = None if stored.factors is None else stored.factors[:count]
-    normal = replace(
-        stored, images=stored.images[:count], labels=stored.labels[:count], class_names=names, factors=factors
-    )
-    return normal, stored.images[count:]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A whole set of images: ``key`` is of no other."""
-
-    key: str
-    num_images: int
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images and, if they have any, labels.
-
-    ``images``: uint8 (N, side, side, channels), memory-mapped, read-only; side is
-    ``DataSpec.decoded_side``. ``labels``: int64 (N,), indices into ``Dataset.class_names``.
-    ``labels`` are -1 for an image without one. ``numbers``: where in the whole set each image is, for some
-    that were taken from it; None for a whole set. ``factors``: int64 (N, F), the values of the factors of
-    variation that the images were made of, where these are known. ``origin``: the whole set, of a dataset.
-    Pickling copies the pixels: load the dataset where it is used instead.
-    """
-
-    images: Pixels
-    labels: Labels | None
-    numbers: npt.NDArray[np.int64] | None = None
-    factors: Labels | None = None
-    origin: Origin | None = None
-
-    def taken(self, rows: slice | npt.NDArray[np.int64]) -> "ImageSet":
-        """Some of the images, each still known by its number."""
-        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
-        labels, factors = (None if its is None else its[rows] for its in (self.labels, self.factors))
-        return ImageSet(self.images[rows], labels, numbers[rows], factors, self.origin)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Training and validation images.
 
-    ``anomalies``: validation images of ``data.anomaly_classes``, without labels; None where it names none.
-    ``replay``: those of ``data.replay``; its training images are mixed into the batches.
-    ``fingerprint`` changes with any pixel, label, or the split, and with nothing else; behind a ``+``, that of
-    the replayed images.
-    ``skipped``: the files that could not be decoded, each as "path: reason". ``notes``: what the user should know
-    of the files, these among it, a line each.
+    ``anomalies``: validation images of ``data.anomaly_classes``, without labels; None where no class is named.
+    ``replay``: the images of ``data.replay``; its training images are mixed into the batches.
+    ``fingerprint`` changes with any pixel, label, or the split, and with nothing else; the fingerprint of replayed
+    images follows after a ``+``.
+    ``skipped``: the files that cannot be decoded, each as "path: reason". ``notes``: what the user should know about
+    the files, a line each; the skipped ones are in the first.
     """
 
     train: ImageSet
@@ -137,21 +66,12 @@ class Dataset:
         return None if self.class_names is None else len(self.class_names)
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """The images of one folder as stored, their key, and what there is to say of their files."""
-
-    stored: StoredImages
-    key: str
-    notes: tuple[str, ...] = ()
-
-
 class ImagesChanged(FtaeError):
     """The images are not those of ``data.fingerprint``."""
 
 
 @lru_cache(maxsize=8)
-def load_dataset(spec: AnyData) -> Dataset:
+def load_dataset(spec: DataSpec) -> Dataset:
     """The images that ``spec`` describes; loaded once per process, decoded once per machine.
 
     Raises:
@@ -160,8 +80,8 @@ def load_dataset(spec: AnyData) -> Dataset:
         ImagesChanged: they are not those of ``spec.fingerprint``.
     """
     own, _, of_replay = (spec.fingerprint or "").partition("+")
-    check_folders(spec)
-    dataset = _own_images(spec.model_copy(update={"fingerprint": own or None}))
+    check_folders_apart(spec)
+    dataset = _load_own(spec.model_copy(update={"fingerprint": own or None}))
     if spec.replay is None:
         return dataset
     pinned = {"fingerprint": of_replay} if of_replay else {}
@@ -175,170 +95,193 @@ def load_dataset(spec: AnyData) -> Dataset:
     )
 
 
-def data_of(run: FinetuneSpec) -> Dataset:
-    """The images of a run, with the labels that its metrics need.
+def load_run_dataset(run: FinetuneSpec) -> Dataset:
+    """The images of a run, which have the labels that its losses and metrics need.
 
     Raises:
-        FtaeError: as ``load_dataset``, or there are no such labels.
+        FtaeError: as ``load_dataset``, or labels are missing.
     """
     data = load_dataset(run.data)
     labels = data.train.labels
-    classes = [] if labels is None else [str(label) for label in np.unique(labels[labels >= 0])]
-    check_classes(run, classes, val_labelled=data.val.labels is not None)
+    num_classes = 0 if labels is None else len(np.unique(labels[labels >= 0]))
+    check_labels(run, num_classes=num_classes, val_labelled=data.val.labels is not None)
     return data
 
 
-def _own_images(spec: AnyData) -> Dataset:
-    dataset = _as_pinned(spec, _from_folders(spec) if isinstance(spec, ImageFolder) else _builtin(spec))
+def check_listed(run: FinetuneSpec) -> list[str]:
+    """Refuse, before any image is decoded, what ``load_run_dataset`` and the metrics would refuse.
+
+    Returns what the user should know about the files. Of a large folder only some files are opened.
+
+    Raises:
+        FtaeError: the images are missing or unfit.
+    """
+    check_folders_apart(run.data)
+    listing = source_of(run.data).check_listed()
+    notes = [] if listing is None else _check_metrics(run, listing)
+    if run.data.replay is not None:
+        replayed = source_of(run.data.replay).check_listed()
+        notes += [] if replayed is None else replayed.notes
+    return notes
+
+
+def _check_metrics(run: FinetuneSpec, listing: Listing) -> list[str]:
+    for metric in run.metrics:
+        if reason := missing_images(metric, listing.num_val):
+            raise FtaeError(f"metrics: {metric} needs {reason}")
+    check_labels(run, num_classes=len(listing.train_classes), val_labelled=listing.val_labelled)
+    notes = list(listing.notes)
+    names = normal_class_names(run.data)
+    if run.losses.ce > 0.0 and names is not None and len(names) == 1:
+        only = legible(names[0])
+        notes.insert(0, f"losses.ce and accuracy distinguish nothing: all images are of the class {only}")
+    return notes
+
+
+# ------------------------------------------------------------------------------------- parts of a source
+
+
+@dataclass(frozen=True)
+class _StoredPart:
+    stored: StoredImages
+    keys: PartKeys
+    notes: tuple[str, ...] = ()
+
+
+def _load_own(spec: DataSpec) -> Dataset:
+    """Without replayed images."""
+    source = source_of(spec)
+    parts = _recalled(source) or _stored(source)
+    dataset = _split(parts[0], spec) if len(parts) == 1 else _joined(parts[0], parts[1], source)
+    remember_keys(dataset.fingerprint, [part.keys for part in parts])
+    if spec.fingerprint not in (None, dataset.fingerprint):
+        raise ImagesChanged(
+            f"the images of {source.location} are not those of data.fingerprint {spec.fingerprint}: files were added, "
+            "removed or changed, and this machine has no copy of the old ones. Restore them, or start a new search "
+            "with the images as they are now"
+        )
     if spec.labelled_fraction < 1.0:
-        check_labelled(spec, dataset.train.labels is not None)
+        check_labelled_fraction(spec, dataset.train.labels is not None)
         train = replace(dataset.train, labels=_partly_labelled(dataset, spec.labelled_fraction))
         dataset = replace(dataset, train=train)
-    return _with_origins(dataset)
-
-
-def _with_origins(dataset: Dataset) -> Dataset:
-    sets = {name: getattr(dataset, name) for name in ("train", "val", "anomalies")}
-    known = {
-        name: its and replace(its, origin=Origin(f"{dataset.fingerprint}-{name}", len(its)))
-        for name, its in sets.items()
-    }
-    return replace(dataset, **known)
-
-
-def _from_folders(spec: ImageFolder) -> Dataset:
-    paths = [spec.train, spec.val] if isinstance(spec.val, str) else [spec.train]
-    folders = _recalled(paths, spec) or _listed(paths, spec)
-    keys = [folder.key for folder in folders]
-    if isinstance(spec.val, str):
-        train, val = (folder.stored for folder in folders)
-        dataset = _joined(spec, train, val, digest(keys))
-    else:
-        dataset = _split(folders[0].stored, spec, keys[0])
-    remember_keys(dataset.fingerprint, keys)
-    notes = tuple(note for folder in folders for note in folder.notes)
+    notes = tuple(note for part in parts for note in part.notes)
     if dataset.skipped:
         notes = (skipped_message(dataset.skipped), *notes)
-    return replace(dataset, notes=notes)
+    return _identified(replace(dataset, notes=notes))
 
 
-def _recalled(paths: Sequence[str], spec: ImageFolder) -> list[_Folder] | None:
-    """As the cache holds them, whatever became of their files; None where it does not."""
+def _recalled(source: Source[Any]) -> list[_StoredPart] | None:
+    """What the cache has for ``data.fingerprint``, whatever became of the files; None where that is incomplete."""
+    spec = source.spec
     keys = (spec.fingerprint and recalled_keys(spec.fingerprint)) or []
-    if len(keys) != len(paths):
+    if len(keys) != len(source.folders):
         return None
-    folders = []
-    for path, key in zip(paths, keys, strict=True):
-        if (stored := cached_images(key, image_shape(spec))) is None:
+    parts = []
+    for folder, part_keys in zip(source.folders, keys, strict=True):
+        if (stored := cached_images(part_keys.images, image_shape(spec))) is None:
             return None
-        folders.append(_Folder(_named_from(path, stored), key))
-    return folders
+        parts.append(_StoredPart(_named_from(folder, stored), part_keys))
+    return parts
 
 
-def _listed(paths: Sequence[str], spec: ImageFolder) -> list[_Folder]:
-    listed = [list_images(Path(path).expanduser()) for path in paths]
-    surveys = [surveyed(files) for files in listed]
-    check_levels(surveys, spec, ", ".join(paths))
-    folders = []
-    for path, files, survey in zip(paths, listed, surveys, strict=True):
-        stored, key = stored_folder(files, survey, spec)
-        folders.append(_Folder(_named_from(path, stored, files.unusable), key, folder_notes(path, files, survey, spec)))
-    return folders
+def _stored(source: Source[Any]) -> list[_StoredPart]:
+    parts = []
+    for folder, part in zip(source.folders, source.parts(), strict=True):
+        stored = _named_from(folder, store_part(part, source.spec), part.unusable)
+        parts.append(_StoredPart(stored, part_keys(part, source.spec), tuple(part.notes)))
+    return parts
 
 
-def stored_folder(files: ImageFiles, survey: Survey, spec: DataSpec) -> tuple[StoredImages, str]:
-    """The images of a folder, those of anomalies behind the others, and what they are cached under."""
-    key = image_key(survey.content, spec, survey.pixel_key(spec))
-
-    def source() -> Source:
-        return normal_first(folder_source(files, spec), spec.anomaly_classes)
-
-    return stored_images(key, image_shape(spec), source), key
+def store_part(part: Part, spec: DataSpec) -> StoredImages:
+    """The images of a part in the size and colour of ``spec``, decoded if the cache does not have them."""
+    return stored_images(part_keys(part, spec).images, image_shape(spec), part.listed)
 
 
-def _named_from(path: str, stored: StoredImages, unusable: Sequence[str] = ()) -> StoredImages:
-    """With all files that are skipped, and those ``unusable``, named from ``path`` on."""
-    return replace(stored, skipped=tuple(str(Path(path) / entry) for entry in sorted([*stored.skipped, *unusable])))
+def part_keys(part: Part, spec: DataSpec) -> PartKeys:
+    images = digest([FORMAT, part.content, *image_shape(spec), *part.pixel_key])
+    if not spec.anomaly_classes:
+        return PartKeys(images, images)
+    anomalies = sorted(spec.anomaly_classes)
+    return PartKeys(images, digest([FORMAT, part.content, *image_shape(spec), anomalies, *part.pixel_key]))
+
+
+def _named_from(folder: str, stored: StoredImages, unusable: Sequence[str] = ()) -> StoredImages:
+    """With all skipped files, ``unusable`` ones included, named by their path from ``folder`` on."""
+    return replace(stored, skipped=tuple(str(Path(folder) / entry) for entry in sorted([*stored.skipped, *unusable])))
+
+
+# ---------------------------------------------------------------------------------------------- the sets
+
+
+def separate_anomalies(
+    stored: StoredImages, anomaly_classes: Sequence[str]
+) -> tuple[ImageSet, ImageSet, tuple[str, ...] | None]:
+    """The normal images, the anomalies, and the classes of the normal images, which are numbered from 0."""
+    everything = ImageSet(stored.images, stored.labels, stored.factors)
+    if stored.labels is None or stored.class_names is None or not anomaly_classes:
+        return everything, ImageSet(stored.images[:0], None), stored.class_names
+    is_normal = np.array([name not in anomaly_classes for name in stored.class_names])
+    new_labels = np.cumsum(is_normal) - 1
+    rows = np.arange(len(everything))
+    normal = everything.subset(rows[is_normal[stored.labels]])
+    assert normal.labels is not None
+    anomalies = ImageSet(stored.images, None, rows=rows[~is_normal[stored.labels]])
+    class_names = tuple(name for name in stored.class_names if name not in anomaly_classes)
+    return replace(normal, labels=new_labels[normal.labels], positions=None), anomalies, class_names
+
+
+def _split(part: _StoredPart, spec: DataSpec) -> Dataset:
+    """The last share of the normal images is for validation, the rest for training."""
+    assert isinstance(spec.val, float)
+    check_anomaly_classes(spec, part.stored.class_names or ())
+    normal, anomalies, class_names = separate_anomalies(part.stored, spec.anomaly_classes)
+    check_enough_to_split(len(normal))
+    num_train = len(normal) - num_held_out(len(normal), spec.val)
+    train, val = (replace(normal.subset(half), positions=None) for half in (slice(num_train), slice(num_train, None)))
+    fingerprint = digest([part.keys.fingerprint, num_train])
+    return Dataset(train, val, _checked(anomalies, spec), class_names, fingerprint, part.stored.skipped)
+
+
+def _joined(train: _StoredPart, val: _StoredPart, source: Source[Any]) -> Dataset:
+    """Training and validation images that are apart; anomalies are taken from the validation images alone."""
+    spec = source.spec
+    found = {*(train.stored.class_names or ()), *(val.stored.class_names or ())}
+    check_anomaly_classes(spec, sorted(found))
+    train_set, _, known = separate_anomalies(train.stored, spec.anomaly_classes)
+    val_set, anomalies, val_names = separate_anomalies(val.stored, spec.anomaly_classes)
+    for leaf, folder, images in zip(("data.train", "data.val"), source.folders, (train_set, val_set), strict=True):
+        check_not_empty(leaf, folder, len(images))
+    if val_names is not None and val_set.labels is not None:
+        check_val_classes(source.folders[1], known or (), val_names)
+        numbers: Labels = np.array([(known or ()).index(name) for name in val_names], dtype=np.int64)
+        val_set = replace(val_set, labels=numbers[val_set.labels])
+    fingerprint = digest([train.keys.fingerprint, val.keys.fingerprint])
+    skipped = train.stored.skipped + val.stored.skipped
+    return Dataset(train_set, val_set, _checked(anomalies, spec), known, fingerprint, skipped)
+
+
+def _checked(anomalies: ImageSet, spec: DataSpec) -> ImageSet | None:
+    check_anomalies_found(spec, len(anomalies))
+    return anomalies if spec.anomaly_classes else None
 
 
 def _partly_labelled(dataset: Dataset, share: float) -> Labels:
-    """The training labels, of each class only the first ``share`` left: the order is that of a hash of the names."""
+    """The training labels; of each class only the first ``share`` is left, in the order of hashes of names."""
     labels = dataset.train.labels
     assert labels is not None
     kept = np.full_like(labels, -1)
     for label in np.unique(labels):
-        its = np.flatnonzero(labels == label)
-        kept[its[: max(1, round(share * len(its)))]] = label
+        indices = np.flatnonzero(labels == label)
+        kept[indices[: max(1, round(share * len(indices)))]] = label
     kept.setflags(write=False)
     return kept
 
 
-def _as_pinned(spec: AnyData, dataset: Dataset) -> Dataset:
-    if spec.fingerprint in (None, dataset.fingerprint):
-        return dataset
-    where = spec.train if isinstance(spec, ImageFolder) else spec.source
-    raise ImagesChanged(
-        f"the images of {where} are not those of data.fingerprint {spec.fingerprint}: files came, went or changed, "
-        "and this machine has no copy of them as they were. Put them back, or begin anew with the images as they are"
-    )
-
-
-def _builtin(spec: AnyData) -> Dataset:
-    assert not isinstance(spec, ImageFolder)
-    key = image_key(content_of(spec), spec)
-
-    def source() -> Source:
-        return normal_first(source_of(spec), spec.anomaly_classes)
-
-    return _split(stored_images(key, image_shape(spec), source), spec, key)
-
-
-def image_key(content: object, spec: DataSpec, pixels: Sequence[object] = ()) -> str:
-    """What images of this content are cached under, in the size, colour and order of ``spec``.
-
-    ``pixels``: what else the pixels depend on.
-    """
-    behind = [sorted(spec.anomaly_classes)] if spec.anomaly_classes else []
-    return digest([FORMAT, content, *image_shape(spec), *behind, *pixels])
-
-
-def _split(stored: StoredImages, spec: AnyData, key: str) -> Dataset:
-    """The last share of the normal images for validation, and all others."""
-    assert isinstance(spec.val, float)
-    check_anomalies(spec, stored.class_names or ())
-    normal, others = parted(stored, spec.anomaly_classes)
-    count = len(normal.images)
-    check_enough(count)
-    num_train = count - num_held_out(count, spec.val)
-    everything = ImageSet(normal.images, normal.labels, factors=normal.factors)
-    train, val = (replace(everything.taken(rows), numbers=None) for rows in (slice(num_train), slice(num_train, None)))
-    anomalies = _anomalies(spec, others)
-    return Dataset(train, val, anomalies, normal.class_names, digest([key, num_train]), stored.skipped)
-
-
-def _joined(spec: ImageFolder, train: StoredImages, val: StoredImages, fingerprint: str) -> Dataset:
-    """Two folders; the anomalies of the validation folder alone are looked at."""
-    check_anomalies(spec, sorted({*(train.class_names or ()), *(val.class_names or ())}))
-    skipped = train.skipped + val.skipped
-    train, _ = parted(train, spec.anomaly_classes)
-    val, others = parted(val, spec.anomaly_classes)
-    for name, path, found in (("train", spec.train, train), ("val", spec.val, val)):
-        check_some(f"data.{name}", str(path), len(found.images))
-    train_set = ImageSet(train.images, train.labels)
-    val_set = ImageSet(val.images, _labels_as_in_train(spec, train, val))
-    return Dataset(train_set, val_set, _anomalies(spec, others), train.class_names, fingerprint, skipped)
-
-
-def _anomalies(spec: DataSpec, images: Pixels) -> ImageSet | None:
-    check_has_anomalies(spec, len(images))
-    return ImageSet(images, None) if spec.anomaly_classes else None
-
-
-def _labels_as_in_train(spec: ImageFolder, train: StoredImages, val: StoredImages) -> Labels | None:
-    """``val``'s labels as indices into ``train``'s classes; None where ``val`` has no class folders."""
-    if val.class_names is None or val.labels is None:
-        return None
-    known = train.class_names or ()
-    check_val_classes(spec, known, val.class_names)
-    labels: Labels = np.array([known.index(name) for name in val.class_names], dtype=np.int64)[val.labels]
-    return labels
+def _identified(dataset: Dataset) -> Dataset:
+    """With the identity of each complete set."""
+    sets = {name: getattr(dataset, name) for name in ("train", "val", "anomalies")}
+    identified = {
+        name: images and replace(images, complete=SetId(f"{dataset.fingerprint}-{name}", len(images)))
+        for name, images in sets.items()
+    }
+    return replace(dataset, **identified)

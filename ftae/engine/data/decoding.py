@@ -1,4 +1,4 @@
-"""One image file as a square of pixels: brought to 8 bits, turned upright, laid on white, resized and cut."""
+"""One image file as a square of pixels: converted to 8 bits, turned upright, laid on white, resized and cropped."""
 
 import io
 import logging
@@ -21,8 +21,8 @@ ALL_LEVELS = (0, 65535)  # of 16-bit grey
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Pillow gives transparent values as the file has them, but these pixels stretched or cut to 8 bits.
-_AS_PIXELS = {"L;2": lambda value: value * 85, "L;4": lambda value: value * 17, "RGB;16B": lambda value: value >> 8}
+# Pillow leaves transparent values as in the file, but stretches or cuts these pixels to 8 bits.
+_TO_8_BITS = {"L;2": lambda value: value * 85, "L;4": lambda value: value * 17, "RGB;16B": lambda value: value >> 8}
 
 
 class UnreadableImage(Exception):
@@ -35,10 +35,10 @@ def image_shape(spec: DataSpec) -> tuple[int, int, int]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of ``path``. A file that cannot be read is no corrupt image: it may be readable tomorrow.
+    """The content of ``path``.
 
     Raises:
-        FtaeError: it cannot be read.
+        FtaeError: the file cannot be read. That does not make it a corrupt image: it may be readable tomorrow.
     """
     try:
         return path.read_bytes()
@@ -49,16 +49,16 @@ def read_bytes(path: Path) -> bytes:
 def decode_image(data: bytes, spec: DataSpec) -> Pixels:
     """The content of an image file as uint8 (side, side, channels).
 
-    Turned by its EXIF orientation, transparency laid on white, the short side resized to
-    ``spec.decoded_side``, the centre square cut out. Of several frames or pages, the first. Of 16-bit grey,
+    The image is turned by its EXIF orientation, laid on white where it is transparent, its short side resized to
+    ``spec.decoded_side``, and its centre square cut out. Only the first frame or page is used. In 16-bit grey images
     ``spec.grey_levels`` become black and white.
 
     Raises:
-        UnreadableImage: it is not an image, or a damaged one.
+        UnreadableImage: ``data`` is not an image, or a damaged one.
     """
     with opened(data) as image:
-        # JPEG can decode at 1/2, 1/4, 1/8 (8x faster on a 12-megapixel photo); no smaller than
-        # twice the side, so that the filter below still decides what is seen.
+        # JPEG can decode at 1/2, 1/4 or 1/8 of its size (8x faster for a 12-megapixel photo). No less than twice the
+        # side, so that the filter of the resize below still decides about sharpness.
         image.draft(None, (2 * spec.decoded_side, 2 * spec.decoded_side))
         correct_transparency(image)
         ImageOps.exif_transpose(image, in_place=True)
@@ -68,10 +68,10 @@ def decode_image(data: bytes, spec: DataSpec) -> Pixels:
 
 @contextmanager
 def opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
-    """The content of an image file, not decoded yet.
+    """Opens the content of an image file without decoding it.
 
     Raises:
-        UnreadableImage: it is no image, or whatever Pillow raises inside.
+        UnreadableImage: ``data`` is no image; or Pillow raised something inside the ``with`` block.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -83,13 +83,13 @@ def opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
             "a TIFF that is damaged, or has bands or bits that ftae does not read" if data[:4] in TIFF_MAGIC else None
         )
         raise UnreadableImage(kind or "not an image in a known format") from error
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them stumble over
+    except Exception as error:  # on damaged bytes Pillow's decoders raise anything
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Inside it Pillow says nothing of odd files on stderr: those that cannot be used are named by ftae itself."""
+    """Keeps Pillow from writing about odd files to stderr: ftae itself names the files that it cannot use."""
     handler, logger = logging.NullHandler(), logging.getLogger("PIL")
     logger.addHandler(handler)
     try:
@@ -101,7 +101,10 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def raw_mode(image: ImageFile.ImageFile) -> tuple[Any, ...]:
-    """How the file stores its pixels, in Pillow's words, and what else its decoder is told; before it decodes."""
+    """Pillow's name for the way in which the file stores its pixels, and further arguments of its decoder.
+
+    Only before the image is decoded.
+    """
     if not image.tile:
         return ("",)
     args = image.tile[0].args
@@ -109,22 +112,22 @@ def raw_mode(image: ImageFile.ImageFile) -> tuple[Any, ...]:
 
 
 def is_grey16(image: Image.Image) -> bool:
-    """Whether it is grey of 16 bits. PGM is of 16 where Pillow says 32."""
+    """Whether the image is grey of 16 bits. A PGM file has 16 bits where Pillow says 32."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
 def correct_transparency(image: ImageFile.ImageFile) -> bool:
-    """Give a transparent value as Pillow gives the pixels; returns whether one was other than Pillow has it."""
-    value, scaled = image.info.get("transparency"), _AS_PIXELS.get(raw_mode(image)[0])
-    if value is None or (scaled is None and not is_grey16(image)):
+    """Scale a transparent value as Pillow scales the pixels; returns whether Pillow's own value may have been wrong."""
+    value, scale = image.info.get("transparency"), _TO_8_BITS.get(raw_mode(image)[0])
+    if value is None or (scale is None and not is_grey16(image)):
         return False
-    if scaled is not None:
-        image.info["transparency"] = tuple(map(scaled, value)) if isinstance(value, tuple) else scaled(value)
+    if scale is not None:
+        image.info["transparency"] = tuple(map(scale, value)) if isinstance(value, tuple) else scale(value)
     return True
 
 
 def mode_of(spec: DataSpec) -> str:
-    """Pillow's word for the colour of the decoded image."""
+    """Pillow's name for the colours of the decoded image."""
     return "RGB" if spec.color == "rgb" else "L"
 
 
@@ -137,7 +140,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
-    """16-bit grey images scaled down, their transparent value white; Pillow's own conversion clips them to white."""
+    """16-bit grey images scaled down, with their transparent value white; Pillow would clip them to white."""
     if is_grey16(image):
         low, high = levels
         values = np.asarray(image).astype(np.int64)
@@ -150,7 +153,7 @@ def _eight_bit(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
 
 
 def squared(image: Image.Image, spec: DataSpec) -> Pixels:
-    """The centre square, resized: uint8 (side, side, channels)."""
+    """The centre square of an image, resized: uint8 (side, side, channels)."""
     side = spec.decoded_side
     short = min(image.size)
     left, top = (image.width - short) / 2, (image.height - short) / 2

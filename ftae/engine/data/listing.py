@@ -1,4 +1,4 @@
-"""The files of an image folder: found, named, and kept apart from what is written."""
+"""The files of an image folder: finding and naming them, and keeping them apart from output folders."""
 
 import os
 from collections import Counter
@@ -7,25 +7,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftae.errors import FtaeError
+from ftae.wording import count
 
 
 def as_text(name: str) -> str:
-    """The name as valid Unicode: bytes that are no UTF-8 become ``\\xfc`` and the like."""
+    """The name as valid Unicode: bytes that are not UTF-8 become escapes such as ``\\xfc``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def legible(name: str) -> str:
-    """The name for a message: ``as_text``, and on one line, whatever control characters it holds."""
+    """The name for a message: as ``as_text``, with control characters escaped, so that it stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_text(name))
 
 
 def check_output(out: Path, folders: Mapping[str, str], *, writes_folders: bool = True) -> None:
-    """Hold the folder ``out`` apart from ``folders`` of images, each under the name that its message gives it.
+    """Keep the output folder ``out`` apart from folders of images.
 
-    ``writes_folders``: sub-folders are made in it, so that it must not hold images either.
+    Args:
+        folders: each by the name that messages give it.
+        writes_folders: whether sub-folders will be made in ``out``, which then must not contain images either.
 
     Raises:
-        FtaeError: one lies in the other; or the name of ``out`` is not UTF-8, as those of weights must be.
+        FtaeError: one lies in the other; or the name of ``out`` is not UTF-8, as the names of weights must be.
     """
     if as_text(str(out)) != str(out):
         raise FtaeError(f"{legible(str(out))}: the name of a folder to write to must be UTF-8")
@@ -34,20 +37,20 @@ def check_output(out: Path, folders: Mapping[str, str], *, writes_folders: bool 
         there = Path(folder).expanduser().resolve()
         if here.is_relative_to(there) or (writes_folders and there.is_relative_to(here)):
             raise FtaeError(
-                f"{out} must be apart from {folder} ({name}), neither inside the other: what is written there would "
-                "be taken for its images. Choose another folder"
+                f"{out} must be apart from {folder} ({name}), neither inside the other: files written there would be "
+                "taken for its images. Choose another folder"
             )
 
 
-# Of the formats that Pillow reads, those that people keep images in.
+# The formats that people keep images in, of those that Pillow reads.
 # fmt: off
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
     ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi",
 )
 
-# What lies beside images and is none; of other files their number is told.
-BESIDE = (
+# Files that usually accompany images and are left out silently; all other kinds are counted in a note.
+ACCOMPANYING = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".md", ".rst", ".html",
     ".log", ".db", ".py", ".ipynb", ".sh", ".lock", ".md5", ".sha256",
 )
@@ -55,14 +58,14 @@ BESIDE = (
 # fmt: on
 SYSTEM = {"@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"}
 
-SHOWN = 5  # names or suffixes in one line
+MOST_NAMED = 5  # suffixes or names in one message
 
 
 @dataclass(frozen=True)
 class ImageFiles:
     """The images below ``root``: sorted relative names, and the sub-folders that are their classes.
 
-    ``unusable``: names that lead to no regular file, each as "name: reason". ``notes``: what else was left out.
+    ``unusable``: names of images that are no regular files, each as "name: reason". ``notes``: what else was left out.
     """
 
     root: Path
@@ -72,19 +75,19 @@ class ImageFiles:
     notes: tuple[str, ...] = ()
 
     def class_of(self, name: str) -> str | None:
-        """The class of one of the images; None where there are none."""
+        """The class of an image; None where the folder has no classes."""
         return None if self.class_names is None else name.split("/")[0]
 
 
 def list_images(root: Path) -> ImageFiles:
     """Find the images in ``root`` and its sub-folders, links followed.
 
-    Left out are hidden files and folders, those that operating systems put beside images, and whatever is no
-    regular file.
+    Hidden files and folders, those that operating systems put beside images, and whatever is no regular file are
+    left out.
 
     Raises:
-        FtaeError: there is no such folder, it cannot be read or holds no images, or images lie both
-            directly in it and in sub-folders.
+        FtaeError: the folder does not exist, cannot be read or holds no images, or images lie both directly in it and
+            in sub-folders.
     """
     if root.is_file():
         raise FtaeError(f"{root} is a file; expected a folder of images")
@@ -96,15 +99,16 @@ def list_images(root: Path) -> ImageFiles:
     others = [name for name in found.files if not _is_image(name)]
     unusable = sorted(f"{name}: {reason}" for name, reason in found.irregular.items() if _is_image(name))
     if not names:
+        named = "".join(f"; {legible(name)}" for name in unusable)
         raise FtaeError(
             f"{root} holds no images: looked for {' '.join(SUFFIXES)} in it and its sub-folders, "
-            f"found {len(others)} other files{_suffixes(others)}" + "".join(f"; {legible(name)}" for name in unusable)
+            f"found {count(len(others), 'other file')}{_suffixes(others)}{named}"
         )
     in_classes = [n for n in names if "/" in n]
     if in_classes and len(in_classes) < len(names):
         directly = next(n for n in names if "/" not in n)
         raise FtaeError(
-            f"{root} holds {len(names) - len(in_classes)} images directly ({legible(directly)}, ...) and "
+            f"{root} holds {count(len(names) - len(in_classes), 'image')} directly ({legible(directly)}, ...) and "
             f"{len(in_classes)} in sub-folders ({legible(in_classes[0])}, ...). Sub-folders are the labels: put every "
             "image in one, or none"
         )
@@ -114,7 +118,7 @@ def list_images(root: Path) -> ImageFiles:
 
 @dataclass
 class _Found:
-    """What a walk came across. ``hidden``: how often each name was left out; ``irregular``: why, by name."""
+    """What a walk found. ``hidden``: how often each name was left out; ``irregular``: the reason, by name."""
 
     files: list[str] = field(default_factory=list)
     hidden: Counter[str] = field(default_factory=Counter)
@@ -123,7 +127,7 @@ class _Found:
 
 def _walk(folder: Path, prefix: str, above: frozenset[Path], found: _Found) -> None:
     real = folder.resolve()
-    if real in above:  # a link back, which would go round for ever
+    if real in above:  # a link back to it, which would lead round in circles
         return
     try:
         with os.scandir(folder) as listing:
@@ -154,9 +158,9 @@ def _is_image(name: str) -> bool:
 
 def _notes(others: Iterable[str], hidden: Counter[str]) -> tuple[str, ...]:
     notes = []
-    foreign = [name for name in others if not name.lower().endswith(BESIDE)]
+    foreign = [name for name in others if not name.lower().endswith(ACCOMPANYING)]
     if foreign:
-        notes.append(f"{len(foreign)} files of other kinds left out{_suffixes(foreign)}")
+        notes.append(f"{count(len(foreign), 'file')} of other kinds left out{_suffixes(foreign)}")
     if hidden:
         notes.append(f"left out as hidden or of an operating system: {_counted(hidden)}")
     return tuple(notes)
@@ -168,5 +172,5 @@ def _suffixes(names: Iterable[str]) -> str:
 
 
 def _counted(counts: Counter[str]) -> str:
-    most = [f"{legible(name)} {count}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
-    return ", ".join(most[:SHOWN]) + (", ..." if len(most) > SHOWN else "")
+    named = [f"{legible(name)} {number}" for name, number in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
+    return ", ".join(named[:MOST_NAMED]) + (", ..." if len(named) > MOST_NAMED else "")

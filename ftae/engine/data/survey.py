@@ -1,7 +1,7 @@
-"""What the files of a folder hold before any is resized: sizes, bits, pages, and their fingerprint.
+"""What image files hold before decoding: sizes, bits, pages, and the fingerprint of their content.
 
-It tells what would be lost or go wrong in silence. Taken where the bytes are read for the fingerprint anyway, and kept
-beside it.
+A survey finds what would be lost or go wrong silently. It is made while the bytes are read for the fingerprint, and
+cached with it.
 """
 
 import hashlib
@@ -30,17 +30,18 @@ from ftae.engine.data.decoding import (
 from ftae.engine.data.listing import ImageFiles, legible
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec
+from ftae.wording import count
 
-LOOKED_AT = 200  # images whose heads are read before a folder is read as a whole
+NUM_GLANCED = 200  # images that ``validate`` opens of each folder
 
-# What is told of single images: how many frames, bands, bits a channel; the largest value of 16-bit grey; that a value
-# is transparent which Pillow takes for another.
+# Traits of a single image: the number of frames; of bands; the bits of a channel; the largest value of 16-bit grey;
+# a transparent value that Pillow confuses with another.
 FRAMES, BANDS, DEEP, GREY16, CLEAR = "frames", "bands", "deep", "grey16", "clear"
 
 
 @dataclass(frozen=True)
 class Group:
-    """The images of one trait: how many, one of their names, and the largest value."""
+    """The images with one trait: how many, the name of one of them, and the largest value of the trait."""
 
     count: int
     name: str
@@ -51,8 +52,9 @@ class Group:
 class Survey:
     """What a set of image files holds.
 
-    ``short_sides``: how many images there are of each, in pixels; of those that can be opened. ``groups``: the images
-    of each trait. ``content``: the fingerprint of names and bytes, empty where only some files were looked at.
+    ``short_sides``: the number of images by the length of their short side in pixels; only of images that can be
+    opened. ``groups``: the images of each trait. ``content``: the fingerprint of names and bytes, empty where only
+    some of the files were opened.
     """
 
     short_sides: Mapping[int, int]
@@ -60,7 +62,7 @@ class Survey:
     content: str = ""
 
     def notes(self, spec: DataSpec) -> list[str]:
-        """What becomes of the images that their owner should know, a line each."""
+        """What the owner of the images should know about their decoding, a line each."""
         notes = []
         if frames := self.groups.get(FRAMES):
             notes.append(f"only the first of up to {frames.largest} frames or pages is used: {_which(frames)}")
@@ -69,21 +71,21 @@ class Survey:
         if spec.grey_levels is not None and GREY16 not in self.groups:
             notes.append("data.intensity has no effect: no image is grey of 16 bits")
         if deep := self.groups.get(DEEP):
-            notes.append(f"{deep.count} images have {deep.largest} bits a channel; ftae keeps the upper 8")
+            notes.append(f"{_have(deep.count, 'image')} {deep.largest} bits a channel; ftae keeps the upper 8")
         if (grey := self.groups.get(GREY16)) and spec.grey_levels is None:
-            notes.append(f"{grey.count} grey images have 16 bits; ftae keeps the upper 8")
-        count, small = sum(self.short_sides.values()), self._num_smaller(spec.decoded_side)
-        if 2 * small > count:
-            which = f"all {count} images" if small == count else f"{small} of {count} images"
-            which, verb = (which, "are") if count > 1 else ("the only image", "is")
+            notes.append(f"{_have(grey.count, 'grey image')} 16 bits; ftae keeps the upper 8")
+        total, small = sum(self.short_sides.values()), self._num_smaller(spec.decoded_side)
+        if 2 * small > total:
+            which = f"all {total} images" if small == total else f"{small} of {total} images"
+            which, verb = (which, "are") if total > 1 else ("the only image", "is")
             notes.append(f"{which} {verb} smaller than {spec.decoded_side} pixels and {verb} enlarged")
         return notes
 
     def _num_smaller(self, side: int) -> int:
-        return sum(count for short, count in self.short_sides.items() if short < side)
+        return sum(number for short, number in self.short_sides.items() if short < side)
 
     def pixel_key(self, spec: DataSpec) -> list[Any]:
-        """What the pixels depend on beside the bytes, and did not always."""
+        """What the decoded pixels depend on beside bytes, size and colour; empty for ordinary images."""
         key: list[Any] = []
         if GREY16 in self.groups and spec.grey_levels not in (None, ALL_LEVELS):
             key.append(["levels", spec.grey_levels])
@@ -91,7 +93,10 @@ class Survey:
 
 
 def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
-    """What 16-bit grey means is not guessed. ``surveys``: those of all folders of ``where``.
+    """Refuse 16-bit grey images whose range is unclear: it is not guessed.
+
+    Args:
+        surveys: those of all folders of a data set, which messages call ``where``.
 
     Raises:
         FtaeError: the values of the set leave the upper half of 16 bits empty and ``spec`` does not say what
@@ -100,14 +105,14 @@ def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
     groups = [survey.groups[GREY16] for survey in surveys if GREY16 in survey.groups]
     if not groups:
         return
-    largest, count = max(group.largest for group in groups), sum(group.count for group in groups)
+    largest, number = max(group.largest for group in groups), sum(group.count for group in groups)
     bits = max(largest.bit_length(), 8)
-    found = f"{where}: the largest value of {count} grey images of 16 bits is {largest}"
+    found = f"{where}: the largest value of {count(number, 'grey image')} of 16 bits is {largest}"
     if spec.grey_levels is None and bits < 16:
         raise FtaeError(
-            f"{found}, which looks like {bits} bits: taken for 16, they would be {2 ** (16 - bits)} times too dark. "
-            f"Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what is to "
-            "be black and white, or {bits: 16} for images that are as dark as that"
+            f"{found}, which looks like {bits} bits: read as 16 bits, images would be {2 ** (16 - bits)} times too "
+            f"dark. Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what "
+            "is to be black and white, or {bits: 16} for images that really are that dark"
         )
     if spec.most_bits is not None and bits > spec.most_bits:
         raise FtaeError(f"{found}, more than data.intensity.bits: {spec.most_bits} can hold; say {{bits: {bits}}}")
@@ -115,16 +120,20 @@ def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
 
 def _which(group: Group) -> str:
     others = ", ..." if group.count > 1 else ""
-    return f"{group.count} files ({legible(group.name)}{others})"
+    return f"{count(group.count, 'file')} ({legible(group.name)}{others})"
 
 
-# -------------------------------------------------------------------------------------- looking at files
+def _have(number: int, noun: str) -> str:
+    return f"{count(number, noun)} {'has' if number == 1 else 'have'}"
 
 
-def surveyed(files: ImageFiles) -> Survey:
+# ----------------------------------------------------------------------------------------- opening files
+
+
+def survey_folder(files: ImageFiles) -> Survey:
     """The survey of all ``files``, with the fingerprint of their relative names and bytes.
 
-    The bytes are read again only where a file's size, mtime or ctime has changed since.
+    The bytes are read again only where the size, mtime or ctime of a file has changed.
 
     Raises:
         FtaeError: a file cannot be read, or the cache cannot be written.
@@ -132,26 +141,26 @@ def surveyed(files: ImageFiles) -> Survey:
     folder = cache_folder() / "contents" / _stat_fingerprint(files)
 
     def write(partial: Path) -> None:
-        survey = _look_at(files, files.names)
+        survey = _survey(files, files.names)
         (partial / "survey.json").write_text(json.dumps(survey, default=vars))
 
-    make_once(folder, 64, write, is_sound=lambda folder: _kept(folder) is not None)
-    survey = _kept(folder)
+    make_once(folder, 64, write, is_sound=lambda folder: _read(folder) is not None)
+    survey = _read(folder)
     assert survey is not None
     return survey
 
 
-def glanced(files: ImageFiles, names: Sequence[str]) -> Survey:
-    """The survey of some of ``files``.
+def survey_some(files: ImageFiles, names: Sequence[str]) -> Survey:
+    """The survey of some of ``files``, without a fingerprint.
 
     Raises:
         FtaeError: a file cannot be read.
     """
-    survey = _look_at(files, names)
+    survey = _survey(files, names)
     return Survey(survey.short_sides, survey.groups)
 
 
-def survey_of(name: str, data: bytes) -> Survey:
+def survey_image(name: str, data: bytes) -> Survey:
     """The survey of one image file."""
     collected = _Collected()
     with quiet_pillow():
@@ -170,24 +179,25 @@ def _stat_fingerprint(files: ImageFiles) -> str:
     return digest(stats)
 
 
-def _kept(folder: Path) -> Survey | None:
-    """What a survey left in the cache; None where it is missing or damaged."""
+def _read(folder: Path) -> Survey | None:
+    """The survey in a folder of the cache; None where it is missing or damaged."""
     try:
-        kept = json.loads((folder / "survey.json").read_text())
-        groups = {trait: Group(**group) for trait, group in kept["groups"].items()}
-        return Survey({int(side): count for side, count in kept["short_sides"].items()}, groups, kept["content"])
+        content = json.loads((folder / "survey.json").read_text())
+        groups = {trait: Group(**group) for trait, group in content["groups"].items()}
+        short_sides = {int(side): number for side, number in content["short_sides"].items()}
+        return Survey(short_sides, groups, content["content"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _look_at(files: ImageFiles, names: Sequence[str]) -> Survey:
-    def look(name: str) -> tuple[str, _Traits]:
+def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
+    def open_file(name: str) -> tuple[str, _Traits]:
         data = read_bytes(files.root / name)
         return hashlib.blake2b(data).hexdigest(), _traits(data)
 
     collected, hashes = _Collected(), []
     with quiet_pillow(), ThreadPoolExecutor() as pool:
-        for name, (content, traits) in zip(names, pool.map(look, names), strict=True):
+        for name, (content, traits) in zip(names, pool.map(open_file, names), strict=True):
             hashes.append((name, content))
             collected.add(name, traits)
     return Survey(collected.short_sides, collected.groups, digest(hashes))
@@ -213,7 +223,7 @@ class _Collected:
 
 
 def _traits(data: bytes) -> _Traits:
-    """Of one file; nothing of one that cannot be read, which is told where it is decoded."""
+    """The traits of one file; empty where it cannot be read, which is reported when it is decoded."""
     try:
         with opened(data) as image:
             traits = {_SIDE: min(image.size)}
@@ -233,16 +243,16 @@ def _traits(data: bytes) -> _Traits:
 
 
 def _bits_a_channel(image: ImageFile.ImageFile, data: bytes) -> int:
-    """Of an image that Pillow gives with 8; 16-bit grey, which it gives whole, is none of them."""
+    """The bits that the file has where Pillow gives 8. 16-bit grey, which Pillow gives whole, counts as 8."""
     raw, *arguments = raw_mode(image)
     if is_grey16(image):
         return 8
-    if ";16" in str(raw) and not str(raw).startswith("BGR"):  # there the 16 are those of a whole pixel
+    if ";16" in str(raw) and not str(raw).startswith("BGR"):  # BGR;16 has 16 bits for the whole pixel
         return 16
     if image.format == "PPM" and any(isinstance(a, int) and a > 255 for a in arguments):
         return 16
     if image.format == "JPEG2000":
-        return _byte_after(data, b"\xff\x4f\xff\x51", 38) % 128 + 1  # Ssiz, bits less 1; the highest: signed
+        return _byte_after(data, b"\xff\x4f\xff\x51", 38) % 128 + 1  # Ssiz: bits - 1; the highest bit means signed
     return _byte_after(data, b"pixi", 5) if image.format == "AVIF" else 8
 
 

@@ -1,1 +1,1 @@
-"""The frozen start of a model, computed once for each image."""
+"""The features that frozen first stages compute from images: computed once for each image, then read from disk."""

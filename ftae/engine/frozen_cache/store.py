@@ -1,14 +1,14 @@
-"""What frozen stages make of images: memory-mapped rows that all processes of a machine fill and share.
+"""The features of frozen stages on disk: memory-mapped rows that all processes of a machine fill and share.
 
-Layout below ``$FTAE_CACHE``, where each folder is written under another name and renamed when complete:
+Layout below ``$FTAE_CACHE``; a folder is written under another name and renamed when it is complete:
 
-    prefixes/<key>/about.json    number of images, and the layout of each tensor
-    prefixes/<key>/filled        a byte an image: 1 where its rows are there
-    prefixes/<key>/rows.<i>      the rows of tensor ``i``, as they lie in memory
+    frozen_features/<key>/about.json    number of images, and the layout of each tensor
+    frozen_features/<key>/filled        a byte for each image: 1 where its rows are there
+    frozen_features/<key>/rows.<i>      the rows of tensor ``i``, as they lie in memory
 
-All its space is reserved when a folder is made: a disk that is full is told then, and not by a signal in
-the midst of a write. Folders that no process has open are removed where a new one needs their room, the one
-used least recently first. Any of them may be deleted at any time.
+All space of a folder is reserved when it is made: a full disk is an error then, not a signal in the middle of a write.
+Where a new folder needs room, folders that no process has open are removed, the least recently used first. Any of
+them may be deleted at any time.
 """
 
 import errno
@@ -34,7 +34,7 @@ ABOUT, FILLED, ROWS = "about.json", "filled", "rows.{}"
 
 @dataclass(frozen=True)
 class Layout:
-    """How one image of a batch lies in memory: ``strides`` in elements; ``dtype`` by its name in torch."""
+    """How the feature of one image lies in memory: ``strides`` in elements, ``dtype`` by its name in torch."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -42,71 +42,71 @@ class Layout:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Layout | None":
-        """That of (B, ...); None where images do not lie one behind the other, each without gaps."""
+        """The layout of a batch (B, ...); None unless its images lie one behind the other, without gaps."""
         layout = cls(tuple(tensor.shape[1:]), tensor.stride()[1:], str(tensor.dtype).removeprefix("torch."))
         elements = math.prod(layout.shape)
         last = sum((size - 1) * stride for size, stride in zip(layout.shape, layout.strides, strict=True))
-        in_a_row = len(tensor) == 1 or tensor.stride(0) == elements
-        return layout if in_a_row and last == elements - 1 else None
+        is_contiguous = len(tensor) == 1 or tensor.stride(0) == elements
+        return layout if is_contiguous and last == elements - 1 else None
 
     @property
     def num_bytes(self) -> int:
-        """Of an image."""
+        """The size of one image."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return math.prod(self.shape) * dtype.itemsize
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """The bytes of a batch of this layout: uint8 (B, num_bytes), on the CPU."""
+        """The bytes of a batch in this layout: uint8 (B, num_bytes), on the CPU."""
         elements = math.prod(self.shape)
         return tensor.detach().cpu().as_strided((len(tensor), elements), (elements, 1)).view(torch.uint8)
 
     def tensor(self, rows: Tensor) -> Tensor:
-        """The batch of these bytes."""
+        """The batch with these bytes; the inverse of ``rows``."""
         flat = rows.view(getattr(torch, self.dtype))
         return flat.as_strided((len(rows), *self.shape), (flat.shape[1], *self.strides))
 
 
-class PrefixStore:
-    """One folder, open: for each of a set of images, by its number, a row for each of some tensors."""
+class FeatureStore:
+    """An open folder: one row for each image, by its position in its set, and each tensor of the features."""
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / ABOUT).read_text())
         self.layouts = tuple(
             Layout(tuple(layout["shape"]), tuple(layout["strides"]), layout["dtype"]) for layout in about["layouts"]
         )
-        self.folder, count = folder, about["num_images"]
+        self.folder, num_images = folder, about["num_images"]
         in_use = os.open(folder / FILLED, os.O_RDONLY)
         weakref.finalize(self, os.close, in_use)
-        fcntl.flock(in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as long as this object lives
+        fcntl.flock(in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held as long as this object lives
         self._turn = os.open(folder / ABOUT, os.O_RDONLY)
         weakref.finalize(self, os.close, self._turn)
-        self._filled = _mapped(folder / FILLED, (count,))
+        self._filled = _mapped(folder / FILLED, (num_images,))
         self._rows = [
-            _mapped(folder / ROWS.format(i), (count, layout.num_bytes)) for i, layout in enumerate(self.layouts)
+            _mapped(folder / ROWS.format(i), (num_images, layout.num_bytes)) for i, layout in enumerate(self.layouts)
         ]
-        os.utime(folder / ABOUT)  # when it was last used
+        os.utime(folder / ABOUT)  # marks the last use
 
-    def filled(self, numbers: Tensor) -> Tensor:
+    def filled(self, positions: Tensor) -> Tensor:
         """Which of these images have their rows: bool (B,)."""
         with self._in_turn():
-            return self._filled[numbers].bool()
+            return self._filled[positions].bool()
 
-    def read(self, numbers: Tensor) -> list[Tensor]:
-        """The rows of these images, of each tensor: uint8 (B, bytes)."""
-        return [rows.index_select(0, numbers) for rows in self._rows]
+    def read(self, positions: Tensor) -> list[Tensor]:
+        """The rows of these images, one uint8 (B, bytes) for each tensor."""
+        return [rows.index_select(0, positions) for rows in self._rows]
 
-    def write(self, numbers: Tensor, values: Sequence[Tensor]) -> None:
-        """Store the rows of these images, as ``read`` gives them."""
-        for rows, its in zip(self._rows, values, strict=True):
-            rows.index_copy_(0, numbers, its)
+    def write(self, positions: Tensor, values: Sequence[Tensor]) -> None:
+        """Store the rows of these images, in the form in which ``read`` returns them."""
+        for rows, new in zip(self._rows, values, strict=True):
+            rows.index_copy_(0, positions, new)
         with self._in_turn():
-            self._filled[numbers] = 1
+            self._filled[positions] = 1
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
-        """One process after the other: who sees in its turn that rows are filled finds the rows, too.
+        """Lets one process at a time in: a process that then sees rows marked as filled also sees the rows.
 
-        Without it another processor may see what was written last before what was written first.
+        Without this lock another processor may see the mark before the rows.
         """
         fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
@@ -115,31 +115,31 @@ class PrefixStore:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
-def find(key: str) -> PrefixStore | None:
-    """What is stored under ``key``; None where nothing is, or it cannot be used."""
+def find(key: str) -> FeatureStore | None:
+    """The store under ``key``; None where there is none, or it cannot be used."""
     try:
-        return PrefixStore(_folder() / key)
+        return FeatureStore(_folder() / key)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def create(key: str, num_images: int, layouts: Sequence[Layout], budget: int) -> PrefixStore:
-    """An empty store under ``key``, or what another process has made there since.
+def create(key: str, num_images: int, layouts: Sequence[Layout], budget: int) -> FeatureStore:
+    """An empty store under ``key``, or the one that another process has made there in the meantime.
 
-    Removes those used least recently, and not in use, until all of them have at most ``budget`` bytes.
+    Removes stores that are not in use, the least recently used first, until all of them take at most ``budget`` bytes.
 
     Raises:
         OSError: there is no room, or the cache cannot be written.
     """
     if not hasattr(os, "posix_fallocate"):
-        raise OSError("this system cannot reserve space on a disk")
+        raise OSError("this system cannot reserve disk space")
     sizes = {FILLED: num_images} | {ROWS.format(i): num_images * layout.num_bytes for i, layout in enumerate(layouts)}
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        there = find(key)
-        if there is not None:
-            return there
+        existing = find(key)
+        if existing is not None:
+            return existing
         shutil.rmtree(folder / key, ignore_errors=True)
         _make_room(folder, sum(sizes.values()), budget)
         partial = folder / f"{key}.partial"
@@ -154,11 +154,11 @@ def create(key: str, num_images: int, layouts: Sequence[Layout], budget: int) ->
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return PrefixStore(folder / key)
+        return FeatureStore(folder / key)
 
 
 def _folder() -> Path:
-    return cache_folder() / "prefixes"
+    return cache_folder() / "frozen_features"
 
 
 def _make_room(folder: Path, needed: int, budget: int) -> None:
@@ -170,7 +170,7 @@ def _make_room(folder: Path, needed: int, budget: int) -> None:
         if (_last_used(path) == 0.0 or needed + sum(sizes.values()) > budget) and _removed(path):
             sizes.pop(path)
     if needed + sum(sizes.values()) > budget:
-        raise OSError("finetune.frozen_cache_gb is taken up by runs that go on")
+        raise OSError("other runs that are in progress use up finetune.frozen_cache_gb")
 
 
 def _removed(path: Path) -> bool:
@@ -186,14 +186,14 @@ def _removed(path: Path) -> bool:
 
 
 def _last_used(path: Path) -> float:
-    """In seconds since the epoch; 0 for what a killed process has left unfinished."""
+    """Seconds since the epoch; 0 for a folder that a killed process left unfinished."""
     about = path / ABOUT
     return about.stat().st_mtime if about.exists() and path.suffix != ".partial" else 0.0
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     if path.stat().st_size != math.prod(shape):
-        raise ValueError(f"{path} has not the size that it was made with")
+        raise ValueError(f"{path} does not have the size that it was made with")
     try:
         return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
     except RuntimeError as error:

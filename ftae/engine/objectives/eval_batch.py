@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ftae.engine.data.dataset import ImageSet
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.data.image_set import ImageSet
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.specs.finetune.run import FinetuneSpec
@@ -74,7 +74,7 @@ class EvalBatch:
 class EvalContext:
     """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones.
 
-    ``prefix``: what runs the model on their batches; None where nothing of it is stored.
+    ``frozen_cache``: runs the model on their batches; None where no features are cached.
     """
 
     autoencoder: Autoencoder
@@ -83,4 +83,4 @@ class EvalContext:
     train: ImageSet
     device: torch.device
     anomalies: ImageSet | None = None
-    prefix: Prefix | None = None
+    frozen_cache: FrozenFeatureCache | None = None

@@ -167,7 +167,7 @@ def _training_latents(subject: EvalContext) -> tuple[Table, Numbers]:
     spec, autoencoder, train = subject.spec, subject.autoencoder, subject.train
     assert train.labels is not None
     rows = probe_rows(train.labels)
-    batches = val_batches(train.taken(rows), spec.data, batch_size=spec.batch_size, device=subject.device)
+    batches = val_batches(train.subset(rows), spec.data, batch_size=spec.batch_size, device=subject.device)
     latents = [_table(autoencoder.encode(autoencoder.to_range(b.inputs), b.labels).mode) for b in batches]
     return torch.cat(latents).numpy(), train.labels[rows]
 

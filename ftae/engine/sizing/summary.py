@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ftae.engine.frozen_cache.plan import PrefixPlan, num_images, plan_prefixes
+from ftae.engine.data.sources import num_images
+from ftae.engine.frozen_cache.plan import FrozenCachePlan, plan_frozen_caches
 from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model, check_shapes
 from ftae.engine.models.staged_model import Group
@@ -45,7 +46,7 @@ class ModelSummary:
     num_latents: int
     codebooks: tuple[int, ...]
     gradient_codebooks: bool
-    prefix: PrefixPlan
+    frozen_cache: FrozenCachePlan
 
     @property
     def num_parameters(self) -> int:
@@ -91,7 +92,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
         num_latents=encoding.latents.numel(),
         codebooks=tuple(codes.num_codes for codes in encoding.codes),
         gradient_codebooks=any(codes.codebook is not None for codes in encoding.codes),
-        prefix=plan_prefixes(autoencoder, spec, lambda: num_images(spec.data)),
+        frozen_cache=plan_frozen_caches(autoencoder, spec, lambda: num_images(spec.data)),
     )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.engine.data.batches import Batch
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
@@ -44,13 +44,13 @@ class Adversarial(Reconstruct):
         spec: FinetuneSpec,
         autoencoder: Autoencoder,
         auxiliary: AuxiliaryNetworks,
-        prefix: Prefix,
+        frozen_cache: FrozenFeatureCache,
         *,
         noise: NoiseFn,
         averaged: bool,
     ) -> None:
         auxiliary = replace(auxiliary, adversary=self.model_loss)
-        super().__init__(spec, autoencoder, auxiliary, prefix, noise=noise, averaged=averaged)
+        super().__init__(spec, autoencoder, auxiliary, frozen_cache, noise=noise, averaged=averaged)
         self._settings, self._autoencoder = spec.discriminator, autoencoder
         device = next(autoencoder.parameters()).device
         net = build_discriminator(self._settings, channels=spec.data.channels, seed=spec.seed).to(device)

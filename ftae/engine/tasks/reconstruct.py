@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ftae.engine.data.batches import Batch
 from ftae.engine.frozen_cache.plan import precision
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import LossInputs, loss_terms, weighted_sum, weights_at
@@ -22,7 +22,7 @@ class Reconstruct:
 
     Args:
         auxiliary: the frozen networks that loss terms need.
-        prefix: runs the autoencoder on training batches.
+        frozen_cache: runs the autoencoder on training batches.
         noise: gives standard normal noise of the shape of a tensor, to sample the posterior.
         averaged: keep the moving average that the spec asks for.
     """
@@ -32,7 +32,7 @@ class Reconstruct:
         spec: FinetuneSpec,
         autoencoder: Autoencoder,
         auxiliary: AuxiliaryNetworks,
-        prefix: Prefix,
+        frozen_cache: FrozenFeatureCache,
         *,
         noise: NoiseFn,
         averaged: bool,
@@ -48,7 +48,7 @@ class Reconstruct:
             average=None if half_life is None else WeightAverage(autoencoder, half_life * spec.max_steps),
         )
         self.networks: Sequence[NetworkInTraining] = (self.model,)
-        self.forward: nn.Module = ForwardPass(spec, autoencoder, auxiliary, prefix, noise)
+        self.forward: nn.Module = ForwardPass(spec, autoencoder, auxiliary, frozen_cache, noise)
 
     def is_due(self, network: NetworkInTraining, step: int) -> bool:
         return True
@@ -99,11 +99,11 @@ class ForwardPass(nn.Module):
         spec: FinetuneSpec,
         autoencoder: Autoencoder,
         auxiliary: AuxiliaryNetworks,
-        prefix: Prefix,
+        frozen_cache: FrozenFeatureCache,
         noise: NoiseFn,
     ) -> None:
         super().__init__()
-        self.autoencoder, self._spec, self._prefix = autoencoder, spec, prefix
+        self.autoencoder, self._spec, self._frozen_cache = autoencoder, spec, frozen_cache
         self._auxiliary = auxiliary  # a plain object, so its parameters do not become this module's
         self._noise = noise if spec.sample_posterior else None
 
@@ -116,7 +116,7 @@ class ForwardPass(nn.Module):
         target = autoencoder.to_range(batch.images)
         inputs = target if batch.inputs is batch.images else autoencoder.to_range(batch.inputs)
         with precision(spec, batch.images.device):
-            encoding, reconstruction = self._prefix.run(inputs, batch, self._noise)
+            encoding, reconstruction = self._frozen_cache.run(inputs, batch, self._noise)
             logits = autoencoder.head(encoding.latents) if autoencoder.head is not None else None
         reconstruction = reconstruction.float()
         seen = LossInputs(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.tasks.adversarial import Adversarial
@@ -25,7 +25,7 @@ def build_task(
     spec: FinetuneSpec,
     autoencoder: Autoencoder,
     auxiliary: AuxiliaryNetworks,
-    prefix: Prefix,
+    frozen_cache: FrozenFeatureCache,
     *,
     noise: NoiseFn = torch.randn_like,
     averaged: bool = True,
@@ -35,7 +35,7 @@ def build_task(
     Raises:
         FtaeError: a learning-rate multiplier matches nothing, or the weights of a further network do not load.
     """
-    return TASKS[task_kind(spec)](spec, autoencoder, auxiliary, prefix, noise=noise, averaged=averaged)
+    return TASKS[task_kind(spec)](spec, autoencoder, auxiliary, frozen_cache, noise=noise, averaged=averaged)
 
 
 def check_workers(spec: FinetuneSpec, workers: int) -> None:

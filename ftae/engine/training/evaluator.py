@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from ftae.engine.data.batches import Batch, val_batches
-from ftae.engine.data.checks import too_few
-from ftae.engine.data.dataset import Dataset, ImageSet
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.data.checks import missing_images, missing_labels, missing_to_train
+from ftae.engine.data.dataset import Dataset
+from ftae.engine.data.image_set import ImageSet
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import probe_rows, varying
@@ -22,6 +23,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.wording import count
 
 LEAST_FACTORS = {"mig": 1, "dci": 2}  # factors of variation that must vary
 
@@ -46,32 +48,28 @@ def check_images(spec: FinetuneSpec, data: Dataset) -> None:
 def check_metrics(metrics: Sequence[str], train: ImageSet, val: ImageSet, data: str = "data") -> None:
     """Raises as ``check_images``; ``data``: the field of the spec that describes these images."""
     for metric in metrics:
-        if reason := missing_for(metric, val, data) or missing_in_training(metric, train, data):
+        if reason := missing_in_training(metric, train, data) or missing_for(metric, val, data):
             raise FtaeError(f"metrics: {metric} needs {reason}")
 
 
 def missing_for(metric: str, val: ImageSet, data: str = "data") -> str | None:
     """What a metric needs and the validation images do not have; None if nothing is missing."""
     factors = LEAST_FACTORS.get(metric, 0)
-    if reason := too_few(metric, len(val), data):
+    if reason := missing_images(metric, len(val), data) or missing_labels(metric, val.labels is not None, data):
         return reason
-    if val.labels is None and {needs.labels, needs.head} & set(METRICS[metric].needs):
-        return f"the labels of validation images: put those of each class into a sub-folder of {data}.val"
     if factors and (val.factors is None or varying(val.factors).sum() < factors):
-        return f"at least {factors} factor{'s' * (factors > 1)} of variation with more than one value in validation"
-    if metric in EDGE_METRICS and all((image == image[:1, :1]).all() for image in val.images):
+        return f"at least {count(factors, 'factor')} of variation with more than one value in validation"
+    rows = range(len(val)) if val.rows is None else val.rows
+    if metric in EDGE_METRICS and all((val.stored[row] == val.stored[row][:1, :1]).all() for row in rows):
         return f"edges: each validation image of {data} is of one colour"
     return None
 
 
 def missing_in_training(metric: str, train: ImageSet, data: str = "data") -> str | None:
     """What a metric needs and the training images do not have; None if nothing is missing."""
-    if needs.labels not in METRICS[metric].needs:
-        return None
-    if train.labels is None:
-        return f"labels: put the images of each class into a sub-folder of {data}.train"
-    found = len(np.unique(train.labels[probe_rows(train.labels)]))
-    return None if found > 1 else f"training images of at least 2 classes, {data} has {found}"
+    labels = train.labels
+    num_classes = 0 if labels is None else len(np.unique(labels[probe_rows(labels)]))
+    return missing_to_train(metric, num_classes, data)
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,11 @@ class EvalSet:
     context: EvalContext
     images: ImageSet
 
-    def first(self, count: int) -> "EvalSet":
-        """The same with the first ``count`` normal images and the first ``count`` anomalies."""
+    def first(self, number: int) -> "EvalSet":
+        """The same with the first ``number`` normal images and the first ``number`` anomalies."""
         anomalies = self.context.anomalies
-        anomalies = None if anomalies is None else anomalies.taken(slice(count))
-        return EvalSet(self.name, replace(self.context, anomalies=anomalies), self.images.taken(slice(count)))
+        anomalies = None if anomalies is None else anomalies.subset(slice(number))
+        return EvalSet(self.name, replace(self.context, anomalies=anomalies), self.images.subset(slice(number)))
 
     def __len__(self) -> int:
         anomalies = self.context.anomalies
@@ -174,17 +172,17 @@ class EvaluationPass:
         context = self._context
         spec = context.spec
         for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=context.device):
-            yield run_batch(context.autoencoder, batch, prefix=context.prefix)
+            yield run_batch(context.autoencoder, batch, frozen_cache=context.frozen_cache)
 
 
 def run_batch(
-    autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True, prefix: Prefix | None = None
+    autoencoder: Autoencoder, batch: Batch, *, with_head: bool = True, frozen_cache: FrozenFeatureCache | None = None
 ) -> EvalBatch:
     """The outputs of the model for a batch, on the mode of its posterior.
 
-    ``prefix``: runs this model, with its frozen start from the cache; None to compute everything.
+    ``frozen_cache``: runs this model with cached features of its frozen start; None to compute everything.
     """
-    encoding, decoded = (prefix or Prefix(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
+    encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
     return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)

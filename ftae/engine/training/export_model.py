@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ftae.engine.data.batches import Batch, val_batches
-from ftae.engine.data.dataset import Dataset, ImageSet, load_dataset
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.data.image_set import ImageSet
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
 from ftae.engine.models.weights import load_state
@@ -86,7 +87,7 @@ def _rescale(autoencoder: Autoencoder, images: ImageSet, spec: FinetuneSpec) -> 
     if not isinstance(spec.model, DiffusersModel) or "scaling_factor" not in config:
         return None
     total, squares, count = 0.0, 0.0, 0
-    few = images.taken(slice(None, None, max(1, len(images) // SCALING_IMAGES)))
+    few = images.subset(slice(None, None, max(1, len(images) // SCALING_IMAGES)))
     for batch in val_batches(few, spec.data, batch_size=spec.batch_size, device=device_of(spec)):
         encoding = autoencoder.encode(autoencoder.to_range(batch.inputs), batch.labels)
         mean, posterior = encoding.mode, encoding.posterior

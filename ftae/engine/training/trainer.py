@@ -11,9 +11,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ftae.engine.data.batches import Batch, source_spec, training_batch
+from ftae.engine.data.batches import Batch, replay_run, training_batch
 from ftae.engine.data.dataset import Dataset, load_dataset
-from ftae.engine.frozen_cache.plan import build_prefixes
+from ftae.engine.frozen_cache.plan import build_frozen_caches
 from ftae.engine.objectives.eval_batch import EvalContext
 from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
 from ftae.engine.rng import rng_state, set_rng_state
@@ -54,18 +54,18 @@ class Trainer:
         set_memory_format(self.autoencoder, spec, self.device)
         if group.size > 1:
             check_batch_independence(self.autoencoder.train())
-        train_prefix, self._eval_prefix = build_prefixes(self.autoencoder, spec, self.data, group.size)
+        train_cache, self._eval_cache = build_frozen_caches(self.autoencoder, spec, self.data, group.size)
         self.task = build_task(
             spec,
             self.autoencoder,
             self.auxiliary,
-            train_prefix,
+            train_cache,
             noise=group.randn_like,
             averaged=group.rank == 0,
         )
         self.eval_sets = [EvalSet("val", self._eval_context(spec, self.data), self.data.val)]
         if self.data.replay is not None and spec.source_metrics():
-            context = self._eval_context(source_spec(spec), self.data.replay)
+            context = self._eval_context(replay_run(spec), self.data.replay)
             self.eval_sets.append(EvalSet("val_source", context, self.data.replay.val))
         self.step = 0
         self._joined = False
@@ -73,7 +73,7 @@ class Trainer:
 
     def _eval_context(self, spec: FinetuneSpec, data: Dataset) -> EvalContext:
         shared = (self.autoencoder, spec, self.auxiliary)
-        return EvalContext(*shared, data.train, self.device, data.anomalies, self._eval_prefix)
+        return EvalContext(*shared, data.train, self.device, data.anomalies, self._eval_cache)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, Self
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
 from ftae.specs.finetune.degradation import Degradation
 from ftae.specs.reading.base import Positive, Spec, absolute
@@ -65,7 +67,15 @@ class DataSpec(Spec):
     always the same ones, and those of a smaller share among those of a larger).
     ``replay``: images of the domain that the model comes from, among those of every training batch.
     ``anomaly_classes``: images of these classes are never trained on; validation has them apart.
+
+    A source declares ``has_labels``: whether its images are labelled, None where only the images tell; and
+    ``has_factors``: whether the factors of variation behind its images are known.
     """
+
+    has_labels: ClassVar[bool | None] = None
+    has_factors: ClassVar[bool] = False
+    if TYPE_CHECKING:
+        source: str  # each source has its own name here
 
     resolution: Annotated[int, Field(ge=8, le=4096)]
     color: Literal["rgb", "grey"] = "rgb"
@@ -77,7 +87,7 @@ class DataSpec(Spec):
     degrade: Degradation | None = None
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     anomaly_classes: tuple[ClassName, ...] = ()
-    replay: Annotated["ReplayedFolder | ReplayedDigits | ReplayedPhotos | None", Field(discriminator="source")] = None
+    replay: Annotated["AnyReplayed | None", Field(discriminator="source")] = None
 
     @field_validator("random_crop_from")
     @classmethod
@@ -86,6 +96,14 @@ class DataSpec(Spec):
         if side is not None and resolution is not None and side <= resolution:
             raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
         return side
+
+    @field_validator("labelled_fraction", "anomaly_classes")
+    @classmethod
+    def _labels_are_there(cls, value: Any, info: ValidationInfo) -> Any:
+        if cls.has_labels is False and value != cls.model_fields[str(info.field_name)].default:
+            (source,) = get_args(cls.model_fields["source"].annotation)
+            raise ValueError(f"has no effect, {source} has no labels, got {quoted(value)}")
+        return value
 
     @field_validator("degrade")
     @classmethod
@@ -186,6 +204,7 @@ class Digits(DataSpec):
     are among ``classes``.
     """
 
+    has_labels = True
     source: Literal["digits"]
     color: Literal["rgb", "grey"] = "grey"
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -206,16 +225,10 @@ class Photos(DataSpec):
     from the rest, so that the two never overlap.
     """
 
+    has_labels = False
     source: Literal["photos"]
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     num_patches: Annotated[int, Field(ge=10)] = 1000
-
-    @field_validator("labelled_fraction", "anomaly_classes")
-    @classmethod
-    def _has_labels(cls, value: Any, info: ValidationInfo) -> Any:
-        if value != cls.model_fields[str(info.field_name)].default:
-            raise ValueError(f"has no effect, photos has no labels, got {quoted(value)}")
-        return value
 
 
 # What varies in a drawn shape, and how many values each has.
@@ -230,6 +243,8 @@ class Shapes(DataSpec):
     ``num_images``: different ones, of the 3,072 that there are.
     """
 
+    has_labels = True
+    has_factors = True
     source: Literal["shapes"]
     color: Literal["rgb", "grey"] = "grey"
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -262,19 +277,24 @@ class Replayed(DataSpec):
         return min(round(self.share * batch_size), batch_size - 1)
 
 
-class ReplayedFolder(ImageFolder, Replayed):
-    """As ``ImageFolder``."""
-
-
-class ReplayedDigits(Digits, Replayed):
-    """As ``Digits``."""
-
-
-class ReplayedPhotos(Photos, Replayed):
-    """As ``Photos``."""
-
-
-for _spec in (DataSpec, ImageFolder, Digits, Photos, Shapes, Replayed, ReplayedFolder, ReplayedDigits, ReplayedPhotos):
-    _spec.model_rebuild()
-
+# All sources. Each can be replayed, too: its spec for that is derived from this list.
 AnyData = Annotated[ImageFolder | Digits | Photos | Shapes, Field(discriminator="source")]
+
+_SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
+
+
+def _replayed(source: type[DataSpec]) -> Any:
+    """The spec of replayed images of a source."""
+    name, doc = f"Replayed{source.__name__}", f"As ``{source.__name__}``."
+    derived: Any = create_model(name, __base__=(source, Replayed), __doc__=doc, __module__=__name__)
+    globals()[name] = derived  # where pickle looks for it
+    return derived
+
+
+if TYPE_CHECKING:
+    AnyReplayed = Replayed
+else:
+    AnyReplayed = reduce(or_, map(_replayed, _SOURCES))
+
+for _spec in (DataSpec, *_SOURCES, Replayed, *get_args(AnyReplayed)):
+    _spec.model_rebuild()

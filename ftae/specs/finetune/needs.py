@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ftae.specs.finetune.data import AnyData
+from ftae.specs.finetune.data import DataSpec
 from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 
@@ -17,7 +17,7 @@ class Parts:
     """The parts of a run that are valid so far; None where one is not."""
 
     model: AnyModel | None
-    data: AnyData | None
+    data: DataSpec | None
     losses: "Losses | None"
     perceptual: PerceptualNet | None = None
     features: FeatureNet | None = None
@@ -56,9 +56,9 @@ def bounded_output(parts: Parts) -> str | None:
 
 def labels(parts: Parts) -> str | None:
     """The images are labelled; whether those of a folder are, only the folder tells."""
-    if parts.data is None or parts.data.source != "photos":
+    if parts.data is None or parts.data.has_labels is not False:
         return None
-    return "needs labels, photos has none"
+    return f"needs labels, {parts.data.source} has none"
 
 
 def every_label(parts: Parts) -> str | None:
@@ -113,7 +113,7 @@ def another_term(parts: Parts) -> str | None:
 
 def factors(parts: Parts) -> str | None:
     """The factors of variation behind the images are known."""
-    if parts.data is None or parts.data.source == "shapes":
+    if parts.data is None or parts.data.has_factors:
         return None
     return f"needs images whose factors are known, {parts.data.source} does not tell them (use shapes)"
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ftae.specs.finetune.data import ImageFolder
 from ftae.specs.finetune.metrics import metric_facts
 from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.run import FinetuneSpec
@@ -102,14 +101,8 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
 
 def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:
     """The folders of images that are not there, each with its place in the file."""
-    named: dict[tuple[str, ...], str] = {}
-    for place, data in ((("data",), spec.finetune.data), (("data", "replay"), spec.finetune.data.replay)):
-        if isinstance(data, ImageFolder):
-            named[(*place, "train")] = data.train
-            if isinstance(data.val, str):
-                named[(*place, "val")] = data.val
     return [
-        (("finetune", *place), f"{dotted((folder,))} is not a folder")
-        for place, folder in named.items()
+        (("finetune", *leaf.split(".")), f"{dotted((folder,))} is not a folder")
+        for leaf, folder in spec.finetune.data.image_folders().items()
         if not Path(folder).expanduser().is_dir()
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftae.engine.frozen_cache import store as prefix_store
+from ftae.engine.frozen_cache import store as feature_store
 from ftae.engine.frozen_cache.store import Layout
 
 
@@ -37,10 +37,10 @@ def test_a_batch_comes_back_as_it_was(
     batch = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
     layout = Layout.of(batch)
     assert layout is not None
-    store = prefix_store.create("key", 10, [layout], 10_000)
+    store = feature_store.create("key", 10, [layout], 10_000)
     numbers = torch.tensor([7, 2, 9, 0])[: len(batch)]
     store.write(numbers, [layout.rows(batch)])
-    found = prefix_store.find("key")
+    found = feature_store.find("key")
     assert found is not None
     assert found.layouts == (layout,)
     assert found.filled(torch.arange(10)).nonzero().flatten().tolist() == sorted(numbers.tolist())
@@ -54,7 +54,7 @@ def test_a_batch_comes_back_as_it_was(
 def test_what_is_filled_is_told_and_asked_one_after_the_other(stores: Path) -> None:
     """So that a process which sees the mark sees the rows, on any processor."""
     rows = torch.arange(6, dtype=torch.uint8).view(2, 3)
-    store = prefix_store.create("key", 2, [Layout((3,), (1,), "uint8")], 100)
+    store = feature_store.create("key", 2, [Layout((3,), (1,), "uint8")], 100)
     asked: list[torch.Tensor] = []
     calls: list[Callable[[], object]] = [
         lambda: store.write(torch.tensor([0, 1]), [rows]),
@@ -82,16 +82,16 @@ def test_what_has_gaps_or_is_shared_has_no_layout() -> None:
 # ---------------------------------------------------------------------------------------------- room
 
 
-def make(key: str, num_bytes: int, budget: int) -> prefix_store.PrefixStore:
+def make(key: str, num_bytes: int, budget: int) -> feature_store.FeatureStore:
     """A store of 10 images; each takes ``num_bytes`` and one that tells whether it is there."""
-    return prefix_store.create(key, 10, [Layout((num_bytes,), (1,), "uint8")], 10 * budget)
+    return feature_store.create(key, 10, [Layout((num_bytes,), (1,), "uint8")], 10 * budget)
 
 
 def test_the_least_recently_used_that_is_not_open_makes_room(stores: Path) -> None:
     for i, key in enumerate(("a", "b", "c")):
         make(key, 99, 400)
         os.utime(stores / key / "about.json", (i, i + 1))
-    assert prefix_store.find("a") is not None  # used again
+    assert feature_store.find("a") is not None  # used again
     make("d", 99, 400)
     assert names(stores) == {"a", "b", "c", "d"}
     in_use = [make("e", 99, 400)]
@@ -140,5 +140,5 @@ def test_a_damaged_store_is_made_anew(damage: str, stores: Path) -> None:
         (stores / "a" / "about.json").unlink()
     else:
         (stores / "a" / "about.json").write_text("{" if damage == "not json" else "[]")
-    assert prefix_store.find("a") is None
+    assert feature_store.find("a") is None
     assert not make("a", 99, 400).filled(torch.arange(10)).any()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftae.engine.frozen_cache.runner import Prefix
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
@@ -49,7 +49,7 @@ def task_of(**discriminator: Any) -> Adversarial:
     spec = spec_of({**AT_ONCE, **discriminator})
     autoencoder = build_model(spec, None)
     noise = torch.randn_like
-    return Adversarial(spec, autoencoder, AuxiliaryNetworks(), Prefix(autoencoder), noise=noise, averaged=True)
+    return Adversarial(spec, autoencoder, AuxiliaryNetworks(), FrozenFeatureCache(autoencoder), noise=noise, averaged=True)
 
 
 def turn(task: Adversarial, *pairs: tuple[Tensor, Tensor], step: int = 0) -> dict[str, float]:

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.frozen_cache.plan import PrefixPlan, num_images, plan_prefixes
-from ftae.engine.frozen_cache.runner import Cut, Prefix
+from ftae.engine.frozen_cache.plan import FrozenCachePlan, num_images, plan_frozen_caches
+from ftae.engine.frozen_cache.feature_cache import SplitPoint, FrozenFeatureCache
 from ftae.engine.models.families import build_model
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
@@ -71,13 +71,13 @@ def pretrained_kl(tmp_path_factory: pytest.TempPathFactory) -> str:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches whose prefix is computed."""
     sizes: list[int] = []
-    compute = Prefix._computed
+    compute = FrozenFeatureCache._computed
 
-    def counted(self: Prefix, inputs: torch.Tensor, cut: Cut) -> Any:
+    def counted(self: FrozenFeatureCache, inputs: torch.Tensor, cut: SplitPoint) -> Any:
         sizes.append(len(inputs))
         return compute(self, inputs, cut)
 
-    monkeypatch.setattr(Prefix, "_computed", counted)
+    monkeypatch.setattr(FrozenFeatureCache, "_computed", counted)
     return sizes
 
 
@@ -222,8 +222,8 @@ def test_replayed_images_and_anomalies_are_stored_too(tmp_path: Path, computed: 
 # ---------------------------------------------------------------------------------------------- the plan
 
 
-def planned(spec: FinetuneSpec, num_train: int = 288, num_evaluated: int = 72) -> PrefixPlan:
-    return plan_prefixes(build_model(spec, None), spec, lambda: (num_train, num_evaluated))
+def planned(spec: FinetuneSpec, num_train: int = 288, num_evaluated: int = 72) -> FrozenCachePlan:
+    return plan_frozen_caches(build_model(spec, None), spec, lambda: (num_train, num_evaluated))
 
 
 def test_the_deepest_that_the_budget_allows_is_stored() -> None:
@@ -309,7 +309,7 @@ def test_a_full_disk_does_not_stop_a_run(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert result(spec_of(), tmp_path / "with") == expected
-    told = [record.message for record in caplog.records if record.name == "ftae.engine.frozen_cache.runner"]
+    told = [record.message for record in caplog.records if record.name == "ftae.engine.frozen_cache.feature_cache"]
     assert told == ["no prefix is cached, which takes time alone: No space left on device"] * 2  # training, evaluation
 
 
