@@ -1,6 +1,6 @@
-"""What the cached prefix saves: training steps and evaluations, with it and without.
+"""What cached features of frozen stages save: training steps and evaluations, with the cache and without.
 
-    python -m benchmarks.prefix_cache [--pretrained FOLDER] [--images FOLDER] [--depths N ...] [--json FILE]
+    python -m benchmarks.frozen_cache [--pretrained FOLDER] [--images FOLDER] [--depths N ...] [--json FILE]
 
 Trains an AutoencoderKL whose first stages are frozen: its encoder, and then more and more of its decoder; on
 samples of the posterior and on its mode. By default the model is Stable Diffusion's in small, of random weights, and
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.models.autoencoder import run
+from ftae.engine.models.staged_model import run_stages
 from ftae.engine.training.evaluator import evaluate_all
 from ftae.engine.training.trainer import Trainer
 from ftae.specs.finetune.run import FinetuneSpec
@@ -91,9 +91,9 @@ def frozen_share(training: Trainer) -> float:
     trained, taken = autoencoder.trainable_stages(), {True: 0.0, False: 0.0}
     for stage in autoencoder.chain.decoder:
         taken[stage in trained] += median(
-            seconds(partial(run, [stage], x), training.device) for _ in range(SHARE_ROUNDS)
+            seconds(partial(run_stages, [stage], x), training.device) for _ in range(SHARE_ROUNDS)
         )
-        x = run([stage], x)
+        x = run_stages([stage], x)
     return taken[False] / sum(taken.values())
 
 

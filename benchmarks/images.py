@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ftae.engine.data import builtin_sources as sources
+from ftae.engine.data import image_folder
 from ftae.engine.data.batches import Batch
 from ftae.engine.data.decoding import Pixels
 from ftae.specs.finetune.data import DataSpec
@@ -32,13 +32,13 @@ class Decoded:
 
     def watch(self) -> None:
         """Count what this process decodes from here on."""
-        decode = sources.decode_image
+        decode = image_folder.decode_image
 
         def counted(data: bytes, spec: DataSpec) -> Pixels:
             self.note(len(data))
             return decode(data, spec)
 
-        sources.decode_image = counted
+        image_folder.decode_image = counted
 
     def take(self) -> dict[str, float]:
         """What was counted since the last time."""

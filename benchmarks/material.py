@@ -9,7 +9,8 @@ from typing import Any
 
 import PIL.Image
 
-from ftae.engine.data.dataset import ImageSet, load_dataset
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.data.image_set import ImageSet
 from ftae.specs.finetune.data import Digits, Photos
 
 ROOT = Path(__file__).parent.parent

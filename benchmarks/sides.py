@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variants_of(workload: Workload) -> list[str]:
-    """Those that differ: without a frozen prefix there is nothing to cache."""
+    """Those that differ: without a frozen start there is nothing to cache."""
     return [name for name in VARIANTS if name != "cache" or workload.freeze_encoder]
 
 

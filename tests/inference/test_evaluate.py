@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small_search import SEARCH
 
-from ftae.engine.data.named_images import named_folder, validation_names
+from ftae.engine.data.image_names import named_folder, validation_names
 from ftae.errors import FtaeError
 from ftae.inference import evaluate as scores
 from ftae.inference.model import TunedModel, load_model

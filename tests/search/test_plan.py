@@ -111,8 +111,8 @@ def test_the_plan_of_a_search() -> None:
         (
             {"finetune__frozen_cache_gb": 1e-3},
             [
-                "frozen cache training none: finetune.frozen_cache_gb leaves 1 MB, and the least that could be stored "
-                "is 1.47 MB; validation through encoder.down.0, about 368 KB"
+                "frozen cache training none: finetune.frozen_cache_gb leaves 1 MB, the smallest features "
+                "take 1.47 MB; validation through encoder.down.0, about 368 KB"
             ],
         ),
     ],
@@ -129,8 +129,8 @@ def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None
     spec = SearchSpec.model_validate(search(**changes)).finetune
     reports: list[EvalReport] = list(finetune(spec, tmp_path))
     assert reports[-1].checkpoint is not None
-    taken = sum(path.stat().st_size for path in (tmp_path / reports[-1].checkpoint).iterdir())
-    assert float(size) * {"KB": 1e3, "MB": 1e6}[unit] == pytest.approx(taken, rel=0.15)
+    subset = sum(path.stat().st_size for path in (tmp_path / reports[-1].checkpoint).iterdir())
+    assert float(size) * {"KB": 1e3, "MB": 1e6}[unit] == pytest.approx(subset, rel=0.15)
 
 
 def test_without_a_rung_every_trial_runs_to_its_end() -> None:

@@ -2,29 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import load
 from PIL import Image
 
-from ftae.engine.data.dataset import Dataset, ImagesChanged, load_dataset
+from ftae.engine.data.dataset import ImagesChanged
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import AnyData, Digits, ImageFolder, Shapes
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
-    load_dataset.cache_clear()
-    yield tmp_path / "cache"
-    load_dataset.cache_clear()
-
-
-def load(spec: AnyData) -> Dataset:
-    load_dataset.cache_clear()
-    return load_dataset(spec)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

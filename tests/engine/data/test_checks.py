@@ -1,28 +1,20 @@
 """What the list of files tells is said before any image is decoded, in the words that training has for it."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders import run_spec
 from PIL import Image
 
-from ftae.engine.data.checks import check_listed
-from ftae.engine.data.dataset import data_of, load_dataset
+from ftae.engine.data.dataset import check_listed, load_run_dataset
 from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("FTAE_CACHE", str(folder))
-    load_dataset.cache_clear()
-    yield folder
-    load_dataset.cache_clear()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -40,16 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(data: dict[str, Any], metrics: tuple[str, ...] = ("psnr",), ce: float = 0.0) -> FinetuneSpec:
-    return FinetuneSpec.model_validate(
-        {
-            "model": {"family": "conv_ae", "channels": 4, "depth": 1, "latent_channels": 4},
-            "data": {"source": "image_folder", "resolution": 16, **data},
-            "losses": {"mse": 1.0, "ce": ce},
-            "optimizer": {"lr": 1e-3},
-            "max_steps": 6,
-            "metrics": metrics,
-        }
-    )
+    data = {"source": "image_folder", "resolution": 16, **data}
+    return run_spec(data=data, metrics=metrics, **{"losses.ce": ce})
 
 
 def replayed(**data: Any) -> dict[str, Any]:
@@ -108,7 +92,7 @@ def test_validation_says_what_training_says(name: str, cache: Path) -> None:
     assert told in str(listed.value)
     assert not (cache / "images").exists()
     with pytest.raises(FtaeError) as loaded:
-        check_images(spec, data_of(spec))
+        check_images(spec, load_run_dataset(spec))
     assert str(loaded.value) == str(listed.value)
 
 
@@ -127,10 +111,10 @@ FIT = {
 @pytest.mark.usefixtures("home")
 def test_nothing_is_said_of_images_that_are_fit(name: str) -> None:
     assert check_listed(FIT[name]) == []
-    assert data_of(FIT[name]).notes == ()
+    assert load_run_dataset(FIT[name]).notes == ()
 
 
 @pytest.mark.usefixtures("home")
 def test_one_class_tells_nothing_apart() -> None:
     (note,) = check_listed(run({"train": "cats"}, ("accuracy",), ce=1.0))
-    assert note == "losses.ce and accuracy tell nothing apart: all images are of the class cat"
+    assert note == "losses.ce and accuracy distinguish nothing: all images are of the class cat"

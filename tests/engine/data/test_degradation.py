@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from ftae.engine.data.batches import Batch, degraded, train_batch, val_batches
-from ftae.engine.data.dataset import ImageSet, load_dataset
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.data.image_set import ImageSet
 from ftae.engine.training.loop import finetune
 from ftae.specs.finetune.data import Digits
 from ftae.specs.finetune.degradation import Degradation
@@ -134,9 +135,9 @@ def test_validation_images_are_always_damaged_alike() -> None:
     )
     assert by_7.equal(by_50)
     chosen = np.array([3, 40, 41, 200])
-    some = next(val_batches(images.taken(chosen), spec, batch_size=4, device="cpu"))
+    some = next(val_batches(images.subset(chosen), spec, batch_size=4, device="cpu"))
     assert some.inputs.equal(by_7[chosen])
-    again = images.taken(slice(40, 60)).taken(np.array([1]))
+    again = images.subset(slice(40, 60)).subset(np.array([1]))
     assert next(val_batches(again, spec, batch_size=1, device="cpu")).inputs.equal(by_7[[41]])
 
 

@@ -1,6 +1,5 @@
 """The drawn shapes: their factors are what the pixels show, the same on every machine."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.data.dataset import Dataset, ImageSet, load_dataset
+from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.data.image_set import ImageSet
 from ftae.specs.finetune.data import SHAPE_FACTORS, Shapes
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
-    load_dataset.cache_clear()
-    yield
-    load_dataset.cache_clear()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def load(**fields: Any) -> Dataset:
@@ -89,8 +83,8 @@ def test_batches_bring_the_factors_of_their_images() -> None:
     batches = list(val_batches(dataset.val, spec, batch_size=25, device="cpu"))
     found = np.concatenate([batch.factors.numpy() for batch in batches if batch.factors is not None])
     assert (found == factors_of(dataset.val)).all()
-    taken = dataset.val.taken(np.array([7, 3]))
-    assert (factors_of(taken) == factors_of(dataset.val)[[7, 3]]).all()
+    subset = dataset.val.subset(np.array([7, 3]))
+    assert (factors_of(subset) == factors_of(dataset.val)[[7, 3]]).all()
 
 
 def test_anomalies_leave_factors_and_images_together() -> None:

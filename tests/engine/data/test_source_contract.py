@@ -1,18 +1,27 @@
-"""What every source of images keeps to: one class of tests over all of them."""
+"""What every source of images keeps to: one class of tests over all of them.
 
-from collections.abc import Callable, Iterator
+A new source is listed in ``VARIANTS``, with what its images have.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from builders import run_spec
+from image_files import load
 from PIL import Image
 
 from ftae.engine.data.batches import training_batch, val_batches
-from ftae.engine.data.dataset import Dataset, load_dataset
-from ftae.engine.data.named_images import validation_names
+from ftae.engine.data.image_names import validation_names
+from ftae.engine.data.source import shuffled
+from ftae.engine.data.sources import SOURCES, normal_class_names, num_images, source_of
 from ftae.specs.finetune.data import AnyData, DataSpec
-from ftae.specs.finetune.run import FinetuneSpec
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 SIDE = 16
 
@@ -51,37 +60,27 @@ def shapes(place: Path) -> dict[str, Any]:
     return {"source": "shapes", "num_images": 60}
 
 
-Make = Callable[[Path], dict[str, Any]]
-SOURCES: tuple[Make, ...] = (flat, classes, two_folders, digits, photos, shapes)
-LABELLED = {classes: "b", two_folders: "b", digits: "7", shapes: "circle"}  # and one of its classes
-REPLAYED: tuple[Make, ...] = (flat, classes, two_folders, digits, photos)
-FACTORS = (shapes,)
+@dataclass(frozen=True)
+class Variant:
+    """A way to describe a source. ``class_name``: one of its classes; None where it has no labels."""
+
+    make: Callable[[Path], dict[str, Any]]
+    class_name: str | None = None
+    has_factors: bool = False
 
 
-def run_on(data: dict[str, Any], **fields: Any) -> FinetuneSpec:
-    return FinetuneSpec.model_validate(
-        {
-            "model": {"family": "conv_ae", "channels": 4, "depth": 1, "latent_channels": 4},
-            "data": {"resolution": SIDE, **data, **fields},
-            "losses": {"mse": 1.0},
-            "optimizer": {"lr": 1e-3},
-            "batch_size": 4,
-            "max_steps": 6,
-        }
-    )
+VARIANTS = {
+    "flat folder": Variant(flat),
+    "class folders": Variant(classes, "b"),
+    "two folders": Variant(two_folders, "b"),
+    "digits": Variant(digits, "7"),
+    "photos": Variant(photos),
+    "shapes": Variant(shapes, "circle", has_factors=True),
+}
 
 
-def load(spec: AnyData) -> Dataset:
-    load_dataset.cache_clear()
-    return load_dataset(spec)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
-    load_dataset.cache_clear()
-    yield
-    load_dataset.cache_clear()
+def spec_of(data: dict[str, Any], **fields: Any) -> AnyData:
+    return run_spec(data={"resolution": SIDE, **data, **fields}, losses={"mse": 1.0}).data
 
 
 def sources_of(field: Any) -> set[str]:
@@ -91,17 +90,69 @@ def sources_of(field: Any) -> set[str]:
 
 
 def test_every_source_is_here(tmp_path: Path) -> None:
-    union = get_args(AnyData)[0]
-    assert {make(tmp_path / make.__name__)["source"] for make in SOURCES} == sources_of(union)
-    replay = DataSpec.model_fields["replay"].annotation
-    assert {make(tmp_path / make.__name__)["source"] for make in REPLAYED} == sources_of(replay)
+    here = {type(spec_of(variant.make(tmp_path / name))) for name, variant in VARIANTS.items()}
+    assert here == set(SOURCES) == set(get_args(get_args(AnyData)[0]))
+    assert sources_of(DataSpec.model_fields["replay"].annotation) == sources_of(get_args(AnyData)[0])
 
 
-@pytest.mark.parametrize("make", SOURCES)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 class TestEverySource:
     @pytest.fixture
-    def spec(self, make: Make, tmp_path: Path) -> AnyData:
-        return run_on(make(tmp_path / "images")).data
+    def spec(self, variant: Variant, tmp_path: Path) -> AnyData:
+        return spec_of(variant.make(tmp_path / "images"))
+
+    def test_names_are_unique_and_in_the_order_of_their_hashes(self, spec: AnyData) -> None:
+        for part in source_of(spec).parts():
+            names = part.listed().names
+            assert len(set(names)) == len(names) > 0
+            if spec.source != "photos":  # whose validation patches are cut elsewhere, and come last
+                assert shuffled(names) == tuple(names)
+            assert list(part.listed().names) == list(names)
+
+    def test_images_are_counted_without_decoding(self, spec: AnyData, cache: Path) -> None:
+        source = source_of(spec)
+        counts = source.num_images()
+        assert counts == tuple(len(part.listed().names) for part in source.parts())
+        assert len(counts) == len(source.folders)
+        train, val = num_images(spec)
+        assert not (cache / "images").exists()
+        data = load(spec)
+        assert (train, val) == (len(data.train), len(data.val))
+
+    def test_classes_are_known_without_decoding(self, variant: Variant, spec: AnyData, cache: Path) -> None:
+        names = source_of(spec).class_names()
+        assert normal_class_names(spec) == names
+        assert not (cache / "images").exists()
+        assert names == load(spec).class_names
+        assert (names is not None) == (variant.class_name is not None)
+
+    def test_the_spec_says_what_images_have(self, variant: Variant, spec: AnyData) -> None:
+        assert spec.has_labels in (None, variant.class_name is not None)
+        assert spec.has_factors == variant.has_factors
+
+    def test_decoding_gives_the_shape_that_the_list_says(self, spec: AnyData) -> None:
+        for part in source_of(spec).parts():
+            listed = part.listed()
+            assert listed.shape == (SIDE, SIDE, spec.channels)
+            for i in (0, len(listed.names) - 1):
+                pixels = listed.decode(i)
+                assert pixels.shape == listed.shape
+                assert pixels.dtype == np.uint8
+                assert (listed.decode(i) == pixels).all()
+
+    def test_content_is_json_and_always_the_same(self, spec: AnyData) -> None:
+        contents = [json.dumps([part.content for part in source_of(spec).parts()]) for _ in range(2)]
+        assert contents[0] == contents[1]
+
+    def test_the_list_tells_what_loading_finds(self, spec: AnyData) -> None:
+        listing = source_of(spec).check_listed()
+        if listing is None:
+            return
+        data = load(spec)
+        assert listing.num_val == len(data.val)
+        assert listing.train_classes == (data.class_names or ())
+        assert listing.val_labelled == (data.val.labels is not None)
+        assert listing.notes == data.notes == ()
 
     def test_images_are_of_the_shape_asked_for(self, spec: AnyData) -> None:
         data = load(spec)
@@ -110,35 +161,35 @@ class TestEverySource:
         for images in (data.train, data.val):
             assert images.images.shape == (len(images), SIDE, SIDE, spec.channels)
             assert images.images.dtype == np.uint8
-            assert images.origin is not None
-            assert images.origin.num_images == len(images)
+            assert images.complete is not None
+            assert images.complete.num_images == len(images)
         assert data.skipped == ()
         assert data.notes == ()
 
-    def test_labels_are_of_the_classes(self, make: Make, spec: AnyData) -> None:
+    def test_labels_are_of_the_classes(self, variant: Variant, spec: AnyData) -> None:
         data = load(spec)
-        assert (data.class_names is not None) == (make in LABELLED)
+        assert (data.class_names is not None) == (variant.class_name is not None)
         for images in (data.train, data.val):
-            assert (images.labels is not None) == (make in LABELLED)
+            assert (images.labels is not None) == (variant.class_name is not None)
             if images.labels is not None and data.class_names is not None:
                 assert images.labels.shape == (len(images),)
                 assert set(images.labels.tolist()) <= set(range(len(data.class_names)))
                 assert len(set(data.class_names)) == len(data.class_names)
 
-    def test_factors_are_of_each_image(self, make: Make, spec: AnyData) -> None:
+    def test_factors_are_of_each_image(self, variant: Variant, spec: AnyData) -> None:
         data = load(spec)
         for images in (data.train, data.val):
-            assert (images.factors is not None) == (make in FACTORS)
+            assert (images.factors is not None) == variant.has_factors
             if images.factors is not None:
                 assert images.factors.shape[0] == len(images)
                 assert images.factors.min() >= 0
 
-    def test_each_validation_image_has_a_name_of_its_own(self, make: Make, spec: AnyData) -> None:
+    def test_each_validation_image_has_a_name_of_its_own(self, variant: Variant, spec: AnyData) -> None:
         data, names = load(spec), validation_names(spec)
         assert names is not None
         assert len(names.images) == len(data.val)
         assert len(set(names.images)) == len(names.images)
-        assert (names.classes is not None) == (make in LABELLED)
+        assert (names.classes is not None) == (variant.class_name is not None)
         if names.classes is not None and data.val.labels is not None and data.class_names is not None:
             assert list(names.classes) == [data.class_names[label] for label in data.val.labels]
 
@@ -164,11 +215,11 @@ class TestEverySource:
         changed = load(type(spec).model_validate(other))
         assert changed.fingerprint != load(spec).fingerprint
 
-    def test_anomalies_are_kept_out_of_training(self, make: Make, tmp_path: Path) -> None:
-        if make not in LABELLED:
+    def test_anomalies_are_kept_out_of_training(self, variant: Variant, tmp_path: Path) -> None:
+        if variant.class_name is None:
             pytest.skip("it has no classes")
-        name = LABELLED[make]
-        spec = run_on(make(tmp_path / "images"), anomaly_classes=(name,)).data
+        name = variant.class_name
+        spec = spec_of(variant.make(tmp_path / "images"), anomaly_classes=(name,))
         data = load(spec)
         assert data.class_names is not None
         assert name not in data.class_names
@@ -184,19 +235,30 @@ class TestEverySource:
         assert len(names.images) == len(data.val) + len(data.anomalies)
         assert [each == name for each in names.classes] == [False] * len(data.val) + [True] * len(data.anomalies)
 
-    def test_a_share_of_the_labels_can_be_taken_away(self, make: Make, tmp_path: Path) -> None:
-        if make not in LABELLED:
+    def test_anomalies_are_decoded_once_whatever_they_are(self, variant: Variant, tmp_path: Path, cache: Path) -> None:
+        if variant.class_name is None:
             pytest.skip("it has no classes")
-        data = load(run_on(make(tmp_path / "images"), labelled_fraction=0.5).data)
+        data = variant.make(tmp_path / "images")
+        plain = load(spec_of(data))
+        arrays = set(cache.glob("images/*/images.npy"))
+        with_anomalies = load(spec_of(data, anomaly_classes=(variant.class_name,)))
+        assert set(cache.glob("images/*/images.npy")) == arrays
+        assert plain.fingerprint != with_anomalies.fingerprint
+        assert normal_class_names(spec_of(data, anomaly_classes=(variant.class_name,))) == with_anomalies.class_names
+
+    def test_a_share_of_the_labels_can_be_taken_away(self, variant: Variant, tmp_path: Path) -> None:
+        if variant.class_name is None:
+            pytest.skip("it has no classes")
+        data = load(spec_of(variant.make(tmp_path / "images"), labelled_fraction=0.5))
         assert data.train.labels is not None
         assert data.val.labels is not None
         assert 0 < (data.train.labels >= 0).sum() < len(data.train)
         assert (data.val.labels >= 0).all()
 
-    @pytest.mark.parametrize("replay", REPLAYED)
-    def test_any_domain_is_replayed_beside_it(self, make: Make, replay: Make, tmp_path: Path) -> None:
-        domain = {"share": 0.5, **replay(tmp_path / "domain")}
-        spec = run_on(make(tmp_path / "images"), replay=domain, color="rgb").data
+    @pytest.mark.parametrize("replay", VARIANTS.values(), ids=VARIANTS)
+    def test_any_domain_is_replayed_beside_it(self, variant: Variant, replay: Variant, tmp_path: Path) -> None:
+        domain = {"share": 0.5, **replay.make(tmp_path / "domain")}
+        spec = spec_of(variant.make(tmp_path / "images"), replay=domain, color="rgb")
         data = load(spec)
         assert data.replay is not None
         assert (
@@ -205,7 +267,7 @@ class TestEverySource:
         )
         batch = training_batch(data, spec, batch_size=4, batch=0, seed=0, device="cpu")
         assert batch.images.shape == (4, 3, SIDE, SIDE)
-        assert (batch.labels is not None) == (make in LABELLED)
+        assert (batch.labels is not None) == (variant.class_name is not None)
         if batch.labels is not None:
             assert batch.labels[2:].tolist() == [-1, -1]
             assert (batch.labels[:2] >= 0).all()

@@ -5,59 +5,34 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import image_files
 import numpy as np
 import pytest
+from builders import run_spec
+from image_files import encoded, folder_spec
 from PIL import Image, TiffImagePlugin
 
-from ftae.engine.data.checks import check_listed
-from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.data.dataset import Dataset, check_listed, load_dataset, part_keys
 from ftae.engine.data.decoding import decode_image
-from ftae.engine.data.named_images import named_folder, validation_names
-from ftae.engine.data.survey import LOOKED_AT, survey_of
+from ftae.engine.data.image_folder import folder_part
+from ftae.engine.data.image_names import named_folder, validation_names
+from ftae.engine.data.survey import NUM_GLANCED, survey_image
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import ImageFolder
 from ftae.specs.finetune.run import FinetuneSpec
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("FTAE_CACHE", str(folder))
-    load_dataset.cache_clear()
-    yield folder
-    load_dataset.cache_clear()
-
-
-def folder_spec(folder: Path, **fields: Any) -> ImageFolder:
-    return ImageFolder(**{"source": "image_folder", "train": str(folder), "resolution": 16, "val": 0.5, **fields})
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def load(folder: Path, **fields: Any) -> Dataset:
-    load_dataset.cache_clear()
-    return load_dataset(folder_spec(folder, **fields))
+    return image_files.load(folder_spec(folder, **{"val": 0.5, **fields}))
 
 
 def run_on(folder: Path, **fields: Any) -> FinetuneSpec:
-    data = folder_spec(folder, **fields).model_dump()
-    return FinetuneSpec.model_validate(
-        {
-            "model": {"family": "conv_ae"},
-            "data": data,
-            "losses": {"mse": 1.0},
-            "max_steps": 6,
-            "optimizer": {"lr": 1e-3},
-        }
-    )
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+    return run_spec(data=folder_spec(folder, **{"val": 0.5, **fields}).model_dump())
 
 
 def grey16(largest: int, side: int = 32) -> Image.Image:
@@ -124,19 +99,19 @@ DEEP = np.full((32, 32, 3), 40000, np.uint16)
 @pytest.mark.parametrize(
     ("data", "note"),
     [
-        (png16(2, DEEP), "1 images have 16 bits a channel; ftae keeps the upper 8"),
+        (png16(2, DEEP), "1 image has 16 bits a channel; ftae keeps the upper 8"),
         (png16(6, np.full((32, 32, 4), 65535, np.uint16)), "16 bits a channel"),
         (png16(4, np.full((32, 32, 2), 65535, np.uint16)), "16 bits a channel"),
         (ppm16(DEEP, 65535), "16 bits a channel"),
         (tiff(3, bits=16), "16 bits a channel"),
-        (encoded(grey16(65535), "png"), "1 grey images have 16 bits; ftae keeps the upper 8"),
-        (encoded(grey16(65535), "tiff"), "1 grey images have 16 bits"),
-        (encoded(grey16(65535), "jpeg2000"), "1 grey images have 16 bits"),
-        (ppm16(np.full((32, 32), 65535), 65535), "1 grey images have 16 bits"),
-        (tiff(4), "only the first bands of up to 4 are used: 1 files (x.png)"),
+        (encoded(grey16(65535), "png"), "1 grey image has 16 bits; ftae keeps the upper 8"),
+        (encoded(grey16(65535), "tiff"), "1 grey image has 16 bits"),
+        (encoded(grey16(65535), "jpeg2000"), "1 grey image has 16 bits"),
+        (ppm16(np.full((32, 32), 65535), 65535), "1 grey image has 16 bits"),
+        (tiff(4), "only the first bands of up to 4 are used: 1 file (x.png)"),
         (tiff(6), "only the first bands of up to 6 are used"),
         (tiff(5, extra=0), "only the first bands of up to 5 are used"),
-        (animation("gif", 3), "only the first of up to 3 frames or pages is used: 1 files (x.png)"),
+        (animation("gif", 3), "only the first of up to 3 frames or pages is used: 1 file (x.png)"),
         (animation("png", 3), "up to 3 frames"),
         (animation("webp", 3), "up to 3 frames"),
         (animation("tiff", 5), "up to 5 frames"),
@@ -177,16 +152,16 @@ def test_what_is_not_used_is_said(data: bytes, note: str, tmp_path: Path) -> Non
     ],
 )  # fmt: skip
 def test_nothing_is_said_of_ordinary_images(data: bytes) -> None:
-    assert survey_of("x", data).notes(folder_spec(Path("d"))) == []
+    assert survey_image("x", data).notes(folder_spec(Path("d"))) == []
 
 
 def test_the_avif_of_a_phone_is_known_by_its_bits() -> None:
     data = bytearray(encoded(NOISE, "avif"))
-    assert survey_of("x", bytes(data)).notes(folder_spec(Path("d"))) == []
+    assert survey_image("x", bytes(data)).notes(folder_spec(Path("d"))) == []
     at = data.find(b"pixi")
     data[at + 9 : at + 12] = 10, 10, 10
     data[data.find(b"av1C") + 6] |= 0x40  # high bit depth
-    assert survey_of("x", bytes(data)).groups["deep"].largest == 10
+    assert survey_image("x", bytes(data)).groups["deep"].largest == 10
 
 
 @pytest.mark.parametrize(
@@ -334,18 +309,13 @@ def test_a_transparent_value_of_few_bits_is_that_value(bits: int, value: int) ->
 
 def test_the_fingerprint_tells_pixels_that_were_once_taken_for_transparent(tmp_path: Path) -> None:
     """Of ordinary images it is what it was."""
-    from ftae.engine.data.dataset import image_key
-    from ftae.engine.data.listing import list_images
-    from ftae.engine.data.survey import surveyed
-
     spec = folder_spec(tmp_path)
     for name, options, ordinary in (("a", {}, True), ("b", {"transparency": 0}, False)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "x.png").write_bytes(encoded(grey16(65535), "png", **options))
-        survey = surveyed(list_images(folder))
-        key = image_key(survey.content, spec, survey.pixel_key(spec))
-        assert (key == image_key(survey.content, spec)) == ordinary
+        part = folder_part(str(folder), spec)
+        assert (part_keys(part, spec) == part_keys(replace(part, pixel_key=()), spec)) == ordinary
 
 
 # --------------------------------------------------------------------------------------------- and more
@@ -362,10 +332,10 @@ def test_images_that_are_enlarged_are_counted(sides: list[int], said: str, tmp_p
 
 def test_of_many_files_validate_opens_some(tmp_path: Path) -> None:
     dark = encoded(grey16(4095, side=16), "png")
-    for i in range(LOOKED_AT + 1):
+    for i in range(NUM_GLANCED + 1):
         (tmp_path / f"{i}.png").write_bytes(dark)
     (note,) = [line for line in check_listed(run_on(tmp_path)) if "looks like" in line]
-    assert note.startswith(f"of the first {LOOKED_AT} images looked at: {tmp_path}: the largest value")
+    assert note.startswith(f"of the first {NUM_GLANCED} images looked at: {tmp_path}: the largest value")
 
 
 def test_pillow_is_silent(tmp_path: Path) -> None:

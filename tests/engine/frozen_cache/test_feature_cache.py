@@ -1,4 +1,4 @@
-"""The frozen prefix, computed once: no number of a run depends on it."""
+"""Features of frozen stages, computed once: no number of a run depends on it."""
 
 import errno
 import json
@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.frozen_cache.plan import FrozenCachePlan, num_images, plan_frozen_caches
-from ftae.engine.frozen_cache.feature_cache import SplitPoint, FrozenFeatureCache
+from ftae.engine.data.sources import num_images
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache, SplitPoint
+from ftae.engine.frozen_cache.plan import FrozenCachePlan, plan_frozen_caches
 from ftae.engine.models.families import build_model
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
@@ -41,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prefixes"
+    return tmp_path / "cache" / "frozen_features"
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +70,15 @@ def pretrained_kl(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches whose prefix is computed."""
+    """The sizes of the batches whose features are computed."""
     sizes: list[int] = []
-    compute = FrozenFeatureCache._computed
+    compute = FrozenFeatureCache._compute
 
     def counted(self: FrozenFeatureCache, inputs: torch.Tensor, cut: SplitPoint) -> Any:
         sizes.append(len(inputs))
         return compute(self, inputs, cut)
 
-    monkeypatch.setattr(FrozenFeatureCache, "_computed", counted)
+    monkeypatch.setattr(FrozenFeatureCache, "_compute", counted)
     return sizes
 
 
@@ -233,17 +234,15 @@ def test_the_deepest_that_the_budget_allows_is_stored() -> None:
     for depth, expected in sizes.items():
         plan = planned(spec_of(freeze_depth=depth, sample_posterior=False))
         for share, count in ((plan.training, 288), (plan.evaluation, 72)):
-            assert share.boundary is not None
-            assert (share.boundary.stage, share.boundary.num_bytes) == (names[depth], expected)
+            assert share.point is not None
+            assert (share.point.stage, share.point.bytes_per_image) == (names[depth], expected)
             assert share.num_bytes == count * (expected + 1)
     room = 288 * (32 + 1) + 72 * (32 + 1)
     tight = planned(spec_of(freeze_depth=4, sample_posterior=False, frozen_cache_gb=room / 1e9))
-    assert [share.boundary and share.boundary.stage for share in (tight.training, tight.evaluation)] == [
-        "bottleneck"
-    ] * 2
+    assert [share.point and share.point.stage for share in (tight.training, tight.evaluation)] == ["bottleneck"] * 2
     tighter = planned(spec_of(freeze_depth=4, sample_posterior=False, frozen_cache_gb=(room - 1) / 1e9))
-    assert tighter.training.boundary is not None
-    assert tighter.evaluation.boundary is None
+    assert tighter.training.point is not None
+    assert tighter.evaluation.point is None
     assert "finetune.frozen_cache_gb" in str(tighter.evaluation.reason)
 
 
@@ -275,10 +274,10 @@ def test_images_of_folders_are_counted(tmp_path: Path) -> None:
 
 def test_samples_are_not_stored_nor_what_follows_them() -> None:
     plan = planned(spec_of(freeze_depth=ENCODER + 1))
-    assert plan.training.boundary is not None
-    assert plan.evaluation.boundary is not None
-    assert plan.training.boundary.stage == "bottleneck"
-    assert plan.evaluation.boundary.stage == "decoder.in"
+    assert plan.training.point is not None
+    assert plan.evaluation.point is not None
+    assert plan.training.point.stage == "bottleneck"
+    assert plan.evaluation.point.stage == "decoder.in"
 
 
 @pytest.mark.parametrize(
@@ -290,9 +289,9 @@ def test_samples_are_not_stored_nor_what_follows_them() -> None:
         ({"model": {"family": "hierarchical_vae"}}, "the stages of hierarchical_vae are no chain"),
     ],
 )
-def test_nothing_is_stored_without_a_prefix(changes: dict[str, Any], reason: str | None) -> None:
+def test_nothing_is_stored_without_a_frozen_start(changes: dict[str, Any], reason: str | None) -> None:
     plan = planned(spec_of(**changes))
-    assert [share.boundary for share in (plan.training, plan.evaluation)] == [None, None]
+    assert [share.point for share in (plan.training, plan.evaluation)] == [None, None]
     assert [share.reason for share in (plan.training, plan.evaluation)] == [reason, reason]
 
 
@@ -310,7 +309,9 @@ def test_a_full_disk_does_not_stop_a_run(
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert result(spec_of(), tmp_path / "with") == expected
     told = [record.message for record in caplog.records if record.name == "ftae.engine.frozen_cache.feature_cache"]
-    assert told == ["no prefix is cached, which takes time alone: No space left on device"] * 2  # training, evaluation
+    assert (
+        told == ["frozen features are not cached, which only costs time: No space left on device"] * 2
+    )  # training, evaluation
 
 
 def test_damaged_rows_are_found_before_they_are_used(
@@ -328,7 +329,7 @@ def test_damaged_rows_are_found_before_they_are_used(
         rows.write_bytes(content)
     computed.clear()
     assert result(spec_of(), tmp_path / "again") == expected
-    assert sum("is not what is computed here" in record.message for record in caplog.records) == 2
+    assert sum("differ from computed ones" in record.message for record in caplog.records) == 2
     assert not names(empty_cache)
     assert computed == [16, 16]  # and then no more: the model is run as a whole
 

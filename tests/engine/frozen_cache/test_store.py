@@ -18,7 +18,7 @@ from ftae.engine.frozen_cache.store import Layout
 def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of all stores, empty."""
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prefixes"
+    return tmp_path / "cache" / "frozen_features"
 
 
 def names(stores: Path) -> set[str]:
@@ -98,7 +98,7 @@ def test_the_least_recently_used_that_is_not_open_makes_room(stores: Path) -> No
     assert names(stores) == {"a", "c", "d", "e"}
     in_use.append(make("f", 299, 400))
     assert names(stores) == {"e", "f"}
-    with pytest.raises(OSError, match="taken up by runs that go on"):
+    with pytest.raises(OSError, match=r"other runs .* use up"):
         make("g", 99, 400)
     assert names(stores) == {"e", "f"}
     in_use.clear()
@@ -125,8 +125,8 @@ def test_a_full_disk_leaves_nothing_behind(stores: Path, monkeypatch: pytest.Mon
 
 def test_all_space_is_reserved_at_once(stores: Path) -> None:
     make("a", 4096 * 10, 100_000)
-    taken = sum(file.stat().st_blocks * 512 for file in (stores / "a").iterdir())
-    assert taken >= 4096 * 100
+    subset = sum(file.stat().st_blocks * 512 for file in (stores / "a").iterdir())
+    assert subset >= 4096 * 100
 
 
 @pytest.mark.parametrize("damage", ["no rows", "cut", "no about", "not json", "a list"])

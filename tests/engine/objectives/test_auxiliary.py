@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 from vision_weights import NAMES, random_weights
 
-from ftae.engine.data.dataset import ImageSet
+from ftae.engine.data.image_set import ImageSet
 from ftae.engine.models.autoencoder import Encoding
 from ftae.engine.objectives.auxiliary import (
     AuxiliaryNetworks,

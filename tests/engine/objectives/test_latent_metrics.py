@@ -128,10 +128,10 @@ def test_the_probe_leaves_out_images_without_a_label() -> None:
     everything = evaluate(subject, val)[0]["linear_probe"]
     half = np.where(np.arange(len(subject.train)) < 200, subject.train.labels, -1)
     fewer = replace(subject, train=replace(subject.train, labels=half))
-    same = replace(subject, train=subject.train.taken(slice(200)))
+    same = replace(subject, train=subject.train.subset(slice(200)))
     assert evaluate(fewer, val) == evaluate(same, val)
     first = np.where(np.arange(len(val)) < 40, val.labels, -1)
-    assert evaluate(subject, replace(val, labels=first)) == evaluate(subject, val.taken(slice(40)))
+    assert evaluate(subject, replace(val, labels=first)) == evaluate(subject, val.subset(slice(40)))
     assert 1 / 3 < everything <= 1
     one = replace(subject.train, labels=np.zeros(len(subject.train), np.int64))
     with pytest.raises(FtaeError, match="linear_probe needs training images of at least 2 classes, data has 1"):

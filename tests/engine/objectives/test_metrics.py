@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.data.dataset import ImageSet
+from ftae.engine.data.image_set import ImageSet
 from ftae.engine.models.autoencoder import Autoencoder, Codes, Encoding, NoiseFn, Posterior
 from ftae.engine.models.staged_model import Stage
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks

@@ -14,7 +14,8 @@ import torch
 from vision_weights import random_weights
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.data.dataset import ImageSet, load_dataset
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.data.image_set import ImageSet
 from ftae.engine.objectives.auxiliary import SIDES
 from ftae.engine.objectives.eval_batch import EvalContext
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
