@@ -113,9 +113,9 @@ def _resume(search: dict[str, Any], folder: str) -> dict[str, float]:
     spec, memory = SearchSpec.model_validate(search), psutil.Process().memory_info
     begin, before = time.process_time(), memory().rss
     state = SearchState(spec, Store(Path(folder)))
-    subset = {"resume_seconds": time.process_time() - begin, "resume_mb": (memory().rss - before) / 2**20}
+    taken = {"resume_seconds": time.process_time() - begin, "resume_mb": (memory().rss - before) / 2**20}
     state.close("interrupted")
-    return subset
+    return taken
 
 
 def table(rows: list[dict[str, Any]]) -> Table:

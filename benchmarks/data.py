@@ -112,7 +112,7 @@ def epochs(folder: Path, resolution: int, counter: Decoded) -> Iterator[Row]:
             "who": name,
             "ready_seconds": ready,
             "first_epoch_images_per_second": first / (ready + seconds),
-            "images_per_second": statistics.median(images / subset for images, subset in later),
+            "images_per_second": statistics.median(images / taken for images, taken in later),
             "epochs": EPOCHS,
         } | counter.take()
 
@@ -209,9 +209,9 @@ def steps(jpegs: Path, folder: Path, counter: Decoded) -> Iterator[Row]:
             yield {
                 "model": f"{name}, {spec.data.resolution} px, batch {spec.batch_size}",
                 "who": who,
-                "step_ms": statistics.median(1000 * subset / count for subset, _ in windows),
+                "step_ms": statistics.median(1000 * taken / count for taken, _ in windows),
                 "wait_ms": statistics.median(1000 * waited / count for _, waited in windows),
-                "wait_share": statistics.median(waited / subset for subset, waited in windows),
+                "wait_share": statistics.median(waited / taken for taken, waited in windows),
             }
     counter.take()
 

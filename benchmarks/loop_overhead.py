@@ -167,13 +167,13 @@ def compare(family: str, rounds: int, seconds: float) -> dict[str, Any]:
     def train(steps: int) -> None:
         engine.train_to(engine.step + steps)
 
-    subset(train, 3), subset(by_hand.train, 3)  # what is only done once
-    steps = max(2, round(1000.0 * seconds / subset(by_hand.train, 5)["wall_ms"]))
+    taken(train, 3), taken(by_hand.train, 3)  # what is only done once
+    steps = max(2, round(1000.0 * seconds / taken(by_hand.train, 5)["wall_ms"]))
     pairs = []
     for number in range(rounds):
         sides = {"engine": train, "by_hand": by_hand.train}
         order = list(sides) if number % 2 else list(sides)[::-1]
-        pairs.append({side: subset(sides[side], steps) for side in order})
+        pairs.append({side: taken(sides[side], steps) for side in order})
     assert all(np.isfinite(by_hand.losses))
     row: dict[str, Any] = {"family": family, "steps_per_round": steps, "rounds": pairs}
     for clock in ("wall_ms", "cpu_ms"):
@@ -183,7 +183,7 @@ def compare(family: str, rounds: int, seconds: float) -> dict[str, Any]:
     return row
 
 
-def subset(train: Callable[[int], None], steps: int) -> dict[str, float]:
+def taken(train: Callable[[int], None], steps: int) -> dict[str, float]:
     """Milliseconds a step, by the clock and of the process's CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     train(steps)

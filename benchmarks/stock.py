@@ -45,13 +45,13 @@ class Clock:
             finally:
                 self._waited += time.monotonic() - begin
 
-        def subset(controller: TuneController, trial: Any, result: Any) -> None:
+        def taken(controller: TuneController, trial: Any, result: Any) -> None:
             if not self._readings:
                 self._readings = [self._read()]
             take(controller, trial, result)
             self._readings[1:] = [self._read()]
 
-        ray.wait, TuneController._on_training_result = watched, subset
+        ray.wait, TuneController._on_training_result = watched, taken
 
     def _read(self) -> Reading:
         return time.monotonic() - self._waited, time.process_time()

@@ -81,7 +81,7 @@ def test_a_folder_that_is_not_empty_needs_overwrite(tmp_path: Path) -> None:
 
 def test_no_two_images_get_one_name() -> None:
     names = ["a/x.jpg", "a/x.png", "b.jpg", "sheet.webp"]
-    assert png_names(names, subset=["sheet.png"]) == {
+    assert png_names(names, taken=["sheet.png"]) == {
         "a/x.jpg": "a/x.jpg.png",
         "a/x.png": "a/x.png.png",
         "b.jpg": "b.png",
@@ -100,7 +100,7 @@ def test_no_two_images_get_one_name() -> None:
     ],
 )
 def test_written_names_are_apart_and_below_the_folder(names: list[str]) -> None:
-    written = png_names(names, subset=["sheet.png"])
+    written = png_names(names, taken=["sheet.png"])
     assert list(written) == names
     paths = [Path(png) for png in written.values()]
     assert len({*paths, Path("sheet.png")}) == len(names) + 1

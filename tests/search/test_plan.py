@@ -129,8 +129,8 @@ def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None
     spec = SearchSpec.model_validate(search(**changes)).finetune
     reports: list[EvalReport] = list(finetune(spec, tmp_path))
     assert reports[-1].checkpoint is not None
-    subset = sum(path.stat().st_size for path in (tmp_path / reports[-1].checkpoint).iterdir())
-    assert float(size) * {"KB": 1e3, "MB": 1e6}[unit] == pytest.approx(subset, rel=0.15)
+    taken = sum(path.stat().st_size for path in (tmp_path / reports[-1].checkpoint).iterdir())
+    assert float(size) * {"KB": 1e3, "MB": 1e6}[unit] == pytest.approx(taken, rel=0.15)
 
 
 def test_without_a_rung_every_trial_runs_to_its_end() -> None:

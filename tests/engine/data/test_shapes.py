@@ -83,8 +83,8 @@ def test_batches_bring_the_factors_of_their_images() -> None:
     batches = list(val_batches(dataset.val, spec, batch_size=25, device="cpu"))
     found = np.concatenate([batch.factors.numpy() for batch in batches if batch.factors is not None])
     assert (found == factors_of(dataset.val)).all()
-    subset = dataset.val.subset(np.array([7, 3]))
-    assert (factors_of(subset) == factors_of(dataset.val)[[7, 3]]).all()
+    few = dataset.val.subset(np.array([7, 3]))
+    assert (factors_of(few) == factors_of(dataset.val)[[7, 3]]).all()
 
 
 def test_anomalies_leave_factors_and_images_together() -> None:

@@ -125,8 +125,8 @@ def test_a_full_disk_leaves_nothing_behind(stores: Path, monkeypatch: pytest.Mon
 
 def test_all_space_is_reserved_at_once(stores: Path) -> None:
     make("a", 4096 * 10, 100_000)
-    subset = sum(file.stat().st_blocks * 512 for file in (stores / "a").iterdir())
-    assert subset >= 4096 * 100
+    taken = sum(file.stat().st_blocks * 512 for file in (stores / "a").iterdir())
+    assert taken >= 4096 * 100
 
 
 @pytest.mark.parametrize("damage", ["no rows", "cut", "no about", "not json", "a list"])
