@@ -61,7 +61,7 @@ def test_names_are_those_of_the_images(pictures: Path) -> None:
     spec = SEARCH.finetune.data
     found = named_folder(str(pictures), spec)
     assert len(found.names.images) == 12
-    assert found.notes[0].startswith("1 images cannot be read and are skipped: 3/picture 99: broken.png: ")
+    assert found.notes[0].startswith("1 image cannot be read and is skipped: 3/picture 99: broken.png: ")
     assert found.images.labels is not None
     for name, pixels, label in zip(found.names.images, found.images.images, found.images.labels, strict=True):
         grey = Image.open(pictures / name).convert("L").resize((16, 16), Image.Resampling.LANCZOS, box=(2, 0, 22, 20))
@@ -105,7 +105,7 @@ def test_names_of_files_that_changed_are_not_told(pictures: Path, tmp_path: Path
 def test_other_images(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
     judged = scores.images_to_judge(model, str(pictures))
     assert len(judged.images) == 12
-    assert "1 images cannot be read" in judged.notes[0]
+    assert "1 image cannot be read" in judged.notes[0]
     assert judged.classes == tuple(name.split("/")[0] for name in judged.names or ())
     assert "accuracy" in scores.metrics_for(model, judged, None)
     shutil.copytree(pictures / "3", tmp_path / "plain")

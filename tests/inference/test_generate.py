@@ -115,7 +115,7 @@ def test_what_of_the_inputs_is_not_used_is_said(model: TunedModel, pictures: Pat
     said: list[str] = []
     assert reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=said.append) == 12
     assert said[:2] == [
-        f"{tmp_path / 'in'}: 1 files of other kinds left out: .heic 1",
+        f"{tmp_path / 'in'}: 1 file of other kinds left out: .heic 1",
         f"{tmp_path / 'in'}/3/dead.png is skipped: a link to nothing",
     ]
 

@@ -210,5 +210,5 @@ def test_what_of_the_images_is_not_used_is_said(
             spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}), False, own=True
         )
     said = capsys.readouterr().err
-    assert f"1 images cannot be read and are skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said
-    assert f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1" in said
+    assert f"1 image cannot be read and is skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said
+    assert f"{tmp_path / 'd'}: 1 file of other kinds left out: .heic 1" in said

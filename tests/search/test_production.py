@@ -354,7 +354,7 @@ def test_what_of_the_files_is_not_used_is_said(storage: Path, tmp_path: Path) ->
     finetune_spec = type(run.finetune).model_validate({**run.finetune.model_dump(), "data": data})
     said: list[str] = []
     train(run.model_copy(update={"finetune": finetune_spec}), tmp_path / "out", storage=storage, notify=said.append)
-    assert said[0] == f"{tmp_path / 'd'}: 1 files of other kinds left out: .heic 1"
+    assert said[0] == f"{tmp_path / 'd'}: 1 file of other kinds left out: .heic 1"
 
 
 def test_without_mlflow_the_run_is_whole(storage: Path, tmp_path: Path) -> None:

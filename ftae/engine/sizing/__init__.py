@@ -1,1 +1,1 @@
-"""What a run takes: parameters, bytes, seconds."""
+"""Measures and estimates what a run needs: parameters, bytes, seconds."""

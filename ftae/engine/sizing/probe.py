@@ -1,4 +1,4 @@
-"""What a run takes on the machine it is on: a few real steps and an evaluation, measured."""
+"""Measures the time and memory of a run on this machine: a few real steps, and an evaluation of some images."""
 
 import platform
 import resource
@@ -24,12 +24,11 @@ from ftae.wording import duration, size
 
 @dataclass(frozen=True)
 class Probe:
-    """What a configuration took on one machine, measured over a few steps.
+    """The time and memory that a configuration took on one machine, measured over a few steps.
 
-    ``eval_seconds`` is of all validation images, estimated from some of them. ``peak_bytes``: on a GPU
-    the most of its memory that PyTorch had reserved, on the CPU the largest resident set of the process.
-    ``memory_bytes``: the memory of the GPU; None on the CPU. ``device``: the name of the GPU, or ``cpu``.
-    ``node``: the name of the machine.
+    ``eval_seconds``: for all validation images, extrapolated from some of them. ``peak_bytes``: on a GPU the peak of
+    the memory that PyTorch reserved, on the CPU the largest resident set of the process. ``memory_bytes``: the memory
+    of the GPU; None on the CPU. ``device``: the name of the GPU, or ``cpu``. ``node``: the name of the machine.
     """
 
     step_seconds: float
@@ -41,7 +40,7 @@ class Probe:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Probe | None":
-        """What a journal holds of one; None where another version of ftae measured other things."""
+        """The probe in a journal; None where another version of ftae measured other things."""
         try:
             return cls(**stored)
         except TypeError:
@@ -52,23 +51,23 @@ class Probe:
 
 
 def trial_seconds(probe: Probe, spec: FinetuneSpec) -> float:
-    """Seconds that a whole run of the probed configuration takes."""
+    """The estimated seconds of a whole run of the probed configuration."""
     return spec.max_steps * probe.step_seconds + (1 + spec.num_evals) * probe.eval_seconds
 
 
 TIMED_STEPS = 3
 
-TIMED_SECONDS = 0.5  # no further step is begun after that
+TIMED_SECONDS = 0.5  # no further step begins after that
 
-SHOWN_SECONDS = 2.0  # about so long are images evaluated
+MEASURED_SECONDS = 2.0  # about the time for which images are evaluated
 
-PROCESS = Path("/proc/self")  # what Linux knows of this process
+PROCESS = Path("/proc/self")  # what Linux knows about this process
 
 
 def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = None) -> Probe:
-    """Train one step to warm up and a few that are timed, then evaluate some images; nothing is written.
+    """Train one step to warm up and a few timed ones, then evaluate some images; nothing is written.
 
-    ``reuse``: what the process keeps for the runs that follow.
+    ``reuse``: networks that the process keeps for later runs.
 
     Raises:
         FtaeError: the spec cannot be run (see ``Trainer``).
@@ -77,11 +76,11 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = N
     _forget_peak()
     spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
     with configuration_fails(step=lambda: 0):
-        training = Trainer(spec, group, reuse)
-    with configuration_fails(step=lambda: training.step):
-        step_seconds = _step_seconds(training)
-        eval_seconds = _eval_seconds(training)
-    device = training.device
+        trainer = Trainer(spec, group, reuse)
+    with configuration_fails(step=lambda: trainer.step):
+        step_seconds = _step_seconds(trainer)
+        eval_seconds = _eval_seconds(trainer)
+    device = trainer.device
     on_gpu = device.type == "cuda"
     return Probe(
         step_seconds=step_seconds,
@@ -93,37 +92,37 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = N
     )
 
 
-def _step_seconds(training: Trainer) -> float:
+def _step_seconds(trainer: Trainer) -> float:
     times: list[float] = []
-    while training.step < min(1 + TIMED_STEPS, training.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
-        times.append(_timed(lambda: training.train_to(training.step + 1), training.device))
+    while trainer.step < min(1 + TIMED_STEPS, trainer.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
+        times.append(_timed(lambda: trainer.train_to(trainer.step + 1), trainer.device))
     return median(times[1:] or times)
 
 
-def _eval_seconds(training: Trainer) -> float:
-    with training.averaged():
-        return sum(_seconds_of(part, training) for part in training.eval_sets)
+def _eval_seconds(trainer: Trainer) -> float:
+    with trainer.averaged():
+        return sum(_seconds_of(eval_set, trainer) for eval_set in trainer.eval_sets)
 
 
-def _seconds_of(part: EvalSet, training: Trainer) -> float:
-    """Of one evaluation, measured on as many images as are shown in ``SHOWN_SECONDS``, after a batch to warm up.
+def _seconds_of(eval_set: EvalSet, trainer: Trainer) -> float:
+    """The seconds of one evaluation, extrapolated from as many images as ``MEASURED_SECONDS`` allow.
 
-    In whole batches: those of the cached prefix are rounded as the run's own will be.
+    Images come in whole batches, so that cached frozen features have the digits that the run itself will compute.
     """
-    batch = training.spec.batch_size
-    count = max(METRICS[metric].least_images for metric in part.context.spec.metrics)
-    count = -(-count // batch) * batch
-    _, shown, _ = _seconds_of_parts(part.first(count), training.device)
-    few = part.first(max(count, int(count * SHOWN_SECONDS / shown) // batch * batch))
-    before, shown, after = _seconds_of_parts(few, training.device)
-    return before + shown * len(part) / len(few) + after
+    batch = trainer.spec.batch_size
+    least = max(METRICS[metric].least_images for metric in eval_set.context.spec.metrics)
+    number = -(-least // batch) * batch
+    _, warm_up, _ = _seconds_by_phase(eval_set.first(number), trainer.device)
+    few = eval_set.first(max(number, int(number * MEASURED_SECONDS / warm_up) // batch * batch))
+    preparation, images, results = _seconds_by_phase(few, trainer.device)
+    return preparation + images * len(eval_set) / len(few) + results
 
 
-def _seconds_of_parts(part: EvalSet, device: torch.device) -> tuple[float, float, float]:
-    """What comes before the images are shown, showing them, and what comes after."""
-    judging: list[EvaluationPass] = []
-    before = _timed(lambda: judging.append(EvaluationPass(part.context, part.images)), device)
-    return before, _timed(judging[0].run, device), _timed(judging[0].results, device)
+def _seconds_by_phase(eval_set: EvalSet, device: torch.device) -> tuple[float, float, float]:
+    """The seconds of the preparation, of the pass over the images, and of the results."""
+    passes: list[EvaluationPass] = []
+    preparation = _timed(lambda: passes.append(EvaluationPass(eval_set.context, eval_set.images)), device)
+    return preparation, _timed(passes[0].run, device), _timed(passes[0].results, device)
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:
@@ -135,7 +134,7 @@ def _timed(action: Callable[[], object], device: torch.device) -> float:
 
 
 def _forget_peak() -> None:
-    """Have the peaks begin at what is held now, as far as the system can."""
+    """Reset the memory peaks to the current use, as far as the system can."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     give_back_freed_memory()

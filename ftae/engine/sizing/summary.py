@@ -1,4 +1,4 @@
-"""What a configuration would train: stages, parameters, bytes of a checkpoint."""
+"""Summarizes what a configuration would train: stages, parameters, bytes of a checkpoint."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from ftae.specs.finetune.run import FinetuneSpec
 
 @dataclass(frozen=True)
 class StageSummary:
-    """``new`` and ``idle`` as a ``Stage`` has them; without a pretrained model none is called new.
+    """One stage. ``new`` and ``idle`` as in ``Stage``, but no stage is new where there is no pretrained model.
 
-    ``num_trainable``: parameters that are trained; ``num_came_frozen``: those that the module itself has frozen.
+    ``num_trainable``: the parameters to train; ``num_came_frozen``: those that the module itself has frozen.
     """
 
     name: str
@@ -34,11 +34,11 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a configuration trains. Bytes are of one full-state checkpoint on disk.
+    """What a configuration trains.
 
-    ``num_latents``: numbers an image is encoded into.
-    ``codebooks``: the number of codes of each; ``gradient_codebooks``: they are trained by gradient, not a
-    moving average. ``prefix``: what of it would be stored, of about as many images as there are.
+    ``checkpoint_bytes``: the size of one full-state checkpoint on disk. ``num_latents``: the numbers that one image
+    is encoded into. ``codebooks``: the number of codes of each; ``gradient_codebooks``: whether they are trained by
+    gradient, not as a moving average. ``frozen_cache``: what would be cached, for an approximate number of images.
     """
 
     stages: tuple[StageSummary, ...]
@@ -62,7 +62,7 @@ class ModelSummary:
 
 
 def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
-    """Build the model of ``spec`` and say what of it would be trained. Raises as ``build_model``."""
+    """Build the model of ``spec`` and summarize what would be trained. Raises as ``build_model``."""
     check_weights(spec)
     autoencoder = build_model(spec, num_classes)
     build_optimizer(autoencoder, spec.optimizer)  # a multiplier that matches nothing is an error here
@@ -80,7 +80,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
         )
         for stage in autoencoder.stages
     )
-    moving = sum(stage.num_trainable for stage in stages)
+    num_trainable = sum(stage.num_trainable for stage in stages)
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
@@ -88,7 +88,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     encoding = check_shapes(autoencoder, spec, num_classes)
     return ModelSummary(
         stages,
-        checkpoint_bytes=state + 4 * moving * copies,
+        checkpoint_bytes=state + 4 * num_trainable * copies,
         num_latents=encoding.latents.numel(),
         codebooks=tuple(codes.num_codes for codes in encoding.codes),
         gradient_codebooks=any(codes.codebook is not None for codes in encoding.codes),
@@ -97,7 +97,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
 
 
 def _discriminator_bytes(spec: FinetuneSpec) -> int:
-    """Of its weights and its optimizer's two averages in a checkpoint."""
+    """The bytes of the discriminator in a checkpoint: its weights and the two averages of its optimizer."""
     discriminator = build_discriminator(spec.discriminator, channels=spec.data.channels, seed=spec.seed)
     weights: list[Tensor] = list(discriminator.state_dict().values())
     return 3 * sum(t.numel() * t.element_size() for t in weights)

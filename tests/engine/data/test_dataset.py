@@ -1,5 +1,6 @@
 """Datasets are decoded once, known by their fingerprint, and stay as they were pinned."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_pinned_images_stay_what_they_were_on_a_machine_that_has_them(val: str, 
 
 @pytest.mark.parametrize("how", ["one changed", "one came", "one went"])
 def test_pinned_images_that_no_machine_has_any_more_are_refused(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(4):
         save(tmp_path / "d" / f"{i}.png", (i, 0, 0))
@@ -130,8 +131,8 @@ def test_pinned_images_that_no_machine_has_any_more_are_refused(
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "a third"))
     with pytest.raises(ImagesChanged, match=r"the images of .*/d are not those of data.fingerprint .*Restore them"):
         load(pinned)
-    (tmp_path / "cache" / "datasets" / str(pinned.fingerprint) / "keys.json").unlink()
-    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "cache"))
+    (cache / "datasets" / str(pinned.fingerprint) / "keys.json").unlink()
+    monkeypatch.setenv("FTAE_CACHE", str(cache))
     with pytest.raises(ImagesChanged):
         load(pinned)
 
@@ -144,3 +145,31 @@ def test_pinned_images_whose_copy_was_deleted_are_decoded_again(tmp_path: Path, 
     assert len(load(pinned).train) == 3
     with pytest.raises(ImagesChanged, match=r"the images of digits are not those"):
         load(Digits(source="digits", resolution=16, fingerprint="x"))
+
+
+def test_what_version_1_noted_of_a_dataset_is_understood(tmp_path: Path, cache: Path) -> None:
+    """It noted one key for each array, and stored images of anomalies behind the others, under a key of their own."""
+    for i in range(8):
+        save(tmp_path / "d" / "ab"[i % 2] / f"{i}.png", (i, 0, 0))
+    spec = folder_spec(tmp_path / "d", anomaly_classes=("a",))
+    before = load(spec)
+    (keys,) = cache.glob("datasets/*/keys.json")
+    ((images, of_fingerprint),) = json.loads(keys.read_text())
+    folder = cache / "images" / images
+    order = np.argsort(np.load(folder / "labels.npy") == 0, kind="stable")
+    for name in ("images", "labels"):
+        values = np.load(folder / f"{name}.npy")[order]
+        np.save(folder / f"{name}.npy", values if name == "images" else 1 - values)
+    (folder / "about.json").write_text(json.dumps({"class_names": ["b", "a"], "skipped": []}))
+    folder.rename(folder.with_name(of_fingerprint))
+    keys.write_text(json.dumps([of_fingerprint]))
+    shutil.rmtree(tmp_path / "d")
+
+    again = load(spec.model_copy(update={"fingerprint": before.fingerprint}))
+    for old, new in ((before.train, again.train), (before.val, again.val), (before.anomalies, again.anomalies)):
+        assert old is not None
+        assert new is not None
+        assert (old.images == new.images).all()
+    assert again.train.labels is not None
+    assert (again.train.labels == before.train.labels).all()
+    assert again.class_names == before.class_names == ("b",)

@@ -1,17 +1,17 @@
-"""Semi-supervised data: which training labels stay."""
+"""Semi-supervised data: which training labels are kept."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders import run_spec
 from PIL import Image
 
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import Digits, ImageFolder
-from ftae.specs.finetune.run import FinetuneSpec
 
 
 def digits(share: float, **fields: Any) -> Dataset:
@@ -54,17 +54,14 @@ def test_a_folder_without_classes_has_none_to_keep(tmp_path: Path) -> None:
 
 def test_the_few_labels_there_are_are_learnt_from(tmp_path: Path) -> None:
     data = {"source": "digits", "resolution": 16, "classes": [0, 1], "labelled_fraction": 0.05}
-    spec = FinetuneSpec.model_validate(
-        {
-            "model": {"family": "conv_ae", "channels": 8},
-            "data": data,
-            "losses": {"mse": 1.0, "ce": 1.0},
-            "optimizer": {"lr": 1e-2},
-            "max_steps": 60,
-            "num_evals": 1,
-            "batch_size": 32,
-            "metrics": ["accuracy"],
-        }
+    spec = run_spec(
+        model={"family": "conv_ae", "channels": 8},
+        data=data,
+        losses={"mse": 1.0, "ce": 1.0},
+        max_steps=60,
+        num_evals=1,
+        batch_size=32,
+        metrics=["accuracy"],
     )
     reports = list(finetune(spec, tmp_path))
     assert reports[-1].metrics["val/accuracy"] > 0.9

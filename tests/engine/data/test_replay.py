@@ -1,4 +1,4 @@
-"""Replay: what is in a batch, what is measured of the source domain, and whose images are pinned."""
+"""Replay: what a batch contains, what is measured on the replayed domain, and which images are pinned."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from PIL import Image
 
 from ftae.engine.data.batches import Batch, train_batch, training_batch
@@ -106,16 +107,13 @@ def test_only_what_is_degraded_is_degraded() -> None:
 
 def spec_of(share: float = 0.25, **changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
-        "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
         "data": data(share).model_dump(),
         "losses": {"mse": 1.0, "ce": 0.1},
-        "optimizer": {"lr": 1e-2},
         "max_steps": 4,
-        "num_evals": 2,
         "metrics": ["psnr", "accuracy", "kl"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**(fields | changes))
 
 
 def held_out(metrics: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import run_spec
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -88,7 +89,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "data": DIGITS,
         "freeze_depth": ENCODER,
         "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
+        "optimizer.lr": 1e-3,
         "ema_half_life_fraction": 0.3,
         "batch_size": 16,
         "max_steps": 24,
@@ -96,7 +97,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "metrics": ["psnr"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**(fields | changes))
 
 
 def without_cache(spec: FinetuneSpec) -> FinetuneSpec:

@@ -1,4 +1,4 @@
-"""What a run takes: measured on a few steps, and reckoned from them."""
+"""The time and memory of a run, measured on a few steps."""
 
 import random
 import sys
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from vision_weights import random_weights
 
 from ftae.engine.data.dataset import load_dataset
@@ -18,8 +19,6 @@ from ftae.engine.objectives.metrics import OVER_SET
 from ftae.engine.sizing.probe import TIMED_STEPS, Probe, probe, trial_seconds
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.search.sizing import expected_seconds, search_seconds
-from ftae.specs import SearchSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = """
@@ -64,16 +63,14 @@ def _user_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def spec_of(**changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
-        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
         "data": {"source": "digits", "resolution": 16},
         "losses": {"mse": 1.0},
         "optimizer": {"lr": 1e-3},
         "ema_half_life_fraction": 0.1,
-        "max_steps": 12,
         "num_evals": 3,
         "metrics": ["psnr"],
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**(fields | changes))
 
 
 def net(**kwargs: Any) -> dict[str, Any]:
@@ -169,48 +166,6 @@ def test_what_fails_is_told_as_in_a_run() -> None:
         probe(spec_of(losses={"kl": 1.0}, freeze_depth=2))
 
 
-# --------------------------------------------------------------------------------------- reckoned from it
-
-
-def search(space: dict[str, Any], **settings: Any) -> SearchSpec:
-    return SearchSpec.model_validate(
-        {
-            "name": "made-up",
-            "finetune": spec_of(batch_size=8, max_steps=90, num_evals=9).model_dump(),
-            "search_space": space,
-            "objective": {"metric": "val/psnr", "direction": "maximize"},
-            "search": settings,
-        }
-    )
-
-
-MEASURED = Probe(step_seconds=0.1, eval_seconds=0.5, peak_bytes=10**9, memory_bytes=None, device="cpu", node="here")
-RATES = {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-
-
-def test_a_trial_and_a_search_are_reckoned() -> None:
-    whole = search(RATES, num_trials=12, scheduler={"name": "fifo"})
-    assert trial_seconds(MEASURED, whole.finetune) == pytest.approx(90 * 0.1 + 10 * 0.5)
-    assert search_seconds(MEASURED, whole, at_a_time=4) == pytest.approx(3 * 14.0)
-    # Rungs at 30 of 90 steps, and at 90 none: two thirds of the trials save two thirds of their steps.
-    stopped = search(RATES, num_trials=12, scheduler={"name": "asha", "reduction_factor": 3})
-    assert stopped.rung_steps() == [30]
-    assert search_seconds(MEASURED, stopped, at_a_time=4) == pytest.approx(3 * 14.0 * (30 + 60 / 3) / 90)
-
-
-@pytest.mark.parametrize(
-    ("space", "factor"),
-    [
-        (RATES, 1),
-        ({"batch_size": {"low": 4, "high": 32, "step": 4}}, 4),
-        ({"batch_size": {"choices": [8, 16]}, "grad_accumulation": {"low": 1, "high": 3}}, 6),
-    ],
-)
-def test_the_next_report_is_reckoned_for_the_largest_batches(space: dict[str, Any], factor: int) -> None:
-    assert expected_seconds(MEASURED, search(space), 10, 20) == pytest.approx(factor * 1.0 + 0.5)
-    assert expected_seconds(MEASURED, search(space), 0, 0) == pytest.approx(0.5)
-
-
-def test_larger_images_take_longer_to_train_and_to_judge() -> None:
-    spec = search({"data.resolution": {"choices": [16, 32]}})
-    assert expected_seconds(MEASURED, spec, 10, 20) == pytest.approx(4 * 1.5)
+def test_the_seconds_of_a_trial_are_estimated() -> None:
+    measured = Probe(step_seconds=0.1, eval_seconds=0.5, peak_bytes=10**9, memory_bytes=None, device="cpu", node="here")
+    assert trial_seconds(measured, spec_of(max_steps=90, num_evals=9)) == pytest.approx(90 * 0.1 + 10 * 0.5)
