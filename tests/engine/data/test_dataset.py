@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_files import BLUE, GREEN, all_pixels, folder_spec, load, save
 
@@ -153,6 +154,7 @@ def test_what_version_1_noted_of_a_dataset_is_understood(tmp_path: Path, cache: 
         save(tmp_path / "d" / "ab"[i % 2] / f"{i}.png", (i, 0, 0))
     spec = folder_spec(tmp_path / "d", anomaly_classes=("a",))
     before = load(spec)
+    pixels = [np.array(images.images) for images in (before.train, before.val, before.anomalies) if images is not None]
     (keys,) = cache.glob("datasets/*/keys.json")
     ((images, of_fingerprint),) = json.loads(keys.read_text())
     folder = cache / "images" / images
@@ -166,10 +168,9 @@ def test_what_version_1_noted_of_a_dataset_is_understood(tmp_path: Path, cache: 
     shutil.rmtree(tmp_path / "d")
 
     again = load(spec.model_copy(update={"fingerprint": before.fingerprint}))
-    for old, new in ((before.train, again.train), (before.val, again.val), (before.anomalies, again.anomalies)):
-        assert old is not None
-        assert new is not None
-        assert (old.images == new.images).all()
+    for old, images in zip(pixels, (again.train, again.val, again.anomalies), strict=True):
+        assert images is not None
+        assert (images.images == old).all()
     assert again.train.labels is not None
     assert (again.train.labels == before.train.labels).all()
     assert again.class_names == before.class_names == ("b",)
