@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from ftae.engine.frozen_cache.runner import Prefix
+
 from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.tasks.registry import build_task

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ftae.engine.data.batches import Batch
-from ftae.engine.frozen_cache.plan import precision
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
+from ftae.engine.frozen_cache.plan import precision
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import LossInputs, loss_terms, weighted_sum, weights_at

@@ -20,8 +20,6 @@ from ftae.engine.objectives.latent_metrics import probe_rows, varying
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE
 from ftae.errors import FtaeError
-from ftae.specs.finetune import needs
-from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
 

@@ -49,7 +49,9 @@ def task_of(**discriminator: Any) -> Adversarial:
     spec = spec_of({**AT_ONCE, **discriminator})
     autoencoder = build_model(spec, None)
     noise = torch.randn_like
-    return Adversarial(spec, autoencoder, AuxiliaryNetworks(), FrozenFeatureCache(autoencoder), noise=noise, averaged=True)
+    return Adversarial(
+        spec, autoencoder, AuxiliaryNetworks(), FrozenFeatureCache(autoencoder), noise=noise, averaged=True
+    )
 
 
 def turn(task: Adversarial, *pairs: tuple[Tensor, Tensor], step: int = 0) -> dict[str, float]:
