@@ -71,16 +71,16 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = N
 
     Raises:
         FtaeError: the spec cannot be run (see ``Trainer``).
-        TrainerFailed: non-finite loss or gradient, out of memory, or what the model raised.
+        TrainingFailed: non-finite loss or gradient, out of memory, or what the model raised.
     """
     _forget_peak()
     spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
     with configuration_fails(step=lambda: 0):
-        training = Trainer(spec, group, reuse)
-    with configuration_fails(step=lambda: training.step):
-        step_seconds = _step_seconds(training)
-        eval_seconds = _eval_seconds(training)
-    device = training.device
+        trainer = Trainer(spec, group, reuse)
+    with configuration_fails(step=lambda: trainer.step):
+        step_seconds = _step_seconds(trainer)
+        eval_seconds = _eval_seconds(trainer)
+    device = trainer.device
     on_gpu = device.type == "cuda"
     return Probe(
         step_seconds=step_seconds,
@@ -92,37 +92,37 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = N
     )
 
 
-def _step_seconds(training: Trainer) -> float:
+def _step_seconds(trainer: Trainer) -> float:
     times: list[float] = []
-    while training.step < min(1 + TIMED_STEPS, training.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
-        times.append(_timed(lambda: training.train_to(training.step + 1), training.device))
+    while trainer.step < min(1 + TIMED_STEPS, trainer.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
+        times.append(_timed(lambda: trainer.train_to(trainer.step + 1), trainer.device))
     return median(times[1:] or times)
 
 
-def _eval_seconds(training: Trainer) -> float:
-    with training.averaged():
-        return sum(_seconds_of(eval_set, training) for eval_set in training.eval_sets)
+def _eval_seconds(trainer: Trainer) -> float:
+    with trainer.averaged():
+        return sum(_seconds_of(eval_set, trainer) for eval_set in trainer.eval_sets)
 
 
-def _seconds_of(eval_set: EvalSet, training: Trainer) -> float:
+def _seconds_of(eval_set: EvalSet, trainer: Trainer) -> float:
     """The seconds of one evaluation, extrapolated from as many images as ``MEASURED_SECONDS`` allow.
 
     Images come in whole batches, so that cached frozen features have the digits that the run itself will compute.
     """
-    batch = training.spec.batch_size
+    batch = trainer.spec.batch_size
     least = max(METRICS[metric].least_images for metric in eval_set.context.spec.metrics)
     number = -(-least // batch) * batch
-    _, warm_up, _ = _seconds_by_phase(eval_set.first(number), training.device)
+    _, warm_up, _ = _seconds_by_phase(eval_set.first(number), trainer.device)
     few = eval_set.first(max(number, int(number * MEASURED_SECONDS / warm_up) // batch * batch))
-    preparation, images, results = _seconds_by_phase(few, training.device)
+    preparation, images, results = _seconds_by_phase(few, trainer.device)
     return preparation + images * len(eval_set) / len(few) + results
 
 
 def _seconds_by_phase(eval_set: EvalSet, device: torch.device) -> tuple[float, float, float]:
     """The seconds of the preparation, of the pass over the images, and of the results."""
-    judging: list[EvaluationPass] = []
-    preparation = _timed(lambda: judging.append(EvaluationPass(eval_set.context, eval_set.images)), device)
-    return preparation, _timed(judging[0].run, device), _timed(judging[0].results, device)
+    passes: list[EvaluationPass] = []
+    preparation = _timed(lambda: passes.append(EvaluationPass(eval_set.context, eval_set.images)), device)
+    return preparation, _timed(passes[0].run, device), _timed(passes[0].results, device)
 
 
 def _timed(action: Callable[[], object], device: torch.device) -> float:

@@ -178,7 +178,7 @@ def run_batch(
 ) -> EvalBatch:
     """The outputs of the model for a batch, on the mode of its posterior.
 
-    ``frozen_cache``: runs this model, with its frozen start from the cache; None to compute everything.
+    ``frozen_cache``: runs this model with cached features of its frozen start; None to compute everything.
     """
     encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
