@@ -10,8 +10,8 @@ from spec_classes import specs_below
 from ftae.errors import SpecError
 from ftae.specs import Range, SearchSpec
 from ftae.specs.files import dump, load_any, load_search
-from ftae.specs.reading.base import alternatives
 from ftae.specs.reading.problems import problems
+from ftae.specs.reading.schema import alternatives
 from ftae.specs.search.lint import missing_folders
 
 # The expected lines below count from here: name is line 1, tracking line 33.
@@ -152,7 +152,8 @@ ONE_FAULT = [
     ("mse: 1.0", "mse: true", "10: finetune.losses.mse: must be a number, got true"),
     ("mse: 1.0", "mse: yes", "10: finetune.losses.mse: must be a number, got yes"),
     ("mse: 1.0", "mse: Off", "10: finetune.losses.mse: must be a number, got Off"),
-    ("mse: 1.0", "mse: 1:30", "10: finetune.losses.mse: YAML reads 1:30 as 90: write that, or in quotes what is to be"),
+    ("mse: 1.0", "mse: 1:30",
+     "10: finetune.losses.mse: YAML reads 1:30 as 90: write that number, or put text in quotes"),
     ("mse: 1.0", "mse: -1:30.5", "10: finetune.losses.mse: YAML reads -1:30.5 as -90.5: write that"),
     ("mse: 1.0", "mse: .inf", "10: finetune.losses.mse: must be a finite number, got inf"),
     ("mse: 1.0", "mse: 1e999", "10: finetune.losses.mse: must be a finite number, got inf"),
@@ -162,7 +163,7 @@ ONE_FAULT = [
     ("{encoder: 0.1}", "{encoder: yes}", "14: finetune.optimizer.lr_multipliers.encoder: must be a number, got yes"),
     ("name: adamw", "name: adamw\n    betas: [0.9, no]", "13: finetune.optimizer.betas.1: must be a number, got no"),
     ("    source: image_folder\n", "    source: image_folder\n    anomaly_classes: [01, 09]\n",
-     "6: finetune.data.anomaly_classes.0: YAML reads 01 as 1: write that, or in quotes what is to be text"),
+     "6: finetune.data.anomaly_classes.0: YAML reads 01 as 1: write that number, or put text in quotes"),
     ("high: 12}", "high: true}", "26: search_space.freeze_depth.high: must be a number, got true"),
     ("high: 12}", "high: 12, step: yes}", "26: search_space.freeze_depth.step: must be a number, got true"),
     ("      - 1e-4\n", "      - on\n", "25: search_space.losses.tv.choices.1: must be a number, got"),

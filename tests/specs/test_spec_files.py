@@ -17,7 +17,8 @@ from ftae.errors import SpecError
 from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
 from ftae.specs.files import dump, load_any, load_production, load_search
 from ftae.specs.finetune.models import CustomModel
-from ftae.specs.reading.overrides import Dumper, apply_overrides, leaf
+from ftae.specs.reading.overrides import apply_overrides, leaf
+from ftae.specs.reading.yaml_file import Dumper
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 # A user alone is no secret where the password lies elsewhere: an ssh key, a password file, an account's key.
@@ -33,6 +34,13 @@ _URL = re.compile(r"(?:[A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]+):[/\\]+|//")
 _LOGIN = re.compile(r"[^\s/\\:@'\"]+:[^\s/\\@'\"]+@(?=[\w.-])")  # user:password@host, without a scheme
 
 _TOKEN = re.compile(r"[^\s'\"]+")
+
+
+@dataclass(frozen=True, repr=False)
+class Secret:
+    """Takes the place of an address that may hold a secret: no field accepts it, and no message can repeat it."""
+
+    rule: str
 
 
 def secret_problem(address: str) -> str | None:

@@ -47,7 +47,7 @@ def test_it_says_what_it_does() -> None:
 
 
 def test_input_psnr_is_of_degraded_images() -> None:
-    with pytest.raises(ValidationError, match="input_psnr is of the degraded images that"):
+    with pytest.raises(ValidationError, match="input_psnr measures the degraded images that"):
         run(metrics=["input_psnr"])
     assert run(data=data(degrade={"noise": 0.1}), metrics=["psnr", "input_psnr"]).metrics == ("psnr", "input_psnr")
 

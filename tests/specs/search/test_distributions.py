@@ -15,7 +15,7 @@ from ftae.specs.finetune.run import Optimizer, Schedule
 from ftae.specs.reading.problems import dotted, problems
 from ftae.specs.search import distributions
 from ftae.specs.search.distributions import coerced, validation_errors
-from ftae.specs.search.space import RULES, FileDistribution, joint_problems
+from ftae.specs.search.space import JOINT_GROUPS, FileDistribution, joint_problems
 
 RUN = FinetuneSpec.model_validate(
     {
@@ -92,9 +92,9 @@ def test_bounds_and_choices_take_the_type_of_the_leaf(path: str, entry: dict[str
         ("batch_size", {"low": 2, "high": 12, "step": 5},
          [": must contain finetune's own value (8), the first configuration tried"]),
         ("optimizer.lr", {"low": 1e-4, "high": 1, "or_off": True},
-         ["or_off: needs a leaf that may be 0 or null, and this one may be neither"]),
+         ["or_off: needs a leaf that may be 0 or null; this one may be neither"]),
         ("losses.tv", {"low": 0, "high": 1, "or_off": True},
-         ["low: must be above 0, which is what or_off means by off, got 0.0"]),
+         ["low: must be above 0, which is the value of or_off for off, got 0.0"]),
         ("losses.ssim", {"choices": [0.0, -1]}, ["choices.1: must be greater than or equal to 0, got -1"]),
         ("data.resolution", {"choices": [16, 8]},
          [": with 8: metrics.1: ssim needs a resolution of at least 16, got 8"]),
@@ -240,7 +240,7 @@ def test_every_rule_between_fields_is_known_to_the_search_for_pairs() -> None:
         reading = [v for v in validators if "info" in signature(v.func).parameters]
         assert reading
         fields = {f"{prefix}{field}" for validator in reading for field in validator.info.fields}
-        assert fields - never_searched <= {part for rule in RULES for part in rule}
+        assert fields - never_searched <= {path for group in JOINT_GROUPS for path in group}
 
 
 def test_a_wide_space_of_many_choices_takes_few_validations(monkeypatch: pytest.MonkeyPatch) -> None:
