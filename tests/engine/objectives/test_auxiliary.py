@@ -235,7 +235,7 @@ def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
         ({"losses": {"vgg": 1.0}}, r"needs perceptual\.net vgg16, got squeezenet"),
         (
             {"data": {"source": "digits", "resolution": 16}},
-            r"through squeezenet needs a resolution of at least 17, got 16",
+            r"with squeezenet needs a resolution of at least 17, got 16",
         ),
     ],
 )
