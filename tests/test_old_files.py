@@ -138,7 +138,7 @@ def test_a_storage_that_cannot_be_read_has_its_own_state(tmp_path: Path, monkeyp
     def refused(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("ftae.results.replay.replay", refused)
+    monkeypatch.setattr("ftae.cluster.status.replay", refused)
     found = look("small", str(tmp_path))
     assert isinstance(found, UnreadableSearch)
     assert (state([], found), str(found.error)) == ("unreadable", f"[Errno 13] Permission denied: '{tmp_path}/small'")
