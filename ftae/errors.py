@@ -1,9 +1,9 @@
-"""The errors ftae raises on purpose, and how it tells of what other code raises.
+"""The errors that ftae raises on purpose, and one-line messages for the errors of other code.
 
-FtaeError             something the user can fix: one message, exit status 1, no traceback
-├── SpecError         a search or production file is wrong; carries every problem found
-├── ModelRaised       a user's own module raised while it ran
-└── TrainingFailed    a configuration could not be trained; the search scores it as the worst
+FtaeError             a fault that the user can fix: one message, exit status 1, no traceback
+├── SpecError         a search or production file is wrong; holds every problem
+├── ModelRaised       a user's own module raised an exception while it ran
+└── TrainingFailed    a configuration could not be trained; its trial scores the worst value
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-MAX_TEXT = 300  # characters of another's message
+MAX_TEXT = 300  # characters of a message of other code
 
 OWN_FILES = f"{Path(__file__).parent}{os.sep}"
 
@@ -25,13 +25,13 @@ INSTALLED = ("site-packages", "dist-packages")
 
 
 class FtaeError(Exception):
-    """A fault the user can fix. The message states the rule, the value and the choices."""
+    """A fault that the user can fix. The message states the rule, the value and the choices."""
 
 
 class SpecError(FtaeError):
     """A file does not describe a valid search or production run.
 
-    ``problems`` holds one line per fault, in the order of the file.
+    ``problems`` has one line for each fault, in the order of the file.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -40,11 +40,11 @@ class SpecError(FtaeError):
 
 
 class ModelRaised(FtaeError):
-    """A user's own module raised while it ran; ``__cause__`` is what it raised."""
+    """A user's own module raised an exception, ``__cause__``, while it ran."""
 
 
 class Reason(StrEnum):
-    """Why a configuration could not be trained, besides ``non-finite METRIC`` and ``raised ERROR``."""
+    """Why a configuration could not be trained; other reasons are ``non-finite METRIC`` and ``raised ERROR``."""
 
     NON_FINITE_LOSS = "non-finite loss"
     NON_FINITE_GRADIENT = "non-finite gradient"
@@ -55,10 +55,10 @@ class Reason(StrEnum):
 
 
 class TrainingFailed(FtaeError):
-    """Training stopped because of the configuration itself (not because of the machine).
+    """Training failed because of the configuration, not because of the machine.
 
-    ``reason`` is a ``Reason``, ``non-finite val/NAME`` of a metric, or ``raised TYPE: MESSAGE (FILE:LINE)``.
-    ``step`` is the optimizer step at which it was seen.
+    ``reason`` is a ``Reason``, ``non-finite val/NAME`` for a metric, or ``raised TYPE: MESSAGE (FILE:LINE)``.
+    ``step`` is the optimizer step after which it was noticed.
     """
 
     def __init__(self, reason: str, step: int) -> None:
@@ -74,9 +74,9 @@ class TrainingFailed(FtaeError):
 def one_message(
     what: str, *, kind: type[FtaeError] = FtaeError, passing: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """Whatever other code raises inside becomes one ``kind``, whose message is ``what`` and then as ``raised`` has it.
+    """Turns every exception that other code raises inside into a ``kind`` with the message ``what: raised(error)``.
 
-    ftae's own errors stay as they are, and so do ``passing``.
+    Errors of ftae pass unchanged, and so do those of the types ``passing``.
     """
     try:
         yield
@@ -92,43 +92,44 @@ def one_message(
 
 
 def raised(error: BaseException) -> str:
-    """An error of other code in one line: ``TYPE: MESSAGE (FILE:LINE)``, the line of the user's that led to it."""
+    """An error of other code on one line: ``TYPE: MESSAGE (FILE:LINE)``, with the line of the user's code."""
     text = _first_line(error.msg if isinstance(error, SyntaxError) else str(error))
     return type(error).__name__ + (f": {text}" if text else "") + _place(error)
 
 
 def _first_line(text: str) -> str:
-    if wanted := re.search(r"tried to allocate (\d+) bytes", text):  # torch's allocator, among its own source lines
-        return f"{round(int(wanted[1]) / 1e9, 1):,g} GB of memory cannot be had"
+    if wanted := re.search(r"tried to allocate (\d+) bytes", text):  # torch puts it among lines of its source
+        return f"{round(int(wanted[1]) / 1e9, 1):,g} GB of memory cannot be allocated"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else ""
     return first if len(first) <= MAX_TEXT else f"{first[: MAX_TEXT - 3]}..."
 
 
 def _place(error: BaseException) -> str:
-    """`` (FILE:LINE)`` of the deepest call in the user's files; empty where there is none."""
+    """`` (FILE:LINE)`` of the deepest call in the user's files; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename is not None and Path(error.filename).is_file():
-        return _shown(error.filename, error.lineno)
+        return _file_and_line(error.filename, error.lineno)
     calls = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    calls = [(file, line) for file, line in calls if not _is_ours_or_pythons(file)]
+    calls = [(file, line) for file, line in calls if not _is_of_others(file)]
     users = [call for call in calls if _package(call[0]) is None]
-    if not users and calls:  # a module that was installed: the package that was called first is its own
+    if not users and calls:  # an installed module: its package is the one that was called first
         users = [call for call in calls if _package(call[0]) == _package(calls[0][0])]
-    return _shown(*users[-1]) if users else ""
+    return _file_and_line(*users[-1]) if users else ""
 
 
-def _is_ours_or_pythons(file: str) -> bool:
-    pythons = file.startswith(("<", STANDARD_LIBRARY)) and _package(file) is None
-    return pythons or file.startswith(OWN_FILES) or _package(file) == "torch"
+def _is_of_others(file: str) -> bool:
+    """Whether a file belongs to Python, ftae or torch."""
+    is_pythons = file.startswith(("<", STANDARD_LIBRARY)) and _package(file) is None
+    return is_pythons or file.startswith(OWN_FILES) or _package(file) == "torch"
 
 
 def _package(file: str) -> str | None:
-    """The installed package that a file belongs to."""
+    """The installed package that a file belongs to; None for a file that is not installed."""
     parts = Path(file).parts
     return next((parts[i + 1] for i, part in enumerate(parts[:-1]) if part in INSTALLED), None)
 
 
-def _shown(file: str, line: int | None) -> str:
+def _file_and_line(file: str, line: int | None) -> str:
     path, here = Path(file), Path.cwd()
     name = path.relative_to(here) if _package(file) is None and path.is_relative_to(here) else path.name
     return f" ({name}:{line})"

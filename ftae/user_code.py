@@ -1,4 +1,4 @@
-"""Code that a file names by ``package.module:attr``: whether it may run, and importing it."""
+"""Code that a file names by ``package.module:attr``: permission to run it, and its import."""
 
 import importlib
 import os
@@ -9,19 +9,19 @@ from typing import Any
 from ftae.errors import FtaeError, one_message
 from ftae.wording import did_you_mean
 
-ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, since a search's workers must have it, too
+ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, since the workers of a search need it, too
 
 
 def code_option() -> list[str]:
-    """The option that a command needs which is to do as this process does."""
+    """The options that give a command the same permission as this process."""
     return ["--allow-code"] if os.environ.get(ALLOW_CODE) else []
 
 
 def check_code_allowed(reference: str) -> None:
-    """Refuse the code that a file names, unless the user has said that it may run.
+    """Refuse the code that a file names unless the user allowed it.
 
     Raises:
-        FtaeError: it may not.
+        FtaeError: the code may not run.
     """
     if not os.environ.get(ALLOW_CODE):
         raise FtaeError(
@@ -31,21 +31,21 @@ def check_code_allowed(reference: str) -> None:
 
 
 def import_attr(reference: str) -> Any:
-    """Import ``package.module:attr``, which runs that module's code.
+    """Import ``package.module:attr``, which runs the code of that module.
 
     Raises:
-        FtaeError: code may not run; the module cannot be imported, whatever it raises, or has no such attribute.
+        FtaeError: code may not run, the module cannot be imported (whatever it raises), or it lacks the attribute.
     """
     check_code_allowed(reference)
     module_name, _, attr = reference.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:  # a script's own folder is there, the current one is not
+    if (here := str(Path.cwd())) not in sys.path:  # Python adds the folder of the script, not the current one
         sys.path.insert(0, here)
     with one_message(f"cannot import {module_name}"):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # it is there, and imports something that is not
+                raise  # the module exists and imports another that does not
             raise FtaeError(
                 f"cannot import {module_name!r} of {reference!r}: {error}. "
                 "The module must be importable from the current folder or installed on every node"

@@ -1,11 +1,11 @@
-"""Numbers and choices as people write them: sizes, durations, counts, suggestions."""
+"""Sizes, durations, counts and suggestions as text."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def size(num_bytes: float) -> str:
-    """Three digits and a unit, in powers of 1000: ``312 MB``."""
+    """A number of bytes with three digits, in powers of 1000: ``312 MB``."""
     for unit in ("B", "KB", "MB", "GB"):
         if num_bytes < 999.5:
             return f"{num_bytes:.3g} {unit}"
@@ -14,7 +14,7 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: ``12 ms``, ``3.4 s``, ``40 s``, ``5 min 20 s``, ``3 h 10 min``."""
+    """A time in at most two units: ``12 ms``, ``3.4 s``, ``40 s``, ``5 min 20 s``, ``3 h 10 min``."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 9.95:
@@ -37,5 +37,5 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def done_of_asked(done: int, asked: int, of: str = "/") -> str:
-    """``3/8``; where a search was told to do with fewer trials than had begun: ``3 (1 asked for since)``."""
+    """``3/8``; where the number of trials was lowered below those that are done, ``3 (1 asked for since)``."""
     return f"{done}{of}{asked}" if done <= asked else f"{done} ({asked} asked for since)"

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from ftae.specs.reading.base import alternatives, model_of
+from ftae.specs.reading.schema import alternatives, model_of
 
 
 def specs_below(spec_type: type[BaseModel], found: set[type[BaseModel]]) -> set[type[BaseModel]]:

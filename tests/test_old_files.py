@@ -1,4 +1,4 @@
-"""What searches leave behind, damaged or by another version of ftae: one message, and the rest is told."""
+"""Damaged journals, and those of another version of ftae: one message each, and other searches are not affected."""
 
 import json
 import subprocess
@@ -76,8 +76,8 @@ def write(folder: Path, events: list[Any]) -> None:
     (folder / FILE_NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
-def lay(folder: Path, content: bytes | None) -> None:
-    """A journal of these bytes; None: a folder in its place."""
+def put_journal(folder: Path, content: bytes | None) -> None:
+    """Write a journal of these bytes; None puts a folder in its place."""
     folder.mkdir(parents=True)
     if content is None:
         (folder / FILE_NAME).mkdir()
@@ -101,7 +101,7 @@ BAD = {
 def test_one_bad_journal_is_one_row_of_the_list(kind: str, ftae: Ftae, tmp_path: Path) -> None:
     content, expected = BAD[kind]
     make_search(tmp_path / "searches" / "good")
-    lay(tmp_path / "searches" / "bad", content)
+    put_journal(tmp_path / "searches" / "bad", content)
     result = ftae("list", "--json")
     states = {status["search"]: status["state"] for status in json.loads(result.out)["searches"]}
     assert (result.status, states) == (0, {"good": "complete", "bad": expected})
@@ -115,14 +115,14 @@ def test_one_bad_journal_is_one_row_of_the_list(kind: str, ftae: Ftae, tmp_path:
 
 
 def readers(name: str) -> list[list[str]]:
-    """The commands that read a search and start nothing."""
+    """The commands that read a search and start none."""
     plain = [[command, name] for command in ("status", "show", "best", "export", "sync", "resume", "evaluate")]
     return [*plain, ["extend", name, "--trials", "1"], ["sample", name, "--out", "o"], ["reconstruct", name, ".", "o"]]
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_whoever_reads_a_bad_journal_says_so_in_one_message(kind: str, ftae: Ftae, tmp_path: Path) -> None:
-    lay(tmp_path / "searches" / "bad", BAD[kind][0])
+def test_every_command_refuses_a_bad_journal_in_one_message(kind: str, ftae: Ftae, tmp_path: Path) -> None:
+    put_journal(tmp_path / "searches" / "bad", BAD[kind][0])
     for arguments in readers("bad"):
         result = ftae(*arguments)
         assert (result.status, result.out) == (1, ""), arguments
@@ -130,7 +130,7 @@ def test_whoever_reads_a_bad_journal_says_so_in_one_message(kind: str, ftae: Fta
         assert len(result.err.splitlines()) == 1, arguments
 
 
-def test_a_storage_that_cannot_be_read_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_cannot_be_read_has_its_own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_search(tmp_path / "small")
     assert look("other", str(tmp_path)) is None
     assert describe("other", [], None)["state"] == "not visible here"
@@ -138,7 +138,7 @@ def test_a_storage_that_cannot_be_read_is_told_as_such(tmp_path: Path, monkeypat
     def refused(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("ftae.results.replay.replay", refused)
+    monkeypatch.setattr("ftae.cluster.status.replay", refused)
     found = look("small", str(tmp_path))
     assert isinstance(found, UnreadableSearch)
     assert (state([], found), str(found.error)) == ("unreadable", f"[Errno 13] Permission denied: '{tmp_path}/small'")
@@ -149,7 +149,7 @@ def without(events: list[Event], kind: str, field: str) -> list[Event]:
     return [{k: v for k, v in e.items() if k != field} if e["event"] == kind else e for e in events]
 
 
-def test_no_field_of_an_event_that_is_missing_or_of_another_type_is_a_traceback(tmp_path: Path) -> None:
+def test_a_field_that_is_missing_or_of_another_type_is_never_a_traceback(tmp_path: Path) -> None:
     events = make_search(tmp_path / "small")
     tried = 0
     for kind in {event["event"] for event in events}:
@@ -187,14 +187,14 @@ def test_an_event_that_does_not_fit_is_named(event: Event, why: str, tmp_path: P
         replay(tmp_path / "small")
 
 
-def test_events_of_a_later_version_are_left_out_and_told(tmp_path: Path) -> None:
+def test_events_of_a_later_version_are_left_out_with_a_warning(tmp_path: Path) -> None:
     events = make_search(tmp_path / "searches" / "small")
     promoted = {"event": "promote", "time": 1.0, "trial": 9}
     write(tmp_path / "searches" / "small", [*events[:4], promoted, promoted, *events[4:]])
     result = run("-m", "ftae", "show", "small", "--json", cwd=tmp_path)
     assert (result.returncode, len(json.loads(result.stdout)["trials"])) == (0, 3)
-    told = "events of a kind that this version of ftae lacks are left out: 2 of 'promote'\n"
-    assert result.stderr.endswith(told)
+    warning = "events of a kind that this version of ftae lacks are left out: 2 of 'promote'\n"
+    assert result.stderr.endswith(warning)
     assert result.stderr.count("\n") == 1
 
 
@@ -231,7 +231,7 @@ def test_a_search_of_another_version_is_read_or_refused_in_one_message(kind: str
     assert not (tmp_path / "exports").exists()
 
 
-def test_fewer_trials_asked_for_than_were_done_are_told_as_such(ftae: Ftae, tmp_path: Path) -> None:
+def test_fewer_trials_than_are_done_are_no_fraction(ftae: Ftae, tmp_path: Path) -> None:
     folder = tmp_path / "searches" / "small"
     write(folder, changed(make_search(folder), lambda search: search["search"].update(num_trials=1)))
     assert "trials       2 (1 asked for since) done\n" in ftae("status", "small").out

@@ -1,4 +1,4 @@
-"""Names and references, and what is said when they are wrong."""
+"""Code that a file names: it runs only where it is allowed, and a wrong name is one message."""
 
 import sys
 from pathlib import Path
@@ -7,18 +7,9 @@ import pytest
 
 from ftae.errors import FtaeError
 from ftae.user_code import ALLOW_CODE, import_attr
-from ftae.wording import did_you_mean
-
-TABLE = {"adamw": 1, "sgd": 2}
 
 
-def test_suggestions() -> None:
-    assert did_you_mean("adanw", TABLE) == ", did you mean 'adamw'?"
-    assert did_you_mean("AdamW", TABLE) == ", did you mean 'adamw'?"
-    assert did_you_mean("lbfgs", TABLE) == ""
-
-
-def test_import_attr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attribute_is_imported_or_the_reason_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "lookup_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -39,7 +30,7 @@ def test_import_attr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             del sys.modules[name]
 
 
-def test_a_module_that_is_not_there() -> None:
+def test_a_module_that_does_not_exist() -> None:
     with pytest.raises(FtaeError) as caught:
         import_attr("no_such_module.at_all:Net")
     assert str(caught.value) == (

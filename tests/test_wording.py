@@ -1,15 +1,15 @@
-"""Bytes and seconds as people write them."""
+"""Sizes, durations and suggestions as text."""
 
 import pytest
 
-from ftae.wording import duration, size
+from ftae.wording import did_you_mean, done_of_asked, duration, size
 
 
 @pytest.mark.parametrize(
     ("num_bytes", "written"),
     [(0, "0 B"), (999, "999 B"), (999.7, "1 KB"), (1234, "1.23 KB"), (312e6, "312 MB"), (141e9, "141 GB")],
 )
-def test_bytes(num_bytes: float, written: str) -> None:
+def test_a_size_has_three_digits(num_bytes: float, written: str) -> None:
     assert size(num_bytes) == written
 
 
@@ -25,5 +25,17 @@ def test_bytes(num_bytes: float, written: str) -> None:
         (3 * 3600 + 120, "3 h 2 min"),
     ],
 )
-def test_seconds(seconds: float, written: str) -> None:
+def test_a_duration_has_two_units_at_most(seconds: float, written: str) -> None:
     assert duration(seconds) == written
+
+
+def test_the_closest_choice_is_suggested() -> None:
+    choices = ["adamw", "sgd"]
+    assert did_you_mean("adanw", choices) == ", did you mean 'adamw'?"
+    assert did_you_mean("AdamW", choices) == ", did you mean 'adamw'?"
+    assert did_you_mean("lbfgs", choices) == ""
+
+
+def test_more_trials_than_are_asked_for_since_are_no_fraction() -> None:
+    assert (done_of_asked(3, 8), done_of_asked(3, 8, " of ")) == ("3/8", "3 of 8")
+    assert done_of_asked(3, 1) == "3 (1 asked for since)"

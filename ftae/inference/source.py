@@ -18,13 +18,15 @@ from ftae.results.search_record import run_of, search_of
 from ftae.results.summary import find_search
 from ftae.specs.files import load_any, load_production
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.overrides import apply_overrides, load
+from ftae.specs.reading.overrides import apply_overrides
 from ftae.specs.reading.problems import dotted, problems
+from ftae.specs.reading.roles import AfterTraining, fields_with
+from ftae.specs.reading.yaml_file import read_value
 from ftae.storage.store import JOURNAL, Store, searches_in
 
 PRODUCTION, MODEL = "production.yaml", "model"
 
-SETTABLE = ("data", "batch_size", "device", "num_threads")  # of a run, what a finished model can still be given
+SETTABLE = fields_with(FinetuneSpec, AfterTraining)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def with_settings(source: ModelSource, texts: Sequence[str]) -> ModelSource:
                 "the rest of a run has no effect on a model that is trained"
             )
         try:
-            values[path] = load(value)
+            values[path] = read_value(value)
         except yaml.YAMLError as error:
             raise FtaeError(f"--set {text}: the value is not valid YAML") from error
     if any(path.startswith("data.") for path in values):

@@ -27,6 +27,8 @@ from ftae.search.sizing import check_search, expected_seconds, search_seconds
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import TrackingSync, publish, tracker_of
 from ftae.specs.files import dump
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.roles import Means, fields_with
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import SearchSettings
 from ftae.storage.retry import with_retries
@@ -35,17 +37,7 @@ from ftae.storage.store import Store, open_store
 FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 
 # What may change between the start of a search and its resumption: its means, not its question.
-MAY_CHANGE = (
-    "num_trials",
-    "max_hours",
-    "max_concurrent",
-    "resources",
-    "keep_checkpoints",
-    "max_storage_gb",
-    "max_failures",
-    "wait_for_nodes_minutes",
-    "storage",
-)
+MAY_CHANGE = fields_with(SearchSettings, Means)
 
 
 def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
@@ -198,7 +190,8 @@ def _same_question(before: SearchRecord, spec: SearchSpec, found: Mapping[str, A
         asked = {f"search.{key}": value for key, value in settings.items() if key not in MAY_CHANGE}
         dumped = search.model_dump(mode="json")
         asked |= {key: dumped[key] for key in ("finetune", "search_space", "objective")}
-        del asked["finetune"]["frozen_cache_gb"]  # no result depends on it
+        for name in fields_with(FinetuneSpec, Means):
+            del asked["finetune"][name]
         asked |= {f"finetune.{key} (by search.resources)": value for key, value in search.machine().items()}
         return asked | {key.replace("_", " "): facts.get(key) for key in QUESTION if key in before.facts}
 

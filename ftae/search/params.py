@@ -8,7 +8,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ftae.specs.reading.overrides import value_at
-from ftae.specs.search.conditions import Condition, conditions_of, has_effect
+from ftae.specs.reading.roles import Governed
+from ftae.specs.search.conditions import conditions_of, has_effect
 from ftae.specs.search.configurations import in_order
 from ftae.specs.search.distributions import Choices, Distribution, Range
 from ftae.specs.search.search import SearchSpec
@@ -68,7 +69,7 @@ class Params:
                 groups.setdefault(key, {})[path] = self._optuna[path]
         return list(groups.values())
 
-    def _always_holds(self, condition: Condition) -> bool:
+    def _always_holds(self, condition: Governed) -> bool:
         governor = condition.governor
         values = self._space[governor].corners() if governor in self._space else (value_at(self._run, governor),)
         return all(condition.holds(value) for value in values)

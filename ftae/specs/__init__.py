@@ -1,7 +1,99 @@
-"""Descriptions of runs and searches: pure data, no torch, no Ray."""
+"""Descriptions of runs and searches, built in Python or read from files: pydantic and yaml only.
 
-from ftae.specs.finetune.run import FinetuneSpec
+    SearchSpec(
+        name="digits",
+        finetune=FinetuneSpec(
+            model=ConvVae(pretrained="models/digits"),
+            data=Digits(resolution=32),
+            losses=Losses(mse=1.0, kl=1e-4),
+            optimizer=Optimizer(lr=1e-3),
+            max_steps=2000,
+        ),
+        search_space={"optimizer.lr": Range(low=1e-5, high=1e-2, log=True)},
+        objective=Objective(metric="val/psnr", direction="maximize"),
+    )
+
+Every section may also be a dict, as it stands in a file.
+"""
+
+from ftae.specs.finetune.data import (
+    Digits,
+    ImageFolder,
+    Intensity,
+    Photos,
+    Shapes,
+)
+from ftae.specs.finetune.degradation import Blocks, Degradation
+from ftae.specs.finetune.losses import Losses
+from ftae.specs.finetune.metrics import METRICS, Metric
+from ftae.specs.finetune.models import (
+    AsymmetricAutoencoderKl,
+    AutoencoderDc,
+    AutoencoderKl,
+    AutoencoderTiny,
+    ConvAe,
+    ConvCvae,
+    ConvVae,
+    CustomModel,
+    CustomStages,
+    HierarchicalVae,
+    MlpCvae,
+    MlpVae,
+    VqModel,
+    VqVae,
+    VqVae2,
+)
+from ftae.specs.finetune.networks import DiscriminatorSpec, FeatureNet, PerceptualNet
+from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
 from ftae.specs.search.distributions import Choices, Distribution, Range
+from ftae.specs.search.objective import Constraint, Goal, Objective, Objectives
 from ftae.specs.search.search import ProductionSpec, SearchSpec
+from ftae.specs.search.settings import Asha, Fifo, Resources, SearchSettings, Tracking
 
-__all__ = ["Choices", "Distribution", "FinetuneSpec", "ProductionSpec", "Range", "SearchSpec"]
+__all__ = [
+    "METRICS",
+    "Asha",
+    "AsymmetricAutoencoderKl",
+    "AutoencoderDc",
+    "AutoencoderKl",
+    "AutoencoderTiny",
+    "Blocks",
+    "Choices",
+    "Constraint",
+    "ConvAe",
+    "ConvCvae",
+    "ConvVae",
+    "CustomModel",
+    "CustomStages",
+    "Degradation",
+    "Digits",
+    "DiscriminatorSpec",
+    "Distribution",
+    "FeatureNet",
+    "Fifo",
+    "FinetuneSpec",
+    "Goal",
+    "HierarchicalVae",
+    "ImageFolder",
+    "Intensity",
+    "Losses",
+    "Metric",
+    "MlpCvae",
+    "MlpVae",
+    "Objective",
+    "Objectives",
+    "Optimizer",
+    "PerceptualNet",
+    "Photos",
+    "ProductionSpec",
+    "Range",
+    "Resources",
+    "Schedule",
+    "SearchSettings",
+    "SearchSpec",
+    "Shapes",
+    "Tracking",
+    "VqModel",
+    "VqVae",
+    "VqVae2",
+]

@@ -1,4 +1,4 @@
-"""What a user reads when a file is wrong: one line a fault, at the right place, in words about the file."""
+"""What a user reads when a file is wrong: one line for each fault, at the right place, about the file."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ from spec_classes import specs_below
 from ftae.errors import SpecError
 from ftae.specs import Range, SearchSpec
 from ftae.specs.files import dump, load_any, load_search
-from ftae.specs.reading.base import alternatives
 from ftae.specs.reading.problems import problems
+from ftae.specs.reading.schema import alternatives
 from ftae.specs.search.lint import missing_folders
 
-# The expected lines below count from here: name is line 1, tracking line 33.
+# Line numbers below count from here: name is line 1, tracking line 33.
 GOOD = """\
 name: photos-kl
 finetune:
@@ -54,7 +54,7 @@ MODEL = "{family: autoencoder_kl, pretrained: org/vae}"
 LR = "{low: 1e-6, high: 2.0e-4, log: true}"
 CLIP = "max_grad_norm: {choices: [0.5, 1.0, null]}"
 
-# (what to replace, by what, the beginning of the one problem that must come of it)
+# (old text, new text, the beginning of the only problem that must be found)
 ONE_FAULT = [
     # the top of the file
     ("name: photos-kl\n", "name: photos kl\n", "1: name: must be of letters, digits, dot, dash and underscore"),
@@ -63,10 +63,10 @@ ONE_FAULT = [
     ("name: photos-kl\n", "name: 2024-01-01 10:00:00\n", "1: name: must be text in quotes, got 2024-01-01 10:00:00"),
     ("name: photos-kl\n", "name: no\n", "1: name: must be text in quotes, got no"),
     ("name: photos-kl\n", "name: 1e4\n", "1: name: must be text in quotes, got 10000.0"),
-    ("name: photos-kl\n", "name: mlflow.db\n", "1: name: 'mlflow.db' is what the embedded MLflow store is called"),
+    ("name: photos-kl\n", "name: mlflow.db\n", "1: name: 'mlflow.db' is the name of the embedded MLflow store"),
     ("name: photos-kl\n", "name: MLflow.DB-wal\n",
-     "1: name: 'MLflow.DB-wal' is what the embedded MLflow store is called"),
-    ("name: photos-kl\n", "name: mlartifacts\n", "1: name: 'mlartifacts' is what the embedded MLflow store is called"),
+     "1: name: 'MLflow.DB-wal' is the name of the embedded MLflow store"),
+    ("name: photos-kl\n", "name: mlartifacts\n", "1: name: 'mlartifacts' is the name of the embedded MLflow store"),
     ("uri: null", "uri: ./mlruns", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE (or a database's, "
      "postgresql, mysql, mssql), got './mlruns'"),
     ("uri: null", "uri: 'file:///data/mlruns'", "33: tracking.uri: must be http(s)://HOST or sqlite:///FILE"),
@@ -152,7 +152,8 @@ ONE_FAULT = [
     ("mse: 1.0", "mse: true", "10: finetune.losses.mse: must be a number, got true"),
     ("mse: 1.0", "mse: yes", "10: finetune.losses.mse: must be a number, got yes"),
     ("mse: 1.0", "mse: Off", "10: finetune.losses.mse: must be a number, got Off"),
-    ("mse: 1.0", "mse: 1:30", "10: finetune.losses.mse: YAML reads 1:30 as 90: write that, or in quotes what is to be"),
+    ("mse: 1.0", "mse: 1:30",
+     "10: finetune.losses.mse: YAML reads 1:30 as 90: write that number, or put text in quotes"),
     ("mse: 1.0", "mse: -1:30.5", "10: finetune.losses.mse: YAML reads -1:30.5 as -90.5: write that"),
     ("mse: 1.0", "mse: .inf", "10: finetune.losses.mse: must be a finite number, got inf"),
     ("mse: 1.0", "mse: 1e999", "10: finetune.losses.mse: must be a finite number, got inf"),
@@ -162,7 +163,7 @@ ONE_FAULT = [
     ("{encoder: 0.1}", "{encoder: yes}", "14: finetune.optimizer.lr_multipliers.encoder: must be a number, got yes"),
     ("name: adamw", "name: adamw\n    betas: [0.9, no]", "13: finetune.optimizer.betas.1: must be a number, got no"),
     ("    source: image_folder\n", "    source: image_folder\n    anomaly_classes: [01, 09]\n",
-     "6: finetune.data.anomaly_classes.0: YAML reads 01 as 1: write that, or in quotes what is to be text"),
+     "6: finetune.data.anomaly_classes.0: YAML reads 01 as 1: write that number, or put text in quotes"),
     ("high: 12}", "high: true}", "26: search_space.freeze_depth.high: must be a number, got true"),
     ("high: 12}", "high: 12, step: yes}", "26: search_space.freeze_depth.step: must be a number, got true"),
     ("      - 1e-4\n", "      - on\n", "25: search_space.losses.tv.choices.1: must be a number, got"),
@@ -273,7 +274,7 @@ def test_one_fault_gives_one_line(path: Path, old: str, new: str, expected: str)
     found = problems_of(path, replaced(old, new))
     assert len(found) == 1, found
     assert found[0].startswith(expected)
-    # A line is complete in itself, and says nothing of Python or pydantic.
+    # A line is complete by itself, and speaks neither of Python nor of pydantic.
     assert "\n" not in found[0]
     assert not re.search(r"Input|should|a valid|instance of|\.image_folder|\.autoencoder_kl", found[0])
 
@@ -308,7 +309,7 @@ def test_all_faults_of_a_file_come_at_once_in_the_order_of_its_lines(path: Path)
     ]
 
 
-def test_without_a_valid_finetune_the_objective_is_held_against_what_it_says(path: Path) -> None:
+def test_without_a_valid_finetune_the_objective_is_checked_against_the_metrics_in_the_file(path: Path) -> None:
     no_lr = replaced("    lr: 1.0e-4\n", "")
     assert problems_of(path, replaced("val/psnr", "val/mse", no_lr))[1].startswith(
         "27: objective.metric: finetune.metrics lacks it, must be one of val/psnr, val/ssim, val/kl, got 'val/mse'"
@@ -352,7 +353,7 @@ def test_overrides_are_named_by_their_text_and_come_last(path: Path) -> None:
     assert found[4].endswith("did you mean 'optimizer'?")
 
 
-def test_the_override_that_made_or_replaced_a_section_is_named(path: Path) -> None:
+def test_the_override_that_created_or_replaced_a_section_is_named(path: Path) -> None:
     assert problems_of(path, GOOD, ("schedule.warmup_fraction=0.1", "schedule.name=cosin"))[0].startswith(
         "--set schedule.name=cosin: finetune.schedule.name: must be one of constant"
     )
@@ -364,7 +365,7 @@ def test_the_override_that_made_or_replaced_a_section_is_named(path: Path) -> No
         "lr_multipliers, weight_decay, betas, momentum",
         "--set optimizer.lr=-1: finetune.optimizer.lr: must be greater than 0, got -1",
     ]
-    # The file's own key is at fault here, not the override that made it so.
+    # The key of the file is at fault here, not the override that makes it one.
     assert problems_of(path, GOOD, ("data.source=photos",))[0].startswith("6: finetune.data.train: unknown key")
 
 

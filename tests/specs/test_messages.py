@@ -1,4 +1,4 @@
-"""Every message about a file has its place, and is about the file: no word of Python or of pydantic is in it."""
+"""Every message about a file has its place and is about the file; none speaks of Python or pydantic."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ FOREIGN = re.compile(
     r"NoneType|datetime|<class|\bdict\b|\btuple\b|\bbool\b|\bstr\b|\bset\b|\bTrue\b|\bFalse\b|\bNone\b|pydantic|Traceback"
     r"|valid (integer|string|dictionary|list|boolean)|Input should|Field required|Extra inputs|ValidationError|_type\b"
 )
-# As they stand in a file. Of each field some are right, and say nothing.
+# Values as a file has them. Some are valid for some fields.
 ODD = [
     "null", "true", "no", "[]", "{}", "[[1], {a: b}]", "{a: {b: [c]}}", "text", '""', "2024-01-02",
     "2024-01-02 10:20:30", ".nan", ".inf", "-.inf", "-1", "-0.5", "99999999999999999999", "1e400", "1:30", "010",
@@ -55,7 +55,7 @@ SPECS = sorted(specs_below(ProductionSpec, specs_below(SearchSpec, {Range, Choic
 
 
 def read(text: str) -> Any:
-    """A value as a file gives it; text where YAML itself refuses it, which has a message of its own."""
+    """A value as it is read from a file; the text itself where YAML refuses it, which has its own message."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
@@ -69,11 +69,11 @@ def test_no_message_of_a_field_speaks_of_python(spec_type: type[BaseModel]) -> N
             try:
                 spec_type.model_validate({name: read(text)})
             except ValidationError as refusal:
-                told = [rule for location, rule in problems(spec_type, refusal) if location[:1] == (name,)]
-                # What a file says is quoted, and may be any word.
-                wrong = [rule for rule in told if FOREIGN.search(re.sub(r"got .*|'[^']*'", "", rule))]
+                rules = [rule for location, rule in problems(spec_type, refusal) if location[:1] == (name,)]
+                # Quoted values of the file may be any word.
+                wrong = [rule for rule in rules if FOREIGN.search(re.sub(r"got .*|'[^']*'", "", rule))]
                 assert wrong == [], f"{name}: {text}"
-                assert all("\n" not in rule and len(rule) < 600 for rule in told), f"{name}: {text}"
+                assert all("\n" not in rule and len(rule) < 600 for rule in rules), f"{name}: {text}"
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -84,7 +84,7 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def written(place: tuple[Any, ...], text: str) -> str:
-    """The good file with another value at a place, as somebody would write it."""
+    """The good file with another value at one place."""
     document = yaml.safe_load(yaml.safe_dump(GOOD))
     node = document
     for key in place[:-1]:

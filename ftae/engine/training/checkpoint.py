@@ -23,13 +23,14 @@ from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.formats import FORMAT, migrate, stored
+from ftae.specs.reading.roles import MayDiffer, Means, fields_with
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 
 HASHES = "sha256.json"  # the hashes of all other files
 
 # A run may be extended beyond its plan; everything else must be as it was.
-MAY_DIFFER = ("max_steps", "num_evals", "num_threads", "frozen_cache_gb")
+MAY_DIFFER = fields_with(FinetuneSpec, MayDiffer, Means)
 
 
 @dataclass(frozen=True)

@@ -26,24 +26,13 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.networks import NetworkSpec
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.roles import TrainingOnly, fields_with
 
 BASELINES = 16  # the number of untuned models whose results are kept
 
 # Settings that do not change the evaluation of the untuned model. Of the losses, only those matter that add a head or
 # make another task.
-TRAINING_ONLY = (
-    "losses",
-    "discriminator",
-    "freeze_depth",
-    "freeze",
-    "optimizer",
-    "schedule",
-    "max_grad_norm",
-    "ema_half_life_fraction",
-    "grad_accumulation",
-    "max_steps",
-    "num_evals",
-)
+TRAINING_ONLY = fields_with(FinetuneSpec, TrainingOnly)
 
 
 class NoReuse:

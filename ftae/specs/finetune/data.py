@@ -1,4 +1,4 @@
-"""The data of a run: one spec a source of images."""
+"""The data of a run: one spec for each source of images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,13 +11,14 @@ from pydantic import Field, ValidationInfo, create_model, field_validator, model
 from ftae.specs.finetune.degradation import Degradation
 from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import Problem, one_of, quoted, refusal
+from ftae.specs.reading.roles import KeepsValidation
 
 
 def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str, ...]:
-    """The names that are not of ``anomalies``, in their order.
+    """The class names that are not among ``anomalies``, in their order.
 
     Raises:
-        ValueError: an anomaly is not among the names, or nothing else is.
+        ValueError: an anomaly is not among the names, or no other name is left.
     """
     names = tuple(names)
     for name in anomalies:
@@ -29,17 +30,19 @@ def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str,
     return normal
 
 
-class Intensity(Spec):
-    """What the values of 16-bit grey images are: so many ``bits``, or a ``window`` of black and white.
+Grey16 = Annotated[int, Field(ge=0, le=65535)]
 
-    What lies outside the window is black or white.
-    """
+
+class Intensity(Spec):
+    """The meaning of the values of 16-bit grey images: ``bits`` or ``window``, one of the two."""
 
     bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    window: tuple[Annotated[int, Field(ge=0, le=65535)], Annotated[int, Field(ge=0, le=65535)]] | None = None
+    """Number of bits in use, such as 12."""
+    window: tuple[Grey16, Grey16] | None = None
+    """The values that become black and white; values outside are clipped."""
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
+    def _is_one_of_two(self) -> Self:
         if (self.bits is None) == (self.window is None):
             raise ValueError("must have bits (those in use, such as 12) or window ([LOW, HIGH]), one of the two")
         if self.window is not None and self.window[0] >= self.window[1]:
@@ -56,20 +59,10 @@ ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class DataSpec(Spec):
-    """What every source shares. Images are square, ``resolution`` pixels a side, grey or RGB.
+    """The fields that all sources share. Images are square, grey or RGB, with 8 bits a channel.
 
-    ``random_crop_from``: decode at this side and train on random crops of ``resolution``
-    (validation takes the centre). ``flip``: mirror training images left-right at random.
-    ``fingerprint``: the images must be those it was taken of (a search sets it for its trials); where
-    this machine has them in its cache, what became of their files does not matter.
-    ``degrade``: the model is given degraded images, of which it is to make the clean ones.
-    ``labelled_fraction``: of the training images of each class only this share keeps its label (at least one;
-    always the same ones, and those of a smaller share among those of a larger).
-    ``replay``: images of the domain that the model comes from, among those of every training batch.
-    ``anomaly_classes``: images of these classes are never trained on; validation has them apart.
-
-    A source declares ``has_labels``: whether its images are labelled, None where only the images tell; and
-    ``has_factors``: whether the factors of variation behind its images are known.
+    Each source declares two facts, which no file sets: ``has_labels`` (None where only the images can tell) and
+    ``has_factors``, whether the factors of variation of its images are known.
     """
 
     has_labels: ClassVar[bool | None] = None
@@ -78,16 +71,28 @@ class DataSpec(Spec):
         source: str  # each source has its own name here
 
     resolution: Annotated[int, Field(ge=8, le=4096)]
+    """Pixels a side of the images that the model gets."""
     color: Literal["rgb", "grey"] = "rgb"
-    # A share first: YAML reads 1e-1 as text, which must not become the name of a folder.
+    """Colour of the images; files in other colours are converted."""
+    # The number comes first in the union: YAML reads 1e-1 as text, which must not become the name of a folder.
     val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
+    """Share of the images that is held out for validation, always the same images; or a folder of its own."""
     random_crop_from: Positive | None = None
-    flip: bool = False
+    """Decode at this side and train on random crops of ``resolution``; validation takes the centre."""
+    flip: Annotated[bool, KeepsValidation()] = False
+    """Mirror training images left-right at random."""
     fingerprint: str | None = None
+    """The images must be those with this fingerprint; a search sets it for its trials. Images that are in the cache
+    of the machine count, even where their files have changed since."""
     degrade: Degradation | None = None
-    labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The model gets degraded images and is compared with the clean ones."""
+    labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0), KeepsValidation()] = 1.0
+    """Share of the training images of each class that keeps its label, at least one. The images are always the same,
+    and those of a smaller share are among those of a larger one."""
     anomaly_classes: tuple[ClassName, ...] = ()
+    """Classes whose images are never trained on; validation measures them apart."""
     replay: Annotated["AnyReplayed | None", Field(discriminator="source")] = None
+    """Images of the domain that the model comes from, mixed into every training batch."""
 
     @field_validator("random_crop_from")
     @classmethod
@@ -124,9 +129,9 @@ class DataSpec(Spec):
     @field_validator("replay", mode="before")
     @classmethod
     def _replayed_alike(cls, replay: Any, info: ValidationInfo) -> Any:
-        """Resolution and colour need not be said twice."""
-        given = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
-        return {**given, **replay} if isinstance(replay, dict) else replay
+        """Replayed images take resolution and colour from the data."""
+        shared = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        return {**shared, **replay} if isinstance(replay, dict) else replay
 
     @field_validator("replay")
     @classmethod
@@ -151,34 +156,33 @@ class DataSpec(Spec):
 
     @property
     def channels(self) -> int:
+        """Channels of the images: 3 or 1."""
         return 3 if self.color == "rgb" else 1
 
     @property
     def grey_levels(self) -> tuple[int, int] | None:
-        """The values of 16-bit grey images that are black and white, where they are named."""
+        """The values of 16-bit grey images that are black and white; None where the file does not say."""
         return None
 
     @property
     def most_bits(self) -> int | None:
-        """The bits that values of 16-bit grey images have at most, where they are named."""
+        """The largest number of bits that values of 16-bit grey images have; None where the file does not say."""
         return None
 
     def image_folders(self) -> dict[str, str]:
-        """The folders whose images are read, by the leaves that name them."""
-        of_replay = {} if self.replay is None else self.replay.image_folders()
-        return {leaf.replace("data.", "data.replay.", 1): folder for leaf, folder in of_replay.items()}
+        """The folders with the images, by the leaves that name them."""
+        replayed = {} if self.replay is None else self.replay.image_folders()
+        return {leaf.replace("data.", "data.replay.", 1): folder for leaf, folder in replayed.items()}
 
 
 class ImageFolder(DataSpec):
-    """A folder of images; its sub-folders, if any, are the labels.
+    """A folder of images; its sub-folders, if any, are the labels."""
 
-    ``val``: the share held out of ``train`` (always the same images), or a folder of its own.
-    ``intensity``: of grey images of 16 bits, what their values are; by default all 16 bits are in use.
-    """
-
-    source: Literal["image_folder"]
+    source: Literal["image_folder"] = "image_folder"
     train: str
+    """The folder with the training images."""
     intensity: Intensity | None = None
+    """The meaning of the values of 16-bit grey images; by default all 16 bits are in use."""
 
     @property
     def grey_levels(self) -> tuple[int, int] | None:
@@ -197,19 +201,24 @@ class ImageFolder(DataSpec):
         return super().with_absolute_paths().model_copy(update={"train": absolute(self.train), "val": val})
 
 
-class Digits(DataSpec):
-    """scikit-learn's 1,797 handwritten digits (8x8, enlarged), labelled 0-9.
+class BuiltinData(DataSpec):
+    """The fields of the sources that need no files."""
 
-    ``classes`` keeps some of them; ``shift`` makes another domain of the same digits. ``anomaly_classes``
-    are among ``classes``.
-    """
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the images that is held out for validation, always the same images."""
+
+
+class Digits(BuiltinData):
+    """scikit-learn's 1,797 handwritten digits (8x8, enlarged), labelled 0-9."""
 
     has_labels = True
-    source: Literal["digits"]
+    source: Literal["digits"] = "digits"
     color: Literal["rgb", "grey"] = "grey"
-    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Colour of the images."""
     classes: Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1)] = tuple(range(10))
+    """The digits to keep; ``anomaly_classes`` are among them."""
     shift: Literal["none", "invert", "rotate", "noise"] = "none"
+    """Makes another domain of the same digits."""
 
     @field_validator("classes")
     @classmethod
@@ -218,37 +227,35 @@ class Digits(DataSpec):
         return classes
 
 
-class Photos(DataSpec):
-    """Patches of scikit-learn's two photographs (427x640), cut at ``resolution``; no labels.
+class Photos(BuiltinData):
+    """Patches of scikit-learn's two photographs (427x640), cut at ``resolution``; without labels.
 
-    Validation patches come from the right-hand ``val`` share of each photograph, training patches
-    from the rest, so that the two never overlap.
+    Validation patches come from the right-hand ``val`` share of each photograph, training patches from the rest, so
+    the two never overlap.
     """
 
     has_labels = False
-    source: Literal["photos"]
-    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    source: Literal["photos"] = "photos"
     num_patches: Annotated[int, Field(ge=10)] = 1000
+    """Number of patches."""
 
 
-# What varies in a drawn shape, and how many values each has.
+# What varies in a drawn shape, and the number of its values.
 SHAPE_KINDS = ("square", "circle", "triangle")
 
 SHAPE_FACTORS = {"kind": len(SHAPE_KINDS), "size": 4, "x": 8, "y": 8, "brightness": 4}
 
 
-class Shapes(DataSpec):
-    """Drawn squares, circles and triangles of known size, place and brightness, labelled by their kind.
-
-    ``num_images``: different ones, of the 3,072 that there are.
-    """
+class Shapes(BuiltinData):
+    """Drawn squares, circles and triangles of known size, place and brightness, labelled by their kind."""
 
     has_labels = True
     has_factors = True
-    source: Literal["shapes"]
+    source: Literal["shapes"] = "shapes"
     color: Literal["rgb", "grey"] = "grey"
-    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Colour of the images."""
     num_images: Annotated[int, Field(ge=10, le=math.prod(SHAPE_FACTORS.values()))] = 3072
+    """Number of different images; there are 3,072."""
 
     @field_validator("anomaly_classes")
     @classmethod
@@ -258,22 +265,20 @@ class Shapes(DataSpec):
 
 
 class Replayed(DataSpec):
-    """Images of another domain, mixed into the training batches of the data they belong to.
+    """Images of another domain, mixed into the training batches of the data that they belong to."""
 
-    ``share`` of the images of every batch; 0 only measures what the model still knows of that domain.
-    """
-
-    share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    share: Annotated[float, Field(ge=0.0, lt=1.0), KeepsValidation()]
+    """Share of the images of every batch; 0 only measures what the model still knows of that domain."""
 
     @field_validator("labelled_fraction", "anomaly_classes", "replay")
     @classmethod
-    def _is_of_the_data(cls, value: Any, info: ValidationInfo) -> Any:
+    def _belongs_to_the_data(cls, value: Any, info: ValidationInfo) -> Any:
         if value != cls.model_fields[str(info.field_name)].default:
             raise ValueError("has no effect on replayed images: they are trained on, without labels")
         return value
 
     def rows(self, batch_size: int) -> int:
-        """How many of the images of a batch are replayed; at least one is not."""
+        """The number of replayed images in a batch; at least one image of a batch is not replayed."""
         return min(round(self.share * batch_size), batch_size - 1)
 
 
@@ -296,5 +301,5 @@ if TYPE_CHECKING:
 else:
     AnyReplayed = reduce(or_, map(_replayed, _SOURCES))
 
-for _spec in (DataSpec, *_SOURCES, Replayed, *get_args(AnyReplayed)):
+for _spec in (DataSpec, BuiltinData, *_SOURCES, Replayed, *get_args(AnyReplayed)):
     _spec.model_rebuild()

@@ -1,67 +1,78 @@
-"""The weights of the training loss, and what each term needs."""
+"""The terms of the training loss: weight, needs and description of each."""
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from ftae.specs.finetune import needs
+from ftae.specs.finetune.needs import Need
 from ftae.specs.reading.base import Fraction, Spec, Weight
+from ftae.specs.reading.roles import Governed, Role, roles_in
+
+
+@dataclass(frozen=True)
+class Term(Role):
+    """The field is the weight of the loss term that has its name; ``needs`` are those of the term."""
+
+    needs: tuple[Need, ...] = ()
 
 
 class Losses(Spec):
-    """Weights of the loss terms; 0 is off. Each term is a mean over elements, computed in fp32.
+    """Weights of the loss terms; 0 turns a term off.
 
-    Pixel terms compare in the model's own image range; ``bce``, ``ssim``, ``ms_ssim``,
-    ``lpips`` and ``vgg`` in [0, 1]. ``kl`` is per
-    latent element (times image elements over latent elements it is the summed weight of Stable
-    Diffusion's training); with ``kl_capacity``, a number of nats an image that the warm-up raises from 0,
-    it is the distance from that. ``ce`` adds a classification head on the pooled latents. ``latent_anchor``
-    and ``l2_sp`` hold latents and weights near those of the pretrained model. ``commitment`` (the beta of
-    VQ-VAE) draws the encoder to the codes, ``codebook`` the codes to the encoder. ``adversarial`` brings a
-    discriminator (``finetune.discriminator``).
+    Each term is a mean over elements, computed in fp32. Pixel terms compare images in the range of the model; ``bce``,
+    ``ssim``, ``ms_ssim``, ``lpips`` and ``vgg`` in [0, 1].
     """
 
-    mse: Weight = 0.0
-    l1: Weight = 0.0
-    huber: Weight = 0.0
-    bce: Weight = 0.0
-    kl: Weight = 0.0
-    tv: Weight = 0.0
-    edge: Weight = 0.0
-    ssim: Weight = 0.0
-    ms_ssim: Weight = 0.0
-    lpips: Weight = 0.0
-    vgg: Weight = 0.0
-    ce: Weight = 0.0
-    latent_anchor: Weight = 0.0
-    l2_sp: Weight = 0.0
-    commitment: Weight = 0.0
-    codebook: Weight = 0.0
-    adversarial: Weight = 0.0
-    huber_delta: Annotated[float, Field(gt=0.0)] = 0.1
-    kl_warmup_fraction: Fraction = 0.0
-    kl_capacity: Annotated[float, Field(gt=0.0)] | None = None
+    mse: Annotated[Weight, Term()] = 0.0
+    """Mean squared error of pixels."""
+    l1: Annotated[Weight, Term()] = 0.0
+    """Mean absolute error of pixels."""
+    huber: Annotated[Weight, Term()] = 0.0
+    """Huber loss of pixels: quadratic up to ``huber_delta``, linear beyond."""
+    bce: Annotated[Weight, Term((needs.bounded_output,))] = 0.0
+    """Binary cross-entropy of pixels in [0, 1]."""
+    kl: Annotated[Weight, Term((needs.posterior,))] = 0.0
+    """Divergence of the posterior from the prior, per latent element. Times image elements over latent elements it is
+    the summed weight with which Stable Diffusion's autoencoder was trained."""
+    tv: Annotated[Weight, Term()] = 0.0
+    """Total variation of the reconstruction (Rudin et al. 1992)."""
+    edge: Annotated[Weight, Term()] = 0.0
+    """Mean absolute difference of the image gradients (Mathieu et al. 2016)."""
+    ssim: Annotated[Weight, Term((needs.resolution(16),))] = 0.0
+    """1 - structural similarity (Wang et al. 2004)."""
+    ms_ssim: Annotated[Weight, Term((needs.resolution(176),))] = 0.0
+    """1 - structural similarity over five scales (Wang et al. 2003)."""
+    lpips: Annotated[Weight, Term((needs.perceptual,))] = 0.0
+    """Perceptual distance (Zhang et al. 2018), with any network of ``perceptual``."""
+    vgg: Annotated[Weight, Term((needs.perceptual, needs.vgg16))] = 0.0
+    """Distance of VGG16 features (Johnson et al. 2016)."""
+    ce: Annotated[Weight, Term((needs.labels,))] = 0.0
+    """Cross-entropy of a classification head on the pooled latents; a weight above 0 adds the head."""
+    latent_anchor: Annotated[Weight, Term((needs.reference,))] = 0.0
+    """Mean squared distance of the latents from those of the pretrained model."""
+    l2_sp: Annotated[Weight, Term((needs.reference,))] = 0.0
+    """Mean squared distance of the trainable weights from their pretrained values (Li et al. 2018)."""
+    commitment: Annotated[Weight, Term((needs.codes,))] = 0.0
+    """Draws the encoder towards the codes; the weight is the beta of VQ-VAE (van den Oord et al. 2017)."""
+    codebook: Annotated[Weight, Term((needs.codes, needs.gradient_codebook))] = 0.0
+    """Draws the codes towards the encoder."""
+    adversarial: Annotated[Weight, Term((needs.another_term,))] = 0.0
+    """Whether the discriminator (``finetune.discriminator``) tells reconstructions from real images."""
+    huber_delta: Annotated[float, Field(gt=0.0), Governed("losses.huber")] = 0.1
+    """The error at which ``huber`` becomes linear."""
+    kl_warmup_fraction: Annotated[Fraction, Governed("losses.kl")] = 0.0
+    """The share of the budget over which the weight of ``kl``, or ``kl_capacity``, rises linearly from 0."""
+    kl_capacity: Annotated[Annotated[float, Field(gt=0.0)] | None, Governed("losses.kl")] = None
+    """With a number of nats per image, ``kl`` is the distance of the divergence from it (Burgess et al. 2018)."""
 
-    TERMS: ClassVar[dict[str, tuple[needs.Need, ...]]] = {
-        "mse": (),
-        "l1": (),
-        "huber": (),
-        "bce": (needs.bounded_output,),
-        "kl": (needs.posterior,),
-        "tv": (),
-        "edge": (),
-        "ssim": (needs.resolution(16),),
-        "ms_ssim": (needs.resolution(176),),
-        "lpips": (needs.perceptual,),
-        "vgg": (needs.perceptual, needs.vgg16),
-        "ce": (needs.labels,),
-        "latent_anchor": (needs.reference,),
-        "l2_sp": (needs.reference,),
-        "commitment": (needs.codes,),
-        "codebook": (needs.codes, needs.gradient_codebook),
-        "adversarial": (needs.another_term,),
-    }
+    TERMS: ClassVar[dict[str, tuple[Need, ...]]]
+    """The names of all terms, with their needs."""
 
     def weights(self) -> dict[str, float]:
         """The enabled terms with their weights, in a fixed order."""
         return {term: getattr(self, term) for term in self.TERMS if getattr(self, term) > 0.0}
+
+
+Losses.TERMS = {name: term.needs for name, term in roles_in(Losses, Term).items()}

@@ -1,4 +1,4 @@
-"""The metrics a run can be judged by: their bounds, their better side, and what each needs."""
+"""The metrics that a run can be judged by: range, direction, needs and description of each."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -8,42 +8,100 @@ from ftae.specs.finetune.needs import Need
 
 
 @dataclass(frozen=True)
-class MetricFacts:
-    """``low``, ``high``: the ends of its values, one of which is what a diverged trial scores.
+class Metric:
+    """What is known of a metric without computing it.
 
-    ``better``: the direction in which it improves; None where either may be wanted. ``least_images``: with fewer
-    validation images it has no value.
+    A diverged trial scores ``low`` or ``high``, whichever is worse. ``better`` is the direction in which the metric
+    improves; None where either may be wanted. With fewer than ``least_images`` validation images it has no value.
     """
 
     low: float
     high: float
     better: Literal["minimize", "maximize"] | None
+    description: str
     needs: tuple[Need, ...] = ()
     least_images: int = 1
 
 
-METRICS: dict[str, MetricFacts] = {
-    "mse": MetricFacts(0.0, 1.0, "minimize"),
-    "l1": MetricFacts(0.0, 1.0, "minimize"),
-    "psnr": MetricFacts(0.0, 100.0, "maximize"),
-    "ssim": MetricFacts(-1.0, 1.0, "maximize", (needs.resolution(16),)),
-    "kl": MetricFacts(0.0, 1.0e9, None, (needs.posterior,)),
-    "active_units": MetricFacts(0.0, 1.0e9, None, (needs.posterior,), least_images=2),
-    "accuracy": MetricFacts(0.0, 1.0, "maximize", (needs.head,)),
-    "latent_drift": MetricFacts(0.0, 1.0e9, "minimize", (needs.reference,)),
-    "input_psnr": MetricFacts(0.0, 100.0, None, (needs.degradation,)),
-    "auroc": MetricFacts(0.0, 1.0, "maximize", (needs.anomalies,)),
-    "codebook_usage": MetricFacts(0.0, 1.0, "maximize", (needs.codes,)),
-    "perplexity": MetricFacts(1.0, 1.0e9, "maximize", (needs.codes,)),
-    "sharpness": MetricFacts(0.0, 1.0e9, None),
-    "edge_distance": MetricFacts(0.0, 1.0e9, "minimize"),
-    "ms_ssim": MetricFacts(0.0, 1.0, "maximize", (needs.resolution(176),)),
-    "linear_probe": MetricFacts(0.0, 1.0, "maximize", (needs.labels,)),
-    "mig": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
-    "dci": MetricFacts(0.0, 1.0, "maximize", (needs.factors,)),
-    "lpips": MetricFacts(0.0, 1.0e3, "minimize", (needs.perceptual,)),
-    "rfid": MetricFacts(0.0, 1.0e9, "minimize", (needs.features,), least_images=10),
-    "kid": MetricFacts(-1.0e9, 1.0e9, "minimize", (needs.features,), least_images=10),
+METRICS: dict[str, Metric] = {
+    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]"),
+    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]"),
+    "psnr": Metric(0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images"),
+    "ssim": Metric(
+        -1.0, 1.0, "maximize", "structural similarity (Wang et al. 2004), 11x11 window", (needs.resolution(16),)
+    ),
+    "kl": Metric(0.0, 1.0e9, None, "divergence of the posterior from the prior, in nats per image", (needs.posterior,)),
+    "active_units": Metric(
+        0.0,
+        1.0e9,
+        None,
+        "number of latent units that vary with the image (Burda et al. 2015)",
+        (needs.posterior,),
+        least_images=2,
+    ),
+    "accuracy": Metric(0.0, 1.0, "maximize", "accuracy of the classification head", (needs.head,)),
+    "latent_drift": Metric(
+        0.0,
+        1.0e9,
+        "minimize",
+        "mean squared distance of the latents from those of the pretrained model, over the variance of the latter",
+        (needs.reference,),
+    ),
+    "input_psnr": Metric(
+        0.0, 100.0, None, "psnr of the degraded image, the score of doing nothing", (needs.degradation,)
+    ),
+    "auroc": Metric(
+        0.0,
+        1.0,
+        "maximize",
+        "area under the ROC curve of the reconstruction error, anomalies against normal images",
+        (needs.anomalies,),
+    ),
+    "codebook_usage": Metric(
+        0.0, 1.0, "maximize", "share of the codes that are in use; with several codebooks the least", (needs.codes,)
+    ),
+    "perplexity": Metric(
+        1.0,
+        1.0e9,
+        "maximize",
+        "perplexity of the distribution of codes; with several codebooks the least",
+        (needs.codes,),
+    ),
+    "sharpness": Metric(
+        0.0, 1.0e9, None, "mean gradient magnitude of reconstructions over that of targets; 1 is equally sharp"
+    ),
+    "edge_distance": Metric(
+        0.0, 1.0e9, "minimize", "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat"
+    ),
+    "ms_ssim": Metric(
+        0.0, 1.0, "maximize", "structural similarity over five scales (Wang et al. 2003)", (needs.resolution(176),)
+    ),
+    "linear_probe": Metric(
+        0.0,
+        1.0,
+        "maximize",
+        "accuracy of a logistic regression on the latents, fitted on up to 2,000 training images",
+        (needs.labels,),
+    ),
+    "mig": Metric(0.0, 1.0, "maximize", "mutual information gap (Chen et al. 2018)", (needs.factors,)),
+    "dci": Metric(0.0, 1.0, "maximize", "disentanglement score of DCI (Eastwood & Williams 2018)", (needs.factors,)),
+    "lpips": Metric(0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.perceptual,)),
+    "rfid": Metric(
+        0.0,
+        1.0e9,
+        "minimize",
+        "Fréchet distance of features, reconstructions against originals; not comparable with published values",
+        (needs.features,),
+        least_images=10,
+    ),
+    "kid": Metric(
+        -1.0e9,
+        1.0e9,
+        "minimize",
+        "kernel distance of features, of the first 10,000 images; not comparable with published values",
+        (needs.features,),
+        least_images=10,
+    ),
 }
 
 if TYPE_CHECKING:
@@ -53,10 +111,10 @@ else:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a metric, as reports name it, is of validation images: those of the data, or of what is replayed."""
+    """Whether a metric, as reports name it, was measured on validation images: of the data, or of ``data.replay``."""
     return name.startswith(("val/", "val_source/"))
 
 
-def metric_facts(metric: str) -> MetricFacts:
-    """Of a metric as reports name it: ``val/psnr``, ``val_source/psnr``."""
-    return METRICS[metric.partition("/")[2]]
+def metric_facts(name: str) -> Metric:
+    """The entry of a metric by its name in reports: ``val/psnr``, ``val_source/psnr``."""
+    return METRICS[name.partition("/")[2]]

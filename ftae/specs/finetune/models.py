@@ -1,4 +1,7 @@
-"""The model of a run: one spec a family, with its own options and the facts the checks need."""
+"""The model of a run: one spec for each family, with its options and the facts that checks need.
+
+An option that is None takes the value of the pretrained model, or the default of the family.
+"""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -6,134 +9,137 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, Vali
 
 from ftae.specs.reading.base import Spec, Weight
 from ftae.specs.reading.problems import matching
+from ftae.specs.reading.roles import Revisable, fields_with
 
-Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; how much of it fits is a question of the machine
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; whether it fits into memory, the machine decides
+
+Depth = Annotated[int, Field(ge=1, le=6)]
 
 
 class ModelSpec(Spec):
-    """What every family shares.
-
-    ``pretrained``: a local folder (diffusers format, or written by ``ftae train``), or a hub id: ``owner/name``,
-    or ``owner/name@revision``. A run takes the commit that it finds, and keeps to it.
-    """
+    """The fields and facts that all families share."""
 
     pretrained: str | None = None
+    """Where the weights come from: a local folder (in diffusers format, or written by ftae), or a hub id
+    ``owner/name`` or ``owner/name@revision``, of which a run keeps the commit that it finds. None: from scratch."""
 
-    # Facts of the family, which no file sets: whether the encoder gives a distribution (None where only
-    # the module itself can tell), whether outputs always lie inside the image range, as BCE needs, and
-    # whether it is conditioned on labels.
     has_posterior: ClassVar[bool | None] = False
+    """Whether the encoder gives a distribution; None where only the module itself can tell."""
     bounded_output: ClassVar[bool] = False
+    """Whether outputs always lie inside the image range, as binary cross-entropy needs."""
     needs_labels: ClassVar[bool] = False
-    # Whether it quantises, and which options a pretrained model may have had otherwise.
+    """Whether the model is conditioned on labels."""
     has_codes: ClassVar[bool] = False
-    revisable: ClassVar[frozenset[str]] = frozenset()
+    """Whether the encoder chooses from a codebook."""
 
     @property
     def gradient_codebook(self) -> bool | None:
-        """Whether its codes are trained by gradient; None where only the pretrained model can tell."""
+        """Whether the codes are trained by gradient; None where only the pretrained model can tell."""
         return False
+
+    @property
+    def revisable(self) -> frozenset[str]:
+        """The options that may differ from those of the pretrained model."""
+        return frozenset(fields_with(type(self), Revisable))
 
 
 class FixedResolution(ModelSpec):
-    """What the families that are built for one resolution share.
-
-    ``resolution_adapters``: how many pairs of stages wrap the network, one stage on either side; each pair doubles
-    the resolution that the model takes: 1 makes a pretrained model of 64 pixels take 128. Adapters of the pretrained
-    model are kept, the others are new; untrained they resize. ``None`` keeps the number of the pretrained model.
-    """
+    """The fields of the families that are built for one resolution."""
 
     resolution_adapters: Annotated[int, Field(ge=0, le=4)] | None = None
+    """How many pairs of stages wrap the network, one stage on either side. Each pair doubles the resolution that the
+    model takes: 1 makes a pretrained model of 64 pixels take 128. Adapters of the pretrained model are kept, the others
+    are new; untrained they only resize. None keeps the number of the pretrained model."""
 
 
 class MlpVae(FixedResolution):
-    """The classic fully connected VAE: 784-400-20 for 28x28 grey images (Kingma & Welling 2013).
+    """The classic fully connected VAE: 784-400-20 for 28x28 grey images (Kingma & Welling 2013)."""
 
-    ``None`` takes the pretrained model's value, or the default: hidden 400, latent_dim 20.
-    """
-
-    family: Literal["mlp_vae"]
+    family: Literal["mlp_vae"] = "mlp_vae"
     hidden: Size | None = None
+    """Width of the hidden layers; 400 by default."""
     latent_dim: Size | None = None
+    """Number of latents; 20 by default."""
     has_posterior: ClassVar[bool | None] = True
     bounded_output: ClassVar[bool] = True
 
 
 class ConvAe(ModelSpec):
-    """Fully convolutional autoencoder of strided convolutions; takes any multiple of 2**depth.
+    """Fully convolutional autoencoder of strided convolutions; takes any multiple of 2**depth."""
 
-    ``None`` takes the pretrained model's value, or the default: channels 32, depth 2, latent_channels 8.
-    """
-
-    family: Literal["conv_ae"]
+    family: Literal["conv_ae"] = "conv_ae"
     channels: Size | None = None
-    depth: Annotated[int, Field(ge=1, le=6)] | None = None
+    """Channels of the first convolution; 32 by default."""
+    depth: Depth | None = None
+    """Number of halvings; 2 by default."""
     latent_channels: Size | None = None
+    """Channels of the latents; 8 by default."""
     bounded_output: ClassVar[bool] = True
 
 
 class ConvVae(FixedResolution):
-    """VAE of strided convolutions around a linear bottleneck; its resolution is fixed.
+    """VAE of strided convolutions around a linear bottleneck, for one resolution."""
 
-    ``None`` takes the pretrained model's value, or the default: channels 32, depth 2, latent_dim 32.
-    """
-
-    family: Literal["conv_vae"]
+    family: Literal["conv_vae"] = "conv_vae"
     channels: Size | None = None
-    depth: Annotated[int, Field(ge=1, le=6)] | None = None
+    """Channels of the first convolution; 32 by default."""
+    depth: Depth | None = None
+    """Number of halvings; 2 by default."""
     latent_dim: Size | None = None
+    """Number of latents; 32 by default."""
     has_posterior: ClassVar[bool | None] = True
     bounded_output: ClassVar[bool] = True
 
 
 class MlpCvae(MlpVae):
-    """``mlp_vae`` whose encoder and decoder also see the label (Sohn et al. 2015)."""
+    """``mlp_vae`` whose encoder and decoder also get the label (Sohn et al. 2015)."""
 
-    family: Literal["mlp_cvae"]  # type: ignore[assignment]
+    family: Literal["mlp_cvae"] = "mlp_cvae"  # type: ignore[assignment]
     needs_labels: ClassVar[bool] = True
 
 
 class ConvCvae(ConvVae):
-    """``conv_vae`` whose encoder and decoder also see the label (Sohn et al. 2015)."""
+    """``conv_vae`` whose encoder and decoder also get the label (Sohn et al. 2015)."""
 
-    family: Literal["conv_cvae"]  # type: ignore[assignment]
+    family: Literal["conv_cvae"] = "conv_cvae"  # type: ignore[assignment]
     needs_labels: ClassVar[bool] = True
 
 
 class HierarchicalVae(FixedResolution):
-    """VAE with a group of latents at each of ``depth`` halvings, whose prior it learns (Vahdat & Kautz 2020).
+    """VAE with a group of latents at each halving and a learned prior (Vahdat & Kautz 2020)."""
 
-    ``None`` takes the pretrained model's value, or the default: channels 32, depth 2, latent_channels 4.
-    """
-
-    family: Literal["hierarchical_vae"]
+    family: Literal["hierarchical_vae"] = "hierarchical_vae"
     channels: Size | None = None
-    depth: Annotated[int, Field(ge=1, le=6)] | None = None
+    """Channels of the first convolution; 32 by default."""
+    depth: Depth | None = None
+    """Number of halvings; 2 by default."""
     latent_channels: Size | None = None
+    """Channels of each group of latents; 4 by default."""
     has_posterior: ClassVar[bool | None] = True
     bounded_output: ClassVar[bool] = True
 
 
 class Quantized(ModelSpec):
-    """What the families with codebooks of their own share: strided convolutions around vector quantisers.
-
-    ``codebook``: ``ema`` moves each code to the mean of the vectors that chose it, ``gradient`` trains it by
-    ``losses.codebook``. ``ema_decay``, a batch; ``dead_code_threshold``: a code that fewer vectors of a batch
-    choose (a moving average) becomes one of them; 0 is never. ``None`` takes the pretrained model's value, or
-    the default: channels 32, depth 2, codebook_size 128, code_dim 16, ema, ema_decay 0.99,
-    dead_code_threshold 0.
-    """
+    """The fields of the families with their own codebooks: strided convolutions around vector quantisers."""
 
     channels: Size | None = None
-    depth: Annotated[int, Field(ge=1, le=6)] | None = None
+    """Channels of the first convolution; 32 by default."""
+    depth: Depth | None = None
+    """Number of halvings; 2 by default."""
     codebook_size: Annotated[int, Field(ge=2, le=2**20)] | None = None
+    """Number of codes; 128 by default."""
     code_dim: Size | None = None
+    """Length of a code; 16 by default."""
     codebook: Literal["ema", "gradient"] | None = None
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    dead_code_threshold: Weight | None = None
+    """How codes are trained: ``ema`` moves each code to the mean of the vectors that chose it, ``gradient`` trains it
+    by ``losses.codebook``. ``ema`` by default."""
+    ema_decay: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)] | None, Revisable()] = None
+    """Decay of the moving averages per batch; 0.99 by default."""
+    dead_code_threshold: Annotated[Weight | None, Revisable()] = None
+    """A code that fewer vectors of a batch choose (a moving average) is replaced by one of them; 0, the default, never
+    replaces one."""
     bounded_output: ClassVar[bool] = True
     has_codes: ClassVar[bool] = True
-    revisable: ClassVar[frozenset[str]] = frozenset({"ema_decay", "dead_code_threshold"})
 
     @field_validator("ema_decay", "dead_code_threshold")
     @classmethod
@@ -152,55 +158,55 @@ class Quantized(ModelSpec):
 class VqVae(Quantized):
     """VQ-VAE (van den Oord et al. 2017), fully convolutional: takes any multiple of 2**depth."""
 
-    family: Literal["vq_vae"]
+    family: Literal["vq_vae"] = "vq_vae"
 
 
 class VqVae2(Quantized):
     """VQ-VAE-2 of two levels (Razavi et al. 2019), fully convolutional: takes any multiple of 2**(depth + 1)."""
 
-    family: Literal["vq_vae_2"]
+    family: Literal["vq_vae_2"] = "vq_vae_2"
 
 
 class DiffusersModel(ModelSpec):
-    """A pretrained diffusers autoencoder; ``subfolder`` is ``vae`` inside a whole pipeline.
-
-    ``pretrained`` may also be a file of weights that has the ``config.json`` of its model beside it.
-    """
+    """A pretrained autoencoder of diffusers."""
 
     pretrained: str
+    """A local folder in diffusers format, a hub id (``owner/name`` or ``owner/name@revision``), or a file of weights
+    that has the ``config.json`` of its model beside it."""
     subfolder: str | None = None
+    """The folder of the autoencoder inside a whole pipeline, such as ``vae``."""
 
 
 class AutoencoderKl(DiffusersModel):
     """diffusers' AutoencoderKL, the VAE of Stable Diffusion; images in [-1, 1]."""
 
-    family: Literal["autoencoder_kl"]
+    family: Literal["autoencoder_kl"] = "autoencoder_kl"
     has_posterior: ClassVar[bool | None] = True
 
 
 class AsymmetricAutoencoderKl(DiffusersModel):
     """diffusers' AsymmetricAutoencoderKL (Zhu et al. 2023), without a mask to inpaint; images in [-1, 1]."""
 
-    family: Literal["asymmetric_autoencoder_kl"]
+    family: Literal["asymmetric_autoencoder_kl"] = "asymmetric_autoencoder_kl"
     has_posterior: ClassVar[bool | None] = True
 
 
 class AutoencoderDc(DiffusersModel):
     """diffusers' AutoencoderDC (DC-AE, Chen et al. 2024), without a posterior; images in [-1, 1]."""
 
-    family: Literal["autoencoder_dc"]
+    family: Literal["autoencoder_dc"] = "autoencoder_dc"
 
 
 class AutoencoderTiny(DiffusersModel):
     """diffusers' AutoencoderTiny (TAESD); images in [-1, 1]."""
 
-    family: Literal["autoencoder_tiny"]
+    family: Literal["autoencoder_tiny"] = "autoencoder_tiny"
 
 
 class VqModel(DiffusersModel):
-    """diffusers' VQModel, the VQGAN of latent diffusion; images in [-1, 1]. Its codes are trained by gradient."""
+    """diffusers' VQModel, the VQGAN of latent diffusion, whose codes are trained by gradient; images in [-1, 1]."""
 
-    family: Literal["vq_model"]
+    family: Literal["vq_model"] = "vq_model"
     has_codes: ClassVar[bool] = True
 
     @property
@@ -209,38 +215,43 @@ class VqModel(DiffusersModel):
 
 
 class CustomStages(Spec):
-    """Sub-modules and parameters of a user's model, in data-flow order, by dotted name."""
+    """Sub-modules and parameters of a user's model by dotted name, in data-flow order."""
 
     encoder: tuple[str, ...] = ()
+    """Those of the encoder."""
     bottleneck: tuple[str, ...] = ()
+    """Those between encoder and decoder."""
     decoder: tuple[str, ...] = ()
+    """Those of the decoder."""
 
 
 def _named_range(value: Any) -> Any:
-    """A pair of numbers as the range that it is."""
+    """A pair of numbers as the name of the range."""
     pairs = {(0, 1): "0..1", (-1, 1): "-1..1"}
     is_pair = isinstance(value, list | tuple) and all(type(end) in (int, float) for end in value)
     return pairs.get(tuple(value), value) if is_pair else value
 
 
 class CustomModel(ModelSpec):
-    """A user's own module: ``family`` is the ``package.module:attr`` that builds it.
+    """A user's own module, with ``encode`` and ``decode``, or with ``forward`` alone.
 
-    The attribute is called with ``kwargs`` and returns a module with ``encode`` and ``decode``, or
-    with ``forward`` alone. ``encode`` returns latents, or ``(mean, logvar)``. ``pretrained`` is a
-    state dict: ``.safetensors``, or ``.pt`` loaded with ``weights_only``. ``image_range`` may also be
-    written as a pair of numbers.
+    ``encode`` returns latents, or ``(mean, logvar)``. ``pretrained`` is a state dict: ``.safetensors``, or ``.pt``,
+    of which only tensors are read.
     """
 
     family: Annotated[str, matching(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "written package.module:attr")]
+    """``package.module:attr``: the class or function that builds the module."""
     kwargs: dict[str, JsonValue] = {}
+    """The keyword arguments that it is called with."""
     stages: CustomStages | None = None
+    """The stages of the module; by default its children in order."""
     image_range: Annotated[Literal["0..1", "-1..1"], BeforeValidator(_named_range)]
+    """The range of the images that the module takes and gives; may be written as a pair of numbers."""
     has_posterior: ClassVar[bool | None] = None
 
 
 def _family(value: Any) -> str | None:
-    """The tag of a model; error messages take the key's name from this function's."""
+    """The tag of a model; the name of this function gives messages the name of the key."""
     family = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
     return "package.module:attr" if isinstance(family, str) and ":" in family else family
 

@@ -1,7 +1,6 @@
-"""What one fine-tuning run is: model, data, losses, optimisation and metrics.
+"""One fine-tuning run: model, data, losses, optimisation and metrics.
 
-Everything tied to length is a fraction of ``max_steps``, so that a trial, a rung and a longer
-production run mean the same thing by it.
+Every length is a fraction of ``max_steps``, so that a trial, a rung and a longer production run mean the same by it.
 """
 
 from pathlib import Path
@@ -14,101 +13,134 @@ from ftae.specs.finetune.data import AnyData
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
 from ftae.specs.finetune.models import AnyModel
-from ftae.specs.finetune.needs import Parts
-from ftae.specs.finetune.networks import DiscriminatorSpec, FeatureNet, PerceptualNet
+from ftae.specs.finetune.needs import Enables, Parts
+from ftae.specs.finetune.networks import Beta, DiscriminatorSpec, FeatureNet, PerceptualNet
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.problems import Problem, refusal
-
-# What only some optimizers and schedules take, and which.
-OPTIMIZERS_WITH = {"betas": ("adamw", "adam", "radam"), "momentum": ("sgd",)}
-
-SCHEDULES_WITH = {"num_cycles": ("cyclical",), "final_fraction": ("linear", "cosine", "cyclical")}
+from ftae.specs.reading.roles import (
+    AfterTraining,
+    Governed,
+    Joint,
+    MayDiffer,
+    Means,
+    NotSearched,
+    TrainingOnly,
+    roles_in,
+)
 
 
 class Optimizer(Spec):
-    """Optimizer and learning rates.
-
-    ``lr_multipliers``: keys are groups (``encoder bottleneck decoder head``) or globs over stage and
-    parameter names; where several match, their product counts. ``weight_decay`` never touches
-    norms and biases. ``betas`` are Adam's, ``momentum`` is SGD's.
-    """
+    """Optimizer and learning rates."""
 
     name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
+    """The optimizer of PyTorch."""
     lr: Annotated[float, Field(gt=0.0)]
+    """Peak learning rate."""
     lr_multipliers: dict[str, Annotated[float, Field(gt=0.0)]] = {}
+    """Factors on the learning rate by group (``encoder``, ``bottleneck``, ``decoder``, ``head``) or by glob over stage
+    and parameter names; where several match, their product counts."""
     weight_decay: Weight = 0.0
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] | None = None
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Weight decay, which never touches norms and biases."""
+    betas: Annotated[tuple[Beta, Beta] | None, Governed("optimizer.name", ("adamw", "adam", "radam"))] = None
+    """Decay rates of Adam; null takes those of PyTorch."""
+    momentum: Annotated[Beta | None, Governed("optimizer.name", ("sgd",))] = None
+    """Momentum of SGD; null is none."""
 
     @field_validator("betas", "momentum")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        name = info.data.get("name")
-        if value is not None and name is not None and name not in OPTIMIZERS_WITH[str(info.field_name)]:
-            takes = [setting for setting, names in OPTIMIZERS_WITH.items() if name in names]
+        name, governed = info.data.get("name"), roles_in(cls, Governed)
+        if value is not None and name is not None and not governed[str(info.field_name)].holds(name):
+            takes = [setting for setting, role in governed.items() if role.holds(name)]
             raise ValueError(f"has no effect on {name}, it takes {' and '.join(takes)}")
         return value
 
 
 class Schedule(Spec):
-    """Learning rate over the budget: linear warm-up, then the named curve down to ``final_fraction``.
-
-    ``cyclical`` is the triangular policy of Smith (2017) with ``num_cycles`` over the budget.
-    """
+    """The learning rate over the budget: linear warm-up, then the named curve."""
 
     name: Literal["constant", "linear", "cosine", "cyclical"] = "constant"
+    """The curve; ``cyclical`` is the triangular policy of Smith (2017)."""
     warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    final_fraction: Fraction = 0.0
-    num_cycles: Positive = 3
+    """The share of the budget over which the learning rate first rises."""
+    final_fraction: Annotated[Fraction, Governed("schedule.name", ("linear", "cosine", "cyclical"))] = 0.0
+    """The share of the peak learning rate that the curve goes down to."""
+    num_cycles: Annotated[Positive, Governed("schedule.name", ("cyclical",))] = 3
+    """Number of cycles over the budget."""
 
     @field_validator("final_fraction", "num_cycles")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
         name, field = info.data.get("name"), str(info.field_name)
-        takes = SCHEDULES_WITH[field]
-        if name is not None and name not in takes and value != cls.model_fields[field].default:
-            raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(takes)}")
+        governed = roles_in(cls, Governed)[field]
+        if name is not None and not governed.holds(name) and value != cls.model_fields[field].default:
+            raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(governed.values)}")
         return value
 
 
+_FITS = Joint("parts that must fit each other")
+
+_SAME_BUDGET = NotSearched("every trial has the same budget and is measured alike")
+
+_BY_RESOURCES = NotSearched("search.resources sets it for every trial")
+
+
 class FinetuneSpec(Spec):
-    """A complete fine-tuning run.
+    """A complete fine-tuning run."""
 
-    ``batch_size`` images go through the model at a time; an optimizer step sees ``batch_size *
-    grad_accumulation`` of them. ``num_evals`` evaluations are spread evenly over ``max_steps``.
-    ``sample_posterior``: train on a sample of the posterior (as the model is used) or on its mode.
-    ``perceptual``: the network that ``lpips`` and ``vgg`` look through; ``features``: that of ``rfid`` and ``kid``.
-    ``num_threads`` (on the CPU) and ``device`` (``auto``: a GPU if there is one): the last digits of a
-    result depend on them, so a search sets both by ``search.resources``.
-    ``frozen_cache_gb``: what the outputs of frozen stages, kept for all runs of a machine, may take on its disk
-    (1e9 bytes); 0 keeps none. No result depends on it.
-    """
-
-    model: AnyModel
-    data: AnyData
-    freeze_depth: Annotated[int, Field(ge=0)] = 0
-    freeze: tuple[str, ...] = ()
-    perceptual: PerceptualNet | None = None
-    features: FeatureNet | None = None
-    losses: Losses
-    discriminator: DiscriminatorSpec = DiscriminatorSpec()
-    optimizer: Optimizer
-    max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
-    schedule: Schedule = Schedule()
-    ema_half_life_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    batch_size: Positive = 8
-    grad_accumulation: Positive = 1
-    max_steps: Positive
-    num_evals: Positive = 6
-    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("psnr", "ssim")
-    sample_posterior: bool = True
+    model: Annotated[AnyModel, _FITS]
+    """The model to fine-tune."""
+    data: Annotated[AnyData, _FITS, AfterTraining()]
+    """The images to train on and to validate on."""
+    freeze_depth: Annotated[int, Field(ge=0), TrainingOnly()] = 0
+    """How many stages to freeze, from the first on."""
+    freeze: Annotated[tuple[str, ...], TrainingOnly()] = ()
+    """Globs over stage names and groups (``encoder``, ``bottleneck``, ``decoder``, ``head``): the stages to freeze."""
+    perceptual: Annotated[PerceptualNet | None, _FITS, Enables(needs.perceptual)] = None
+    """The network with which ``lpips`` and ``vgg`` compare images."""
+    features: Annotated[FeatureNet | None, _FITS, Enables(needs.features)] = None
+    """The network that gives the features for ``rfid`` and ``kid``."""
+    losses: Annotated[Losses, _FITS, TrainingOnly()]
+    """Weights of the loss terms."""
+    discriminator: Annotated[DiscriminatorSpec, _FITS, TrainingOnly(), Governed("losses.adversarial")] = (
+        DiscriminatorSpec()
+    )
+    """The discriminator of ``losses.adversarial``."""
+    optimizer: Annotated[Optimizer, TrainingOnly()]
+    """Optimizer and learning rates."""
+    max_grad_norm: Annotated[Annotated[float, Field(gt=0.0)] | None, TrainingOnly()] = 1.0
+    """Clips the norm of the gradient; null does not clip."""
+    schedule: Annotated[Schedule, TrainingOnly()] = Schedule()
+    """The learning rate over the budget."""
+    ema_half_life_fraction: Annotated[Annotated[float, Field(gt=0.0, le=1.0)] | None, TrainingOnly()] = None
+    """Half-life of an exponential moving average of the weights, as a share of the budget. Evaluations and the result
+    then take the averaged weights; null takes no average."""
+    batch_size: Annotated[Positive, AfterTraining()] = 8
+    """Images that go through the model at a time."""
+    grad_accumulation: Annotated[Positive, TrainingOnly()] = 1
+    """Batches per optimizer step."""
+    max_steps: Annotated[Positive, TrainingOnly(), MayDiffer(), _SAME_BUDGET]
+    """The budget in optimizer steps."""
+    num_evals: Annotated[Positive, TrainingOnly(), MayDiffer(), _SAME_BUDGET] = 6
+    """Number of evaluations, spread evenly over the budget."""
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1), _FITS, _SAME_BUDGET] = ("psnr", "ssim")
+    """What evaluations measure."""
+    sample_posterior: Annotated[bool, _FITS] = True
+    """Train on a sample of the posterior, as the model is used, or else on its mode."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    num_threads: Positive | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    frozen_cache_gb: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
+    """Precision of the forward pass; weights and losses are always fp32."""
+    num_threads: Annotated[Positive | None, MayDiffer(), AfterTraining(), _BY_RESOURCES] = None
+    """CPU threads. The last digits of a result depend on them, so a search sets them by ``search.resources``."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], AfterTraining(), _BY_RESOURCES] = "auto"
+    """``auto`` takes a GPU if there is one. The last digits of a result depend on the device, so a search sets it by
+    ``search.resources``."""
+    frozen_cache_gb: Annotated[float, Field(ge=0.0, allow_inf_nan=False), Means()] = 4.0
+    """Disk space, in 1e9 bytes, for the outputs of frozen stages, which are kept for all runs of a machine; 0 keeps
+    none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything random in the run."""
 
-    # Each field is checked against the ones before it as far as those are valid, so that all faults show at once.
+    # Every validator reads the fields before its own as far as they are valid, so that all faults show at once.
 
     @field_validator("data")
     @classmethod
@@ -122,7 +154,8 @@ class FinetuneSpec(Spec):
     @field_validator("losses")
     @classmethod
     def _losses_fit(cls, losses: Losses, info: ValidationInfo) -> Losses:
-        parts, weights = _parts(info, losses), losses.weights()
+        weights = losses.weights()
+        parts = _parts(info, weights)
         found: list[Problem] = []
         if not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
@@ -155,7 +188,8 @@ class FinetuneSpec(Spec):
     @field_validator("metrics")
     @classmethod
     def _metrics_fit(cls, metrics: tuple[MetricName, ...], info: ValidationInfo) -> tuple[MetricName, ...]:
-        parts = _parts(info, info.data.get("losses"))
+        losses = info.data.get("losses")
+        parts = _parts(info, None if losses is None else losses.weights())
         found: list[Problem] = []
         for i, metric in enumerate(metrics):
             if metric in metrics[:i]:
@@ -178,13 +212,13 @@ class FinetuneSpec(Spec):
         return [round(i * self.max_steps / self.num_evals) for i in range(1, self.num_evals + 1)]
 
     def source_metrics(self) -> tuple[MetricName, ...]:
-        """Those of ``metrics`` that are also measured on the images of ``data.replay``.
+        """The metrics that are also measured on the images of ``data.replay``.
 
-        Left out are those that these images cannot have, and those of the head, whose classes are the data's own.
+        Metrics that these images cannot have are left out, and those of the head, which knows the classes of the data.
         """
         if self.data.replay is None:
             return ()
-        parts = Parts(self.model, self.data.replay, self.losses, self.perceptual, self.features)
+        parts = Parts(self.model, self.data.replay, self.losses.weights(), self.perceptual, self.features)
         return tuple(
             name
             for name in self.metrics
@@ -209,6 +243,6 @@ class FinetuneSpec(Spec):
         )
 
 
-def _parts(info: ValidationInfo, losses: Losses | None) -> Parts:
+def _parts(info: ValidationInfo, weights: dict[str, float] | None) -> Parts:
     model, data, perceptual, features = (info.data.get(name) for name in ("model", "data", "perceptual", "features"))
-    return Parts(model, data, losses, perceptual, features)
+    return Parts(model, data, weights, perceptual, features)

@@ -1,17 +1,18 @@
-"""Names and addresses that a file may hold: safe as file names, free of secrets."""
+"""Names and addresses in files: which are safe as file names, and which may hold a secret."""
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from urllib.parse import unquote
 
-# A user alone is no secret where the password lies elsewhere: an ssh key, a password file, an account's key.
+# A user without a password is no secret where the password lies elsewhere: an ssh key, a password file, a key file.
 _USER_ALONE = ("sftp", "ssh", "scp", "hdfs", "webhdfs", "smb", "abfs", "abfss", "wasb", "wasbs")
 
 _DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
 
 _FILES = ("sqlite", "file", "local")
 
-# All that the query of a database may say; other addresses have no query.
+# The names that the query of a database's address may have; other addresses have no query.
 _HARMLESS = frozenset(
     {"user", "host", "port", "dbname", "driver", "charset", "sslmode", "connect_timeout", "timeout", "application_name"}
     | {"encrypt", "trustservercertificate"}
@@ -35,8 +36,15 @@ _LOGIN = re.compile(r"[^\s/\\:@'\"]+:[^\s/\\@'\"]+@(?=[\w.-])")  # user:password
 _TOKEN = re.compile(r"[^\s'\"]+")
 
 
+@dataclass(frozen=True, repr=False)
+class Secret:
+    """Takes the place of an address that may hold a secret: no field accepts it, and no message can repeat it."""
+
+    rule: str
+
+
 def secret_problem(address: str) -> str | None:
-    """Why ``address`` may not stand in a file: it may hold a secret. The reason does not repeat it."""
+    """Why ``address`` may not stand in a file: it may hold a secret, which the reason does not repeat. Else None."""
     kind = _secret_in(address)
     if kind is None:
         return None
@@ -47,7 +55,7 @@ def secret_problem(address: str) -> str | None:
 
 
 def redacted(text: str, *addresses: str) -> str:
-    """``text`` without what may be secret in ``addresses``, or in an address that it quotes."""
+    """``text`` without the possible secrets of ``addresses`` and of addresses that it quotes."""
     for address in addresses:
         if _secret_in(address):
             text = _without_parts_of(address, text)
@@ -55,7 +63,7 @@ def redacted(text: str, *addresses: str) -> str:
 
 
 def _redacted_token(found: re.Match[str]) -> str:
-    """A word of a text; of an address that may still hold a secret, its beginning alone."""
+    """One word of a text; an address that may still hold a secret is cut after its scheme."""
     word = _forms(found[0])[-1]
     start = _URL.search(word)
     if start is None or not _secret_in(word[start.start() :].replace("***@", "").replace("?***", "")):
@@ -64,13 +72,13 @@ def _redacted_token(found: re.Match[str]) -> str:
 
 
 def _secret_in(address: str) -> str | None:
-    """A name for what may be secret, whichever way the address is written."""
+    """What may be secret in an address, in whichever way it is written; None if nothing may."""
     forms = _forms(address.replace("\\", "/").strip())
     return next((kind for form in forms if (kind := _secret_in_plain(form)) is not None), None)
 
 
 def _forms(text: str) -> list[str]:
-    """As it stands, and without the encoding of each layer of %25."""
+    """A text, and the text after each round of decoding its %-encoding."""
     forms = [text]
     while (plain := unquote(forms[-1])) != forms[-1]:
         forms.append(plain)
@@ -83,11 +91,11 @@ def _secret_in_plain(address: str) -> str | None:
         return "a password" if _LOGIN.match(address) else None
     scheme, rest = _scheme(address), address[found.end() :]
     path, _, query = rest.partition("?")
-    if scheme in _FILES and not re.match("[^:]+://[^/]", address):  # a path, whatever its letters
+    if scheme in _FILES and not re.match("[^:]+://[^/]", address):  # a path may hold any character
         return _in_query(query, scheme)
     if "#" in rest:
         return "a fragment (#...), which may be a secret"
-    # Up to the last @: a password may hold any character. In an object's name an @ is harmless.
+    # A login ends at the last @, since a password may hold any character. In the name of an object an @ is harmless.
     host, _, _ = path.partition("/")
     login, at, _ = (path if ":" in host or scheme in (*_DATABASES, "http", "https", "ftp") else host).rpartition("@")
     if at and ":" in login:
@@ -108,7 +116,7 @@ def _in_query(query: str, scheme: str) -> str | None:
 
 
 def _scheme(address: str) -> str:
-    """In lower case, without the driver of a database."""
+    """The scheme in lower case, without the driver of a database."""
     found = _URL.match(address.strip())
     return (found[1] or "").lower().partition("+")[0] if found is not None else ""
 
@@ -122,26 +130,26 @@ def _without_parts_of(address: str, text: str) -> str:
     values = [part.partition("=")[2] or part for part in re.split("[&;#]", "".join(query))]
     for secret in (*query, *values, login, login.partition(":")[2]):
         for form in (secret, unquote(secret)):
-            if len(form) > 3:  # a shorter one would be hit in the middle of words, and so be told
+            if len(form) > 3:  # a shorter one would also be replaced inside other words, which would reveal it
                 text = text.replace(form, "***")
     return text
 
 
 LONGEST = 200  # bytes: file systems take 255, and a suffix follows
 
-# What the embedded MLflow store of a storage folder is called, beside the searches there.
+# The files of the embedded MLflow store, which lie beside the searches in a storage folder.
 _EMBEDDED = ("mlflow.db", "mlartifacts", "mlruns")
 
 
 def file_name_problem(name: object) -> str | None:
-    """Why ``name`` cannot be a file's own name, on any system; None where it can.
+    """Why ``name`` cannot be the name of a file on every system; None where it can.
 
-    Names come from files that others wrote: none may lead out of the folder it belongs in.
+    Names come from files that others wrote, and none may lead out of the folder it belongs in.
     """
     if not isinstance(name, str):
         return "must be text"
     if not name.strip(" .") or name != name.strip():
-        return "must not be empty, nor of dots alone, nor begin or end with a space"
+        return "must not be empty, consist of dots alone, or begin or end with a space"
     if any(mark in name for mark in "/\\") or re.match("[A-Za-z]:", name) or name.startswith("~"):
         return "must be the name of a file, not a path (without / and \\, not beginning with ~ or a drive such as C:)"
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
@@ -152,20 +160,20 @@ def file_name_problem(name: object) -> str | None:
 
 
 def leads_out(path: object) -> bool:
-    """Whether a path that a file gives leads out of the folder that it is relative to."""
+    """Whether a path in a file leads out of the folder that it is relative to."""
     return not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path
 
 
 def search_name_problem(name: str) -> str | None:
-    """Why a search cannot be called so: its folder would take the place of what lies beside it."""
+    """Why a search cannot have this name, which is that of its folder; None where it can."""
     plain = name.casefold()
     if plain in _EMBEDDED or plain.startswith("mlflow.db"):
-        return "is what the embedded MLflow store is called, choose another name"
+        return "is the name of the embedded MLflow store, choose another name"
     return file_name_problem(name)
 
 
 def registry_name_problem(name: str) -> str | None:
-    """Why MLflow's registry takes no model of this name; None where it does."""
+    """Why MLflow's registry accepts no model of this name; None where it does."""
     if not name.strip() or any(mark in name for mark in "/:") or name in (".", ".."):
         return "must be a name without / and :"
     if len(name) > 256:

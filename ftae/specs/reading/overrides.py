@@ -1,94 +1,22 @@
-"""What a plain value of a YAML file is: PyYAML follows YAML 1.1, whose surprises are taken out or refused here."""
+"""Leaves of a spec by dotted path: finding one, converting a value to its type, replacing values."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ConfigDict, JsonValue, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from ftae.errors import FtaeError
-from ftae.specs.reading.base import Spec, alternatives, constrained, mapping_values, members, model_of, strictly
+from ftae.specs.reading.base import Spec, mark_wrong_types
 from ftae.specs.reading.problems import one_of
+from ftae.specs.reading.schema import alternatives, constrained, mapping_values, members, model_of
 from ftae.wording import did_you_mean
-
-_FLOAT = "tag:yaml.org,2002:float"
-
-# YAML 1.1 wants a dot and a sign: 1e-4 is text to it, and a number to everybody else.
-_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-
-_BASE_60_OR_8 = re.compile(r"[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?|0[0-7_]+)")
-
-
-class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader; every error has its line."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except ValueError as error:  # a number of thousands of digits, base64 that is none
-            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
-
-
-class Dumper(yaml.SafeDumper):
-    """Puts in quotes what ``Loader`` would not read as text."""
-
-
-for _class in (Loader, Dumper):
-    _class.add_implicit_resolver(_FLOAT, _EXPONENT, list("-+.0123456789"))
-
-
-@dataclass(frozen=True)
-class Written:
-    """A date: nothing takes one, and a message shows it as the file has it."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: Written(str(node.value)))
-
-
-def misread(node: yaml.Node) -> str | None:
-    """What is wrong with a plain number that means another one to YAML than to people."""
-    if isinstance(node, yaml.ScalarNode) and node.style is None and _BASE_60_OR_8.fullmatch(node.value):
-        number = Loader("").construct_object(node)
-        return f"YAML reads {node.value} as {number}: write that, or in quotes what is to be text"
-    return None
-
-
-def load(text: str) -> Any:
-    """The value of one text.
-
-    Raises:
-        yaml.YAMLError: it is not valid.
-        FtaeError: a number in it may be misread.
-    """
-    loader = Loader(text)
-    node = loader.get_single_node()
-    if node is None:
-        return None
-    nodes = [node]
-    while nodes:
-        inner = nodes.pop()
-        if (reason := misread(inner)) is not None:
-            raise FtaeError(reason)
-        if isinstance(inner, yaml.SequenceNode):
-            nodes += inner.value
-        elif isinstance(inner, yaml.MappingNode):
-            nodes += [value for _, value in inner.value]
-    return loader.construct_document(node)
-
 
 S = TypeVar("S", bound=Spec)
 
 
 class Leaf:
-    """One settable value of a spec: its annotation with all constraints, and how to coerce to it."""
+    """One settable value of a spec: its annotation with all constraints."""
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
@@ -100,16 +28,16 @@ class Leaf:
         Raises:
             pydantic.ValidationError: the field does not accept it.
         """
-        return self._adapter.validate_python(strictly(alternatives(self.annotation), value))
+        return self._adapter.validate_python(mark_wrong_types(alternatives(self.annotation), value))
 
     def number_type(self) -> type[int] | type[float] | None:
-        """``int`` or ``float`` for a numeric leaf (None allowed beside it), else None."""
+        """``int`` or ``float`` for a numeric leaf (which may also allow None), else None."""
         kinds = alternatives(self.annotation)
         return int if kinds == [int] else float if kinds == [float] else None
 
 
 def leaf(spec: Spec, path: str) -> Leaf:
-    """The leaf of ``spec`` at ``path``. Unions resolve to the member the spec holds.
+    """The leaf of ``spec`` at ``path``. Unions resolve to the member that the spec holds.
 
     Raises:
         FtaeError: the path names no leaf.
@@ -118,7 +46,11 @@ def leaf(spec: Spec, path: str) -> Leaf:
 
 
 def leaf_in(spec_type: type[Spec], data: Any, path: str) -> Leaf:
-    """As ``leaf``, for data that need not be valid: a union that its data do not tell takes any member's keys."""
+    """The same for data that may be invalid: where their tag does not choose a member of a union, keys of any do.
+
+    Raises:
+        FtaeError: the path names no leaf.
+    """
     _, annotation = locate(spec_type, data, path)
     for kind in alternatives(annotation):
         model = model_of(kind)
@@ -132,11 +64,11 @@ def leaf_in(spec_type: type[Spec], data: Any, path: str) -> Leaf:
 def locate(spec_type: type[Spec], data: Any, path: str) -> tuple[tuple[str, ...], Any]:
     """The keys that lead to ``path`` in ``data`` (a spec as a dict), and the annotation there.
 
-    In a mapping whose keys are the user's own (``lr_multipliers``, ``search_space``) a key may contain
-    dots: the longest one there that the path goes on from, else all the rest is one new key.
+    In a mapping with keys of the user (``lr_multipliers``, ``search_space``) a key may contain dots: the longest
+    existing key from which the path can continue is taken, else the rest of the path is one new key.
 
     Raises:
-        FtaeError: no such key.
+        FtaeError: there is no such key.
     """
     keys: list[str] = []
     annotation: Any = spec_type
@@ -160,12 +92,12 @@ def locate(spec_type: type[Spec], data: Any, path: str) -> tuple[tuple[str, ...]
         rest = rest[key.count(".") + 1 :]
         data = data.get(key) if isinstance(data, Mapping) else None
     if annotation in (Any, JsonValue) and type(data) in (int, float):
-        annotation = type(data)  # a number of the user's own (model.kwargs) keeps its type
+        annotation = type(data)  # a number of the user (model.kwargs) keeps its type
     return tuple(keys), annotation
 
 
 def apply_overrides(spec: S, values: Mapping[str, Any]) -> S:
-    """A new, fully validated spec with the leaves of ``values`` replaced.
+    """A new, fully validated spec in which the leaves of ``values`` are replaced.
 
     Raises:
         FtaeError: a path names nothing.
@@ -179,7 +111,7 @@ def apply_overrides(spec: S, values: Mapping[str, Any]) -> S:
 
 
 def with_value(data: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """``data`` with one value replaced, itself left as it is; a missing section on the way is made."""
+    """A copy of ``data`` with one value replaced; sections that are missing on the way are created."""
     first, *rest = keys
     section = data.get(first)
     inner = with_value(section if isinstance(section, Mapping) else {}, rest, value) if rest else value
@@ -200,7 +132,7 @@ def value_at(spec: Spec, path: str) -> Any:
 
 
 def _fields(here: Sequence[Any]) -> dict[str, FieldInfo]:
-    """The fields of all models among the alternatives; the first to have a name wins."""
+    """The fields of all models among the alternatives; where several have a name, those of the first."""
     models = [model for kind in reversed(here) if (model := model_of(kind)) is not None]
     return {name: field for model in models for name, field in model.model_fields.items()}
 

@@ -1,8 +1,8 @@
-"""From pydantic's errors to problems a user understands: where, which rule, the value, a suggestion.
+"""Turns pydantic's errors into problems that a user understands: the place, the rule, the value, a suggestion.
 
-A validator of one field raises ``ValueError("rule")``; one that finds several faults, or a fault deeper
-down, raises ``refusal``. Validators sit on the last field they need and read the ones before it, so
-that a fault elsewhere does not keep them from running.
+A validator of one field raises ``ValueError("rule")``. A validator that finds several faults, or a fault in a section
+below, raises ``refusal``. A validator sits on the last field that it needs and reads the fields before it, so that
+faults elsewhere do not keep it from running.
 """
 
 import re
@@ -12,15 +12,15 @@ from typing import Any
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from ftae.specs.reading.base import Location, Secret, follow, literals, model_of, tag_of
-from ftae.specs.reading.names import redacted
+from ftae.specs.reading.names import Secret, redacted
+from ftae.specs.reading.schema import Location, follow, literals, model_of, tag_of
 from ftae.wording import did_you_mean
 
 Problem = tuple[Location, str]
 
-_REFUSED = "refused"  # the type of the errors that refusal makes
+_REFUSED = "refused"  # the type of the errors that ``refusal`` makes
 
-# Where pydantic's own words mean little outside Python.
+# Replacements for messages of pydantic that mean little outside Python.
 _RULES = {
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
@@ -43,9 +43,9 @@ _RULES = {
 def problems(
     root: Any, error: ValidationError, written: Callable[[Location], str | None] = lambda location: None
 ) -> list[Problem]:
-    """Every problem of a failed validation against ``root``: a spec, or any annotation.
+    """Every problem of a failed validation against ``root``, which is a spec or any annotation.
 
-    ``written``: how a value stands in its file, where that may be otherwise than it was read.
+    ``written`` gives the text of a value in its file where that may differ from the value that was read.
     """
     found: list[Problem] = []
     plain: dict[Location, list[ErrorDetails]] = {}
@@ -69,23 +69,23 @@ def problems(
             found.append((location, f"required, {one_of(choices)}" if choices else "required"))
         elif kind == "literal_error" and literals(here):
             found.append((location, one_of(literals(here), detail["input"])))
-        elif kind != "too_short" or len(detail["input"]) < context["min_length"]:  # else an item of it is at fault
+        elif kind != "too_short" or len(detail["input"]) < context["min_length"]:  # else one of its items is at fault
             plain.setdefault(location, []).append(detail)
     found += [(location, _plain(details, written(location))) for location, details in plain.items()]
     return list(dict.fromkeys(found))
 
 
-def refusal(found: Iterable[Problem]) -> ValidationError:
-    """The error for a validator to raise; the locations are relative to what it validates."""
+def refusal(found: Iterable[Problem], title: str = "a spec") -> ValidationError:
+    """The error for a validator to raise; locations are relative to the value that it validates."""
     errors = []
     for location, rule in found:
         context = {"text": f"{dotted(location)}: {rule}" if location else rule, "location": location, "rule": rule}
         errors.append(InitErrorDetails(type=PydanticCustomError(_REFUSED, "{text}", context), loc=(), input=None))
-    return ValidationError.from_exception_data("refused", errors)
+    return ValidationError.from_exception_data(title, errors, hide_input=True)
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
-    """A pattern for text, with the words for it: ``rule`` continues "must be"."""
+    """A pattern that text must match; ``rule`` completes "must be ..." in the message."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -95,26 +95,26 @@ def matching(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def one_of(choices: Sequence[str], *given: Any) -> str:
-    """``must be one of a, b``, and with a value given: ``, got 'c', did you mean 'b'?``"""
-    got = f", got {quoted(given[0])}{did_you_mean(str(given[0]), choices)}" if given else ""
+def one_of(choices: Sequence[str], *value: Any) -> str:
+    """``must be one of a, b``; with a value also ``, got 'c', did you mean 'b'?``"""
+    got = f", got {quoted(value[0])}{did_you_mean(str(value[0]), choices)}" if value else ""
     return f"must be one of {', '.join(choices)}{got}"
 
 
 def quoted(value: Any) -> str:
-    """``value`` as a message quotes it: on one line, not too long, null and booleans as in YAML."""
+    """``value`` for a message: on one line, at most 80 characters, null and booleans as in YAML, without secrets."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
     text = redacted(text, value) if isinstance(value, str) else redacted(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def dotted(location: Location) -> str:
-    """``finetune.metrics.1``; a key that would break the line is quoted."""
+    """A location as text, such as ``finetune.metrics.1``; a key that would break the line is quoted."""
     return ".".join(str(part) if str(part).isprintable() else repr(part) for part in location)
 
 
 def _wrong_tag(location: Location, here: list[Any], detail: ErrorDetails) -> Problem:
-    # pydantic names the key in quotes, or the function that reads it: _family().
+    # pydantic gives the key in quotes, or the name of the function that reads it, such as _family().
     key, section = detail["ctx"]["discriminator"].strip("'_()"), detail["input"]
     choices = [tag for kind in here if (tag := tag_of(kind)) is not None]
     if not isinstance(section, Mapping):
@@ -125,7 +125,7 @@ def _wrong_tag(location: Location, here: list[Any], detail: ErrorDetails) -> Pro
 
 
 def _plain(details: Sequence[ErrorDetails], written: str | None) -> str:
-    """One sentence for one value; each member of an untagged union has said what it wants."""
+    """One sentence for one value, which combines the rules of all members of an untagged union."""
     rules = dict.fromkeys(_rule(detail) for detail in details)
     if "must be a number" in rules:
         rules.pop("must be a whole number", None)

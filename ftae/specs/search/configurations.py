@@ -12,25 +12,25 @@ from ftae.specs.search.search import SearchSpec
 
 
 def in_order(space: Mapping[str, Distribution]) -> list[str]:
-    """The leaves of a space, those that govern others before them."""
+    """The leaves of a space; a leaf that governs others comes before them."""
     return sorted(space, key=lambda path: sum(c.governor in space for c in conditions_of(path)))
 
 
 def configurations(spec: SearchSpec) -> Iterator[dict[str, Any]]:
-    """The params of every trial that the space allows, each once; without end where a range is continuous."""
+    """The params of every trial that the space allows, each once; endless where a range is continuous."""
     return _combined(spec, in_order(spec.search_space), {})
 
 
 def count_up_to(limit: int, spec: SearchSpec) -> int:
-    """How many configurations there are, or ``limit`` if there are more."""
+    """The number of configurations, or ``limit`` if there are more."""
     return sum(1 for _ in islice(configurations(spec), limit))
 
 
 def identity(spec: SearchSpec, params: Mapping[str, Any]) -> str:
-    """The same for params that train the same: without what has no effect, and a step for a step."""
+    """The same text for params that train the same: inactive ones do not count, and steps of a range count as steps."""
     space = spec.search_space
-    told = {path: _place(space[path], params[path]) for path in params if has_effect(spec.finetune, path, params)}
-    return json.dumps(told, sort_keys=True)
+    active = {path: _step(space[path], params[path]) for path in params if has_effect(spec.finetune, path, params)}
+    return json.dumps(active, sort_keys=True)
 
 
 def _combined(spec: SearchSpec, paths: Sequence[str], chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -57,13 +57,13 @@ def _values(distribution: Distribution) -> Iterator[Any]:
         yield from (low + (high - low) / part for part in count(1))
     elif isinstance(low, int):
         yield from range(low, int(high) + 1, int(step))
-    else:  # in decimals, as Optuna reckons: 0.1 + 2 * 0.1 is above 0.3
+    else:  # in decimals, as Optuna calculates: 0.1 + 2 * 0.1 is above 0.3
         first, wide = Decimal(str(low)), Decimal(str(step))
         yield from (float(first + k * wide) for k in range(int((high - low) / step + 1e-9) + 1))
 
 
-def _place(distribution: Distribution, value: Any) -> Any:
-    """Of a value on the steps of a range, which step it is: 0.1 * 3 and 0.3 differ in the last digit."""
+def _step(distribution: Distribution, value: Any) -> Any:
+    """The number of a value's step in a range with steps, since 0.1 * 3 and 0.3 differ in the last digit."""
     if isinstance(distribution, Range) and distribution.step and not distribution.is_off(value):
         return round((value - distribution.low) / distribution.step)
     return value

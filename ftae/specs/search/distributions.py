@@ -1,28 +1,30 @@
-"""What the sampler may choose for one leaf. In a file: ``{low, high, log, step, or_off}`` or ``{choices}``."""
+"""What the sampler may choose for one leaf; in a file ``{low, high, log, step, or_off}`` or ``{choices}``."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
-from ftae.specs.reading.base import Location, Spec
+from ftae.specs.reading.base import Spec
 from ftae.specs.reading.overrides import Leaf, apply_overrides, leaf, value_at
 from ftae.specs.reading.problems import dotted, problems, quoted, refusal
+from ftae.specs.reading.schema import Location
 from ftae.specs.search.conditions import drop_inactive, has_effect
 
 
 class Range(Spec):
-    """A numeric range, both ends included; a float or an int range by the leaf it is for.
-
-    ``log``: sample uniformly in the logarithm. ``step``: only ``low + k * step``. ``or_off``: the sampler first
-    chooses whether the leaf is on; off is 0, or null where the leaf takes no 0.
-    """
+    """A numeric range, both ends included; its values are floats or ints as the leaf is."""
 
     low: float | int
+    """The smallest value."""
     high: float | int
+    """The largest value."""
     log: bool = False
+    """Sample uniformly in the logarithm."""
     step: float | int | None = None
+    """Sample ``low + k * step`` only."""
     or_off: bool = False
+    """The sampler first chooses whether the leaf is on. Off is 0, or null where the leaf takes no 0."""
     _off: float | int | None = PrivateAttr(default=None)
 
     @field_validator("high")
@@ -52,7 +54,7 @@ class Range(Spec):
         return step
 
     def contains(self, value: Any) -> bool:
-        """Whether ``value`` is one this range can give."""
+        """Whether the sampler may choose ``value``."""
         if self.is_off(value):
             return True
         if value is None or isinstance(value, (bool, str)) or not self.low <= value <= self.high:
@@ -63,19 +65,20 @@ class Range(Spec):
         return bool(abs(k - round(k)) < 1e-9)
 
     def corners(self) -> tuple[Any, ...]:
-        """The values to try where all cannot be tried."""
+        """The values to try where not all can be tried."""
         return (self._off, self.low, self.high) if self.or_off else (self.low, self.high)
 
     @property
     def off(self) -> float | int | None:
-        """What the leaf is where it is off; known once the range was ``coerced`` to its leaf."""
+        """The value of the leaf where it is off; known once the range was ``coerced`` to its leaf."""
         return self._off
 
     def is_off(self, value: Any) -> bool:
+        """Whether ``value`` means that the leaf is off."""
         return self.or_off and value == self._off
 
     def with_off(self, off: float | int | None) -> "Range":
-        """The same range with what off is for its leaf."""
+        """The same range with the value that means off."""
         result = self.model_copy()
         result._off = off
         return result
@@ -85,6 +88,7 @@ class Choices(Spec):
     """One of a list of values."""
 
     choices: tuple[Any, ...] = Field(min_length=2)
+    """The values, all different."""
 
     @field_validator("choices")
     @classmethod
@@ -95,10 +99,11 @@ class Choices(Spec):
         return choices
 
     def contains(self, value: Any) -> bool:
+        """Whether the sampler may choose ``value``."""
         return value in self.choices
 
     def corners(self) -> tuple[Any, ...]:
-        """The values to try where all cannot be tried: here all of them."""
+        """All values, since each of them can be tried."""
         return self.choices
 
 
@@ -106,12 +111,12 @@ Distribution = Range | Choices
 
 
 def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
-    """``distribution`` with every bound and choice coerced through the leaf of ``spec`` at ``path``.
+    """``distribution`` with every bound and choice converted to the type of the leaf of ``spec`` at ``path``.
 
     Raises:
-        FtaeError: no such leaf.
-        pydantic.ValidationError: a value that the leaf or the whole spec refuses, or the spec's own value
-            (the first configuration tried) lies outside.
+        FtaeError: there is no such leaf.
+        pydantic.ValidationError: the leaf or the whole spec refuses a value, or the spec's own value (of the first
+            configuration tried) lies outside.
     """
     result = typed(spec, path, distribution)
     found = []
@@ -126,7 +131,7 @@ def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
 
 
 def typed(spec: Spec, path: str, distribution: Distribution) -> Distribution:
-    """``coerced`` without looking whether the spec would be valid: for what was looked at before."""
+    """``coerced`` without the check that the spec would be valid, for a distribution that was checked before."""
     target = leaf(spec, path)
     if isinstance(distribution, Choices):
         return _coerced_choices(target, distribution)
@@ -134,9 +139,9 @@ def typed(spec: Spec, path: str, distribution: Distribution) -> Distribution:
 
 
 def validation_errors(spec: Spec, values: Mapping[str, Any]) -> list[str]:
-    """Why ``spec`` would not be valid with these leaves replaced; nothing where it would.
+    """Why ``spec`` would not be valid with these leaves replaced; an empty list where it would.
 
-    As in a trial: values without an effect beside the others are left out.
+    As in a trial, values that have no effect beside the others are left out.
     """
     try:
         apply_overrides(spec, drop_inactive(spec, values))
@@ -145,8 +150,8 @@ def validation_errors(spec: Spec, values: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _coerced_choices(target: Leaf, given: Choices) -> Choices:
-    values: dict[Location, Any] = {("choices", i): choice for i, choice in enumerate(given.choices)}
+def _coerced_choices(target: Leaf, distribution: Choices) -> Choices:
+    values: dict[Location, Any] = {("choices", i): choice for i, choice in enumerate(distribution.choices)}
     return Choices(choices=tuple(_coerced_values(target, values)))
 
 
@@ -161,16 +166,18 @@ def _coerced_range(target: Leaf, given: Range) -> Range:
 
 
 def _off(target: Leaf, given: Range) -> Any:
-    """What off is for a leaf: 0, or None where it takes no 0."""
+    """The value that means off: 0, or None where the leaf takes no 0."""
     for off in (0, None):
         try:
             value = target.coerce(off)
         except ValidationError:
             continue
         if off is not None and given.low <= off <= given.high:
-            raise refusal([(("low",), f"must be above 0, which is what or_off means by off, got {quoted(given.low)}")])
+            raise refusal(
+                [(("low",), f"must be above 0, which is the value of or_off for off, got {quoted(given.low)}")]
+            )
         return value
-    raise refusal([(("or_off",), "needs a leaf that may be 0 or null, and this one may be neither")])
+    raise refusal([(("or_off",), "needs a leaf that may be 0 or null; this one may be neither")])
 
 
 def _coerced_values(target: Leaf, values: Mapping[Location, Any]) -> list[Any]:

@@ -1,63 +1,75 @@
-"""Warnings about settings without effect, and the folders that a file names but this machine lacks."""
+"""Doubts about a valid file: settings without effect, and folders that this machine lacks."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ftae.specs.finetune.metrics import metric_facts
+from ftae.specs.finetune.losses import Losses
+from ftae.specs.finetune.metrics import METRICS, metric_facts
 from ftae.specs.finetune.models import CustomModel
+from ftae.specs.finetune.needs import Enables, Need
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.reading.problems import Problem, dotted, quoted
-from ftae.specs.search.conditions import CONDITIONS, default_of
+from ftae.specs.reading.roles import KeepsValidation, roles_below, roles_in
+from ftae.specs.search.conditions import CONDITIONS, covers, default_of
 from ftae.specs.search.configurations import count_up_to
 from ftae.specs.search.distributions import Distribution
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Asha
 
-# A network, and the losses and metrics that look through it.
-_NETWORKS = {"perceptual": ("lpips", "vgg"), "features": ("rfid", "kid")}
-
-# Of the leaves of data, these leave the validation images as they are.
-_TRAINING_ONLY = frozenset({"data.flip", "data.labelled_fraction", "data.replay.share", "data.replay.flip"})
-
 _SIDE = {"minimize": "lower", "maximize": "higher"}
+
+Space = Mapping[str, Distribution]
 
 
 def warnings(spec: SearchSpec | ProductionSpec) -> list[str]:
     """One sentence for each doubt; an empty list where there is none."""
-    if isinstance(spec, ProductionSpec):
-        return list(_about_the_run(spec.finetune, {}))
-    return [*_about_the_run(spec.finetune, spec.search_space), *_about_the_search(spec)]
+    run, space = spec.finetune, spec.search_space if isinstance(spec, SearchSpec) else {}
+    found = [*_without_condition(run, space), *_unused_labels(run, space), *_unmeasured(run), *_untrained(run, space)]
+    return [*found, *_about_the_search(spec)] if isinstance(spec, SearchSpec) else found
 
 
-def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iterator[str]:
-    for condition in CONDITIONS:
-        setting, governor = condition.setting, condition.governor
+def _without_condition(run: FinetuneSpec, space: Space) -> Iterator[str]:
+    """Settings that no value of their governor gives an effect."""
+    for setting, condition in CONDITIONS.items():
+        governor = condition.governor
         values = space[governor].corners() if governor in space else (value_at(run, governor),)
         if any(condition.holds(value) for value in values):
             continue
-        told = f"{governor} is {' or '.join(quoted(value).removesuffix('.0') for value in values)}"
-        if searched := [path for path in space if condition.covers(path)]:
-            yield from (f"{path} is searched without effect: {told} in every trial" for path in searched)
+        reason = f"{governor} is {' or '.join(quoted(value).removesuffix('.0') for value in values)}"
+        if searched := [path for path in space if covers(setting, path)]:
+            yield from (f"{path} is searched without effect: {reason} in every trial" for path in searched)
         elif (value := value_at(run, setting)) != (default := default_of(run, setting)):
             given = isinstance(value, dict) and ", ".join(name for name in value if value[name] != default[name])
-            yield f"{setting}{f' ({given})' if given else ''} has no effect: {told}"
+            yield f"{setting}{f' ({given})' if given else ''} has no effect: {reason}"
+
+
+def _unused_labels(run: FinetuneSpec, space: Space) -> Iterator[str]:
     # Where the weight may be 0, accuracy cannot be measured in every trial.
     may_be_off = space["losses.ce"].contains(0.0) if "losses.ce" in space else run.losses.ce == 0.0
     if not may_be_off and "accuracy" not in run.metrics:
         yield "losses.ce trains a classification head that no metric measures: add accuracy to finetune.metrics"
     if run.losses.ce == 0.0 and run.data.labelled_fraction < 1.0 and "losses.ce" not in space:
         yield "data.labelled_fraction has no effect: no loss uses labels (losses.ce is 0)"
+
+
+def _unmeasured(run: FinetuneSpec) -> Iterator[str]:
+    """Images that do not get into training batches, or that no metric measures."""
     replay = run.data.replay
     if replay is not None and replay.share > 0.0 and replay.rows(run.batch_size) == 0:
         yield f"data.replay.share has no effect: {replay.share:g} of a batch of {run.batch_size} is no image"
     if replay is not None and not run.source_metrics():
         yield "what the model still knows of data.replay is not measured: no metric of finetune.metrics can be"
     if run.data.anomaly_classes and "auroc" not in run.metrics:
-        yield "no metric is of the images of data.anomaly_classes: add auroc to finetune.metrics"
+        yield "no metric measures the images of data.anomaly_classes: add auroc to finetune.metrics"
+
+
+def _untrained(run: FinetuneSpec, space: Space) -> Iterator[str]:
+    """Parts of the model that stay as they are, and networks that nothing uses."""
     if run.model.gradient_codebook and run.losses.codebook == 0.0 and "losses.codebook" not in space:
         yield "the codes stay as they are: they are trained by gradient, and losses.codebook is 0"
-    for section, users in _NETWORKS.items():
+    for section, role in roles_in(FinetuneSpec, Enables).items():
+        users = _users_of(role.need)
         if getattr(run, section) is not None and not any(
             f"losses.{name}" in space or name in (*run.losses.weights(), *run.metrics) for name in users
         ):
@@ -68,19 +80,26 @@ def _about_the_run(run: FinetuneSpec, space: Mapping[str, Distribution]) -> Iter
         yield "frozen stages keep random weights: model.pretrained is null"
 
 
+def _users_of(need: Need) -> list[str]:
+    """The loss terms and metrics with a need."""
+    found = [name for name, needs in Losses.TERMS.items() if need in needs]
+    return list(dict.fromkeys([*found, *(name for name, metric in METRICS.items() if need in metric.needs)]))
+
+
 def _about_the_search(spec: SearchSpec) -> Iterator[str]:
     settings = spec.search
+    comparable = roles_below(FinetuneSpec, KeepsValidation)
     for path in spec.search_space:
-        if path.startswith("data.") and path not in _TRAINING_ONLY:
+        if path.startswith("data.") and path not in comparable:
             yield f"{path} is searched, so that trials are not measured on the same images"
     for goal in spec.objective.goals:
         if goal.metric == "val/input_psnr":
-            yield "objective.metric val/input_psnr is of the images alone: it is the same in every trial"
+            yield "objective.metric val/input_psnr depends on the images alone: it is the same in every trial"
         better = metric_facts(goal.metric).better
         if better not in (None, goal.direction):
             yield f"objective.direction is {goal.direction}, but {goal.metric} is better where it is {_SIDE[better]}"
     size = count_up_to(settings.num_trials, spec)
-    if 1 < size < settings.num_trials:  # of one alone, each leaf was said to have no effect
+    if 1 < size < settings.num_trials:  # with a single one, every leaf was reported as having no effect
         yield (
             f"search.num_trials ({settings.num_trials}) exceeds the {size} configurations of the search space: "
             "the search ends when all of them have been tried"
@@ -100,7 +119,7 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
 
 
 def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:
-    """The folders of images that are not there, each with its place in the file."""
+    """The folders of images that do not exist, each with its place in the file."""
     return [
         (("finetune", *leaf.split(".")), f"{dotted((folder,))} is not a folder")
         for leaf, folder in spec.finetune.data.image_folders().items()

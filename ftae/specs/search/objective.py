@@ -1,4 +1,4 @@
-"""What a search optimises: held-out, unweighted metrics with their directions, and bounds that others must keep."""
+"""What a search optimises: held-out, unweighted metrics with directions, and constraints on metrics."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class Constraint:
     bound: float
 
     def violation(self, value: float) -> float:
-        """By how much ``value`` misses the bound, in parts of the bound (of 1 where that is 0); 0 where it is kept.
+        """How far ``value`` misses the bound, as a share of the bound (of 1 where the bound is 0); 0 where it holds.
 
-        In parts, so that the misses of several constraints can be added: decibels and nats cannot.
+        Shares of several constraints can be added; decibels and nats cannot.
         """
         missing = self.bound - value if self.sense == ">=" else value - self.bound
         return max(0.0, missing) / (abs(self.bound) or 1.0)
@@ -51,35 +51,38 @@ Constraints = tuple[Annotated[Constraint, BeforeValidator(_constraint), PlainSer
 
 
 class Goal(Spec):
-    """A metric and the direction in which it is wanted."""
+    """One of several metrics to optimise, with its direction."""
 
     metric: str
+    """The name of the metric in reports, such as ``val/psnr``."""
     direction: Literal["minimize", "maximize"]
+    """Whether smaller or larger values are better."""
 
     @property
     def sign(self) -> float:
-        """What a value is multiplied by for more to be better."""
+        """The factor that turns values so that more is better."""
         return 1.0 if self.direction == "maximize" else -1.0
 
     def worst(self) -> float:
-        """The worst value the metric can take: what a diverged trial scores."""
+        """The worst value of the metric, which a diverged trial scores."""
         facts = metric_facts(self.metric)
         return facts.low if self.direction == "maximize" else facts.high
 
 
 class _Judging:
-    """What an objective says of the metrics of a trial, whether it has one goal or several."""
+    """How an objective judges the metrics of a trial, with one goal or several."""
 
     if TYPE_CHECKING:
         constraints: Constraints
 
     @property
     def goals(self) -> tuple[Goal, ...]:
+        """The metrics to optimise, with their directions."""
         raise NotImplementedError
 
     @property
     def first(self) -> Goal:
-        """The goal that trials are stopped early by."""
+        """The goal by which trials are stopped early."""
         return self.goals[0]
 
     @property
@@ -92,15 +95,15 @@ class _Judging:
         return tuple(goal.sign * metrics[goal.metric] for goal in self.goals)
 
     def violation(self, metrics: Metrics) -> float:
-        """The sum over the constraints of how far each is missed; 0 where all are kept."""
+        """The sum of the violations of all constraints; 0 where all hold."""
         return sum(constraint.violation(metrics[constraint.metric]) for constraint in self.constraints)
 
     def missed(self, metrics: Metrics) -> list[str]:
-        """The constraints that are not kept, each with the value it has instead."""
+        """The constraints that do not hold, each with the measured value."""
         return [f"{c} (it is {metrics[c.metric]:.6g})" for c in self.constraints if c.violation(metrics[c.metric])]
 
     def problems(self, measured: Sequence[str]) -> list[Problem]:
-        """What is wrong with it for a run that has these metrics, each with its place in the objective."""
+        """The problems of the objective for a run with these metrics, each with its place in the objective."""
         found: list[Problem] = []
         places = [self._place(i) for i in range(len(self.goals))]
         for i, (goal, place) in enumerate(zip(self.goals, places, strict=True)):
@@ -112,7 +115,7 @@ class _Judging:
             earlier = [c for c in self.constraints[:i] if c.metric == constraint.metric]
             if constraint.metric not in measured:
                 found.append((("constraints", i), _not_measured(constraint.metric, measured)))
-            elif reason := _never_tells(constraint):
+            elif reason := _says_nothing(constraint):
                 found.append((("constraints", i), reason))
             else:
                 found += [(("constraints", i), rule) for other in earlier if (rule := _at_odds(constraint, other))]
@@ -127,11 +130,14 @@ class _Judging:
 
 
 class Objective(_Judging, Spec):
-    """The one metric a search optimises, and the constraints that a trial must keep to win."""
+    """One metric to optimise, and constraints that a trial must keep to win."""
 
     metric: str
+    """The name of the metric in reports, such as ``val/psnr``."""
     direction: Literal["minimize", "maximize"]
+    """Whether smaller or larger values are better."""
     constraints: Constraints = ()
+    """Bounds such as ``val/kl <= 25``."""
 
     @property
     def goals(self) -> tuple[Goal, ...]:
@@ -139,10 +145,12 @@ class Objective(_Judging, Spec):
 
 
 class Objectives(_Judging, Spec):
-    """Several metrics at once: a search finds the trials that no other beats in all of them."""
+    """Several metrics at once: a search finds the trials that no other trial beats in all of them."""
 
     metrics: tuple[Goal, ...]
+    """The metrics, with a direction each; the first decides which trials are stopped early."""
     constraints: Constraints = ()
+    """Bounds such as ``val/kl <= 25``."""
 
     @field_validator("metrics")
     @classmethod
@@ -160,10 +168,10 @@ class Objectives(_Judging, Spec):
 
 
 def check_measured(objective: "AnyObjective", measured: Sequence[str]) -> None:
-    """Hold an objective against the metrics of its run.
+    """Check an objective against the metrics of its run.
 
     Raises:
-        pydantic.ValidationError: a metric is not measured or given twice, or a bound says nothing.
+        pydantic.ValidationError: a metric is not measured or given twice, or a bound always or never holds.
     """
     if found := objective.problems(measured):
         raise refusal(found)
@@ -175,16 +183,16 @@ def _not_measured(metric: str, measured: Sequence[str]) -> str:
     return f"{reason}, {one_of(measured, metric)}"
 
 
-def _never_tells(constraint: Constraint) -> str | None:
+def _says_nothing(constraint: Constraint) -> str | None:
     facts, bound = metric_facts(constraint.metric), constraint.bound
-    tells = facts.low < bound <= facts.high if constraint.sense == ">=" else facts.low <= bound < facts.high
-    return (
-        None if tells else f"is met always or never, {constraint.metric} lies between {facts.low:g} and {facts.high:g}"
-    )
+    may_hold = facts.low < bound <= facts.high if constraint.sense == ">=" else facts.low <= bound < facts.high
+    if may_hold:
+        return None
+    return f"is met always or never, {constraint.metric} lies between {facts.low:g} and {facts.high:g}"
 
 
 def _at_odds(constraint: Constraint, other: Constraint) -> str | None:
-    """Why two constraints on one metric are one too many."""
+    """Why two constraints on one metric do not go together."""
     if constraint.sense == other.sense:
         return f"{constraint} and {other} bound {constraint.metric} on the same side, keep the stricter of the two"
     low, high = sorted((constraint, other), key=lambda c: c.sense, reverse=True)
@@ -204,5 +212,5 @@ _READER: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
 
 
 def read_objective(dumped: Mapping[str, Any]) -> AnyObjective:
-    """An objective as a dumped search holds it."""
+    """The objective of a dumped search."""
     return _READER.validate_python(dumped)

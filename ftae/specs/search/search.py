@@ -1,4 +1,4 @@
-"""A search: one fine-tuning run, which of its leaves to vary, what to optimise, and with what means."""
+"""The two kinds of files: a search (a run, the leaves to vary, the objective, the means) and a production run."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -26,15 +26,16 @@ Name = Annotated[str, Field(max_length=80), _PLAIN]
 
 
 class ProductionSpec(Spec):
-    """One training run: what ``ftae export`` writes and ``ftae train`` runs.
+    """One training run, which ``ftae export`` writes and ``ftae train`` runs."""
 
-    ``from_search`` says where it came from: the name of the search and the number of the trial.
-    """
-
-    name: Annotated[str, Field(max_length=100), _PLAIN]  # of an export: that of the search and -trial-N
+    name: Annotated[str, Field(max_length=100), _PLAIN]  # of an export: the name of the search and -trial-N
+    """The name of the run."""
     finetune: FinetuneSpec
+    """The run itself."""
     tracking: Tracking = Tracking()
+    """Where MLflow is."""
     from_search: dict[str, JsonValue] | None = None
+    """Where the run comes from: the name of the search and the number of the trial."""
 
     def with_absolute_paths(self) -> "ProductionSpec":
         """The same run with absolute paths."""
@@ -43,24 +44,30 @@ class ProductionSpec(Spec):
         )
 
 
-_TRUSTED = object()  # no key of a file, which is the context otherwise
+_TRUSTED = object()  # a key of the validation context, which holds the data of the file otherwise
 
 
-def _free(name: str) -> str:
+def _is_free(name: str) -> str:
     if (reason := search_name_problem(name)) is not None:
         raise ValueError(f"{quoted(name)} {reason}")
     return name
 
 
 class SearchSpec(Spec):
-    """A whole search file. ``finetune`` is also the first configuration tried."""
+    """A whole search file."""
 
-    name: Annotated[Name, AfterValidator(_free)]
+    name: Annotated[Name, AfterValidator(_is_free)]
+    """The name of the search, which is also that of its folder."""
     finetune: FinetuneSpec
+    """The run to tune, which is also the first configuration tried."""
     search_space: Annotated[dict[str, FileDistribution], Field(min_length=1)]
+    """The leaves of ``finetune`` to vary, by dotted path, with their values."""
     objective: AnyObjective
+    """What to optimise."""
     search: SearchSettings = SearchSettings()
+    """How to search."""
     tracking: Annotated[Tracking, Field(validate_default=True)] = Tracking()
+    """Where MLflow is."""
 
     @field_validator("search_space", mode="wrap")
     @classmethod
@@ -99,14 +106,14 @@ class SearchSpec(Spec):
         settings = info.data.get("search")
         if tracking.uri is None and settings is not None and settings.in_object_store:
             raise ValueError(
-                f"needs a uri: the embedded store is a file beside the search, which search.storage "
-                f"({settings.storage}) has no place for"
+                "needs a uri: the embedded store is a file beside the search, which cannot be in search.storage "
+                f"({settings.storage})"
             )
         return tracking
 
     @classmethod
     def trusted(cls, dumped: Mapping[str, Any]) -> "SearchSpec":
-        """A search as another process of the same search dumped it: its space is not checked again."""
+        """The search that another process of the same search dumped; its space is not checked again."""
         return cls.model_validate(dumped, context={_TRUSTED: True})
 
     def with_absolute_paths(self) -> "SearchSpec":
@@ -114,22 +121,22 @@ class SearchSpec(Spec):
         space = dict(self.search_space)
         for path, distribution in self.search_space.items():
             if isinstance(distribution, Choices):
-                space[path] = Choices(choices=tuple(self._located(path, choice) for choice in distribution.choices))
-        with_absolute_paths = {
-            name: getattr(self, name).with_absolute_paths() for name in ("finetune", "search", "tracking")
-        }
-        return self.model_copy(update={**with_absolute_paths, "search_space": space})
+                choices = tuple(self._absolute_choice(path, choice) for choice in distribution.choices)
+                space[path] = Choices(choices=choices)
+        sections = {name: getattr(self, name).with_absolute_paths() for name in ("finetune", "search", "tracking")}
+        return self.model_copy(update={**sections, "search_space": space})
 
-    def _located(self, path: str, choice: Any) -> Any:
+    def _absolute_choice(self, path: str, choice: Any) -> Any:
         if not isinstance(choice, str):
             return choice
-        values = drop_inactive(self.finetune, {path: choice}) | {path: choice}  # also where it has no effect by itself
+        # The choice is set even where it has no effect by itself.
+        values = drop_inactive(self.finetune, {path: choice}) | {path: choice}
         return value_at(apply_overrides(self.finetune, values).with_absolute_paths(), path)
 
     def rung_steps(self) -> list[int]:
         """The steps at which trials are compared; none without ASHA, or where none lies before the end.
 
-        The first is the first evaluation at or behind ``grace_fraction`` of the budget.
+        The first rung is the first evaluation at or after ``grace_fraction`` of the budget.
         """
         scheduler, budget = self.search.scheduler, self.finetune.max_steps
         if isinstance(scheduler, Fifo):
@@ -143,26 +150,26 @@ class SearchSpec(Spec):
         return rungs
 
     def file_params(self) -> dict[str, Any]:
-        """The file's own value of every searched leaf that has an effect: the params of the first tuned trial."""
+        """The params of the first tuned trial: the file's own value of every searched leaf that has an effect."""
         run = self.finetune
         return {path: value_at(run, path) for path in self.search_space if has_effect(run, path, {})}
 
     def trial_spec(self, params: dict[str, Any]) -> FinetuneSpec:
-        """The complete run of a trial with these params: what a worker trains and an export writes down."""
+        """The complete run of a trial with these params, which a worker trains and an export writes."""
         return self._with({**params, **self.machine()})
 
     def _with(self, values: dict[str, Any]) -> FinetuneSpec:
         return apply_overrides(self.finetune, drop_inactive(self.finetune, values))
 
     def machine(self) -> dict[str, Any]:
-        """The leaves of finetune that the resources decide: the last digits of a result depend on them."""
+        """The leaves of finetune that the resources decide; the last digits of a result depend on them."""
         resources, device = self.search.resources, self.finetune.device
         threads = self.finetune.num_threads or max(1, int(resources.cpus))
         return {"num_threads": threads, "device": ("cuda" if resources.gpus else "cpu") if device == "auto" else device}
 
 
 def _measured(run: FinetuneSpec | None, written: Any) -> list[str]:
-    """What the run reports; where neither it nor what the file says of it tells, all that may be."""
+    """The metrics that the run reports; without a valid run those that the data of the file name, or else all."""
     if run is not None:
         return list(run.measured())
     data = written.get("data") if isinstance(written, dict) else None

@@ -1,4 +1,4 @@
-"""How to search and where results go: trials, sampler, scheduler, resources, storage, tracking."""
+"""How to search, on what, and where results go: sampler, scheduler, resources, storage, tracking."""
 
 import re
 from pathlib import Path
@@ -6,27 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ftae.specs.reading.base import Positive, Spec
+from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import quoted, refusal
+from ftae.specs.reading.roles import Means
 from ftae.specs.search.distributions import Choices, Distribution, Range
 
 
 class Resources(Spec):
-    """What one worker process gets, and how many of them train a trial, each on its share of every batch.
-
-    A fraction of a GPU shares it (memory is not isolated). ``gpus_per_trial: N`` is short for
-    ``{gpus: 1, workers: N}``.
-    """
+    """What one worker process gets, and how many workers train a trial."""
 
     cpus: Annotated[float, Field(gt=0.0)] = 1.0
+    """CPU cores of a worker."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """The GPU of a worker; a fraction shares it with other trials, without isolation of memory."""
     workers: Positive = 1
+    """Workers that train a trial, each on its share of every batch."""
     gpus_per_trial: Annotated[Positive | None, Field(exclude=True)] = None
+    """Short for ``gpus: 1`` and so many ``workers``."""
 
     @model_validator(mode="before")
     @classmethod
     def _in_full(cls, given: Any) -> Any:
-        """``gpus_per_trial`` written out; a wrong value stays where it is, to be named there."""
+        """Replace ``gpus_per_trial``; an invalid value stays where it is, and is reported there."""
         number = given.get("gpus_per_trial") if isinstance(given, dict) else None
         if type(number) is not int or number < 1:
             return given
@@ -37,10 +38,10 @@ class Resources(Spec):
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _is_a_number(cls, left: int | None) -> int | None:
-        if left is not None:  # text or a boolean, which pydantic would take for a number
+    def _is_a_number(cls, value: int | None) -> int | None:
+        if value is not None:  # it was text or a boolean, which pydantic takes for a number
             raise ValueError("must be a whole number")
-        return left
+        return value
 
     @field_validator("gpus")
     @classmethod
@@ -61,9 +62,9 @@ class Resources(Spec):
         return workers
 
     def unshareable(self, batch_size: int, searched: Distribution | None) -> list[str]:
-        """Why the workers cannot take equal shares of every batch; nothing where they can.
+        """Why the workers cannot take equal shares of every batch; an empty list where they can.
 
-        ``searched``: what the sampler may choose for ``batch_size``, if it may.
+        ``searched`` is the distribution of ``batch_size`` in the search space, if it has one.
         """
         workers = self.workers
         if isinstance(searched, Range):
@@ -78,82 +79,87 @@ class Resources(Spec):
 class Fifo(Spec):
     """Every trial runs to its full budget."""
 
-    name: Literal["fifo"]
+    name: Literal["fifo"] = "fifo"
 
 
 class Asha(Spec):
     """Asynchronous successive halving (Li et al., MLSys 2020), the stopping variant.
 
-    At each rung only the best ``1/reduction_factor`` of the trials so far go on, by the objective alone (of several
-    metrics, the first): constraints are held against trials that ran to their end. The first rung is
-    at ``grace_fraction`` of the budget: fine-tuning curves cross, so it defaults to a third.
+    Trials are compared by the objective alone (with several metrics by the first); constraints count for trials that
+    ran to the end.
     """
 
-    name: Literal["asha"]
+    name: Literal["asha"] = "asha"
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
+    """At each rung the best ``1/reduction_factor`` of the trials so far continue."""
     grace_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.33
+    """The share of the budget at which the first rung lies: a third, because curves of fine-tuning cross."""
 
 
 class SearchSettings(Spec):
-    """How to search. ``num_trials`` counts tuned trials; the untuned baseline comes on top.
+    """How to search."""
 
-    ``max_concurrent``: None runs as many trials as the cluster has room for. ``keep_checkpoints``:
-    the best K of the whole search stay on disk. ``max_storage_gb``: what a search may take of its
-    storage, in 1e9 bytes. ``max_failures``: how often a trial is started again after a fault of the
-    machine. ``max_hours`` counts anew with every ``--resume``. ``wait_for_nodes_minutes``: how long a search waits for
-    a cluster that has no room for a trial to add nodes; a Ray of this machine's own adds none, and is not waited for.
-    ``storage``: the folder searches live in, on all nodes the same, or an object store's URL (``s3://bucket/prefix``).
-    """
-
-    num_trials: Positive = 16
-    max_hours: Annotated[float, Field(gt=0.0)] | None = None
-    max_concurrent: Positive | None = None
+    num_trials: Annotated[Positive, Means()] = 16
+    """Number of tuned trials; the untuned baseline comes on top."""
+    max_hours: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
+    """Ends the search after so many hours, counted anew with every ``--resume``."""
+    max_concurrent: Annotated[Positive | None, Means()] = None
+    """Trials that run at a time; null runs as many as the cluster has room for."""
     sampler: Literal["tpe", "random"] = "tpe"
-    scheduler: Annotated[Asha | Fifo, Field(discriminator="name")] = Asha(name="asha")
-    resources: Resources = Resources()
-    keep_checkpoints: Positive = 3
-    max_storage_gb: Annotated[float, Field(gt=0.0)] | None = None
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    wait_for_nodes_minutes: Annotated[float, Field(ge=0.0)] = 15.0
-    storage: str = "searches"
+    """How params are chosen."""
+    scheduler: Annotated[Asha | Fifo, Field(discriminator="name")] = Asha()
+    """Which trials are stopped early."""
+    resources: Annotated[Resources, Means()] = Resources()
+    """What a trial gets of the cluster."""
+    keep_checkpoints: Annotated[Positive, Means()] = 3
+    """Number of trials, the best of the search, whose checkpoints stay."""
+    max_storage_gb: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
+    """What the search may take of its storage, in 1e9 bytes; null is everything."""
+    max_failures: Annotated[int, Field(ge=0), Means()] = 2
+    """How often a trial is started again after a fault of the machine."""
+    wait_for_nodes_minutes: Annotated[float, Field(ge=0.0), Means()] = 15.0
+    """How long a search waits for a cluster without room for a trial to add nodes. A Ray that ftae starts on this
+    machine adds none, and is not waited for."""
+    storage: Annotated[str, Means()] = "searches"
+    """The folder of all searches, the same on all nodes, or the URL of an object store (``s3://bucket/prefix``)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the sampler."""
 
     @property
     def in_object_store(self) -> bool:
+        """Whether the storage is an object store."""
         return "://" in self.storage
 
     def with_absolute_paths(self) -> "SearchSettings":
-        """The same with an absolute path as storage, unless it is the URL of an object store."""
+        """The same settings with an absolute path as storage, unless it is the URL of an object store."""
         if self.in_object_store:
             return self
-        return self.model_copy(update={"storage": str(Path(self.storage).expanduser().absolute())})
+        return self.model_copy(update={"storage": absolute(self.storage)})
 
 
-_SERVERS = ("postgresql", "mysql", "mssql")
+_DATABASES = ("postgresql", "mysql", "mssql")
 
-_SERVED = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_SERVERS)})(\+\w+)?://.")
+_TRACKING_URI = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_DATABASES)})(\+\w+)?://.")
 
 
 class Tracking(Spec):
-    """Where MLflow is. ``uri`` None: an embedded SQLite store in the storage folder.
-
-    ``experiment`` None: the name of the search.
-    """
+    """Where MLflow is."""
 
     uri: str | None = None
+    """The address of the server or database; null is an embedded SQLite store in the storage folder."""
     experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """The name of the experiment; null takes the name of the search."""
 
     @field_validator("uri")
     @classmethod
     def _is_served(cls, uri: str | None) -> str | None:
-        if uri is not None and not _SERVED.match(uri):
-            raise ValueError(
-                f"must be http(s)://HOST or sqlite:///FILE (or a database's, {', '.join(_SERVERS)}), got {quoted(uri)}"
-            )
+        if uri is not None and not _TRACKING_URI.match(uri):
+            forms = f"http(s)://HOST or sqlite:///FILE (or a database's, {', '.join(_DATABASES)})"
+            raise ValueError(f"must be {forms}, got {quoted(uri)}")
         return uri
 
     def with_absolute_paths(self) -> "Tracking":
-        """The same with an absolute path where the store is a local file."""
+        """The same settings with an absolute path where the store is a local file."""
         path = (self.uri or "").removeprefix("sqlite:///")
         if path == (self.uri or "") or Path(path).is_absolute():
             return self

@@ -1,4 +1,4 @@
-"""The search space of a file: which leaves it names, and what may be chosen for each and together."""
+"""Checks a search space against the run: which leaves may be searched, and which values go together."""
 
 from collections.abc import Mapping
 from itertools import combinations, product
@@ -8,13 +8,32 @@ from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from ftae.errors import FtaeError
 from ftae.specs.finetune.losses import Losses
-from ftae.specs.finetune.run import OPTIMIZERS_WITH, SCHEDULES_WITH, FinetuneSpec
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import leaf_in
 from ftae.specs.reading.problems import Problem, problems, quoted, refusal
+from ftae.specs.reading.roles import Governed, Joint, Means, NotSearched, roles_below
+from ftae.specs.search.conditions import covers
 from ftae.specs.search.distributions import Choices, Distribution, Range, coerced, typed, validation_errors
 
-# What makes trials comparable, or is set for each of them by the search.
-_SAME_FOR_ALL = frozenset({"max_steps", "num_evals", "metrics", "num_threads", "device"})
+# The leaves that cannot be searched, and why.
+NOT_SEARCHED = {
+    **{path: role.reason for path, role in roles_below(FinetuneSpec, NotSearched).items()},
+    **dict.fromkeys(roles_below(FinetuneSpec, Means), "no result depends on it"),
+}
+
+
+def _joint_groups() -> list[tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for path, role in roles_below(FinetuneSpec, Joint).items():
+        groups.setdefault(role.group, []).append(path)
+    for setting, governed in roles_below(FinetuneSpec, Governed).items():
+        if governed.values:
+            groups.setdefault(governed.governor, [governed.governor]).append(setting)
+    return [tuple(paths) for paths in groups.values()]
+
+
+# Within each group a value may be refused because of another leaf; no rule of a run spans two groups.
+JOINT_GROUPS = _joint_groups()
 
 
 def _kind_of_distribution(value: Any) -> str:
@@ -30,9 +49,13 @@ _FILE_DISTRIBUTION: TypeAdapter[Distribution] = TypeAdapter(FileDistribution)
 
 
 def checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) -> dict[str, Distribution]:
-    """The search space, coerced to ``run``; every entry is checked by itself, so that no fault hides another.
+    """The search space with its values converted to the types of ``run``.
 
-    ``written`` stands in where ``run`` is not valid: what the file says of it.
+    Every entry is checked by itself, so that no fault hides another. Where the run is not valid (None), ``written``
+    takes its place: the data of the file.
+
+    Raises:
+        pydantic.ValidationError: with every problem of the space.
     """
     space: dict[str, Distribution] = {}
     found: list[Problem] = []
@@ -56,15 +79,13 @@ def checked_space(raw: dict[Any, Any], run: FinetuneSpec | None, written: Any) -
 
 
 def typed_space(raw: dict[str, Any], run: FinetuneSpec) -> dict[str, Distribution]:
-    """``checked_space`` of what was checked before."""
+    """The same for a space that was checked before."""
     return {path: typed(run, path, _FILE_DISTRIBUTION.validate_python(entry)) for path, entry in raw.items()}
 
 
 def _path_problem(path: str, run: Any) -> str | None:
-    if path == "frozen_cache_gb":
-        return "cannot be searched: no result depends on it"
-    if path in _SAME_FOR_ALL:
-        return "cannot be searched: every trial has the same budget and is measured alike"
+    if path in NOT_SEARCHED:
+        return f"cannot be searched: {NOT_SEARCHED[path]}"
     try:
         leaf_in(FinetuneSpec, run, path)
     except FtaeError as error:
@@ -72,34 +93,25 @@ def _path_problem(path: str, run: Any) -> str | None:
     return None
 
 
-# Within each of these a value may be refused for that of another leaf; no rule of a run spans two of them.
-RULES = (
-    ("model", "data", "perceptual", "features", "losses", "discriminator", "metrics", "sample_posterior"),
-    ("optimizer.name", *(f"optimizer.{setting}" for setting in OPTIMIZERS_WITH)),
-    ("schedule.name", *(f"schedule.{setting}" for setting in SCHEDULES_WITH)),
-)
-
-
 def joint_problems(run: FinetuneSpec, space: Mapping[str, Distribution]) -> list[Problem]:
-    """Tried are the pairs that a rule spans, and everything at its lowest (where the last loss weight goes to 0)."""
+    """Which values do not go together.
+
+    Pairs of leaves of one group are tried, and everything at its lowest, where the last loss weight goes to 0.
+    """
     found: list[Problem] = []
-    for rule in RULES:
-        values = {path: _telling(path, space[path]) for path in space if _covers(rule, path)}
-        for (path, some), (other, others) in combinations(values.items(), 2):
-            for value, its_value in product(some, others):
-                for reason in validation_errors(run, {path: value, other: its_value}):
-                    found.append(((other,), f"with {quoted(its_value)} and {path} {quoted(value)}: {reason}"))
+    for group in JOINT_GROUPS:
+        values = {path: _to_try(path, space[path]) for path in space if any(covers(part, path) for part in group)}
+        for (path, values_of_one), (other, values_of_other) in combinations(values.items(), 2):
+            for value, other_value in product(values_of_one, values_of_other):
+                for reason in validation_errors(run, {path: value, other: other_value}):
+                    found.append(((other,), f"with {quoted(other_value)} and {path} {quoted(value)}: {reason}"))
     lowest = {path: [c for c in d.corners() if isinstance(c, (int, float))] for path, d in space.items()}
     reasons = [] if found else validation_errors(run, {path: min(values) for path, values in lowest.items() if values})
     return found + [((), f"with every number at its lowest: {reason}") for reason in reasons]
 
 
-def _covers(rule: tuple[str, ...], path: str) -> bool:
-    return any(path == part or path.startswith(f"{part}.") for part in rule)
-
-
-def _telling(path: str, distribution: Distribution) -> tuple[Any, ...]:
-    """The values to try: of a loss weight every rule asks alone whether it is 0."""
+def _to_try(path: str, distribution: Distribution) -> tuple[Any, ...]:
+    """The corners; of a loss weight one that is 0 and one that is not, since rules depend on nothing else."""
     corners = distribution.corners()
     if path.removeprefix("losses.") not in Losses.TERMS:
         return corners

@@ -208,7 +208,7 @@ KINDS = {
     "base": ("Stop: here", 'Stop("here")'),
     "depth": ("RecursionError: maximum recursion depth exceeded", "return fail(kind)"),
     "memory": ("MemoryError", "raise MemoryError"),
-    "allocator": ("RuntimeError: 281,475 GB of memory cannot be had", "torch.empty"),
+    "allocator": ("RuntimeError: 281,475 GB of memory cannot be allocated", "torch.empty"),
     "shape": ("RuntimeError: mm: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)", "torch.ones(2, 3)"),
     "file": ("FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'", "/no/such/file"),
 }

@@ -230,12 +230,12 @@ def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"perceptual": None}, r"lpips needs a network to look through: name it and its weights in perceptual"),
-        ({"features": None}, r"rfid needs a network of features: name it and its weights in features"),
+        ({"perceptual": None}, r"lpips needs a network to compare images with: set perceptual: "),
+        ({"features": None}, r"rfid needs a network that gives features: set features: "),
         ({"losses": {"vgg": 1.0}}, r"needs perceptual\.net vgg16, got squeezenet"),
         (
             {"data": {"source": "digits", "resolution": 16}},
-            r"through squeezenet needs a resolution of at least 17, got 16",
+            r"with squeezenet needs a resolution of at least 17, got 16",
         ),
     ],
 )

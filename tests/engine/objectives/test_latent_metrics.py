@@ -151,8 +151,8 @@ def test_the_probe_finds_what_random_labels_do_not_have() -> None:
 @pytest.mark.parametrize(
     ("metric", "source", "reason"),
     [
-        ("mig", "digits", "needs images whose factors are known, digits does not tell them"),
-        ("dci", "photos", "needs images whose factors are known, photos does not tell them"),
+        ("mig", "digits", "needs images with known factors of variation, those of digits are not known"),
+        ("dci", "photos", "needs images with known factors of variation, those of photos are not known"),
         ("linear_probe", "photos", "needs labels, photos has none"),
     ],
 )

@@ -1,26 +1,19 @@
-"""What may be asked for: at least one kind of damage, none larger than the image."""
+"""``data.degrade``: at least one kind of degradation, none larger than the image."""
 
 from typing import Any
 
 import pytest
+from builders import production_spec, run_spec
 from pydantic import ValidationError
 
 from ftae.specs.finetune.data import Digits
 from ftae.specs.finetune.degradation import Degradation
-from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import problems
 from ftae.specs.search.lint import warnings
-from ftae.specs.search.search import ProductionSpec
 
 
 def data(**fields: Any) -> dict[str, Any]:
     return {"source": "digits", "resolution": 16, **fields}
-
-
-def run(**fields: Any) -> FinetuneSpec:
-    model, losses = {"family": "conv_ae"}, {"mse": 1.0}
-    required = {"model": model, "data": data(), "losses": losses, "optimizer": {"lr": 1e-3}, "max_steps": 1}
-    return FinetuneSpec.model_validate(required | {"num_evals": 1} | fields)
 
 
 @pytest.mark.parametrize(
@@ -35,28 +28,29 @@ def run(**fields: Any) -> FinetuneSpec:
         ({"blocks": {"share": 1.0, "size": 4}}, "degrade.blocks.share", "less than 1"),
     ],
 )
-def test_what_cannot_be_asked_for(degrade: dict[str, Any], place: str, rule: str) -> None:
+def test_a_degradation_without_effect_or_too_large_is_refused(degrade: dict[str, Any], place: str, rule: str) -> None:
     with pytest.raises(ValidationError, match=rule) as error:
         Digits.model_validate(data(degrade=degrade))
     assert [".".join(map(str, location)) for location, _ in problems(Digits, error.value)] == [place]
 
 
-def test_it_says_what_it_does() -> None:
+def test_a_degradation_describes_itself() -> None:
     degrade = Degradation.model_validate({"noise": 0.1, "jpeg": 30, "blocks": {"share": 0.25, "size": 4}})
     assert str(degrade) == "noise 0.1, jpeg 30, 25% in blocks of 4 pixels"
 
 
-def test_input_psnr_is_of_degraded_images() -> None:
-    with pytest.raises(ValidationError, match="input_psnr is of the degraded images that"):
-        run(metrics=["input_psnr"])
-    assert run(data=data(degrade={"noise": 0.1}), metrics=["psnr", "input_psnr"]).metrics == ("psnr", "input_psnr")
+def test_input_psnr_needs_degraded_images() -> None:
+    with pytest.raises(ValidationError, match="input_psnr measures the degraded images that"):
+        run_spec(metrics=["input_psnr"])
+    spec = run_spec(metrics=["psnr", "input_psnr"], **{"data.degrade": {"noise": 0.1}})
+    assert spec.metrics == ("psnr", "input_psnr")
 
 
-def test_labels_that_no_loss_uses_are_doubtful() -> None:
-    spec = ProductionSpec(name="a", finetune=run(data=data(labelled_fraction=0.1)))
+def test_labels_that_no_loss_uses_get_a_warning() -> None:
+    spec = production_spec(**{"data.labelled_fraction": 0.1})
     assert any("data.labelled_fraction has no effect" in text for text in warnings(spec))
 
 
 def test_photos_have_no_labels_to_leave_out() -> None:
     with pytest.raises(ValidationError, match="photos has no labels"):
-        run(data={"source": "photos", "resolution": 16, "labelled_fraction": 0.5})
+        run_spec(data={"source": "photos", "resolution": 16, "labelled_fraction": 0.5})

@@ -1,4 +1,4 @@
-"""``data.intensity``: what the values of 16-bit grey images are."""
+"""``data.intensity``: the meaning of the values of 16-bit grey images."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ FOLDER = {"source": "image_folder", "train": "d", "resolution": 16}
         ({"window": [100, 300]}, (100, 300), None),
     ],
 )
-def test_levels(intensity: Any, levels: tuple[int, int] | None, bits: int | None) -> None:
+def test_black_and_white_are_known(intensity: Any, levels: tuple[int, int] | None, bits: int | None) -> None:
     data = DATA.validate_python({**FOLDER, "intensity": intensity})
     assert (data.grey_levels, data.most_bits) == (levels, bits)
 
 
 @pytest.mark.parametrize(
-    ("intensity", "told"),
+    ("intensity", "rule"),
     [
         ({}, "must have bits"),
         ({"bits": 12, "window": [0, 10]}, "one of the two"),
@@ -39,12 +39,12 @@ def test_levels(intensity: Any, levels: tuple[int, int] | None, bits: int | None
         ({"percentile": 99}, "Extra inputs"),
     ],
 )
-def test_what_is_refused(intensity: Any, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_an_intensity_that_means_nothing_is_refused(intensity: Any, rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
         DATA.validate_python({**FOLDER, "intensity": intensity})
 
 
 @pytest.mark.parametrize("source", ["digits", "photos", "shapes"])
-def test_drawn_images_have_none(source: str) -> None:
+def test_images_without_files_have_no_intensity(source: str) -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
         DATA.validate_python({"source": source, "resolution": 16, "intensity": {"bits": 12}})

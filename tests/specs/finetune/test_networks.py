@@ -1,26 +1,19 @@
-"""The adversarial term in the file: what belongs together, and when the term is there."""
+"""The discriminator: settings that must fit each other, and when the adversarial term is on."""
 
 from typing import Any
 
 import pytest
+from builders import run_dict, run_spec, search_spec
 from pydantic import ValidationError
 
-from ftae.specs import FinetuneSpec, SearchSpec
+from ftae.specs import SearchSpec
 from ftae.specs.finetune.networks import DiscriminatorSpec
 
-RUN: dict[str, Any] = {
-    "model": {"family": "conv_vae"},
-    "data": {"source": "digits", "resolution": 16},
-    "losses": {"mse": 1, "adversarial": 0.1},
-    "optimizer": {"lr": 1e-3},
-    "max_steps": 100,
-}
+RUN = run_dict(losses={"mse": 1, "adversarial": 0.1})
 
 
 def search(space: dict[str, Any], run: dict[str, Any] = RUN, **settings: Any) -> SearchSpec:
-    objective = {"metric": "val/psnr", "direction": "maximize"}
-    file = {"name": "a", "finetune": run, "search_space": space, "objective": objective, "search": settings}
-    return SearchSpec.model_validate(file)
+    return search_spec(finetune=run, search_space=space, search=settings)
 
 
 @pytest.mark.parametrize(
@@ -37,16 +30,16 @@ def search(space: dict[str, Any], run: dict[str, Any] = RUN, **settings: Any) ->
         ({"discriminator": {"lr": 0}}, "greater than 0"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(changes: dict[str, Any], rule: str) -> None:
+def test_settings_that_do_not_fit_each_other_are_refused(changes: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        FinetuneSpec.model_validate(RUN | changes)
+        run_spec(**RUN | changes)
     assert rule in str(caught.value)
 
 
-def test_a_discriminator_that_plays_no_part_may_be_too_deep() -> None:
+def test_a_discriminator_without_effect_may_be_too_deep() -> None:
     without = RUN | {"losses": {"mse": 1}, "discriminator": {"depth": 3}}
-    FinetuneSpec.model_validate(without)
-    with pytest.raises(ValidationError, match="3 needs a resolution of at least 24"):  # but not once it may play one
+    run_spec(**without)
+    with pytest.raises(ValidationError, match="3 needs a resolution of at least 24"):  # since it may have one
         search({"losses.adversarial": {"low": 0, "high": 1}, "optimizer.lr": {"low": 1e-4, "high": 1e-2}}, without)
 
 
@@ -61,7 +54,7 @@ def test_the_term_starts_and_is_ramped(progress: float, share: float) -> None:
     assert spec.from_the_start().share(0.0) == 1.0
 
 
-def test_everything_of_it_can_be_searched() -> None:
+def test_the_settings_of_a_discriminator_can_be_searched() -> None:
     spec = search(
         {
             "losses.adversarial": {"low": 0.01, "high": 1, "log": True},
@@ -77,7 +70,7 @@ def test_everything_of_it_can_be_searched() -> None:
 
 @pytest.mark.parametrize("searched", [True, False])
 @pytest.mark.parametrize("resources", [{"workers": 2}, {"gpus_per_trial": 2}])
-def test_several_workers_are_refused(searched: bool, resources: dict[str, Any]) -> None:
+def test_several_workers_cannot_train_a_discriminator(searched: bool, resources: dict[str, Any]) -> None:
     on: dict[str, Any] = {"losses.adversarial": {"choices": [0.0, 0.5]}}
     off: dict[str, Any] = {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}
     without = RUN | {"losses": {"mse": 1}}
@@ -88,6 +81,6 @@ def test_several_workers_are_refused(searched: bool, resources: dict[str, Any]) 
     search(off, without, resources=resources)
 
 
-def test_its_weights_are_found_from_any_folder() -> None:
-    spec = FinetuneSpec.model_validate(RUN | {"discriminator": {"pretrained": "models/d.safetensors"}})
+def test_the_weights_of_a_discriminator_get_an_absolute_path() -> None:
+    spec = run_spec(**RUN | {"discriminator": {"pretrained": "models/d.safetensors"}})
     assert str(spec.with_absolute_paths().discriminator.pretrained).startswith("/")

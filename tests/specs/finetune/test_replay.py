@@ -1,10 +1,11 @@
-"""What may be replayed, and what a search may ask of it."""
+"""``data.replay``: images of another domain in every batch, and what is measured on them."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import run_dict, search_spec
 from pydantic import TypeAdapter, ValidationError
 
 from ftae.specs.finetune.data import AnyData, Digits, ImageFolder
@@ -19,17 +20,10 @@ def data(**replay: Any) -> dict[str, Any]:
 
 
 def search(metric: str = "val/psnr", space: Any = None, replay: Any = None, **run: Any) -> SearchSpec:
-    finetune = {
-        "model": {"family": "conv_vae"},
-        "data": data(**(replay or {})),
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 100,
-        **run,
-    }
-    fields = {"name": "a", "finetune": finetune, "objective": {"metric": metric, "direction": "maximize"}}
+    finetune = run_dict(**{"data": data(**(replay or {})), "losses": {"mse": 1.0}, **run})
     space = space or {"data.replay.share": {"choices": [0.0, 0.25, 0.5]}}
-    return SearchSpec.model_validate(fields | {"search_space": space, "search": {"num_trials": 3}})
+    changes: dict[str, Any] = {"objective.metric": metric, "search.num_trials": 3}
+    return search_spec(finetune=finetune, search_space=space, **changes)
 
 
 def test_resolution_and_colour_are_those_of_the_data() -> None:
@@ -64,15 +58,15 @@ def test_each_source_has_its_own_defaults() -> None:
         ({"replay": {"source": "digits", "share": 0.1}}, "replay.replay", "has no effect on replayed images"),
     ],
 )
-def test_what_cannot_be_asked_for(replay: dict[str, Any], place: str, rule: str) -> None:
+def test_replayed_images_that_do_not_fit_are_refused(replay: dict[str, Any], place: str, rule: str) -> None:
     with pytest.raises(ValidationError) as error:
         Digits.model_validate(data(**replay))
-    [(location, said)] = problems(Digits, error.value)
+    [(location, found)] = problems(Digits, error.value)
     assert ".".join(map(str, location)) == place
-    assert re.search(rule, said)
+    assert re.search(rule, found)
 
 
-def test_the_objective_may_be_of_the_source() -> None:
+def test_the_objective_may_be_a_metric_of_replayed_images() -> None:
     assert search("val_source/psnr").objective.metric == "val_source/psnr"
     with pytest.raises(ValidationError, match="must be one of val/psnr, val/ssim, val_source/psnr, val_source/ssim"):
         search("val_source/l1")
@@ -81,7 +75,7 @@ def test_the_objective_may_be_of_the_source() -> None:
         search("val_source/psnr", space={"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, **plain)
 
 
-def test_what_the_source_cannot_have_is_left_out() -> None:
+def test_metrics_that_replayed_images_cannot_have_are_left_out() -> None:
     run: dict[str, Any] = {"metrics": ["psnr", "accuracy", "auroc", "input_psnr"], "losses": {"mse": 1, "ce": 1}}
     both = data(degrade={"noise": 0.1}) | {"degrade": {"noise": 0.1}, "anomaly_classes": [3]}
     assert search(**run, data=both).finetune.source_metrics() == ("psnr", "input_psnr")
@@ -89,26 +83,28 @@ def test_what_the_source_cannot_have_is_left_out() -> None:
     assert search(**run, data=clean).finetune.source_metrics() == ("psnr",)
 
 
-def test_the_share_can_be_searched_without_a_doubt() -> None:
+def test_the_share_can_be_searched_without_a_warning() -> None:
     assert warnings(search()) == []
 
 
-def test_doubts() -> None:
-    small = warnings(search(replay={"share": 0.05}, space={"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, batch_size=4))
-    assert "data.replay.share has no effect: 0.05 of a batch of 4 is no image" in small
-    unseen = warnings(search("val/accuracy", losses={"mse": 1, "ce": 1}, metrics=["accuracy"]))
-    assert any("what the model still knows of data.replay is not measured" in text for text in unseen)
+def test_a_share_of_no_image_and_images_that_are_not_measured_get_a_warning() -> None:
+    too_small = warnings(
+        search(replay={"share": 0.05}, space={"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, batch_size=4)
+    )
+    assert "data.replay.share has no effect: 0.05 of a batch of 4 is no image" in too_small
+    not_measured = warnings(search("val/accuracy", losses={"mse": 1, "ce": 1}, metrics=["accuracy"]))
+    assert any("what the model still knows of data.replay is not measured" in text for text in not_measured)
 
 
 @pytest.mark.parametrize("leaf", ["labelled_fraction", "anomaly_classes", "replay"])
-def test_a_model_that_is_told_the_label_needs_it_of_every_image(leaf: str) -> None:
+def test_a_conditional_model_needs_the_label_of_every_image(leaf: str) -> None:
     fields = data() | {"labelled_fraction": 0.5, "anomaly_classes": [1]}
     one = {name: fields[name] for name in ("source", "resolution", leaf)}
     with pytest.raises(ValidationError, match=f"conv_cvae needs the label of every image, data.{leaf} brings"):
         search(model={"family": "conv_cvae"}, data=one)
 
 
-def test_its_folders_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folders_of_replayed_images_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run: FinetuneSpec = search(
         replay={"source": "image_folder", "train": "a", "val": "b"}

@@ -10,7 +10,7 @@ from ftae.errors import SpecError
 from ftae.specs.files import load_search
 from ftae.specs.reading.names import redacted, secret_problem
 
-# Each holds the word hush, in another form.
+# Every address holds the secret hush in another form.
 SECRETS = [
     "https://user:hush@host/x",
     "HTTPS://user:hush@host",
@@ -89,7 +89,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("address", SECRETS)
-def test_what_may_be_a_secret_is_refused_and_not_repeated(address: str) -> None:
+def test_a_possible_secret_is_refused_and_not_repeated(address: str) -> None:
     reason = secret_problem(address)
     assert reason is not None
     assert reason.startswith("must not hold")
@@ -98,13 +98,13 @@ def test_what_may_be_a_secret_is_refused_and_not_repeated(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", HARMLESS)
-def test_what_holds_none_is_let_through_and_shown(address: str) -> None:
+def test_an_address_without_secrets_is_accepted_and_repeated(address: str) -> None:
     assert secret_problem(address) is None
     assert redacted(f"at {address} there is nothing", address) == f"at {address} there is nothing"
 
 
 @pytest.mark.parametrize("address", [a for a in SECRETS if "://" in a])
-def test_an_address_that_a_text_quotes_is_redacted(address: str) -> None:
+def test_an_address_in_a_text_is_redacted(address: str) -> None:
     assert "hush" not in redacted(f"cannot open '{address}', it is away")
 
 
@@ -140,7 +140,7 @@ PLACES = [
 ]
 
 
-def with_address(place: str, address: str) -> dict[str, Any]:
+def file_with(place: str, address: str) -> dict[str, Any]:
     if place.startswith("search_space"):
         space = {"model.pretrained": {"choices": [None, address]}}
         return {**SEARCH, "search_space": space}
@@ -154,9 +154,9 @@ def with_address(place: str, address: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("address", SECRETS)
-def test_no_field_of_a_file_takes_one(tmp_path: Path, place: str, address: str) -> None:
+def test_no_field_of_a_file_takes_a_secret(tmp_path: Path, place: str, address: str) -> None:
     path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(with_address(place, address)))
+    path.write_text(yaml.safe_dump(file_with(place, address)))
     with pytest.raises(SpecError) as refusal:
         load_search(path)
     assert "must not hold" in str(refusal.value)
@@ -164,7 +164,7 @@ def test_no_field_of_a_file_takes_one(tmp_path: Path, place: str, address: str) 
 
 
 @pytest.mark.parametrize("address", SECRETS)
-def test_neither_an_override_nor_an_argument_of_own_code_repeats_one(tmp_path: Path, address: str) -> None:
+def test_neither_an_override_nor_an_argument_of_user_code_repeats_a_secret(tmp_path: Path, address: str) -> None:
     path = tmp_path / "search.yaml"
     model = {"family": "m:f", "image_range": "0..1", "kwargs": {"deep": [{"url": address}]}}
     path.write_text(yaml.safe_dump({**SEARCH, "finetune": {**RUN, "model": model}}))
@@ -173,3 +173,10 @@ def test_neither_an_override_nor_an_argument_of_own_code_repeats_one(tmp_path: P
             load_search(path, overrides)
         assert "model.kwargs.deep: must not hold" in str(refusal.value)
         assert "hush" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("uri", ["http://mlflow:5000", "postgresql://me@db/mlflow", "sqlite:///mlflow.db"])
+def test_a_tracking_address_without_secrets_is_accepted(tmp_path: Path, uri: str) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(file_with("tracking.uri", uri)))
+    assert load_search(path).tracking.uri == uri

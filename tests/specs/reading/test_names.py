@@ -1,4 +1,4 @@
-"""Names from files stay names; what MLflow refuses is known before."""
+"""Names from files cannot lead out of a folder; names that MLflow would refuse are refused at once."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ HOSTILE: list[Any] = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
-def test_what_leads_elsewhere_is_no_name(name: Any) -> None:
+def test_a_path_is_no_name(name: Any) -> None:
     reason = file_name_problem(name)
     assert reason is not None
     assert reason.startswith("must ")
@@ -53,7 +53,7 @@ def test_what_leads_elsewhere_is_no_name(name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["7", "cat", "a.b", ".hidden", "tiger cat", "猫", "10:30", "a~b", "x" * LONGEST])
-def test_what_a_class_may_be_called(name: str, tmp_path: Path) -> None:
+def test_a_class_may_have_any_other_name(name: str, tmp_path: Path) -> None:
     assert file_name_problem(name) is None
     (tmp_path / f"{name}-0000.png").touch()
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}-0000.png"]
@@ -61,7 +61,7 @@ def test_what_a_class_may_be_called(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if isinstance(name, str)], ids=repr)
 @pytest.mark.parametrize("spec_type", [SearchSpec, ProductionSpec])
-def test_neither_a_search_nor_a_run_takes_such_a_name(name: str, spec_type: Any) -> None:
+def test_neither_a_search_nor_a_run_takes_a_path_as_name(name: str, spec_type: Any) -> None:
     with pytest.raises(ValidationError) as refusal:
         spec_type.model_validate({"name": name})
     assert any(error["loc"] == ("name",) for error in refusal.value.errors())
@@ -74,15 +74,15 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
 
 
 @pytest.mark.parametrize("name", ["team/vae", "a:b", "/", "", " ", ".", "..", "vae", "digits vae", "v1.0", "x" * 256])
-def test_the_registry_takes_what_is_said_to_be_taken(client: MlflowClient, name: str) -> None:
+def test_a_registry_accepts_the_names_that_are_accepted_here(client: MlflowClient, name: str) -> None:
     if registry_name_problem(name) is None:
         assert client.create_registered_model(name).name == name
-    elif name.strip(" ."):  # others it takes, and then finds nowhere
+    elif name.strip(" ."):  # MLflow accepts the other names and then cannot find them
         with pytest.raises(MlflowException):
             client.create_registered_model(name)
 
 
-def test_an_experiment_may_be_as_long_as_mlflow_takes_it(client: MlflowClient) -> None:
+def test_an_experiment_may_be_as_long_as_mlflow_accepts(client: MlflowClient) -> None:
     longest = "x" * 500
     assert Tracking(uri="http://host", experiment=longest).experiment == longest
     assert client.create_experiment(longest)

@@ -1,4 +1,4 @@
-"""Leaves by path: which there are, what they take, and that a replaced one leaves the rest alone."""
+"""Leaves by path: finding them, converting values to their types, replacing one without touching the rest."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ RUN = FinetuneSpec.model_validate(
         ("model.kwargs.name", "b", "b"),
     ],
 )
-def test_a_leaf_coerces_as_its_field_does(path: str, given: Any, held: Any) -> None:
+def test_a_leaf_converts_values_as_its_field_does(path: str, given: Any, held: Any) -> None:
     value = leaf(RUN, path).coerce(given)
     assert value == held
     assert type(value) is type(held)
@@ -113,7 +113,7 @@ def test_the_number_type_of_a_leaf(path: str, expected: type | None) -> None:
         ("optimizer..lr", "unknown key '' in optimizer, must be one of name,"),
     ],
 )  # fmt: skip
-def test_what_is_no_leaf_is_refused_with_the_choices(path: str, expected: str) -> None:
+def test_a_path_to_no_leaf_is_refused_with_the_choices(path: str, expected: str) -> None:
     with pytest.raises(FtaeError) as caught:
         leaf(RUN, path)
     assert str(caught.value).startswith(expected)
@@ -146,7 +146,7 @@ def test_the_parts_of_a_distribution_are_found_behind_an_existing_key_only() -> 
     assert locate(ProductionSpec, {}, "finetune.optimizer.lr")[0] == ("finetune", "optimizer", "lr")
 
 
-def test_a_union_that_its_data_do_not_tell_takes_the_keys_of_every_member() -> None:
+def test_a_union_without_a_valid_tag_takes_the_keys_of_every_member() -> None:
     unknown = {"model": {"family": "mlp_vea"}, "data": 3}
     for path in ("model.hidden", "model.subfolder", "model.kwargs.x", "data.train", "data.classes"):
         leaf_in(FinetuneSpec, unknown, path)

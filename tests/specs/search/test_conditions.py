@@ -1,34 +1,29 @@
-"""What has an effect only where something else is on, and what trials get of it."""
+"""Settings that have an effect only where another one is on, and the params that trials get."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import run_spec, search_spec
 
 from ftae.specs import FinetuneSpec, SearchSpec
 from ftae.specs.reading.overrides import apply_overrides, value_at
-from ftae.specs.search.conditions import CONDITIONS, Condition, conditions_of, default_of, drop_inactive, has_effect
+from ftae.specs.reading.roles import Governed
+from ftae.specs.search.conditions import CONDITIONS, conditions_of, covers, default_of, drop_inactive, has_effect
 
 
 def run(**changes: Any) -> FinetuneSpec:
-    data: dict[str, Any] = {
-        "model": {"family": "conv_vae"},
-        "data": {"source": "digits", "resolution": 16},
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 100,
-    }
-    return FinetuneSpec.model_validate(data | changes)
+    return run_spec(**{"losses": {"mse": 1.0}, "max_steps": 100, **changes})
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=str)
-def test_every_condition_names_settings_and_values_that_there_are(condition: Condition) -> None:
-    spec = run()
-    assert value_at(spec, condition.setting) == default_of(spec, condition.setting)
+@pytest.mark.parametrize("setting", CONDITIONS)
+def test_every_condition_names_existing_settings_and_values(setting: str) -> None:
+    spec, condition = run(), CONDITIONS[setting]
+    assert value_at(spec, setting) == default_of(spec, setting)
     for value in condition.values:
         changed = drop_inactive(spec, {condition.governor: value})
         assert condition.governor in changed
-        assert has_effect(spec, condition.setting, changed)
+        assert has_effect(spec, setting, changed)
     assert any(not condition.holds(value) for value in (0.0, None, False, "constant", "sgd", "adamw"))
 
 
@@ -42,27 +37,26 @@ def test_a_section_goes_back_to_its_defaults() -> None:
     assert (fixed.discriminator.max_adaptive_weight, fixed.discriminator.r1) == (100.0, 1.0)
 
 
-def test_places_among_choices_are_absolute_wherever_a_worker_reads_them() -> None:
+def test_paths_among_choices_become_absolute() -> None:
     spec = search(
         {
             "losses.adversarial": {"low": 0.1, "high": 1.0, "or_off": True},
             "discriminator.pretrained": {"choices": [None, "models/d.pt"]},
         }
     )
-    [none, place] = spec.with_absolute_paths().search_space["discriminator.pretrained"].corners()
-    assert (none, place) == (None, str(Path("models/d.pt").absolute()))
+    [none, path] = spec.with_absolute_paths().search_space["discriminator.pretrained"].corners()
+    assert (none, path) == (None, str(Path("models/d.pt").absolute()))
 
 
 def test_a_section_is_covered_with_all_below_it() -> None:
-    condition = Condition("discriminator", "losses.adversarial")
-    assert condition.covers("discriminator")
-    assert condition.covers("discriminator.lr")
-    assert not condition.covers("discriminators.lr")
-    assert str(condition) == "losses.adversarial is on"
+    assert covers("discriminator", "discriminator")
+    assert covers("discriminator", "discriminator.lr")
+    assert not covers("discriminator", "discriminators.lr")
+    assert [str(condition) for condition in conditions_of("discriminator.lr")] == ["losses.adversarial is on"]
 
 
 def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    chain = (Condition("losses.kl_capacity", "losses.kl"), Condition("losses.kl", "losses.huber"))
+    chain = {"losses.kl_capacity": Governed("losses.kl"), "losses.kl": Governed("losses.huber")}
     monkeypatch.setattr("ftae.specs.search.conditions.CONDITIONS", chain)
     assert [c.governor for c in conditions_of("losses.kl_capacity")] == ["losses.kl", "losses.huber"]
     assert conditions_of("optimizer.lr") == []
@@ -93,17 +87,15 @@ def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: py
          {"optimizer.name": "sgd", "optimizer.momentum": 0.8, "optimizer.betas": None}),
     ],
 )  # fmt: skip
-def test_what_has_no_effect_goes_back_to_its_default(given: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_settings_without_effect_go_back_to_their_defaults(given: dict[str, Any], expected: dict[str, Any]) -> None:
     assert drop_inactive(run(), given) == expected
 
 
 def search(space: dict[str, Any], **changes: Any) -> SearchSpec:
-    objective = {"metric": "val/psnr", "direction": "maximize"}
-    finetune = run(**changes).model_dump()
-    return SearchSpec.model_validate({"name": "a", "finetune": finetune, "search_space": space, "objective": objective})
+    return search_spec(finetune=run(**changes).model_dump(), search_space=space)
 
 
-def test_schedules_are_searched_with_what_only_one_of_them_takes() -> None:
+def test_schedules_are_searched_with_the_settings_of_one_of_them() -> None:
     space = {
         "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
         "schedule.num_cycles": {"low": 2, "high": 5},
@@ -116,15 +108,15 @@ def test_schedules_are_searched_with_what_only_one_of_them_takes() -> None:
     assert (cosine.num_cycles, cosine.final_fraction) == (3, 0.1)
 
 
-def test_optimizers_are_searched_with_what_only_one_of_them_takes() -> None:
+def test_optimizers_are_searched_with_the_settings_of_one_of_them() -> None:
     space = {"optimizer.name": {"choices": ["adamw", "sgd"]}, "optimizer.momentum": {"choices": [0.5, 0.9]}}
     spec = search(space, optimizer={"lr": 1e-3, "betas": [0.5, 0.9]})
-    assert spec.file_params() == {"optimizer.name": "adamw"}, "its own momentum is none, and has no effect"
+    assert spec.file_params() == {"optimizer.name": "adamw"}, "the momentum of the file has no effect"
     assert spec.trial_spec({"optimizer.name": "sgd", "optimizer.momentum": 0.9}).optimizer.betas is None
     assert spec.with_absolute_paths().search_space == spec.search_space
 
 
-def test_the_first_trial_is_the_file_without_what_has_no_effect() -> None:
+def test_the_first_trial_is_the_file_without_inactive_params() -> None:
     spec = search(
         {"losses.kl": {"low": 1e-5, "high": 1e-2, "or_off": True}, "losses.kl_capacity": {"low": 1, "high": 9}}
     )

@@ -1,21 +1,20 @@
-"""Distributions take the type of their leaf, and hold nothing that a trial could not be."""
+"""Distributions take the type of their leaf, and allow no value with which a trial would be invalid."""
 
 import json
 from contextlib import suppress
-from inspect import signature
 from itertools import combinations, product
 from typing import Any
 
 import pytest
+from builders import search_spec
 from pydantic import TypeAdapter, ValidationError
 
 from ftae.errors import FtaeError
 from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec
-from ftae.specs.finetune.run import Optimizer, Schedule
 from ftae.specs.reading.problems import dotted, problems
 from ftae.specs.search import distributions
 from ftae.specs.search.distributions import coerced, validation_errors
-from ftae.specs.search.space import RULES, FileDistribution, joint_problems
+from ftae.specs.search.space import FileDistribution, joint_problems
 
 RUN = FinetuneSpec.model_validate(
     {
@@ -92,15 +91,15 @@ def test_bounds_and_choices_take_the_type_of_the_leaf(path: str, entry: dict[str
         ("batch_size", {"low": 2, "high": 12, "step": 5},
          [": must contain finetune's own value (8), the first configuration tried"]),
         ("optimizer.lr", {"low": 1e-4, "high": 1, "or_off": True},
-         ["or_off: needs a leaf that may be 0 or null, and this one may be neither"]),
+         ["or_off: needs a leaf that may be 0 or null; this one may be neither"]),
         ("losses.tv", {"low": 0, "high": 1, "or_off": True},
-         ["low: must be above 0, which is what or_off means by off, got 0.0"]),
+         ["low: must be above 0, which is the value of or_off for off, got 0.0"]),
         ("losses.ssim", {"choices": [0.0, -1]}, ["choices.1: must be greater than or equal to 0, got -1"]),
         ("data.resolution", {"choices": [16, 8]},
          [": with 8: metrics.1: ssim needs a resolution of at least 16, got 8"]),
     ],
 )  # fmt: skip
-def test_what_the_leaf_or_the_run_refuses_is_located(path: str, entry: dict[str, Any], expected: list[str]) -> None:
+def test_a_value_that_is_refused_has_its_place(path: str, entry: dict[str, Any], expected: list[str]) -> None:
     assert faults(path, entry) == expected
 
 
@@ -116,15 +115,14 @@ def test_what_the_leaf_or_the_run_refuses_is_located(path: str, entry: dict[str,
         (Choices(choices=((), ("a",))), [(), ("a",)], [("b",)]),
     ],
 )
-def test_contains(distribution: Any, inside: list[Any], outside: list[Any]) -> None:
+def test_a_distribution_contains_its_values(distribution: Any, inside: list[Any], outside: list[Any]) -> None:
     assert all(distribution.contains(value) for value in inside)
     assert not any(distribution.contains(value) for value in outside)
 
 
 def search(space: dict[str, Any], **run: Any) -> SearchSpec:
     finetune = {**RUN.model_dump(), **run}
-    objective = {"metric": "val/psnr", "direction": "maximize"}
-    return SearchSpec.model_validate({"name": "a", "finetune": finetune, "search_space": space, "objective": objective})
+    return search_spec(finetune=finetune, search_space=space, search={})
 
 
 def test_every_trial_the_space_allows_is_valid_or_the_search_is_refused() -> None:
@@ -139,7 +137,7 @@ def test_every_trial_the_space_allows_is_valid_or_the_search_is_refused() -> Non
 
 
 @pytest.mark.parametrize("path", ["max_steps", "num_evals", "metrics", "num_threads", "frozen_cache_gb"])
-def test_what_makes_trials_comparable_cannot_be_searched(path: str) -> None:
+def test_leaves_that_must_be_the_same_in_all_trials_cannot_be_searched(path: str) -> None:
     with pytest.raises(ValidationError, match=f"{path}: cannot be searched"):
         search({path: {"low": 1, "high": 100}})
 
@@ -166,7 +164,7 @@ def test_file_params_and_trial_spec_use_the_paths_of_the_space() -> None:
     assert trial.freeze == ("encoder",)
 
 
-# ------------------------------------------------------------------- values that do not go together
+# ------------------------------------------------------------------- values that do not fit each other
 
 
 WEIGHT = {"low": 0.0, "high": 1.0}
@@ -213,7 +211,7 @@ RUNS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_the_pairs_that_are_tried_refuse_what_all_pairs_would(run: dict[str, Any]) -> None:
+def test_the_pairs_that_are_tried_find_every_pair_that_is_refused(run: dict[str, Any]) -> None:
     finetune = FinetuneSpec.model_validate({**RUN.model_dump(), **run})
     space = {}
     for path, entry in LEAVES.items():
@@ -223,24 +221,13 @@ def test_the_pairs_that_are_tried_refuse_what_all_pairs_would(run: dict[str, Any
     refused = 0
     for (path, some), (other, others) in combinations(space.items(), 2):
         expected = any(
-            validation_errors(finetune, {path: value, other: its_value})
-            for value, its_value in product(some.corners(), others.corners())
+            validation_errors(finetune, {path: value, other: other_value})
+            for value, other_value in product(some.corners(), others.corners())
         )
         found = [at for at, _ in joint_problems(finetune, {path: some, other: others})]
         assert ((other,) in found) is expected, f"{path} and {other}"
         refused += expected
     assert refused > 0
-
-
-def test_every_rule_between_fields_is_known_to_the_search_for_pairs() -> None:
-    """A validator that reads other fields than its own must be within one of the rules."""
-    never_searched = {"num_evals"}
-    for spec_type, prefix in ((FinetuneSpec, ""), (Optimizer, "optimizer."), (Schedule, "schedule.")):
-        validators = spec_type.__pydantic_decorators__.field_validators.values()
-        reading = [v for v in validators if "info" in signature(v.func).parameters]
-        assert reading
-        fields = {f"{prefix}{field}" for validator in reading for field in validator.info.fields}
-        assert fields - never_searched <= {part for rule in RULES for part in rule}
 
 
 def test_a_wide_space_of_many_choices_takes_few_validations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,30 +1,21 @@
-"""Doubts about a valid file: each rule speaks where it should, and is silent where it should be."""
+"""Warnings about a valid file: each appears where it should, and nowhere else."""
 
 from typing import Any
 
 import pytest
+from builders import run_dict, search_spec
 
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.search.lint import warnings
 
 
 def search(space: dict[str, Any] | None = None, objective: Any = None, settings: Any = None, **run: Any) -> SearchSpec:
-    finetune = {
-        "model": {"family": "conv_vae", "pretrained": "models/digits"},
-        "data": {"source": "digits", "resolution": 16},
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 100,
-        **run,
-    }
-    return SearchSpec.model_validate(
-        {
-            "name": "a",
-            "finetune": finetune,
-            "search_space": space or {"optimizer.lr": {"low": 1e-4, "high": 1e-2}},
-            "objective": objective or {"metric": "val/psnr", "direction": "maximize"},
-            "search": {"num_trials": 2, **(settings or {})},
-        }
+    plain = {"model": {"family": "conv_vae", "pretrained": "models/digits"}, "losses": {"mse": 1.0}, "num_evals": 6}
+    return search_spec(
+        finetune=run_dict(**{**plain, "max_steps": 100, **run}),
+        search_space=space or {"optimizer.lr": {"low": 1e-4, "high": 1e-2}},
+        objective=objective or {"metric": "val/psnr", "direction": "maximize"},
+        search={"num_trials": 2, **(settings or {})},
     )
 
 
@@ -33,7 +24,7 @@ OWN = {"family": "nets:Net", "image_range": "0..1"}
 GRADIENT = {"family": "vq_vae", "codebook": "gradient"}
 WEIGHT = {"low": 0, "high": 1}
 
-DOUBTS = [
+WARNED = [
     (search(losses={"mse": 1, "kl_warmup_fraction": 0.1}), "losses.kl_warmup_fraction has no effect: losses.kl is 0"),
     (search(losses={"mse": 1, "huber_delta": 0.2}), "losses.huber_delta has no effect: losses.huber is 0"),
     (search({"losses.huber_delta": {"low": 0.01, "high": 1}}), "losses.huber_delta is searched without effect"),
@@ -75,7 +66,7 @@ DOUBTS = [
      "the codes stay as they are: they are trained by gradient"),
 ]  # fmt: skip
 
-QUIET = [
+NOT_WARNED = [
     search(),
     search(model=GRADIENT, losses={"mse": 1, "commitment": 0.25, "codebook": 1}),
     search({"losses.codebook": WEIGHT}, model=GRADIENT),
@@ -103,19 +94,19 @@ QUIET = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "expected"), DOUBTS, ids=[expected[:40] for _, expected in DOUBTS])
-def test_a_doubt_is_one_sentence(spec: SearchSpec, expected: str) -> None:
+@pytest.mark.parametrize(("spec", "expected"), WARNED, ids=[expected[:40] for _, expected in WARNED])
+def test_a_warning_is_one_sentence(spec: SearchSpec, expected: str) -> None:
     (sentence,) = warnings(spec)
     assert sentence.startswith(expected)
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize("spec", QUIET)
-def test_no_doubt_where_a_setting_has_its_effect(spec: SearchSpec) -> None:
+@pytest.mark.parametrize("spec", NOT_WARNED)
+def test_settings_with_an_effect_get_no_warning(spec: SearchSpec) -> None:
     assert warnings(spec) == []
 
 
-def test_a_production_run_is_only_asked_about_itself() -> None:
+def test_a_production_run_gets_the_warnings_about_runs_alone() -> None:
     finetune = search(losses={"mse": 1, "kl_warmup_fraction": 0.1, "ce": 1}, num_evals=1).finetune
     found = warnings(ProductionSpec(name="a", finetune=finetune))
     assert [sentence.split()[0] for sentence in found] == ["losses.kl_warmup_fraction", "losses.ce"]

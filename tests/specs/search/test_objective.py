@@ -1,4 +1,4 @@
-"""What a search optimises: one metric or several, and the bounds that others keep."""
+"""What a search optimises: one metric or several, and constraints on metrics."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_a_constraint_is_read_and_written(text: str, expected: Constraint) -> No
         ("val/ssim >= 0", -0.3, 0.3),
     ],
 )
-def test_a_violation_is_in_parts_of_the_bound(text: str, value: float, violation: float) -> None:
+def test_a_violation_is_a_share_of_the_bound(text: str, value: float, violation: float) -> None:
     objective = read_objective(PSNR | {"constraints": [text]})
     metrics = {"val/psnr": 20.0, objective.constraints[0].metric: value}
     assert objective.violation(metrics) == pytest.approx(violation)
@@ -61,7 +61,7 @@ def test_violations_add_up_and_metrics_are_listed_once() -> None:
     assert str(objective) == "maximize val/psnr, where val/psnr >= 20 and val/kl <= 400 and val/kl >= 1"
 
 
-def test_several_metrics() -> None:
+def test_several_metrics_give_a_point_in_which_more_is_better() -> None:
     objective = read_objective({"metrics": [PSNR, KL]})
     assert objective.first.metric == "val/psnr"
     assert objective.point({"val/psnr": 20.0, "val/kl": 3.0}) == (20.0, -3.0)
@@ -70,7 +70,7 @@ def test_several_metrics() -> None:
 
 
 @pytest.mark.parametrize("given", [PSNR, PSNR | {"constraints": ["val/kl <= 400"]}, {"metrics": [PSNR, KL]}])
-def test_what_is_dumped_is_read_again(given: dict[str, Any]) -> None:
+def test_a_dumped_objective_is_read_again(given: dict[str, Any]) -> None:
     reader: TypeAdapter[AnyObjective] = TypeAdapter(AnyObjective)
     objective = reader.validate_python(given)
     assert reader.validate_python(reader.dump_python(objective, mode="json")) == objective
@@ -108,5 +108,5 @@ FORM = "must be METRIC >= NUMBER or METRIC <= NUMBER, such as 'val/psnr >= 27'"
          ["metric: unknown key, must be one of metrics, constraints, did you mean 'metrics'?"]),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_located(given: dict[str, Any], expected: list[str]) -> None:
+def test_every_problem_has_its_place(given: dict[str, Any], expected: list[str]) -> None:
     assert faults(given) == expected
