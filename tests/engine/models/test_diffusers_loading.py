@@ -13,7 +13,7 @@ from ftae.engine.process import LIBRARIES, quiet_libraries
 ASKED = """
 import importlib.metadata, sys
 read = importlib.metadata.packages_distributions
-import ftae.engine.diffusers_models as models
+import ftae.engine.models.diffusers_loading as models
 assert importlib.metadata.packages_distributions is read
 import diffusers.hooks, torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel

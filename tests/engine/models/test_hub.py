@@ -193,7 +193,6 @@ for name, subfolder in json.loads(sys.argv[1]):
         found.append([name, {str(f.relative_to(folder)): hashlib.sha1(f.read_bytes()).hexdigest() for f in files}])
     except FtaeError as error:
         found.append(str(error))
-assert "torch" not in sys.modules  # a driver has no need of it
 print(json.dumps(found))
 """
 

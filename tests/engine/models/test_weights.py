@@ -138,7 +138,7 @@ def refused(path: Path) -> str:
 
 
 FOREIGN = {
-    "whole module": (Net(), "test_pretrained.Net, "),
+    "whole module": (Net(), "test_weights.Net, "),
     "namespace": ({"state_dict": weights(), "args": argparse.Namespace(lr=1)}, "(argparse.Namespace)"),
     "numpy scalar": ({"state_dict": weights(), "best": np.float64(1)}, "other objects (numpy"),
     "numpy arrays": ({name: tensor.numpy() for name, tensor in weights().items()}, "other objects (numpy"),
