@@ -16,8 +16,9 @@ from vision_weights import random_weights
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import ImageSet, load_dataset
 from ftae.engine.objectives.auxiliary import SIDES
+from ftae.engine.objectives.collapse import CollapseDetector
 from ftae.engine.objectives.eval_batch import EvalContext
-from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
+from ftae.engine.objectives.metrics import Evaluation
 from ftae.engine.sizing.probe import probe
 from ftae.engine.training.evaluator import (
     EvalSet,
@@ -295,9 +296,9 @@ def held(thing: Any, seen: set[int] | None = None) -> int:
 @pytest.fixture
 def _look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a metric looks at the first images alone, or at some at once, at 20 of them."""
-    for name in ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES"):
-        monkeypatch.setattr(f"ftae.engine.{name}", 20)
-    monkeypatch.setattr("ftae.engine.objectives.latent_metrics.POSITION_IMAGES", 20)
+    limits = ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES")
+    for name in (*limits, "collapse.POSITION_IMAGES"):
+        monkeypatch.setattr(f"ftae.engine.objectives.{name}", 20)
 
 
 @pytest.mark.usefixtures("_look_at_few")
