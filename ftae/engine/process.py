@@ -153,12 +153,11 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _hide_progress_bars(restored: ExitStack) -> None:
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, progress_bar_states
+    from huggingface_hub.utils.tqdm import disable_progress_bars, progress_bar_states
 
-    if not are_progress_bars_disabled():
-        restored.callback(progress_bar_states.update, dict(progress_bar_states))  # a user may have set groups of them
-        restored.callback(progress_bar_states.clear)
-        disable_progress_bars()
+    restored.callback(progress_bar_states.update, dict(progress_bar_states))  # the last callback is the first to run
+    restored.callback(progress_bar_states.clear)
+    disable_progress_bars()
     if "diffusers" in sys.modules:  # importing it takes seconds
         from diffusers.utils import logging as diffusers_logging
 
