@@ -18,8 +18,6 @@ from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import size
 
-CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-
 
 def device_of(spec: FinetuneSpec) -> torch.device:
     """The device that a run uses.
@@ -36,37 +34,15 @@ def device_of(spec: FinetuneSpec) -> torch.device:
 def set_deterministic_kernels(spec: FinetuneSpec, device: torch.device) -> None:
     """Make the same spec, seed and machine give the same numbers in this process.
 
-    On a GPU only as far as CUDA has such kernels; torch warns of the others. ``kernel_settings`` and
-    ``set_kernel_settings`` save and restore what this changes.
+    On a GPU only as far as CUDA has such kernels; torch warns of the others. The training loop restores these settings
+    whenever the consumer of a run has control.
     """
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
-        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # cuBLAS reads it at its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def kernel_settings() -> dict[str, Any]:
-    """All that ``set_deterministic_kernels`` may change."""
-    return {
-        "num_threads": torch.get_num_threads(),
-        "benchmark": torch.backends.cudnn.benchmark,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "workspace": os.environ.get(CUBLAS_WORKSPACE),
-    }
-
-
-def set_kernel_settings(settings: Mapping[str, Any]) -> None:
-    """Restore what ``kernel_settings`` returned."""
-    torch.set_num_threads(settings["num_threads"])
-    torch.backends.cudnn.benchmark = settings["benchmark"]
-    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
-    if settings["workspace"] is None:
-        os.environ.pop(CUBLAS_WORKSPACE, None)
-    else:
-        os.environ[CUBLAS_WORKSPACE] = settings["workspace"]
 
 
 def set_memory_format(model: nn.Module, spec: FinetuneSpec, device: torch.device) -> None:

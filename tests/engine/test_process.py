@@ -1,12 +1,10 @@
 """A run changes its process only as far as it must, and all of it can be undone."""
 
-import os
 import platform
 import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -46,32 +44,6 @@ thread.start()
 thread.join()
 print(*found)
 """
-
-
-def kernel_state() -> dict[str, Any]:
-    return {
-        "num_threads": torch.get_num_threads(),
-        "benchmark": torch.backends.cudnn.benchmark,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
-    }
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_kernel_settings_can_be_restored(device: str) -> None:
-    before, benchmark = process.kernel_settings(), torch.backends.cudnn.benchmark
-    try:
-        torch.backends.cudnn.benchmark = True
-        own = process.kernel_settings()
-        assert own == kernel_state()
-        process.set_deterministic_kernels(run_spec(num_threads=torch.get_num_threads() + 1), torch.device(device))
-        assert kernel_state() != own
-        process.set_kernel_settings(own)
-        assert kernel_state() == own
-    finally:
-        process.set_kernel_settings(before)
-    assert torch.backends.cudnn.benchmark == benchmark
 
 
 def test_building_a_model_leaves_the_random_generators_alone() -> None:

@@ -229,9 +229,7 @@ def test_attention_weights_of_1x1_convolutions(kl: Path, home: Path) -> None:
     assert same(loaded(kl), loaded(home / "kl"))
 
 
-def test_names_of_latent_diffusion_are_converted(
-    kl: Path, home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_of_latent_diffusion_are_converted(kl: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = load_file(kl / WEIGHTS)
     rewritten(kl, as_ldm)
     save_file(as_ldm(state), kl / "vae.safetensors")

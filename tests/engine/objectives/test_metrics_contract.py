@@ -152,8 +152,8 @@ def test_the_least_number_of_images_gives_a_number(metric: str, pretrained: str)
 
 
 def everything(number: float) -> Callable[[EvalContext], None]:
-    def ruin(subject: EvalContext) -> None:
-        for parameter in subject.autoencoder.parameters():
+    def ruin(context: EvalContext) -> None:
+        for parameter in context.autoencoder.parameters():
             parameter.data.fill_(number)
 
     return ruin
@@ -162,8 +162,8 @@ def everything(number: float) -> Callable[[EvalContext], None]:
 def encoder(number: float) -> Callable[[EvalContext], None]:
     """Latents alone may be beyond all bounds where what decodes them is bounded."""
 
-    def ruin(subject: EvalContext) -> None:
-        for stage in subject.autoencoder.stages:
+    def ruin(context: EvalContext) -> None:
+        for stage in context.autoencoder.stages:
             for parameter in stage.parameters() if stage.group == "encoder" else ():
                 parameter.data.fill_(number)
 
@@ -179,9 +179,7 @@ RUINED = {
 
 
 @pytest.mark.parametrize("ruin", RUINED.values(), ids=RUINED)
-def test_a_ruined_model_gives_no_value(
-    ruin: Callable[[EvalContext], None], metric: str, pretrained: str
-) -> None:
+def test_a_ruined_model_gives_no_value(ruin: Callable[[EvalContext], None], metric: str, pretrained: str) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), Path("unused"))
     ruin(run.eval_sets[0].context)
     assert not math.isfinite(value(run.eval_sets[0]))
@@ -308,9 +306,9 @@ def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_does_not_grow_with_the_images(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained)).first(5)
     spec, context = part.context.spec, part.context
-    evaluation, collapse_signs, counts = Evaluation(subject), CollapseDetector(spec), []
+    evaluation, collapse_signs, counts = Evaluation(context), CollapseDetector(spec), []
     (batch,) = val_batches(part.images, spec.data, batch_size=5, device="cpu")
-    inputs = run_batch(subject.autoencoder.eval(), batch)
+    inputs = run_batch(context.autoencoder.eval(), batch)
     for shown in range(5, 61, 5):
         evaluation.update(inputs)
         collapse_signs.update(inputs)
