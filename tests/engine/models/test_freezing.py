@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import run_spec
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -219,7 +220,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "metrics": ["mse"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 @pytest.mark.parametrize("patterns", [("decoder",), ("encoder", "bottleneck"), ("*.up.*",)])

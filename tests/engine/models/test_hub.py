@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import run_spec
 from hub_server import Hub, succeeded
 from safetensors.torch import load_file, save_file
 from tiny_diffusers import save_tiny_models
@@ -75,7 +76,7 @@ def spec_of(pretrained: str = "owner/name", **changes: Any) -> FinetuneSpec:
         "metrics": ["mse"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def bias(spec: FinetuneSpec) -> list[float]:

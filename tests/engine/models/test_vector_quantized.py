@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import run_spec
 from diffusers import VQModel
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
         "metrics": ["codebook_usage", "perplexity"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def built(model: dict[str, Any]) -> Autoencoder:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from builders import run_spec
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
@@ -149,7 +150,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "features": {"net": "resnet18", "weights": random_weights("resnet18")},
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "metrics": ["linear_probe", "mig", "dci"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def of(latents: Tensor, factors: Tensor) -> EvalBatch:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import run_spec
 from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from vision_weights import random_weights
@@ -319,7 +320,7 @@ def spec_of(losses: dict[str, float], **changes: Any) -> FinetuneSpec:
         "metrics": ["mse"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:

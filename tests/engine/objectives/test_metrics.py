@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from torch import Tensor, nn
 
 from ftae.engine.data.dataset import ImageSet
@@ -240,7 +241,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "num_evals": 1,
         "metrics": ["mse", "psnr", "ssim", "kl", "active_units"],
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def image_set(*values: int) -> ImageSet:

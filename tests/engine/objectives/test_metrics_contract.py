@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from vision_weights import random_weights
 
 from ftae.engine.data.batches import val_batches
@@ -98,7 +99,7 @@ def spec_of(metric: str, pretrained: str, **changes: Any) -> FinetuneSpec:
     if metric == "ms_ssim":
         fields["data"] = DATA | {"resolution": 176}
     fields["data"] = fields["data"] | changes.pop("data", {})
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def judged(spec: FinetuneSpec) -> EvalSet:
