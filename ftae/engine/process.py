@@ -1,4 +1,4 @@
-"""What a run asks of its process: device, kernels, memory, quiet libraries."""
+"""Settings of the process that a run needs: device, kernels, memory, silence of libraries."""
 
 import ctypes
 import logging
@@ -19,122 +19,131 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import size
 
 
-def set_deterministic_kernels(spec: FinetuneSpec, device: torch.device) -> None:
-    """For this process: same spec, seed and machine give the same numbers.
+def device_of(spec: FinetuneSpec) -> torch.device:
+    """The device that a run uses.
 
-    As far as CUDA has such kernels; it warns of the others.
+    Raises:
+        FtaeError: the spec asks for a GPU and torch sees none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if spec.device == "cuda" and not has_gpu:
+        raise FtaeError("device: cuda is asked for, but torch sees no GPU here; set it to auto or cpu")
+    return torch.device("cuda" if has_gpu and spec.device != "cpu" else "cpu")
+
+
+def set_deterministic_kernels(spec: FinetuneSpec, device: torch.device) -> None:
+    """Make the same spec, seed and machine give the same numbers in this process.
+
+    On a GPU only as far as CUDA has such kernels; torch warns of the others. The training loop restores these settings
+    whenever the consumer of a run has control.
     """
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def set_memory_format(autoencoder: nn.Module, spec: FinetuneSpec, device: torch.device) -> None:
-    """Give the weights the faster memory format: in bf16 on a CPU, small models take up to half as long again in the
-    other. A user's own module keeps its own: it may call view() on its activations.
+def set_memory_format(model: nn.Module, spec: FinetuneSpec, device: torch.device) -> None:
+    """Give the weights the faster memory format: contiguous for bf16 on a CPU, else channels last.
+
+    In the other format small models take up to 1.5 times as long. A user's own module keeps its format: it may call
+    view() on its activations.
     """
     if isinstance(spec.model, CustomModel):
         return
     in_bf16 = spec.precision == "bf16" and device.type == "cpu"
-    autoencoder.to(memory_format=torch.contiguous_format if in_bf16 else torch.channels_last)
+    model.to(memory_format=torch.contiguous_format if in_bf16 else torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------------ memory
 
 
 def check_room(build: Callable[[], nn.Module], options: Mapping[str, Any]) -> None:
-    """Refuse a network whose weights this machine cannot hold, before the system ends the process that tries.
+    """Refuse a network whose weights do not fit into this machine, before the system kills the process.
 
-    ``options``: what was asked for, for the message. Nothing is drawn from the random generators.
+    ``options``: the options of the network, for the message. Draws nothing from the random generators.
 
     Raises:
-        FtaeError: its weights alone take more than there is.
+        FtaeError: the weights alone take more memory than the machine has.
     """
     with torch.device("meta"):
         net = build()
     needed = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        asked = ", ".join(f"{name} {value}" for name, value in options.items()) or "its defaults"
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        chosen = ", ".join(f"{name} {value}" for name, value in options.items()) or "its defaults"
         raise FtaeError(
-            f"the model cannot be built with {asked}: its weights take {size(needed)}, this machine has {size(there)}"
+            f"the model cannot be built with {chosen}: its weights take {size(needed)}, "
+            f"this machine has {size(available)}"
         )
 
 
-# Of glibc's malloc.h: what is free at the end of a heap goes back to the system from this on; what an emptied heap of a
-# thread (64 MB) has to fall short of to stay; and larger blocks than this never are in a heap.
+# Options of mallopt, from malloc.h of glibc: how many free bytes at the end of a heap are returned to the system; how
+# many more than needed a heap takes (the 64 MB heap of a thread is kept unless it is emptier than this); the size from
+# which a block is mapped by itself, outside of the heaps.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator of this process keep blocks of up to a gigabyte: for a process that is ftae's own.
+    """Let the allocator keep freed blocks of up to a gigabyte. For processes of ftae alone: workers and commands.
 
-    By default each step gives its activations back and is given them again, page by page and full of zeros: 10,000
-    page faults, a tenth of a step on images of 32 pixels.
+    By default every step returns the memory of its activations to the system and gets it back page by page, filled
+    with zeros: 10,000 page faults, a tenth of a step on images of 32 pixels.
     """
-    for setting, number_of_bytes in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**27), (MMAP_THRESHOLD, 2**30)):
-        _call("mallopt", setting, number_of_bytes)
+    for option, number_of_bytes in ((TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**27), (MMAP_THRESHOLD, 2**30)):
+        _call_libc("mallopt", option, number_of_bytes)
 
 
 def give_back_freed_memory() -> None:
-    """What a run has held need not stay with the process."""
-    _call("malloc_trim", 0)
+    """Return the memory that a finished run has freed to the system."""
+    _call_libc("malloc_trim", 0)
 
 
-def _call(name: str, *arguments: int) -> None:
+def _call_libc(name: str, *arguments: int) -> None:
     function = getattr(ctypes.CDLL(None), name, None)
     if function is not None:
         function(*arguments)
 
 
+# --------------------------------------------------------------------------------------------- libraries
+
 LIBRARIES = ("diffusers", "huggingface_hub", "transformers")
 
-_ONE_AT_A_TIME = threading.RLock()  # else the first to leave would be undone by the second, for good
+_QUIET_LOCK = threading.RLock()  # of two overlapping blocks, the first to end would restore what the second had set
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, they neither log nor warn nor draw progress bars; afterwards they are as they were."""
-    import huggingface_hub  # noqa: F401  # it sets its own level as it is imported
+    """Keep libraries from logging, warning and drawing progress bars inside the block."""
+    import huggingface_hub  # noqa: F401  # here, since its import sets the level of its logger
 
-    with _ONE_AT_A_TIME, warnings.catch_warnings(), ExitStack() as restored:
+    with _QUIET_LOCK, warnings.catch_warnings(), ExitStack() as restored:
         warnings.simplefilter("ignore")
         for logger in map(logging.getLogger, LIBRARIES):
             restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL + 1)
-        for disable, enable in _progress_bars():
-            restored.callback(enable)
-            disable()
+        _hide_progress_bars(restored)
         yield
 
 
-def _progress_bars() -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
-    """How to hide and show those that would be drawn."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+def _hide_progress_bars(restored: ExitStack) -> None:
+    from huggingface_hub.utils.tqdm import disable_progress_bars, progress_bar_states
 
-    if not are_progress_bars_disabled():
-        yield disable_progress_bars, enable_progress_bars
-    if "diffusers" in sys.modules:  # importing it only to silence it would take seconds
-        from diffusers.utils import logging as its_logging
+    restored.callback(progress_bar_states.update, dict(progress_bar_states))  # the last callback is the first to run
+    restored.callback(progress_bar_states.clear)
+    disable_progress_bars()
+    if "diffusers" in sys.modules:  # importing it takes seconds
+        from diffusers.utils import logging as diffusers_logging
 
-        if its_logging.is_progress_bar_enabled():
-            yield its_logging.disable_progress_bar, its_logging.enable_progress_bar
+        if diffusers_logging.is_progress_bar_enabled():
+            restored.callback(diffusers_logging.enable_progress_bar)
+            diffusers_logging.disable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:
-    """What matters of a library's exception: its type, and the first line of what it says, cut where it is long."""
+    """The type of a library's exception and the first line of its text, cut where that is long."""
     lines = str(error).strip().splitlines() or [""]
     text = lines[0] if len(lines[0]) <= 160 else f"{lines[0][:157]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def device_of(spec: FinetuneSpec) -> torch.device:
-    """Where a run takes place.
-
-    Raises:
-        FtaeError: a GPU is asked for by name and there is none.
-    """
-    there = torch.cuda.is_available()
-    if spec.device == "cuda" and not there:
-        raise FtaeError("device: cuda is asked for, but torch sees no GPU here; set it to auto or cpu")
-    return torch.device("cuda" if there and spec.device != "cpu" else "cpu")

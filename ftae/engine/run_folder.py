@@ -1,4 +1,4 @@
-"""The folder of a run: names and counts of what it holds, and folders that appear whole or not at all."""
+"""The folder of a run: names and counts of its contents, and folders that are written whole or not at all."""
 
 import hashlib
 import json
@@ -11,22 +11,22 @@ from typing import Self
 
 CHECKPOINTS = "checkpoints"
 
-KEPT = 2  # of them: the newest, and the one before it in case that is damaged
+KEPT = 2  # checkpoints: the newest, and the one before in case the newest is damaged
 
-GRID_IMAGES = 12  # of a picture, in two columns of three cells each: a square, which MLflow shows best
+GRID_IMAGES = 12  # in a picture, in two columns of three cells each: a square, which MLflow shows best
 
-GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged so that the picture can be looked at
+GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged, to be visible
 
 
-ASIDE = ".old"
+ASIDE = ".old"  # suffix of a folder that is being replaced
 
-THREADS = 4  # they wait for the disk, most of the time
+THREADS = 4  # they mostly wait for the disk
 
 
 class AtomicFolder:
-    """Files of ``folder`` under another name, until ``complete`` gives it its own.
+    """Writes the files of ``folder`` under a temporary name, until ``complete`` renames it.
 
-    Left before that, as a context, nothing of it stays.
+    As a context, it removes everything if it is left before that.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,14 +46,14 @@ class AtomicFolder:
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def add(self, name: str, content: bytes) -> None:
-        """Begin to write a file, in place of one of the same name; that it fails is raised by ``complete``."""
+        """Start to write a file, replacing one of the same name; ``complete`` raises if that fails."""
         if name in self._written:
             self._written[name].result()
         self._hashes[name] = self._pool.submit(lambda: hashlib.sha256(content).hexdigest())
         self._written[name] = self._pool.submit(_write, self._parts / name, content)
 
     def complete(self, hashes: str) -> None:
-        """Put the folder, with a file ``hashes`` of the SHA-256 of every other, in place of what is there of its name.
+        """Add a file ``hashes`` with the SHA-256 of every other, and put the folder in the place of its predecessor.
 
         Raises:
             OSError: a file could not be written.
@@ -70,16 +70,16 @@ class AtomicFolder:
 
 
 def put_back(parent: Path, pattern: str) -> None:
-    """Give the folders in ``parent`` whose names match theirs again, where the one to replace them never came."""
+    """Restore folders in ``parent`` that match ``pattern`` and were set aside for a replacement that never came."""
     for aside in parent.glob(f".{pattern}.*{ASIDE}"):
         folder = parent / aside.name[1:].partition(".")[0]
         if not folder.exists():
-            with suppress(OSError):  # it has come now; or nobody may write here
+            with suppress(OSError):  # the replacement has just come, or nobody may write here
                 aside.rename(folder)
 
 
 def _write(file: Path, content: bytes) -> None:
-    """To the disk itself."""
+    """Write a file through to the disk."""
     with file.open("wb") as handle:
         handle.write(content)
         handle.flush()

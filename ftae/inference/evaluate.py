@@ -17,7 +17,7 @@ from ftae.engine.data.image_set import ImageSet
 from ftae.engine.data.listing import as_text
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
-from ftae.engine.objectives.metrics import PER_IMAGE
+from ftae.engine.objectives.metrics import mse, psnr
 from ftae.engine.training.evaluator import Metrics, check_metrics, evaluate, missing_for, run_batch
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
@@ -28,7 +28,7 @@ from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.reading.problems import one_of
 
-SCORES = ("mse", "psnr")
+SCORES = {"mse": mse, "psnr": psnr}
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def score(model: TunedModel, judged: Judged) -> Scores:
     """The error of every image."""
     found: dict[str, list[float]] = {name: [] for name in SCORES}
     for inputs in (run for part in judged.parts() for run in _runs(model, part)):
-        for name in SCORES:
-            found[name] += PER_IMAGE[name](inputs).double().tolist()
+        for name, values in SCORES.items():
+            found[name] += values(inputs).double().tolist()
     return Scores(**{name: np.array(values) for name, values in found.items()})
 
 

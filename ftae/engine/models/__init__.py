@@ -1,1 +1,1 @@
-"""Networks as ordered stages: families, weights in and out."""
+"""Networks as staged models: autoencoders of every family, discriminators, and their weights in files."""

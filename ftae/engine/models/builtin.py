@@ -146,8 +146,8 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
 
         def save(folder: Path) -> None:
             save_state(net, folder)
-            saved = config | {ADAPTERS: max(kept, wanted or 0)}
-            (folder / CONFIG).write_text(json.dumps({"format": FORMAT, **saved}, indent=2) + "\n")
+            saved = {"format": FORMAT} | config | {ADAPTERS: max(kept, wanted or 0)}
+            (folder / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
 
         chain = net.chain() if is_chain else None
         coder = net if chain is None else chain  # ``net`` would build the chain anew for every batch
@@ -248,7 +248,7 @@ def _saved_config(net_type: type[nn.Module], family: str, pretrained: str) -> tu
             f"model.pretrained: {pretrained!r} is not a folder with a {family} (no {CONFIG}); "
             f"name a folder that ftae train or ftae export wrote{_hint(pretrained)}"
         )
-    config = migrate(read_json(folder / CONFIG), "model_folder", str(folder / CONFIG))
+    config = migrate(read_json(folder / CONFIG), "model_folder", f"model.pretrained: {folder / CONFIG}")
     if (found := config.get("family")) != family:
         raise FtaeError(f"model.pretrained: {pretrained!r} holds a {found}, not a {family}")
     numbers: dict[str, Any] = {fact: config.get(fact) for fact in _facts(net_type)} | {

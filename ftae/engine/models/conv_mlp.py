@@ -43,23 +43,23 @@ class MlpVaeNet(ChainedNet, nn.Module):
     def chain(self) -> StageChain:
         return StageChain(
             (
-                Stage("encoder.hidden", "encoder", (self.hidden,), run=self._hide),
+                Stage("encoder.hidden", "encoder", (self.hidden,), run=self._encode_hidden),
                 Stage("bottleneck", "bottleneck", (self.mean, self.logvar), run=self._moments),
             ),
             gaussian,
             (
-                Stage("decoder.hidden", "decoder", (self.decoder_hidden,), run=self._unhide),
+                Stage("decoder.hidden", "decoder", (self.decoder_hidden,), run=self._decode_hidden),
                 Stage("decoder.out", "decoder", (self.out,), run=self._pixels),
             ),
         )
 
-    def _hide(self, images: Tensor) -> Tensor:
+    def _encode_hidden(self, images: Tensor) -> Tensor:
         return torch.relu(self.hidden(images.flatten(1)))
 
     def _moments(self, features: Tensor) -> Tensor:
         return torch.cat([self.mean(features), self.logvar(features)], dim=1)
 
-    def _unhide(self, latents: Tensor) -> Tensor:
+    def _decode_hidden(self, latents: Tensor) -> Tensor:
         return torch.relu(self.decoder_hidden(latents))
 
     def _pixels(self, features: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class MlpVaeNet(ChainedNet, nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Strided-convolution encoder and its mirror; the width doubles at every level, up to four times.
+    """Encoder of strided convolutions and a decoder that mirrors it; widths double at each level, up to fourfold.
 
     ``resolution`` must be a multiple of ``2 ** depth``.
     """
@@ -102,7 +102,7 @@ class ConvNet(nn.Module):
         return torch.sigmoid(self.out(features))
 
     def _encoder(self) -> list[Stage]:
-        """All but the bottleneck."""
+        """The encoder stages, without the bottleneck."""
         return [Stage(f"encoder.down.{i}", "encoder", (block,), run=block) for i, block in enumerate(self.down)]
 
     def _decoder(self, first: Stage) -> tuple[Stage, ...]:
@@ -123,7 +123,7 @@ class ConvAeNet(ChainedNet, ConvNet):
     def chain(self) -> StageChain:
         last = Stage("bottleneck", "bottleneck", (self.to_latents,), run=self.to_latents)
         first = Stage("decoder.in", "decoder", (self.from_latents,), run=self.from_latents)
-        return StageChain((*self._encoder(), last), plain, self._decoder(first))
+        return StageChain((*self._encoder(), last), deterministic, self._decoder(first))
 
 
 class ConvVaeNet(ChainedNet, ConvNet):
@@ -151,18 +151,18 @@ class ConvVaeNet(ChainedNet, ConvNet):
 
 
 def gaussian(moments: Tensor, noise: NoiseFn | None) -> Encoding:
-    """The bottleneck of a VAE: mean and logvar are the two halves of (B, 2 * C, ...)."""
+    """The bottleneck of a VAE: mean and logvar are the halves of (B, 2 * C, ...)."""
     mean, logvar = moments.chunk(2, dim=1)
     return Encoding.of(Posterior(mean, logvar), noise)
 
 
-def plain(encoded: Tensor, noise: NoiseFn | None) -> Encoding:
+def deterministic(encoded: Tensor, noise: NoiseFn | None) -> Encoding:
     """The bottleneck of an autoencoder without a posterior."""
     return Encoding(encoded)
 
 
 def conv_block(conv: nn.Conv2d, width: int) -> nn.Sequential:
-    """A convolution to ``width`` channels, normalised in groups of them, activated."""
+    """A convolution to ``width`` channels with group normalisation and an activation."""
     return nn.Sequential(conv, nn.GroupNorm(math.gcd(8, width), width), nn.SiLU())
 
 
@@ -216,7 +216,7 @@ def one_hot(labels: Tensor | None, num_classes: int) -> Tensor:
     """fp32 (B, num_classes); zeros for the label -1.
 
     Raises:
-        FtaeError: there are no labels at all.
+        FtaeError: the images have no labels.
     """
     if labels is None:
         raise FtaeError(

@@ -20,11 +20,11 @@ from ftae.wording import did_you_mean
 
 
 def custom_family(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
-    """The module that ``model.family`` names, built, loaded and cut into stages.
+    """Build the module that ``model.family`` names, load its weights, and divide it into stages.
 
     Raises:
-        FtaeError: it cannot be imported or built, whatever it raises; ftae cannot train it; its weights do not
-            fit; or its stages do not hold every parameter exactly once.
+        FtaeError: the module cannot be imported or built, whatever it raises; ftae cannot train it; its weights do
+            not fit; or its stages do not hold every parameter exactly once.
     """
     build = import_attr(model.family)
     if isinstance(build, nn.Module):
@@ -45,7 +45,7 @@ def custom_family(model: Any, data: DataSpec, num_classes: int | None) -> Autoen
     methods: Any = net  # a module's attributes are not typed
 
     def encode(images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
-        images = images.clone()  # it may write into them
+        images = images.clone()  # the module may write into them
         if whole:
             return Encoding(images)
         with _running(f"encode of {model.family}"):
@@ -71,27 +71,27 @@ def custom_family(model: Any, data: DataSpec, num_classes: int | None) -> Autoen
 
 
 def _running(what: str) -> AbstractContextManager[None]:
-    """What the module raises inside is told in one message; a trial tells faults of files and memory from others."""
+    """Make one message of what the module raises inside; file errors pass, since a trial may be retried for them."""
     return one_message(f"{what} raised", kind=ModelRaised, passing=(OSError, SystemExit))
 
 
-def _encoding(said: Any, noise: NoiseFn | None) -> Encoding:
-    """What the module's ``encode`` gave as an ``Encoding``."""
-    if isinstance(said, Tensor) and said.is_floating_point():
-        return Encoding(said)
-    if isinstance(said, tuple | list) and len(said) == 2 and all(isinstance(part, Tensor) for part in said):
-        mean, logvar = said
+def _encoding(result: Any, noise: NoiseFn | None) -> Encoding:
+    """The ``Encoding`` of what the ``encode`` of a module returned."""
+    if isinstance(result, Tensor) and result.is_floating_point():
+        return Encoding(result)
+    if isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(part, Tensor) for part in result):
+        mean, logvar = result
         if mean.shape != logvar.shape or not (mean.is_floating_point() and logvar.is_floating_point()):
             raise FtaeError(
                 "the model's encode gave a pair, which must be (mean, logvar), two float tensors of one shape, "
                 f"got {_kind(mean)} and {_kind(logvar)}"
             )
         return Encoding.of(Posterior(mean, logvar), noise)
-    raise FtaeError(f"the model's encode must give a float tensor or (mean, logvar), got {_kind(said)}")
+    raise FtaeError(f"the model's encode must give a float tensor or (mean, logvar), got {_kind(result)}")
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """The type of a value, for a message."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, tuple | list):
@@ -101,11 +101,15 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-# --------------------------------------------------------------------------------------------- what it must be
+# --------------------------------------------------------------------------------------------- requirements
 
 
 def _is_whole(net: nn.Module, family: str) -> bool:
-    """Whether it has ``forward`` alone."""
+    """Whether the module has ``forward`` alone.
+
+    Raises:
+        FtaeError: it has no ``forward`` either.
+    """
     missing = [name for name in ("encode", "decode") if not callable(getattr(net, name, None))]
     if missing and type(net).forward is nn.Module.forward and "forward" not in vars(net):
         raise FtaeError(f"{family} must have encode and decode, or forward; it has no {' and no '.join(missing)}")
@@ -113,17 +117,17 @@ def _is_whole(net: nn.Module, family: str) -> bool:
 
 
 def _can_be_trained(net: nn.Module, family: str) -> None:
-    """Refuse weights that ftae does not train, and state that it could not save.
+    """Refuse weights that ftae does not train, and state that it cannot save.
 
     Raises:
-        FtaeError: what is wrong, with the name of the first that is.
+        FtaeError: names the first tensor that is refused, and the reason.
     """
     parameters = dict(net.named_parameters())
     if not parameters:
         raise FtaeError(f"{family} has no parameters: there is nothing to train")
     for name, tensor in {**parameters, **dict(net.named_buffers())}.items():
-        if wrong := _unfit(tensor, is_parameter=name in parameters):
-            raise FtaeError(f"{family}: {name} {wrong}")
+        if fault := _fault(tensor, is_parameter=name in parameters):
+            raise FtaeError(f"{family}: {name} {fault}")
     for name, value in net.state_dict().items():
         if not isinstance(value, Tensor):
             raise FtaeError(
@@ -132,7 +136,7 @@ def _can_be_trained(net: nn.Module, family: str) -> None:
             )
 
 
-def _unfit(tensor: Tensor, *, is_parameter: bool) -> str | None:
+def _fault(tensor: Tensor, *, is_parameter: bool) -> str | None:
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "is not initialised: give the lazy layer its size, or run an image through it before it is returned"
     if tensor.device.type != "cpu":
@@ -147,11 +151,13 @@ def _unfit(tensor: Tensor, *, is_parameter: bool) -> str | None:
     return None
 
 
-# -------------------------------------------------------------------------------------------------- its stages
+# --------------------------------------------------------------------------------------------------- stages
 
 
 def _named_stages(net: nn.Module, names: CustomStages) -> list[Stage]:
-    parts: dict[str, nn.Module] = {name: _alone(p) for name, p in net.named_parameters()} | dict(net.named_modules())
+    parts: dict[str, nn.Module] = {name: _as_module(p) for name, p in net.named_parameters()} | dict(
+        net.named_modules()
+    )
     groups: list[tuple[Group, tuple[str, ...]]] = [
         ("encoder", names.encoder),
         ("bottleneck", names.bottleneck),
@@ -170,13 +176,13 @@ def _named_stages(net: nn.Module, names: CustomStages) -> list[Stage]:
 
 
 def _stages_in_order(net: nn.Module) -> list[Stage]:
-    """The children in order; ``encoder`` and ``decoder`` are opened, what lies between is the bottleneck.
+    """One stage a child, in order; ``encoder`` and ``decoder`` are opened, children between them are the bottleneck.
 
-    A parameter that is in no child is a stage before those. A module without parameters (dropout, say) belongs to
-    the stage before it, so that it is frozen with it.
+    A parameter outside of all children is a stage before them. A module without parameters, such as dropout, belongs
+    to the stage before it and is frozen with that.
     """
     group: Group = "encoder"
-    stages = [Stage(name, group, (_alone(p),)) for name, p in net.named_parameters(recurse=False)]
+    stages = [Stage(name, group, (_as_module(p),)) for name, p in net.named_parameters(recurse=False)]
     first = len(stages)
     leading: tuple[nn.Module, ...] = ()
     for name, child in net.named_children():
@@ -196,14 +202,14 @@ def _stages_in_order(net: nn.Module) -> list[Stage]:
 
 
 def _opened(name: str, child: nn.Module) -> list[tuple[str, nn.Module]]:
-    """``encoder`` and ``decoder`` as their own parameters and children, any other as it is."""
+    """The parameters and children of ``encoder`` and ``decoder``; any other child whole."""
     children = [(f"{name}.{n}", c) for n, c in child.named_children()] if name in ("encoder", "decoder") else []
-    own = [(f"{name}.{n}", _alone(p)) for n, p in child.named_parameters(recurse=False)]
-    return [*own, *children] if children else [(name, child)]
+    parameters = [(f"{name}.{n}", _as_module(p)) for n, p in child.named_parameters(recurse=False)]
+    return [*parameters, *children] if children else [(name, child)]
 
 
-def _alone(parameter: nn.Parameter) -> nn.Module:
-    """A parameter that is in no sub-module, as one."""
+def _as_module(parameter: nn.Parameter) -> nn.Module:
+    """A module that holds one parameter."""
     return nn.ParameterList([parameter])
 
 
@@ -216,5 +222,5 @@ def _covers_every_parameter(net: nn.Module, stages: list[Stage], family: str) ->
         held = holders[id(parameter)]
         if len(held) != 1:
             several = f"is in {' and '.join(held)}: only one may hold it"
-            told = several if held else "is in none: name it, or the sub-module that holds it"
-            raise FtaeError(f"model.stages: every parameter of {family} must be in exactly one stage; {name} {told}")
+            fault = several if held else "is in none: name it, or the sub-module that holds it"
+            raise FtaeError(f"model.stages: every parameter of {family} must be in exactly one stage; {name} {fault}")

@@ -1,4 +1,7 @@
-"""diffusers' autoencoders, cut into stages."""
+"""The autoencoders of diffusers, divided into stages.
+
+A chain runs the modules of the network itself, as its ``encode`` and ``decode`` do; a test compares both to the bit.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior, StageChain
-from ftae.engine.models.conv_mlp import plain
+from ftae.engine.models.conv_mlp import deterministic
 from ftae.engine.models.staged_model import Group, Stage, StageFn
 from ftae.engine.models.vector_quantized import chosen
 from ftae.errors import FtaeError
@@ -17,7 +20,7 @@ from ftae.specs.finetune.models import DiffusersModel
 
 
 def _load_diffusers(model: Any) -> Any:
-    from ftae.engine.models.diffusers_loading import load_network  # where it is needed: seconds
+    from ftae.engine.models.diffusers_loading import load_network  # here, since it takes seconds
 
     return load_network(model.family, model.pretrained, model.subfolder)
 
@@ -32,8 +35,8 @@ def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoe
 def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AsymmetricAutoencoderKL (Zhu et al. 2023). Raises as ``build_autoencoder``.
 
-    Its decoder can be given the known part of an image with a mask of the rest, which
-    ``decoder.condition_encoder`` encodes. Here it is given neither, so that this stage is idle.
+    For inpainting, its decoder also takes an image and a mask, which ``decoder.condition_encoder`` encodes. Here it
+    takes neither, so that stage is idle.
     """
     net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.down_block_out_channels) - 1), model)
@@ -58,7 +61,7 @@ def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
 def _autoencoder(
     net: Any, chain: StageChain, decode: Callable[[Tensor, Tensor | None], Tensor] | None = None
 ) -> Autoencoder:
-    """``decode``: where it is not the line's, so that the stages are no chain."""
+    """The model around ``net``. ``decode``: given where the chain does not decode; then the stages are no chain."""
     return Autoencoder(
         net,
         chain.stages,
@@ -72,7 +75,7 @@ def _autoencoder(
 
 
 def _diagonal_gaussian(moments: Tensor, noise: NoiseFn | None) -> Encoding:
-    """As diffusers' class of this name, with its bounds."""
+    """The bottleneck of a VAE with the bounds of the class of this name in diffusers."""
     mean, logvar = moments.chunk(2, dim=1)
     return Encoding.of(Posterior(mean, logvar.clamp(-30.0, 20.0)), noise)
 
@@ -87,18 +90,18 @@ def _in_turn(*steps: StageFn) -> StageFn:
 
 
 def _encoder(net: Any) -> tuple[Stage, ...]:
-    """What net.encode does, of AutoencoderKL and VQModel; with ``_decoder`` 16 and 17 stages for Stable Diffusion's."""
+    """The stages of ``encode`` of AutoencoderKL and VQModel."""
     encoder, quant = net.encoder, getattr(net, "quant_conv", None)
     blocks = [(f"encoder.down_blocks.{i}", block) for i, block in enumerate(encoder.down_blocks)]
     named = [("encoder.conv_in", encoder.conv_in), *blocks, ("encoder.mid_block", encoder.mid_block)]
     run = _in_turn(encoder.conv_norm_out, encoder.conv_act, encoder.conv_out)
     last = Stage("encoder.conv_out", "encoder", (encoder.conv_norm_out, encoder.conv_out), run=run)
-    behind = [] if quant is None else [Stage("quant_conv", "bottleneck", (quant,), run=quant)]
-    return (*(Stage(name, "encoder", (module,), run=module) for name, module in named), last, *behind)
+    after = [] if quant is None else [Stage("quant_conv", "bottleneck", (quant,), run=quant)]
+    return (*(Stage(name, "encoder", (module,), run=module) for name, module in named), last, *after)
 
 
 def _decoder(net: Any) -> tuple[Stage, ...]:
-    """What net.decode does, but that VQModel's would quantise again."""
+    """The stages of ``decode`` of AutoencoderKL and VQModel, without quantising again."""
     decoder, post_quant = net.decoder, getattr(net, "post_quant_conv", None)
     before = [] if post_quant is None else [Stage("post_quant_conv", "bottleneck", (post_quant,), run=post_quant)]
     blocks = [(f"decoder.up_blocks.{i}", block) for i, block in enumerate(decoder.up_blocks)]
@@ -109,10 +112,11 @@ def _decoder(net: Any) -> tuple[Stage, ...]:
 
 
 def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
-    """VQModel, the VQGAN of Esser et al. (2021). Latents are the chosen codes. Raises as ``build_autoencoder``."""
+    """VQModel, the VQGAN of Esser et al. (2021). Latents are the codes. Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
-    # Its own loss, which is not used here, would else weigh the commitment with 1 and the codebook with beta.
+    # Otherwise the loss of the network, which is not used here, would weigh the commitment with 1, the codebook with
+    # beta.
     net.quantize.legacy = False
 
     def quantized(encoded: Tensor, noise: NoiseFn | None) -> Encoding:
@@ -134,14 +138,14 @@ def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder
         reconstruction: Tensor = net.decoder(net.post_quant_conv(latents), latents)
         return reconstruction
 
-    return _autoencoder(net, chain, decode=decode)  # every block also sees the latents
+    return _autoencoder(net, chain, decode=decode)  # every block of the decoder also takes the latents
 
 
 def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderTiny, the distilled TAESD. Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.encoder_block_out_channels) - 1), model)
-    # forward() rounds the latents to 8 bit, which gives the encoder no gradient: encode and decode do not.
+    # Unlike encode and decode, forward() rounds the latents to 8 bit, which gives the encoder no gradient.
     encoder = _tiny_stages(net.encoder.layers, "encoder", first=lambda images: images.add(1).div(2))
     decoder = _tiny_stages(
         net.decoder.layers,
@@ -149,24 +153,24 @@ def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Aut
         first=lambda latents: torch.tanh(latents / 3) * 3,
         last=lambda images: images.mul(2).sub(1),
     )
-    return _autoencoder(net, StageChain(encoder, plain, decoder))
+    return _autoencoder(net, StageChain(encoder, deterministic, decoder))
 
 
 def _tiny_stages(
     layers: nn.Sequential, group: Group, *, first: StageFn, last: StageFn | None = None
 ) -> tuple[Stage, ...]:
-    """One stage per resolution: a new one begins at a strided convolution, or behind an upsampling's.
+    """One stage per resolution: a new one begins at a strided convolution, or after the convolution of an upsampling.
 
-    The last convolution is a stage of its own. ``first``, ``last``: what net.encode or net.decode does before and
-    behind the layers.
+    The last convolution is a stage of its own. ``first``, ``last``: functions that net.encode or net.decode applies
+    before and after the layers.
     """
     groups: list[list[nn.Module]] = [[]]
     for i, layer in enumerate(layers):
         strided = isinstance(layer, nn.Conv2d) and layer.stride != (1, 1)
         outermost = i == len(layers) - 1
-        behind_upsampling = i >= 2 and isinstance(layers[i - 2], nn.Upsample)
+        after_upsampling = i >= 2 and isinstance(layers[i - 2], nn.Upsample)
         entered = group == "decoder" and i == 2
-        if groups[-1] and (strided or outermost or behind_upsampling or entered):
+        if groups[-1] and (strided or outermost or after_upsampling or entered):
             groups.append([])
         groups[-1].append(layer)
     runs = [_in_turn(*modules) for modules in groups]
@@ -182,11 +186,11 @@ def autoencoder_dc(model: Any, data: DataSpec, num_classes: int | None) -> Autoe
     """AutoencoderDC, the deep compression autoencoder (Chen et al. 2024). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, net.spatial_compression_ratio, model)
-    return _autoencoder(net, StageChain(_dc_encoder(net.encoder), plain, _dc_decoder(net.decoder)))
+    return _autoencoder(net, StageChain(_dc_encoder(net.encoder), deterministic, _dc_decoder(net.decoder)))
 
 
 def _dc_encoder(encoder: Any) -> tuple[Stage, ...]:
-    """As its forward. The outermost block is empty where the first layer of the model is a strided one."""
+    """The stages of its forward. The outermost block is empty where the first layer of the model is strided."""
 
     def last(x: Tensor) -> Tensor:
         shortcut: Tensor | float = 0.0
@@ -204,7 +208,7 @@ def _dc_encoder(encoder: Any) -> tuple[Stage, ...]:
 
 
 def _dc_decoder(decoder: Any) -> tuple[Stage, ...]:
-    """As its forward: the blocks run from the last to the first, which may be empty as the encoder's."""
+    """The stages of its forward: blocks run from the last to the first, which may be empty as in the encoder."""
 
     def first(x: Tensor) -> Tensor:
         shortcut: Tensor | float = 0.0

@@ -1,6 +1,6 @@
-"""diffusers' autoencoders with the weights of a folder. What they raise becomes one message.
+"""Autoencoders of diffusers with weights from a folder, a file or the hub. Their errors become one message.
 
-Importing this imports diffusers: seconds of a process.
+Importing this module imports diffusers, which takes seconds.
 """
 
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ from ftae.wording import did_you_mean
 
 NETWORKS: dict[str, Any] = {family: getattr(diffusers, class_name) for family, class_name in DIFFUSERS.items()}
 
-FAMILIES = {class_name: family for family, class_name in DIFFUSERS.items()}
+FAMILY_OF_CLASS = {class_name: family for family, class_name in DIFFUSERS.items()}
 
 
 def load_network(family: str, pretrained: str, subfolder: str | None) -> Any:
-    """The network of a diffusers family in fp32, on the CPU.
+    """The network of a diffusers family, in fp32, on the CPU.
 
     Raises:
         FtaeError: there is no such model, it is of another family, or its files are damaged.
@@ -46,14 +46,14 @@ def load_network(family: str, pretrained: str, subfolder: str | None) -> Any:
     path = Path(pretrained).expanduser()
     try:
         if path.is_file():
-            return _of_file(path, family, subfolder)
-        folder = pretrained_folder(pretrained) or _of_hub(pretrained, subfolder)
-        return _of_folder(_part(folder, pretrained, subfolder, family), family)
-    except OSError as error:  # of the disk; what the libraries raise is caught where they are called
+            return _load_file(path, family, subfolder)
+        folder = pretrained_folder(pretrained) or _hub_folder(pretrained, subfolder)
+        return _load_folder(_part(folder, pretrained, subfolder, family), family)
+    except OSError as error:  # of the disk; errors of libraries are caught where they are called
         raise FtaeError(f"model.pretrained: {pretrained} cannot be read: {error}") from error
 
 
-def _of_hub(pretrained: str, subfolder: str | None) -> Path:
+def _hub_folder(pretrained: str, subfolder: str | None) -> Path:
     wanted, near = hub_id(pretrained), suggested(Path(pretrained).expanduser())
     if wanted is None:
         raise FtaeError(
@@ -65,50 +65,50 @@ def _of_hub(pretrained: str, subfolder: str | None) -> Path:
 
 
 def _part(folder: Path, pretrained: str, subfolder: str | None, family: str) -> Path:
-    """The folder with the configuration: ``folder``, or the part of a pipeline that is asked for."""
+    """The folder with the configuration: ``folder`` itself, or the part of a pipeline that the spec names."""
     part = folder / (subfolder or "")
     if (part / DIFFUSERS_CONFIG).is_file():
         return part
     parts = {file.parent.name: _class_of(file) for file in sorted(folder.glob(f"*/{DIFFUSERS_CONFIG}"))}
-    known = [name for name, kind in parts.items() if kind in FAMILIES]
+    known = [name for name, kind in parts.items() if kind in FAMILY_OF_CLASS]
     if subfolder is not None:
-        there = f"there are {', '.join(parts)}{did_you_mean(subfolder, parts)}" if parts else "nor has any other folder"
-        there = "leave it out" if (folder / DIFFUSERS_CONFIG).is_file() else there
-        raise FtaeError(f"model.subfolder: {part} has no {DIFFUSERS_CONFIG}; {there}")
+        hint = f"there are {', '.join(parts)}{did_you_mean(subfolder, parts)}" if parts else "nor has any other folder"
+        hint = "leave it out" if (folder / DIFFUSERS_CONFIG).is_file() else hint
+        raise FtaeError(f"model.subfolder: {part} has no {DIFFUSERS_CONFIG}; {hint}")
     if (folder / PIPELINE).is_file() or known:
         fitting = [name for name in known if parts[name] == DIFFUSERS[family]] or known
         todo = f"set model.subfolder to {' or '.join(fitting)}" if known else "it has no autoencoder that ftae knows"
         raise FtaeError(f"model.pretrained: {pretrained} is a whole pipeline: {todo}")
     if (folder / CONFIG).is_file():
-        own = read_json(folder / CONFIG).get("family")
-        raise FtaeError(f"model.pretrained: {pretrained} holds a model of ftae's own: set model.family to {own}")
+        builtin = read_json(folder / CONFIG).get("family")
+        raise FtaeError(f"model.pretrained: {pretrained} holds a built-in model of ftae: set model.family to {builtin}")
     raise FtaeError(f"model.pretrained: {folder} has no {DIFFUSERS_CONFIG}{_contents(folder)}")
 
 
 def _class_of(config: Path) -> str | None:
-    with suppress(FtaeError):  # it may be of a part that is not asked for
+    with suppress(FtaeError):  # the part may be none that the spec needs
         return diffusers_class(config)
     return None
 
 
 def _check_class(folder: Path, family: str) -> None:
-    holds = diffusers_class(folder / DIFFUSERS_CONFIG)
-    if holds is None or holds == DIFFUSERS[family]:
+    found = diffusers_class(folder / DIFFUSERS_CONFIG)
+    if found is None or found == DIFFUSERS[family]:
         return
-    article = "an" if holds.startswith(("A", "E", "I", "O")) else "a"
-    if holds in FAMILIES:
-        todo = f"set model.family to {FAMILIES[holds]}, not {family}"
-        raise FtaeError(f"model.family: {folder} holds {article} {holds}: {todo}")
-    raise FtaeError(f"model.pretrained: {folder} holds {article} {holds}; ftae tunes {', '.join(FAMILIES)}")
+    article = "an" if found.startswith(("A", "E", "I", "O")) else "a"
+    if found in FAMILY_OF_CLASS:
+        todo = f"set model.family to {FAMILY_OF_CLASS[found]}, not {family}"
+        raise FtaeError(f"model.family: {folder} holds {article} {found}: {todo}")
+    raise FtaeError(f"model.pretrained: {folder} holds {article} {found}; ftae tunes {', '.join(FAMILY_OF_CLASS)}")
 
 
-def _of_folder(folder: Path, family: str) -> Any:
+def _load_folder(folder: Path, family: str) -> Any:
     _check_class(folder, family)
     network, weights = NETWORKS[family], _weights(folder)
     files = [folder / name for name in weights.names if not name.endswith(".json")]
     for file in files:
         check_content(file)
-    with suppress(Exception), quiet_libraries():  # diffusers lets through what any part of it raises
+    with suppress(Exception), quiet_libraries():  # diffusers passes on the errors of all its parts
         net, info = network.from_pretrained(
             str(folder),
             variant=weights.variant,
@@ -119,19 +119,17 @@ def _of_folder(folder: Path, family: str) -> Any:
             local_files_only=True,
         )
         if not (info["missing_keys"] or info["mismatched_keys"]):
-            if left := info["unexpected_keys"]:
-                note(
-                    f"model.pretrained: {folder}: {len(left)} of its tensors have no place in the model: {left[0]}, ..."
-                )
+            if unused := info["unexpected_keys"]:
+                note(f"model.pretrained: {folder}: the model does not use {len(unused)} tensors: {unused[0]}, ...")
             return net
-    return _mended(network, folder, {name: t for file in files for name, t in read_state(file).items()}, files)
+    return _fitted(network, folder, {name: t for file in files for name, t in read_state(file).items()}, files)
 
 
 def _weights(folder: Path) -> DiffusersWeights:
-    """Those to load.
+    """The set of weights to load.
 
     Raises:
-        FtaeError: there are none, or several variants and no plain ones.
+        FtaeError: there is none, or several variants and no plain set.
     """
     sets = diffusers_weights(file.name for file in folder.iterdir() if file.is_file())
     if not sets:
@@ -150,8 +148,8 @@ def _weights(folder: Path) -> DiffusersWeights:
     return sets[0]
 
 
-def _of_file(file: Path, family: str, subfolder: str | None) -> Any:
-    """The network of a single file, built as the ``config.json`` beside it says."""
+def _load_file(file: Path, family: str, subfolder: str | None) -> Any:
+    """The network of a single file, built from the ``config.json`` beside it."""
     folder, network = file.parent, NETWORKS[family]
     if subfolder is not None:
         raise FtaeError(f"model.subfolder: {subfolder} has no effect: {file} is a single file")
@@ -164,21 +162,21 @@ def _of_file(file: Path, family: str, subfolder: str | None) -> Any:
             f"or name a folder in diffusers format{way}"
         )
     _check_class(folder, family)
-    return _mended(network, folder, read_state(file), [file])
+    return _fitted(network, folder, read_state(file), [file])
 
 
-def _mended(network: Any, folder: Path, content: Mapping[Any, Any], files: list[Path]) -> Any:
-    """The network that the folder's configuration describes, with weights that are not as diffusers saves them."""
+def _fitted(network: Any, folder: Path, content: Mapping[Any, Any], files: list[Path]) -> Any:
+    """The network of the configuration in ``folder``, with weights that are not in the form that diffusers saves."""
     where = f"model.pretrained: {files[0] if len(files) == 1 else folder}"
     try:
         with quiet_libraries(), keep_random_state():
             net = network.from_config(network.load_config(str(folder))).eval()
-    except Exception as error:  # an unknown or impossible value
+    except Exception as error:  # the configuration has an unknown or impossible value
         raise FtaeError(
             f"model.pretrained: {folder / DIFFUSERS_CONFIG} describes no {network.__name__} ({first_line(error)})"
         ) from error
-    is_as_here = best_fit(content, net.state_dict()).is_exact
-    if not is_as_here and (converted := _converted(network, folder, content)) is not None:
+    fits = best_fit(content, net.state_dict()).is_exact
+    if not fits and (converted := _converted(network, folder, content)) is not None:
         note(f"{where} is read by {network.__name__}.from_single_file: it has the names of another library")
         return converted
     fill(net, content, where)
@@ -186,18 +184,18 @@ def _mended(network: Any, folder: Path, content: Mapping[Any, Any], files: list[
 
 
 def _converted(network: Any, folder: Path, content: Mapping[Any, Any]) -> Any:
-    """The network with weights whose names are those of its authors (LDM's, say); None if these are not."""
+    """The network with weights under the names of its authors, such as those of LDM; None if they have other names."""
 
     def convert(tensors: Mapping[Any, Any]) -> Any:
         return network.from_single_file(
             dict(tensors), config=str(folder), local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
 
-    content = content.get("state_dict", content)  # as LDM's own checkpoints have it
+    content = content.get("state_dict", content)  # as in checkpoints of LDM
     with suppress(Exception), quiet_libraries(), keep_random_state():
-        # What a file lacks stays random without a word: a file of nothing but NaN shows what it reaches.
-        reached = convert({name: torch.full_like(t, torch.nan) for name, t in content.items() if torch.is_tensor(t)})
-        if all(tensor.isnan().all() for tensor in reached.state_dict().values()):
+        # Tensors that a file lacks stay random, without an error: a file of NaNs shows which tensors it fills.
+        filled = convert({name: torch.full_like(t, torch.nan) for name, t in content.items() if torch.is_tensor(t)})
+        if all(tensor.isnan().all() for tensor in filled.state_dict().values()):
             return convert(content)
     return None
 

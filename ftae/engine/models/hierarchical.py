@@ -1,4 +1,4 @@
-"""A small hierarchical VAE: latents at several resolutions, each with a prior that depends on those before."""
+"""A small hierarchical VAE: groups of latents at several resolutions, each with a prior that depends on the last."""
 
 import math
 from collections.abc import Callable
@@ -16,14 +16,14 @@ LOGVAR_BOUND = 5.0
 class HierarchicalVaeNet(ConvNet):
     """Latents from coarse to fine, one group for each of ``depth`` halvings, after NVAE (Vahdat & Kautz 2020).
 
-    Bottom-up, the strided encoder gives each group its evidence. Top-down, the decoder starts from a learned
-    tensor; at each group it says the prior from what it has so far, takes the group's latents in, and doubles
-    its resolution. The posterior is relative to the prior (NVAE, section 3.2): with evidence (d, s) and prior
-    N(m, exp(v)) it is N(m + d, exp(v + s)). Unlike NVAE's, the evidence depends on the image alone, as in ladder
-    VAEs (Sonderby et al. 2016), so that no encoder stage comes after one of the decoder.
+    Bottom-up, the strided encoder computes the evidence of each group. Top-down, the decoder starts from a learned
+    tensor; at each group it predicts the prior from its features, merges the latents of the group into them, and
+    doubles their resolution. The posterior is relative to the prior (NVAE, section 3.2): with evidence (d, s) and
+    prior N(m, exp(v)) it is N(m + d, exp(v + s)). Unlike in NVAE, the evidence depends on the image alone, as in
+    ladder VAEs (Sonderby et al. 2016): no encoder stage comes after one of the decoder.
 
-    Latents (B, D): the groups, each (latent_channels, side, side), flattened, coarsest first. A group's prior
-    and posterior are those given the latents of the groups before it.
+    Latents (B, D): the groups, each (latent_channels, side, side), flattened, coarsest first. Prior and posterior of
+    a group are conditioned on the latents of the groups before it.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class HierarchicalVaeNet(ConvNet):
         for down in self.down:
             levels.append(down(levels[-1]))
         coarse_first = zip(self.evidence, levels[:0:-1], strict=True)
-        evidence = [_mean_and_logvar(notify(features)) for notify, features in coarse_first]
+        evidence = [_mean_and_logvar(conv(features)) for conv, features in coarse_first]
         posteriors: list[Posterior] = []
 
         def choose(prior: tuple[Tensor, Tensor]) -> Tensor:
@@ -63,23 +63,23 @@ class HierarchicalVaeNet(ConvNet):
         return torch.sigmoid(self.out(features))
 
     def prior(self, number: int, labels: Tensor | None, noise: NoiseFn) -> Tensor:
-        """Latents of the learned prior, each group drawn given those before it."""
+        """Latents drawn from the learned prior, each group conditioned on those before it."""
         return self._descend(number, lambda prior: Posterior(*prior).sample(noise))
 
     def _descend(self, number: int, choose: Callable[[tuple[Tensor, Tensor]], Tensor]) -> Tensor:
-        """Latents whose groups are chosen one after the other, each in sight of its prior."""
+        """Latents of all groups, coarsest first; ``choose`` gives those of a group from its prior (mean, logvar)."""
         features: Tensor = self.start(number)
         latents: list[Tensor] = []
-        for i, notify in enumerate(self.say_prior):
+        for i, predict_prior in enumerate(self.say_prior):
             if i > 0:
                 features = self._step(i - 1, features, latents[-1])
-            latents.append(choose(_mean_and_logvar(notify(features))))
+            latents.append(choose(_mean_and_logvar(predict_prior(features))))
         return _flat(latents)
 
     def _step(self, i: int, features: Tensor, latents: Tensor) -> Tensor:
-        """Take the latents of group ``i`` in, and double the resolution."""
-        taken: Tensor = features + self.take_in[i](torch.cat([features, latents], dim=1))
-        doubled: Tensor = self.up[i](taken)
+        """Merge the latents of group ``i`` into the features, and double their resolution."""
+        merged: Tensor = features + self.take_in[i](torch.cat([features, latents], dim=1))
+        doubled: Tensor = self.up[i](merged)
         return doubled
 
     def stages(self) -> list[Stage]:
@@ -105,7 +105,7 @@ class _Start(nn.Module):
 
 
 def _mean_and_logvar(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The two halves of the channels; log-variances are held within bounds, as NVAE's are."""
+    """The two halves of the channels; log-variances are bounded, as in NVAE."""
     mean, logvar = features.chunk(2, dim=1)
     return mean, LOGVAR_BOUND * torch.tanh(logvar / LOGVAR_BOUND)
 

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: pinned to a commit, fetched into the hub's own cache on this disk."""
+"""Models on the Hugging Face hub: pinned to a commit, and fetched into the cache of the hub on this disk."""
 
 import logging
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 10.0  # that the hub may take to answer
+SECONDS = 10.0  # timeout of a request to the hub
 
 
 def pinned(run: FinetuneSpec, earlier: Iterable[str | None] = ()) -> FinetuneSpec:
-    """``run`` with the commit of its model on the hub, so that whoever loads it gets the same weights.
+    """``run`` with the commit of its model on the hub, so that everybody who loads the model gets the same weights.
 
-    ``earlier``: the models of the run to go on with. Raises as ``pinned_id``.
+    ``earlier``: the models that earlier runs were pinned to. Raises as ``pinned_id``.
     """
     if not isinstance(run.model, DiffusersModel):
         return run
@@ -33,24 +33,24 @@ def pinned(run: FinetuneSpec, earlier: Iterable[str | None] = ()) -> FinetuneSpe
 
 
 def pinned_id(pretrained: str, earlier: Iterable[str | None] = ()) -> str:
-    """``owner/name@commit`` for a model of the hub; anything else as it is.
+    """``owner/name@commit`` for a model on the hub; any other ``pretrained`` unchanged.
 
-    ``earlier``: names that were pinned before. One of the same repository counts where ``pretrained`` asks for no
-    revision.
+    ``earlier``: ids that were pinned before. Where ``pretrained`` names no revision, the first of the same repository
+    is taken.
 
     Raises:
-        FtaeError: the hub does not have it, or cannot be reached while the cache does not have it either.
+        FtaeError: the hub does not have the model, or it can be neither reached nor replaced by the cache.
     """
     wanted = hub_id(pretrained)
     if wanted is None or wanted.commit or looks_local(pretrained):
-        return pretrained  # where it is no model at all, loading it says why
+        return pretrained  # if this is no model at all, loading it raises
     known = [name for name in earlier if name is not None and name.startswith(f"{wanted.repository}@")]
     if wanted.revision is None and known:
         return known[0]
     try:
         _info(wanted)
-        folder = _snapshot(wanted, DIFFUSERS_CONFIG)  # so that the cache knows the revision without the hub, too
-    except Exception as error:  # of the network, of the hub
+        folder = _snapshot(wanted, DIFFUSERS_CONFIG)  # with a file, the cache knows the revision without the hub
+    except Exception as error:  # the network, the hub
         if (cached := _cached(wanted)) is None:
             raise _unreachable(pretrained, error) from error
         folder = cached
@@ -58,21 +58,21 @@ def pinned_id(pretrained: str, earlier: Iterable[str | None] = ()) -> str:
 
 
 def fetched(wanted: HubId, pretrained: str, subfolder: str | None) -> Path:
-    """The folder of this disk that holds the model's repository: what of it is read, fetched if it is not there.
+    """The folder on this disk with the repository of the model; files that loading reads are fetched if missing.
 
-    ``pretrained``: as the file names it, for messages. Raises as ``pinned_id``.
+    ``pretrained``: the model as the spec names it, for messages. Raises as ``pinned_id``.
     """
     cached = _cached(wanted)
-    there = None if cached is None else _weights_in(cached / (subfolder or ""))
-    if cached is not None and wanted.commit and there == (None, "safetensors"):
-        return cached  # the first choice, whatever else the hub has
-    if there is None:
+    found = None if cached is None else _weights_in(cached / (subfolder or ""))
+    if cached is not None and wanted.commit and found == (None, "safetensors"):
+        return cached  # nothing else on the hub would be preferred
+    if found is None:
         logger.warning("fetching %s from the hub", pretrained)
     try:
         names = [file.rfilename for file in _info(wanted).siblings or ()]
         return _snapshot(wanted, _files_to_read(names, subfolder))
-    except Exception as error:  # of the network, of the hub, of the disk
-        if cached is not None and there is not None:
+    except Exception as error:  # the network, the hub, the disk
+        if cached is not None and found is not None:
             return cached
         raise _unreachable(pretrained, error) from error
 
@@ -85,7 +85,7 @@ def _info(wanted: HubId) -> "ModelInfo":
 
 
 def _snapshot(wanted: HubId, names: str | list[str], *, cached: bool = False) -> Path:
-    """The folder of a revision in the cache, whose name is the commit, with the files of these names in it."""
+    """The cache folder of a revision, named by its commit, with at least the files of these names in it."""
     from huggingface_hub import snapshot_download
 
     with quiet_libraries():
@@ -96,22 +96,22 @@ def _snapshot(wanted: HubId, names: str | list[str], *, cached: bool = False) ->
 
 
 def _cached(wanted: HubId) -> Path | None:
-    """What the cache holds of a revision, maybe not all of it."""
-    with suppress(Exception):  # it holds nothing, or cannot be read
+    """The cache folder of a revision, which may lack files; None where the cache has nothing of it."""
+    with suppress(Exception):  # nothing is cached, or the cache cannot be read
         return _snapshot(wanted, DIFFUSERS_CONFIG, cached=True)
     return None
 
 
 def _weights_in(folder: Path) -> tuple[str | None, str] | None:
-    """The variant and the format that loading a folder would take; None if a part of the model is not there."""
+    """The variant and format that loading a folder would choose; None if the model is incomplete."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     sets = diffusers_weights(names)
-    whole = DIFFUSERS_CONFIG in names and sets and not sets[0].absent_shards
-    return (sets[0].variant, sets[0].format) if whole else None
+    is_complete = DIFFUSERS_CONFIG in names and sets and not sets[0].absent_shards
+    return (sets[0].variant, sets[0].format) if is_complete else None
 
 
 def _files_to_read(names: list[str], subfolder: str | None) -> list[str]:
-    """The configuration and one set of weights; of a whole pipeline what tells its parts."""
+    """The configuration and one set of weights; for a whole pipeline, the configurations of its parts."""
     here = PurePosixPath(subfolder or ".")
     inside = [PurePosixPath(name).name for name in names if PurePosixPath(name).parent == here]
     if DIFFUSERS_CONFIG not in inside:

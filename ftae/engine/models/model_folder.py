@@ -1,4 +1,4 @@
-"""Where pretrained models lie on disk, and which of their files are read."""
+"""Pretrained models on disk: their folders, and the files that loading reads."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
 
 DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 
-# The families that diffusers has, and what it calls them.
+# Families of diffusers, with the names of their classes.
 DIFFUSERS = {
     "autoencoder_kl": "AutoencoderKL",
     "asymmetric_autoencoder_kl": "AsymmetricAutoencoderKL",
@@ -46,27 +46,27 @@ class HubId:
 
     @property
     def commit(self) -> str | None:
-        """The revision, if it is a commit: that never changes."""
+        """The revision if it is a commit, which never changes."""
         return self.revision if self.revision is not None and _COMMIT.fullmatch(self.revision) else None
 
 
 def hub_id(pretrained: str) -> HubId | None:
-    """What ``pretrained`` names on the hub; None if it is something on this disk, or no such name."""
+    """The model on the hub that ``pretrained`` names; None if it is a path on this disk, or no hub id."""
     match = _HUB_ID.fullmatch(pretrained)
     is_file = Path(pretrained).suffix in WEIGHTS_SUFFIXES
     return HubId(*match.groups()) if match and not is_file and not Path(pretrained).exists() else None
 
 
 def hub_commit(pretrained: str | None) -> str | None:
-    """The commit that a model of the hub is pinned to; None for any other model."""
+    """The commit that a model on the hub is pinned to; None for any other model."""
     named = None if pretrained is None else hub_id(pretrained)
     return None if named is None else named.commit
 
 
 def pretrained_folder(pretrained: str) -> Path | None:
-    """The local folder that holds the model; None if ``pretrained`` is not a local folder.
+    """The local folder of the model; None if ``pretrained`` is no local folder.
 
-    A folder written by ``ftae train`` or ``ftae export`` holds it in its ``model/``.
+    In a folder that ``ftae train`` or ``ftae export`` wrote, it is the sub-folder ``model``.
     """
     folder = Path(pretrained).expanduser()
     if (folder / "model").is_dir():
@@ -76,7 +76,7 @@ def pretrained_folder(pretrained: str) -> Path | None:
 
 @dataclass(frozen=True)
 class DiffusersWeights:
-    """The files of one set of weights; ``variant`` as diffusers has it: ``fp16``, ``ema``; None for the plain one."""
+    """The files of one set of weights. ``variant`` in diffusers: ``fp16`` or ``ema``, say; None for the plain set."""
 
     variant: str | None
     format: str
@@ -84,13 +84,13 @@ class DiffusersWeights:
 
     @property
     def absent_shards(self) -> list[int]:
-        """The numbers of those of its parts that are not there."""
+        """The numbers of missing parts."""
         shards = [(int(n), int(count)) for name in self.names for n, count in _SHARD.findall(name)]
         return sorted({*range(1, max((count for _, count in shards), default=0) + 1)} - {n for n, _ in shards})
 
 
 def diffusers_weights(names: Iterable[str]) -> list[DiffusersWeights]:
-    """The sets of weights among the files of a folder, the one to load first: plain, and as safetensors."""
+    """The sets of weights in a folder, the one to load first: plain before variants, safetensors before bin."""
     found: dict[tuple[str | None, str], list[str]] = {}
     for name in sorted(names):
         # diffusion_pytorch_model[.VARIANT][-00001-of-00002].safetensors, ...safetensors.index[.VARIANT].json
@@ -104,7 +104,7 @@ def diffusers_weights(names: Iterable[str]) -> list[DiffusersWeights]:
 
 
 def files_read(model: ModelSpec) -> list[Path]:
-    """The files that loading ``model`` reads of this disk; none of a model from the hub, or from scratch."""
+    """The files on this disk that loading ``model`` reads; none for a model on the hub, or one from scratch."""
     if model.pretrained is None or not (path := Path(model.pretrained).expanduser()).exists():
         return []
     folder = pretrained_folder(model.pretrained)
@@ -120,9 +120,9 @@ def files_read(model: ModelSpec) -> list[Path]:
 
 
 def model_digest(model: ModelSpec) -> str | None:
-    """What tells the weights of ``model`` from others: 32 hexadecimal digits of its files, or its commit on the hub.
+    """An identity of the pretrained weights: a hash of the files in 32 hexadecimal digits, or the commit on the hub.
 
-    None for a model from scratch, and for one of the hub that is not pinned to a commit.
+    None for a model from scratch, and for one on the hub that is not pinned to a commit.
     """
     if files := files_read(model):
         return _digest(files)
@@ -130,7 +130,7 @@ def model_digest(model: ModelSpec) -> str | None:
 
 
 def weights_digest(file: str | None) -> str | None:
-    """32 hexadecimal digits of a file of weights; None where there is none."""
+    """The hash of a file of weights in 32 hexadecimal digits; None where there is no such file."""
     path = None if file is None else Path(file).expanduser()
     return _digest([path]) if path is not None and path.is_file() else None
 
@@ -144,10 +144,10 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def read_json(file: Path, setting: str = "model.pretrained") -> dict[str, Any]:
-    """The JSON object in ``file``. ``setting``: what names the file, for messages.
+    """The JSON object in ``file``. ``setting``: the setting that names the file, for messages.
 
     Raises:
-        FtaeError: it cannot be read, is damaged, or holds something else.
+        FtaeError: the file cannot be read, is damaged, or holds something else.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -161,27 +161,27 @@ def read_json(file: Path, setting: str = "model.pretrained") -> dict[str, Any]:
 
 
 def suggested(path: Path) -> str:
-    """``", did you mean 'models/vae'?"`` for what lies near a path that does not exist, or an empty string."""
-    parts, here = path.parts, Path()
-    for part in parts:
-        there = here / part
-        if not there.exists():
+    """``", did you mean 'models/vae'?"`` for the path that is closest to one that does not exist; empty if none is."""
+    found = Path()
+    for part in path.parts:
+        child = found / part
+        if not child.exists():
             with suppress(OSError):  # a folder that may not be listed suggests nothing
-                close = get_close_matches(part, [child.name for child in here.iterdir()], n=1)
-                there = here / close[0] if close else there
-        if not there.exists():
+                close = get_close_matches(part, [sibling.name for sibling in found.iterdir()], n=1)
+                child = found / close[0] if close else child
+        if not child.exists():
             return ""
-        here = there
-    return f", did you mean {str(here)!r}?"
+        found = child
+    return f", did you mean {str(found)!r}?"
 
 
 def looks_local(pretrained: str) -> bool:
-    """Whether a hub id is rather a path with a fault: its first part is a folder here, or it is nearly a path."""
+    """Whether a hub id is more likely a mistyped path: its first part is a folder here, or it is close to a path."""
     path = Path(pretrained)
     return path.parent.is_dir() or bool(suggested(path))
 
 
 def diffusers_class(config: Path) -> str | None:
     """The class that a ``config.json`` of diffusers names; None if it names none. Raises as ``read_json``."""
-    found = read_json(config).get("_class_name")
-    return None if found is None else str(found)
+    name = read_json(config).get("_class_name")
+    return None if name is None else str(name)

@@ -1,4 +1,4 @@
-"""Codebooks, and the built-in networks around them."""
+"""Codebooks, and the built-in networks that use them."""
 
 import math
 from collections.abc import Callable
@@ -15,16 +15,15 @@ from ftae.errors import FtaeError
 
 
 class Quantizer(nn.Module):
-    """A codebook of ``codebook_size`` codes of ``code_dim`` numbers.
+    """A codebook of ``codebook_size`` codes of ``code_dim`` numbers (van den Oord et al. 2017).
 
-    ``codebook`` ``ema``: each code follows the mean of the vectors that chose it (ibid., appendix A.1), by
-    ``ema_decay`` (None: 0.99) a batch, in training mode alone; one that fewer than ``dead_code_threshold``
-    (None: 0) vectors of a batch choose, as a moving average, becomes a random vector of the batch
-    (Dhariwal et al. 2020, section 3). ``gradient``: the codes are parameters, which the loss term ``codebook``
-    trains.
+    ``codebook`` ``ema``: in training mode, each code follows the mean of the vectors that chose it (appendix A.1),
+    with ``ema_decay`` (None: 0.99) a batch. A code that fewer than ``dead_code_threshold`` (None: 0) vectors of a
+    batch choose, as a moving average, becomes a random vector of the batch (Dhariwal et al. 2020, section 3).
+    ``gradient``: the codes are parameters, which the loss term ``codebook`` trains.
 
     Raises:
-        FtaeError: a setting of a moving average for a codebook that is none.
+        FtaeError: a setting of the moving average is given for a gradient codebook.
     """
 
     def __init__(
@@ -57,8 +56,8 @@ class Quantizer(nn.Module):
         )
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, Codes]:
-        """Vectors (B, code_dim, h, w) -> the nearest codes, in fp32, and what was chosen."""
-        with torch.autocast(encoded.device.type, enabled=False):  # bf16 would mix up near codes
+        """Vectors (B, code_dim, h, w) -> the nearest codes in fp32, and which they are."""
+        with torch.autocast(encoded.device.type, enabled=False):  # bf16 would confuse codes that are close
             encoded = encoded.float()
             codes, indices, _ = self.nearest(encoded.detach())
             num_codes = self.nearest.codebook_size
@@ -68,15 +67,15 @@ class Quantizer(nn.Module):
 def chosen(
     encoded: Tensor, codes: Tensor, indices: Tensor, num_codes: int, *, by_gradient: bool
 ) -> tuple[Tensor, Codes]:
-    """``codes`` with the gradient of ``encoded`` (straight-through, ibid., section 3.2), and their ``Codes``."""
-    latents = codes.detach() + (encoded - encoded.detach())  # exactly the codes: the bracket is 0
+    """``codes`` with the gradient of ``encoded`` (straight-through, section 3.2 of the paper), and their ``Codes``."""
+    latents = codes.detach() + (encoded - encoded.detach())  # the bracket is exactly 0
     commitment = F.mse_loss(encoded, codes.detach())
     codebook = F.mse_loss(codes, encoded.detach()) if by_gradient else None
     return latents, Codes(indices, num_codes, commitment, codebook)
 
 
 class QuantizedNet(ConvNet):
-    """Fully convolutional, with quantisers between encoder and decoder; their options are ``Quantizer``'s."""
+    """Fully convolutional, with quantisers between encoder and decoder, which take the options of ``Quantizer``."""
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class QuantizedNet(ConvNet):
         self._add_levels(self.inner[0], quantizer)
 
     def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
-        """Everything between ``_down`` and ``_up``, which both have ``width`` channels."""
+        """Add the layers between ``_down`` and ``_up``, which both have ``width`` channels."""
         raise NotImplementedError
 
 
@@ -128,10 +127,10 @@ class VqVaeNet(ChainedNet, QuantizedNet):
 
 
 class VqVae2Net(QuantizedNet):
-    """VQ-VAE-2 of two levels (Razavi et al. 2019): what the top chose is known where the bottom chooses.
+    """VQ-VAE-2 of two levels (Razavi et al. 2019): the choice of bottom codes depends on the top codes.
 
-    The bottom has the images' side / 2**depth, the top half of that. Latents (B, D): the codes of the top,
-    then those of the bottom, each (code_dim, side, side), flattened. Images must be square.
+    The bottom level has a side of image side / 2**depth, the top level half of that. Latents (B, D): the codes of
+    the top, then those of the bottom, each (code_dim, side, side), flattened. Images must be square.
     """
 
     def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
@@ -156,7 +155,7 @@ class VqVae2Net(QuantizedNet):
         return Encoding(torch.cat([top.flatten(1), bottom.flatten(1)], dim=1), codes=(top_codes, bottom_codes))
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        positions = latents.shape[1] // (5 * self.code_dim)  # of the top; the bottom has four times as many
+        positions = latents.shape[1] // (5 * self.code_dim)  # of the top level; the bottom has four times as many
         side = math.isqrt(positions)
         top, bottom = torch.split(latents, [positions * self.code_dim, 4 * positions * self.code_dim], dim=1)
         top = torch.unflatten(top, 1, (self.code_dim, side, side))

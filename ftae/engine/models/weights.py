@@ -23,18 +23,18 @@ from ftae.errors import FtaeError
 
 
 def read_state(path: Path, setting: str = "model.pretrained") -> Mapping[Any, Any]:
-    """What the file holds: tensors by name, maybe among other things. No code of the file runs.
+    """The content of the file: tensors by name, maybe among other things. No code in the file is run.
 
-    ``setting``: what names the file, for messages.
+    ``setting``: the setting that names the file, for messages.
 
     Raises:
-        FtaeError: it is no such file, or is damaged.
+        FtaeError: it is no file of weights, or is damaged.
     """
     try:
         state = load_file(path) if check_content(path, setting) == "safetensors" else _unpickled(path, setting)
     except FtaeError:
         raise
-    except Exception as error:  # whatever a broken file makes the readers raise
+    except Exception as error:  # the readers raise anything on a broken file
         raise FtaeError(f"{setting}: {path} is damaged or cut short ({first_line(error)})") from error
     if not isinstance(state, Mapping):
         raise FtaeError(
@@ -68,19 +68,19 @@ def check_content(path: Path, setting: str = "model.pretrained") -> Literal["saf
 
 def _unpickled(path: Path, setting: str) -> Any:
     try:
-        with path.open("rb") as file:  # by its name, torch would take it for what the suffix says
+        with path.open("rb") as file:  # given a name, torch would judge the file by its suffix
             return torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         if (found := _foreign_content(path, error)) is None:
             raise
         raise FtaeError(
-            f"{setting}: {path} holds {found}; ftae reads tensors alone, since all else could run code: "
+            f"{setting}: {path} holds {found}; ftae reads tensors alone, since anything else could run code: "
             "save net.state_dict() by itself"
         ) from error
 
 
 def _foreign_content(path: Path, error: Exception) -> str | None:
-    """What a file holds besides tensors, as far as it can be told without running it; None if it is damaged."""
+    """What a file holds besides tensors, as far as reading alone can tell; None if it is damaged."""
     if not zipfile.is_zipfile(path):  # the format of torch before 1.6, or plain pickle
         return "a whole module or other objects" if isinstance(error, pickle.UnpicklingError) else None
     with zipfile.ZipFile(path) as archive:
@@ -90,24 +90,24 @@ def _foreign_content(path: Path, error: Exception) -> str | None:
     if "data.pkl" not in files:
         return "an archive that torch.save did not write"
     kinds: list[str] = []
-    with suppress(Exception):  # it is damaged
+    with suppress(Exception):  # the file is damaged
         kinds = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         kinds.sort(key=lambda kind: (kind.startswith("torch."), kind))
     return f"a whole module or other objects ({', '.join(kinds[:3])})" if kinds else None
 
 
-# What DataParallel, torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+# Prefixes that DataParallel, torch.compile, FSDP and activation checkpointing add to names.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-_NAMED = 3  # how many names a message tells
+_NAMED = 3  # most names in a message
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A state dict beside what a model wants.
+    """A reading of a file, compared with the state dict of a model.
 
-    ``state``: what can be loaded. ``how``: where in the file it was found and what was changed; empty where nothing
-    was. ``misfits``: tensors of another shape or type.
+    ``state``: the tensors to load. ``how``: where in the file they were found and what was changed, for messages;
+    empty where nothing was. ``misfits``: tensors of another shape or type.
     """
 
     state: dict[str, Any]
@@ -121,7 +121,7 @@ class Fit:
         return not (self.missing or self.unexpected or self.misfits)
 
     def faults(self) -> str:
-        """One line: how many names do not fit, and the first of them."""
+        """How many names do not fit, and the first of them, in one line."""
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
             for kind, names in (
@@ -135,7 +135,7 @@ class Fit:
 
 
 def best_fit(content: Mapping[Any, Any], wanted: Mapping[str, Any]) -> Fit:
-    """The reading of a file that fits a model's state dict best; as it stands, if no other does better."""
+    """The reading of a file that fits the state dict of a model best; the unchanged one, unless another is better."""
     fits = [
         _compare(state, wanted, [*key, *renamed])
         for key, entry in _entries(content)
@@ -145,7 +145,7 @@ def best_fit(content: Mapping[Any, Any], wanted: Mapping[str, Any]) -> Fit:
 
 
 def _entries(content: Mapping[Any, Any], depth: int = 2) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The mapping itself and those in it; averaged weights first, as those who wrote them evaluate with them."""
+    """The mapping and the mappings inside; averaged weights first, since their authors evaluate with those."""
     yield [], {name: value for name, value in content.items() if isinstance(name, str)}
     inner = [(key, value) for key, value in content.items() if isinstance(value, Mapping)] if depth else []
     for key, value in sorted(inner, key=lambda item: "ema" not in str(item[0]).lower()):
@@ -154,29 +154,29 @@ def _entries(content: Mapping[Any, Any], depth: int = 2) -> Iterator[tuple[list[
 
 
 def _readings(entry: dict[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The same tensors with names as a model may want them."""
+    """The same tensors, under names that the model may use."""
     yield from _prefixed([], entry, wanted)
     if wrappers := Counter(match for name in entry for match in _WRAPPERS.findall(name)):
-        told = [f"without {', '.join(map(repr, wrappers))} in its names"]
-        yield from _prefixed(told, {_WRAPPERS.sub("", name): value for name, value in entry.items()}, wanted)
+        how = [f"without {', '.join(map(repr, wrappers))} in its names"]
+        yield from _prefixed(how, {_WRAPPERS.sub("", name): value for name, value in entry.items()}, wanted)
 
 
 def _prefixed(
-    told: list[str], entry: dict[str, Any], wanted: Mapping[str, Any]
+    how: list[str], entry: dict[str, Any], wanted: Mapping[str, Any]
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The tensors as they are; without a prefix that many have; with one that the model has."""
-    yield told, entry
+    """The tensors under their names, without the commonest prefix, and with the prefix of the model."""
+    yield how, entry
     if prefix := _common_prefix(entry, wanted):
         inside = {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
         rest = len(entry) - len(inside)
         left_out = [f"leaving out {rest} entries without it"] if rest else []
-        yield [*told, f"without the prefix {prefix!r}", *left_out], inside
+        yield [*how, f"without the prefix {prefix!r}", *left_out], inside
     if prefix := _common_prefix(wanted, entry):
-        yield [*told, f"with the prefix {prefix!r}"], {f"{prefix}{name}": value for name, value in entry.items()}
+        yield [*how, f"with the prefix {prefix!r}"], {f"{prefix}{name}": value for name, value in entry.items()}
 
 
 def _common_prefix(names: Mapping[str, Any], inner: Mapping[str, Any]) -> str | None:
-    """What most of ``names`` have before a name of ``inner``; of as many, that of averaged weights."""
+    """The commonest prefix of ``names`` before a name of ``inner``; on a tie, one of averaged weights."""
     prefixes = Counter(
         name[: match.end()] for name in names for match in re.finditer(r"\.", name) if name[match.end() :] in inner
     )
@@ -187,22 +187,22 @@ def _compare(state: dict[str, Any], wanted: Mapping[str, Any], how: list[str]) -
     fitting: dict[str, Any] = {}
     misfits, squeezed = [], 0
     for name in [name for name in state if name in wanted]:
-        given, its = state[name], wanted[name]
-        fitting[name] = given
-        if not isinstance(its, Tensor) or is_lazy(its):  # the model itself has to say
+        found, target = state[name], wanted[name]
+        fitting[name] = found
+        if not isinstance(target, Tensor) or is_lazy(target):  # loading decides whether they fit
             continue
-        if not isinstance(given, Tensor):
-            misfits.append(f"{name} is a {type(given).__name__}")
-        elif its.is_floating_point() and not given.is_floating_point():
-            misfits.append(f"{name} is {_short(given.dtype)}, the model wants {_short(its.dtype)}")
-        elif given.shape == (*its.shape, *[1] * (given.ndim - its.ndim)):
-            squeezed += given.ndim > its.ndim
-            fitting[name] = given.reshape(its.shape)
+        if not isinstance(found, Tensor):
+            misfits.append(f"{name} is a {type(found).__name__}")
+        elif target.is_floating_point() and not found.is_floating_point():
+            misfits.append(f"{name} is {_short(found.dtype)}, the model wants {_short(target.dtype)}")
+        elif found.shape == (*target.shape, *[1] * (found.ndim - target.ndim)):
+            squeezed += found.ndim > target.ndim
+            fitting[name] = found.reshape(target.shape)
         else:
-            misfits.append(f"{name} is {tuple(given.shape)}, the model wants {tuple(its.shape)}")
+            misfits.append(f"{name} is {tuple(found.shape)}, the model wants {tuple(target.shape)}")
     if squeezed:
         how = [*how, f"with {squeezed} convolutions of 1x1 as matrices"]
-    # torch itself counts anew where a file from before 0.4.1 has no such count
+    # Files from before torch 0.4.1 have no such count; torch starts it again.
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     return Fit(fitting, ", ".join(how), missing, [name for name in state if name not in wanted], misfits)
 
@@ -217,11 +217,11 @@ logger = logging.getLogger(__name__)
 def load_state(net: nn.Module, path: Path, setting: str = "model.pretrained") -> None:
     """Load a state dict: ``.safetensors``, ``.pt`` (tensors only), or a folder that ``save_state`` wrote.
 
-    One that lies under a key of the file, or whose names have a prefix, is taken where the rest fits exactly; that
-    is said. ``setting``: what names it in the file, for messages.
+    One under a key of the file, or whose names have a prefix, is loaded, too, if it fits exactly otherwise; a warning
+    says so. ``setting``: the setting that names the file, for messages.
 
     Raises:
-        FtaeError: there is none, it is damaged, or it is of another model.
+        FtaeError: the file is missing, damaged, or of another model.
     """
     if path.is_dir():
         path = (pretrained_folder(str(path)) or path) / WEIGHTS
@@ -231,17 +231,17 @@ def load_state(net: nn.Module, path: Path, setting: str = "model.pretrained") ->
 
 
 def fill(net: nn.Module, content: Mapping[Any, Any], where: str) -> None:
-    """Give ``net`` the tensors that a file holds. ``where``: the setting and the file, for messages.
+    """Load the content of a file into ``net``. ``where``: the setting and the file, for messages.
 
     Raises:
-        FtaeError: they are of another model.
+        FtaeError: the content is of another model.
     """
     fit = best_fit(content, net.state_dict())
     if not fit.is_exact:
         raise FtaeError(f"{where} does not hold a state dict of the model: {fit.faults()}")
     try:
-        net.load_state_dict(fit.state if fit.how else content)  # which also knows the versions of its layers
-    except Exception as error:  # a user's own module may load as it likes
+        net.load_state_dict(fit.state if fit.how else content)  # ``content`` may have versions of layers, too
+    except Exception as error:  # a user's own module may load in its own way
         raise FtaeError(f"{where} cannot be loaded into the model: {first_line(error)}") from error
     if fit.how:
         note(f"{where} is read {fit.how}")
@@ -249,7 +249,7 @@ def fill(net: nn.Module, content: Mapping[Any, Any], where: str) -> None:
 
 @cache
 def note(text: str) -> None:
-    """Tell the user, once: the same model is built again and again."""
+    """Warn the user once in a process: the same model is built many times."""
     logger.warning(text)
 
 
@@ -259,4 +259,4 @@ def save_state(net: nn.Module, folder: Path) -> None:
     state = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()
     }
-    (folder / WEIGHTS).write_bytes(save(state))  # save_file would tell of a full disk in an error of its own
+    (folder / WEIGHTS).write_bytes(save(state))  # of a full disk this raises OSError, save_file SafetensorError

@@ -1,1 +1,1 @@
-"""Losses and metrics, and the networks they look through."""
+"""Losses and metrics, and the frozen networks they use."""

@@ -1,4 +1,4 @@
-"""Frozen networks beside the model, which losses and metrics compare with."""
+"""Auxiliary networks: frozen networks beside the model that losses and metrics compare it with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,18 +23,19 @@ from ftae.specs.finetune.run import FinetuneSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; those of LPIPS are the same on [-1, 1]
 
-EPSILON = 1e-8  # inside the root: outside of it the gradient of a feature that is 0 everywhere is not a number
+EPSILON = 1e-8  # inside the root: outside, the gradient at features that are all 0 would be NaN
 
-# Of each net: torchvision's name, the layers whose outputs count (the ReLUs that LPIPS has), its file of LPIPS' heads.
+# Each net: its name in torchvision, the layers whose outputs are compared (the ReLUs that LPIPS uses), and the file
+# with its heads of LPIPS.
 TRUNKS = {
     "vgg16": ("vgg16", (3, 8, 15, 22, 29), "vgg.pth"),
     "alexnet": ("alexnet", (1, 4, 7, 9, 11), "alex.pth"),
     "squeezenet": ("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12), "squeeze.pth"),
 }
 
-VGG_LAYERS = 4  # relu1_2, relu2_2, relu3_3, relu4_3, as Johnson et al. (2016) have them
+VGG_LAYERS = 4  # relu1_2, relu2_2, relu3_3, relu4_3, as in Johnson et al. (2016)
 
-SIDES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}
+SIDES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}  # pixels that each was trained at
 
 
 class Frozen(nn.Module):
@@ -51,7 +52,7 @@ class PerceptualNetwork(Frozen):
     """Distances between the features of two images.
 
     Raises:
-        FtaeError: the weights are not there, or are of another network.
+        FtaeError: the weights cannot be found or belong to another network.
     """
 
     def __init__(self, spec: PerceptualNet) -> None:
@@ -63,7 +64,7 @@ class PerceptualNetwork(Frozen):
         self.trunk = features[: self._layers[-1] + 1]
         for layer in self.trunk:
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # it would change the outputs that are kept
+                layer.inplace = False  # in place, it would change the outputs that are kept
         # torchmetrics ships the heads that Zhang et al. published.
         path = _folder_of("torchmetrics") / "functional" / "image" / "lpips_models" / heads
         lpips = torch.load(path, map_location="cpu", weights_only=True)
@@ -82,15 +83,15 @@ class PerceptualNetwork(Frozen):
     def vgg(self, images: Tensor, target: Tensor) -> Tensor:
         """Feature reconstruction (Johnson et al. 2016) of each pair: (B,). No gradient to ``target``.
 
-        The mean over layers, each a mean over its elements, so that the size of a layer does not count.
+        The mean over layers of the mean over elements: the size of a layer does not matter.
         """
         pairs = self._pairs(images, target, VGG_LAYERS)
         return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in pairs]).mean(0)
 
     def _pairs(self, images: Tensor, target: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            theirs = self._features(target, count)
-        return list(zip(self._features(images, count), theirs, strict=True))
+            wanted = self._features(target, count)
+        return list(zip(self._features(images, count), wanted, strict=True))
 
     def _features(self, images: Tensor, count: int) -> list[Tensor]:
         layers, x, found = self._layers[:count], _normalised(images), []
@@ -102,15 +103,15 @@ class PerceptualNetwork(Frozen):
 
 
 class FeatureNetwork(Frozen):
-    """(B, D) features of (B, C, H, W): the network without its classifier, at the side it was trained at.
+    """(B, D) features of (B, C, H, W): the network without its classifier, on images of the side it was trained at.
 
     Raises:
-        FtaeError: the weights are not there, or are of another network.
+        FtaeError: the weights cannot be found or belong to another network.
     """
 
     def __init__(self, spec: FeatureNet) -> None:
         super().__init__()
-        # torchvision's Inception was trained on images normalised otherwise, and converts them itself.
+        # torchvision's Inception was trained on images in another normalisation, to which it converts them itself.
         options = {"transform_input": True, "init_weights": False} if spec.net == "inception_v3" else {}
         self.net = _untrained(spec.net, **options)
         self.net.fc = nn.Identity()
@@ -126,7 +127,7 @@ class FeatureNetwork(Frozen):
 
 
 def check_weights(spec: FinetuneSpec) -> None:
-    """Load what the file names, used or not yet: a search may bring it into play. Raises as the networks do."""
+    """Load every network that the spec names, used or not: a search may use it later. Raises as the networks do."""
     if spec.perceptual is not None:
         PerceptualNetwork(spec.perceptual)
     if spec.features is not None:
@@ -134,15 +135,15 @@ def check_weights(spec: FinetuneSpec) -> None:
 
 
 def _untrained(name: str, **options: bool) -> Any:
-    """torchvision's network of that name, its tensors without memory."""
-    import torchvision.models  # takes seconds
+    """The network of torchvision with that name, on the meta device."""
+    import torchvision.models  # here, since it takes seconds
 
     with torch.device("meta"):
         return getattr(torchvision.models, name)(weights=None, **options)
 
 
 def _folder_of(package: str) -> Path:
-    """Where its files lie, found without importing it."""
+    """The folder of an installed package, found without importing it."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
@@ -151,7 +152,7 @@ def _folder_of(package: str) -> Path:
 
 def _normalised(images: Tensor) -> Tensor:
     mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-    return (images - mean) / std  # a grey image has the three channels alike
+    return (images - mean) / std  # a grey image becomes three equal channels
 
 
 def _unit_length(features: Tensor) -> Tensor:
@@ -166,21 +167,21 @@ def _state(spec: NetworkSpec, section: str) -> dict[str, Tensor]:
 
 
 def _fill(net: nn.Module, state: dict[str, Tensor], spec: NetworkSpec, section: str) -> None:
-    """Give a network that has none its weights, in fp32."""
+    """Load weights, in fp32, into a network on the meta device."""
     fit = best_fit(state, net.state_dict())
     if not fit.is_exact:
-        raise FtaeError(f"{section}.weights: {spec.weights} is not of {spec.net}: {fit.faults()}")
+        raise FtaeError(f"{section}.weights: {spec.weights} does not fit {spec.net}: {fit.faults()}")
     floats = {name: t.float() if t.is_floating_point() else t for name, t in fit.state.items()}
     net.load_state_dict(floats, assign=True)
 
 
 @dataclass(frozen=True)
 class AuxiliaryNetworks:
-    """Frozen networks, in eval mode; None where nothing in the run asks for one.
+    """The auxiliary networks of a run; None where nothing in the run needs one.
 
-    ``reference``: the model as it was given. ``adversary``: not frozen, but trained by another loss: what the
-    model loses, a scalar, by its reconstructions (B, C, H, W) not being taken for real images.
-    ``perceptual``, ``features``: networks that others trained.
+    ``reference``: the untuned model. ``perceptual``, ``features``: pretrained networks of torchvision. These three are
+    frozen and in eval mode. ``adversary``: reconstructions (B, C, H, W) -> the adversarial loss of the model, a
+    scalar; the discriminator behind it is trained by a loss of its own.
     """
 
     reference: Autoencoder | None = None
@@ -189,21 +190,21 @@ class AuxiliaryNetworks:
     features: FeatureNetwork | None = None
 
 
-Take = Callable[[str, Callable[[], Any]], Any]  # the name of a network, how to build it -> it, or one just like it
+NetworkSource = Callable[[str, Callable[[], Any]], Any]  # name of a network, its builder -> a network, new or reused
 
 
 def build_new(name: str, build: Callable[[], Any]) -> Any:
-    """A network that nobody else has."""
+    """Build a new network; nothing is shared."""
     return build()
 
 
 def build_auxiliary_networks(
-    spec: FinetuneSpec, num_classes: int | None, device: torch.device, take: Take = build_new
+    spec: FinetuneSpec, num_classes: int | None, device: torch.device, take: NetworkSource = build_new
 ) -> AuxiliaryNetworks:
-    """Those that the terms and metrics of ``spec`` need. Draws nothing from the random generators.
+    """The networks that the terms and metrics of ``spec`` need. Draws nothing from the random generators.
 
     Raises:
-        FtaeError: the weights of one cannot be found or do not fit.
+        FtaeError: the weights of a network cannot be found or do not fit.
     """
     needed = {need for term in spec.losses.weights() for need in Losses.TERMS[term]}
     needed |= {need for name in spec.metrics for need in METRICS[name].needs}

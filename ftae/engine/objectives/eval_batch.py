@@ -1,4 +1,4 @@
-"""What metrics see, and the running sums that they keep."""
+"""The inputs of metrics, and running sums that metrics keep."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.specs.finetune.run import FinetuneSpec
 
 
-class Spread:
-    """The variance over all rows it is shown, from sums in float64.
+class RunningVariance:
+    """The variance over all rows so far, from sums in float64.
 
-    Sums are of the distance from the first row: what does not vary has a variance of exactly 0.
+    The sums are of distances from the first row: constant rows have a variance of exactly 0.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class Spread:
         self._count += len(rows)
 
     def variance(self) -> Tensor:
-        """Of each element (...), of the population."""
+        """The population variance of each element (...)."""
         return (self._squares / self._count - (self._sum / self._count).square()).clamp_min(0.0)
 
 
 class FirstRows:
-    """The first ``most`` rows it is shown, on the CPU."""
+    """The first ``most`` rows, on the CPU."""
 
     def __init__(self, most: int) -> None:
         self._parts: list[Tensor] = []
@@ -56,9 +56,10 @@ class FirstRows:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped; ``given``: what the model saw.
+    """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped.
 
-    ``factors``: int64 (B, F), the values that the images were made of; None where these are not known.
+    ``given``: the images that the model encoded; they differ from ``target`` where the data degrades them.
+    ``factors``: int64 (B, F), the factors of variation behind the images; None where they are unknown.
     """
 
     target: Tensor
@@ -72,9 +73,10 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What is judged, and what some metrics hold it against; ``anomalies``: the images to tell from the normal ones.
+    """The model under evaluation, and what some metrics compare it with.
 
-    ``frozen_cache``: runs the model on their batches; None where no features are cached.
+    ``anomalies``: images to tell from the normal ones. ``frozen_cache``: runs the model on their batches; None
+    where no features are cached.
     """
 
     autoencoder: Autoencoder

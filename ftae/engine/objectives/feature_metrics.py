@@ -1,10 +1,11 @@
-"""Metrics through networks that others trained: LPIPS, and distances between features of all images.
+"""Metrics that use pretrained networks: LPIPS, and distances between the features of all images.
 
-Fréchet and kernel distances here are not comparable with published ones: other weights, another resize, and the
-validation images against their own reconstructions.
+Fréchet and kernel distances here are not comparable with published ones: the weights and the resizing differ, and
+validation images are compared with their own reconstructions.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,41 +25,32 @@ KID_IMAGES = 10_000
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, where there are more images than the size (Binkowski et al. 2018)
 
 
-class Lpips:
-    """The mean over images of ``PerceptualNetwork.lpips``."""
-
-    def __init__(self, subject: EvalContext) -> None:
-        assert subject.auxiliary.perceptual is not None
-        self._network = subject.auxiliary.perceptual
-        self._sum, self._count = 0.0, 0
-
-    def update(self, x: EvalBatch) -> None:
-        self._sum += float(self._network.lpips(x.reconstruction, x.target).double().sum())
-        self._count += len(x.target)
-
-    def compute(self) -> float:
-        return self._sum / self._count
+def lpips_of(context: EvalContext) -> Callable[[EvalBatch], Tensor]:
+    """The function that gives the LPIPS of each image of a batch: (B,)."""
+    network = context.auxiliary.perceptual
+    assert network is not None
+    return lambda x: network.lpips(x.reconstruction, x.target)
 
 
-class _OfFeatures:
-    """Shown the features (B, D) of originals and of their reconstructions."""
+class _FeatureMetric:
+    """Takes the features (B, D) of originals and of their reconstructions."""
 
-    def __init__(self, subject: EvalContext) -> None:
-        assert subject.auxiliary.features is not None
-        self._network = subject.auxiliary.features
+    def __init__(self, context: EvalContext) -> None:
+        assert context.auxiliary.features is not None
+        self._network = context.auxiliary.features
 
     def _features(self, x: EvalBatch) -> tuple[Tensor, Tensor]:
         return self._network(x.target).cpu(), self._network(x.reconstruction).cpu()
 
 
-class Rfid(_OfFeatures):
+class Rfid(_FeatureMetric):
     """Fréchet distance between normal distributions of the features (Heusel et al. 2017).
 
-    Features wait until they are as many as ``ROWS_AT_ONCE``; then only their sums are kept.
+    Features are collected until there are ``ROWS_AT_ONCE`` of them; then only their sums are kept.
     """
 
-    def __init__(self, subject: EvalContext) -> None:
-        super().__init__(subject)
+    def __init__(self, context: EvalContext) -> None:
+        super().__init__(context)
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._distance: FrechetInceptionDistance | None = None
         self._count, self._is_finite = 0, True
@@ -81,7 +73,7 @@ class Rfid(_OfFeatures):
         if self._waiting:
             self._sum_up()
         if self._count < METRICS["rfid"].least_images or not self._is_finite:
-            return math.nan  # eigenvalues of what is not finite end the process by a segmentation fault
+            return math.nan  # the eigenvalues of a matrix that is not finite end the process by a segmentation fault
         assert self._distance is not None
         return max(0.0, float(self._distance.compute()))
 
@@ -89,19 +81,19 @@ class Rfid(_OfFeatures):
 def _frechet(num_features: int) -> "FrechetInceptionDistance":
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds
 
-    given = nn.Identity()
-    given.num_features = num_features  # type: ignore[assignment]
-    return FrechetInceptionDistance(feature=given)
+    identity = nn.Identity()  # its input holds features already
+    identity.num_features = num_features  # type: ignore[assignment]
+    return FrechetInceptionDistance(feature=identity)
 
 
-class Kid(_OfFeatures):
-    """Kernel distance of the features (Binkowski et al. 2018): unbiased, so that it may be below 0.
+class Kid(_FeatureMetric):
+    """Kernel distance of the features (Binkowski et al. 2018): unbiased, so it may be below 0.
 
-    Of all images at once, or the mean over seeded subsets of the first ``KID_IMAGES`` where they are many.
+    Over all images at once; with more than ``SUBSET_SIZE``, the mean over seeded subsets of the first ``KID_IMAGES``.
     """
 
-    def __init__(self, subject: EvalContext) -> None:
-        super().__init__(subject)
+    def __init__(self, context: EvalContext) -> None:
+        super().__init__(context)
         self._real, self._made = FirstRows(KID_IMAGES), FirstRows(KID_IMAGES)
 
     def update(self, x: EvalBatch) -> None:
@@ -123,9 +115,9 @@ class Kid(_OfFeatures):
 
 
 def _discrepancy(a: Tensor, b: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of two (N, D) with the kernel (x . y / D + 1)^3, unbiased."""
+    """Squared maximum mean discrepancy between two (N, D) with the kernel (x . y / D + 1)^3, unbiased."""
     a, b = a.double(), b.double()
     count, size = a.shape
-    of_a, of_b, between = ((x @ y.T / size + 1.0) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    own = of_a.sum() - of_a.diagonal().sum() + of_b.sum() - of_b.diagonal().sum()
-    return own / (count * (count - 1)) - 2.0 * between.mean()
+    within_a, within_b, between = ((x @ y.T / size + 1.0) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    within = within_a.sum() - within_a.diagonal().sum() + within_b.sum() - within_b.diagonal().sum()
+    return within / (count * (count - 1)) - 2.0 * between.mean()

@@ -11,27 +11,40 @@ from torch import Tensor
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.models.autoencoder import Posterior, pooled
-from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows, Spread
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows, RunningVariance
 from ftae.errors import FtaeError
 
 ACTIVE_VARIANCE = 0.01
 
-ACTIVE_SHARE = 0.01
+PROBE_IMAGES = 2000  # most training images that the probe is fitted on
 
-POSITION_IMAGES = 2000  # that positions of codes are compared on, at most
+FACTOR_IMAGES = 10_000  # most validation images on which mig and dci are computed
+
+BINS = 20  # of equal width, between the extremes of a latent
+
+TREES = 50
+
+Table = npt.NDArray[np.float64]
+
+Numbers = npt.NDArray[np.int64]
 
 
 def posterior_of(x: EvalBatch) -> Posterior:
+    """The posterior of a batch.
+
+    Raises:
+        FtaeError: the model has none.
+    """
     if x.encoding.posterior is None:
         raise FtaeError("kl and active_units need a posterior: the model's encode must return (mean, logvar)")
     return x.encoding.posterior
 
 
 class ActiveUnits:
-    """Counts latent units that carry information."""
+    """Number of latent units that carry information."""
 
     def __init__(self) -> None:
-        self._means = Spread()
+        self._means = RunningVariance()
 
     def update(self, x: EvalBatch) -> None:
         self._means.update(posterior_of(x).shift())
@@ -43,12 +56,12 @@ class ActiveUnits:
 
 
 class LatentDrift:
-    """How far the latents have moved from those of the model as it was given; not a number where these are all one."""
+    """Distance of the latents from those of the untuned model; NaN where all latents of that are equal."""
 
-    def __init__(self, subject: EvalContext) -> None:
-        assert subject.auxiliary.reference is not None
-        self._reference = subject.auxiliary.reference
-        self._before = Spread()
+    def __init__(self, context: EvalContext) -> None:
+        assert context.auxiliary.reference is not None
+        self._reference = context.auxiliary.reference
+        self._before = RunningVariance()
         self._squares, self._count = 0.0, 0
 
     def update(self, x: EvalBatch) -> None:
@@ -63,7 +76,7 @@ class LatentDrift:
 
 
 class CodeCounts:
-    """How often each code of each codebook is chosen, over the whole set: a batch alone bounds its perplexity."""
+    """How often each code of each codebook is used, over the whole set: a batch bounds its own perplexity."""
 
     def __init__(self) -> None:
         self._counts: list[Tensor] = []
@@ -73,12 +86,12 @@ class CodeCounts:
         self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)] if self._counts else counts
 
     def least(self, of: Callable[[Tensor], Tensor]) -> float:
-        """The least of what ``of`` makes of the int64 (codes,) counts of each codebook."""
+        """The least value of ``of``, a function of the int64 (codes,) counts of one codebook."""
         return min(float(of(counts)) for counts in self._counts)
 
 
 class CodebookUsage(CodeCounts):
-    """Share of the codes that are chosen at all."""
+    """Share of the codes that are used at all."""
 
     def compute(self) -> float:
         return self.least(lambda counts: counts.gt(0).double().mean())
@@ -91,62 +104,28 @@ class Perplexity(CodeCounts):
         return self.least(lambda counts: torch.special.entr(counts.double() / counts.sum()).sum().exp())
 
 
-class ActivePositions:
-    """Counts positions where more than 1 % of the first images have another code than the commonest there.
-
-    Of several codebooks the least. Where there is none, the latents tell hardly any image from another. One
-    code alone is rarely what is left by then: at the borders, where convolutions see padding, it is another.
-    """
-
-    def __init__(self) -> None:
-        self._levels: list[FirstRows] = []
-
-    def update(self, x: EvalBatch) -> None:
-        self._levels = self._levels or [FirstRows(POSITION_IMAGES) for _ in x.encoding.codes]
-        for level, codes in zip(self._levels, x.encoding.codes, strict=True):
-            level.update(codes.indices.int())
-
-    def compute(self) -> float:
-        levels = (level.rows() for level in self._levels)
-        others = [level.ne(level.mode(dim=0).values).double().mean(0) for level in levels]
-        return float(min(share.gt(ACTIVE_SHARE).sum() for share in others))
-
-
-PROBE_IMAGES = 2000  # training images that the probe is fitted on, at most
-
-FACTOR_IMAGES = 10_000  # validation images that factors are told of, at most
-
-BINS = 20  # of equal width, between the extremes of a latent
-
-TREES = 50
-
-Table = npt.NDArray[np.float64]
-
-Numbers = npt.NDArray[np.int64]
-
-
 def probe_rows(labels: Numbers) -> Numbers:
-    """The labelled training images that the probe is fitted on."""
+    """The indices of the labelled training images that the probe is fitted on."""
     return np.flatnonzero(labels >= 0)[:PROBE_IMAGES]
 
 
 class LinearProbe:
-    """How often a linear classifier on the latents is right (Alain & Bengio 2016).
+    """Accuracy of a linear classifier on the latents (Alain & Bengio 2016).
 
     Multinomial logistic regression (scikit-learn, C = 1) on standardised latents, fitted on the first labelled
-    training images, whose order is that of a hash of their names.
+    training images, in the order of the hashes of their names.
     """
 
-    def __init__(self, subject: EvalContext) -> None:
+    def __init__(self, context: EvalContext) -> None:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        latents, labels = _training_latents(subject)
+        latents, labels = _training_latents(context)
         self._probe, self._right, self._count = None, 0, 0
         if np.isfinite(latents).all():
             self._probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-            with warnings.catch_warnings(action="ignore"):  # it did not converge: what it is by then counts
+            with warnings.catch_warnings(action="ignore"):  # without convergence, the last iteration counts
                 self._probe.fit(latents, labels)
 
     def update(self, x: EvalBatch) -> None:
@@ -154,26 +133,26 @@ class LinearProbe:
         labels = x.labels.cpu().numpy()
         labelled = labels >= 0
         if self._probe is not None and labelled.any():
-            said = self._probe.predict(_table(x.encoding.mode).numpy()[labelled])
-            self._right += int((said == labels[labelled]).sum())
-            self._count += len(said)
+            predicted = self._probe.predict(_table(x.encoding.mode).numpy()[labelled])
+            self._right += int((predicted == labels[labelled]).sum())
+            self._count += len(predicted)
 
     def compute(self) -> float:
         return self._right / self._count if self._count else math.nan
 
 
 @torch.no_grad()
-def _training_latents(subject: EvalContext) -> tuple[Table, Numbers]:
-    spec, autoencoder, train = subject.spec, subject.autoencoder, subject.train
+def _training_latents(context: EvalContext) -> tuple[Table, Numbers]:
+    spec, autoencoder, train = context.spec, context.autoencoder, context.train
     assert train.labels is not None
     rows = probe_rows(train.labels)
-    batches = val_batches(train.subset(rows), spec.data, batch_size=spec.batch_size, device=subject.device)
+    batches = val_batches(train.subset(rows), spec.data, batch_size=spec.batch_size, device=context.device)
     latents = [_table(autoencoder.encode(autoencoder.to_range(b.inputs), b.labels).mode) for b in batches]
     return torch.cat(latents).numpy(), train.labels[rows]
 
 
-class _OfFactors:
-    """Collects latents (N, D) and the factors (N, F) behind their images."""
+class _FactorMetric:
+    """Collects latents (N, D) and the factors of variation (N, F) behind their images."""
 
     def __init__(self) -> None:
         self._latents, self._factors = FirstRows(FACTOR_IMAGES), FirstRows(FACTOR_IMAGES)
@@ -184,7 +163,7 @@ class _OfFactors:
         self._factors.update(x.factors)
 
     def _collected(self) -> tuple[Table, Numbers]:
-        """Factors that have the same value everywhere are left out."""
+        """Latents and factors; a factor with one value everywhere is left out."""
         factors = self._factors.rows().numpy()
         return self._latents.rows().numpy(), factors[:, varying(factors)]
 
@@ -195,11 +174,11 @@ def varying(factors: Numbers) -> npt.NDArray[np.bool_]:
     return found
 
 
-class Mig(_OfFactors):
+class Mig(_FactorMetric):
     """Mutual information gap (Chen et al. 2018).
 
-    For each factor, how much more the latent that tells most of it tells than the next one, over the factor's
-    entropy; the mean over factors. Mutual information is that of the counts in ``BINS`` bins.
+    For each factor: the mutual information of the best latent less that of the second best, over the entropy of the
+    factor; the mean over factors. Mutual information is estimated from counts in ``BINS`` bins.
     """
 
     def compute(self) -> float:
@@ -209,17 +188,18 @@ class Mig(_OfFactors):
         binned = [np.digitize(column, np.histogram_bin_edges(column, BINS)[1:-1]) for column in latents.T]
         gaps = []
         for factor in factors.T:
-            best, second, *_ = sorted([mutual_info_score(factor, its) for its in binned] + [0.0, 0.0], reverse=True)
+            shared = [mutual_info_score(factor, latent) for latent in binned]
+            best, second, *_ = sorted([*shared, 0.0, 0.0], reverse=True)
             gaps.append((best - second) / mutual_info_score(factor, factor))
         return float(np.mean(gaps)) if gaps else math.nan
 
 
-class Dci(_OfFactors):
-    """Disentanglement of Eastwood & Williams (2018): whether each latent is of use for one factor alone.
+class Dci(_FactorMetric):
+    """Disentanglement of Eastwood & Williams (2018): whether each latent informs about one factor alone.
 
-    A random forest (scikit-learn, ``TREES`` trees, every latent tried at each split, seed 0) tells each factor
-    from the latents; of the importances (D, F), 1 less the entropy of each latent's row to the base F, weighted
-    by the row's share of all importance.
+    A random forest (scikit-learn, ``TREES`` trees, every latent tried at each split, seed 0) predicts each factor
+    from the latents. Each latent has a row in the importances (D, F); the value is the mean over rows of 1 less the
+    entropy of the row to the base F, weighted by the share of the row in all importance.
     """
 
     def compute(self) -> float:
@@ -230,8 +210,8 @@ class Dci(_OfFactors):
             return math.nan
         forests = [RandomForestClassifier(TREES, max_features=None, random_state=0) for _ in factors.T]
         pairs = zip(forests, factors.T, strict=True)
-        importances = np.stack([forest.fit(latents, its).feature_importances_ for forest, its in pairs], axis=1)
-        if not importances.any():  # every latent is the same for all images
+        importances = np.stack([forest.fit(latents, factor).feature_importances_ for forest, factor in pairs], axis=1)
+        if not importances.any():  # every latent has one value for all images
             return 0.0
         rows = importances[importances.any(axis=1)]
         shares = rows / rows.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """LOSSES: the terms of the training loss. Each is a mean over elements, in fp32.
 
-Pixel terms compare in the model's own image range, as latent-diffusion training does; ``bce``,
-``ssim``, ``ms_ssim``, ``lpips`` and ``vgg`` need [0, 1] and convert.
+A term is one entry here and one field in ``ftae.specs.finetune.losses``. Pixel terms compare in the image range of
+the model, as latent-diffusion training does; ``bce``, ``ssim``, ``ms_ssim``, ``lpips`` and ``vgg`` need [0, 1].
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from ftae.specs.finetune.losses import Losses
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the terms see of one batch.
+    """One batch, as the terms see it.
 
-    ``target``, ``reconstruction``: fp32 (B, C, H, W) in the model's range; ``*_unit``: the same in [0, 1].
-    ``logits``: (B, classes) of the head; ``labels``: (B,), -1 for an image without one; None where there are
-    none at all. ``progress``: 0..1 of the budget.
+    ``target``, ``reconstruction``: fp32 (B, C, H, W) in the range of the model; ``*_unit``: the same in [0, 1].
+    ``logits``: (B, classes) of the head; ``labels``: (B,), -1 for an image without one; both None where the data has
+    no labels. ``progress``: 0..1 of the budget.
     """
 
     target: Tensor
@@ -49,16 +49,16 @@ def total_variation(images: Tensor) -> Tensor:
 def edge_difference(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute difference of the gradients of two images (Mathieu et al. 2016, alpha 1), both directions."""
     pairs = zip(_differences(a), _differences(b), strict=True)
-    return torch.stack([F.l1_loss(its, other) for its, other in pairs]).sum()
+    return torch.stack([F.l1_loss(of_a, of_b) for of_a, of_b in pairs]).sum()
 
 
 def _differences(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Of neighbours, downwards and to the right."""
+    """Differences of neighbours, downwards and to the right."""
     return images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
 
 
 def _kl(x: LossInputs) -> Tensor:
-    """Per latent element; with a capacity, how far from it the nats of an image are (Burgess et al. 2018)."""
+    """Per latent element; with a capacity, the distance of an image's nats from it (Burgess et al. 2018)."""
     if x.encoding.posterior is None:
         raise FtaeError("losses.kl needs a posterior: the model's encode must return (mean, logvar)")
     kl = x.encoding.posterior.kl().flatten(1)
@@ -69,7 +69,7 @@ def _kl(x: LossInputs) -> Tensor:
 
 
 def _ce(x: LossInputs) -> Tensor:
-    """Over all images of the batch; one without a label counts 0."""
+    """The mean over all images of the batch; an image without a label counts as 0."""
     assert x.logits is not None
     assert x.labels is not None
     return F.cross_entropy(x.logits, x.labels, ignore_index=-1, reduction="sum") / len(x.labels)
@@ -86,11 +86,11 @@ def _vgg(x: LossInputs) -> Tensor:
 
 
 def _latent_anchor(x: LossInputs) -> Tensor:
-    """Mean squared distance from the latents of the model as it was given."""
+    """Mean squared distance from the latents of the untuned model."""
     assert x.auxiliary.reference is not None
     with torch.no_grad():
-        theirs = x.auxiliary.reference.encode(x.target, x.labels).mode
-    return F.mse_loss(x.encoding.mode.float(), theirs.float())
+        anchor = x.auxiliary.reference.encode(x.target, x.labels).mode
+    return F.mse_loss(x.encoding.mode.float(), anchor.float())
 
 
 def _l2_sp(x: LossInputs) -> Tensor:
@@ -101,12 +101,12 @@ def _l2_sp(x: LossInputs) -> Tensor:
     pairs = [(p, start[name]) for name, p in x.autoencoder.named_parameters() if p.requires_grad and name in start]
     if not pairs:
         raise FtaeError("losses.l2_sp has no effect: no stage that keeps pretrained weights is trained")
-    squares = torch.stack([(p - its).square().sum() for p, its in pairs])
+    squares = torch.stack([(p - pretrained).square().sum() for p, pretrained in pairs])
     return squares.sum() / sum(p.numel() for p, _ in pairs)
 
 
 def _commitment(x: LossInputs) -> Tensor:
-    """Mean over the codebooks; 1 here, the user's weight is the beta of van den Oord et al. (2017)."""
+    """Mean over the codebooks, unscaled: the user's weight is the beta of van den Oord et al. (2017)."""
     return torch.stack([codes.commitment for codes in x.encoding.codes]).mean()
 
 
@@ -116,7 +116,7 @@ def _codebook(x: LossInputs) -> Tensor:
 
 
 def _adversarial(x: LossInputs) -> Tensor:
-    """That the discriminator tells reconstructions from real images; may be negative."""
+    """The loss of a model whose reconstructions the discriminator tells from real images; may be negative."""
     assert x.auxiliary.adversary is not None
     return x.auxiliary.adversary(x.reconstruction)
 
@@ -161,9 +161,9 @@ def loss_terms(inputs: LossInputs, names: list[str]) -> dict[str, Tensor]:
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The training loss."""
-    # Neither stacked nor multiplied by 1: small operations, forward and back, tell in a step of two milliseconds.
-    return reduce(torch.add, [_times(weights[name], term) for name, term in terms.items()])
+    # Neither stacked nor multiplied by 1: small operations, forward and back, show in a step of two milliseconds.
+    return reduce(torch.add, [_scaled(weights[name], term) for name, term in terms.items()])
 
 
-def _times(weight: float, term: Tensor) -> Tensor:
+def _scaled(weight: float, term: Tensor) -> Tensor:
     return term if weight == 1.0 else weight * term

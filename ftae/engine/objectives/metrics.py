@@ -1,42 +1,44 @@
-"""METRICS: what a model is judged by. Fixed, unweighted, on the mode of the posterior, in fp32.
+"""METRICS: how well a model does. Fixed, unweighted, on the mode of the posterior, in fp32.
+
+A metric is one entry here and one in the table of ``ftae.specs.finetune.metrics``.
 
 Per-image metrics are computed for each image on reconstructions clamped to [0, 1] and averaged over
 the validation images:
 
     mse, l1       mean over pixels and channels
-    psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; the mean of images, not of pixels
-    input_psnr    psnr of the degraded image that the model is given: what giving it back unchanged scores
+    psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; averaged over images, not pixels
+    input_psnr    psnr of the degraded input: the score of a model that returns its input unchanged
     ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, borders reflected
     ms_ssim       the same over five scales (Wang et al. 2003)
     kl            sum over latent elements of the KL from the prior, in nats an image
-    accuracy      1 where the head's largest logit is the label, else 0
+    accuracy      1 where the largest logit of the head is the label, else 0
+    lpips         perceptual distance (Zhang et al. 2018)
 
 Over the whole validation set:
 
     active_units  latent units (channels, for spatial latents) whose posterior mean varies over the
-                  images by more than 0.01 (Burda et al. 2015); relative to a prior that is learned
-    auroc         area under the ROC curve of the mse of each image as a sign that it is an anomaly: the share of
-                  pairs of an anomaly and a normal image in which the anomaly has the larger error, equal ones
-                  counting half (Hanley & McNeil 1982)
-    latent_drift  mean squared distance of the latents from those of the model as it was given, over
-                  the variance of the latter: 0 where nothing moved, 1 as if they were all the mean
-    codebook_usage  share of the codes that are chosen at all; of several codebooks the least
-    perplexity    exp of the entropy of how often each code is chosen (van den Oord et al. 2017): how many
-                  codes it would be, were they used alike; of several codebooks the least
+                  images by more than 0.01 (Burda et al. 2015); relative to the prior if it is learned
+    auroc         area under the ROC curve with the mse of an image as its anomaly score: the share of pairs of
+                  an anomaly and a normal image in which the anomaly has the larger error, ties counting half
+                  (Hanley & McNeil 1982)
+    latent_drift  mean squared distance of the latents from those of the untuned model, over the variance of
+                  those: 0 where nothing moved, 1 for latents that all equal their mean
+    codebook_usage  share of the codes that are used at all; the least of several codebooks
+    perplexity    exp of the entropy of the code frequencies (van den Oord et al. 2017): how many codes, used
+                  equally often, would have that entropy; the least of several codebooks
     sharpness     mean gradient magnitude of the reconstructions over that of the targets: below 1 they are
-                  blurred, above 1 there is noise in them
+                  blurred, above 1 they are noisy
     edge_distance distance between the distributions of gradient magnitudes of each reconstruction and its
-                  target (1-Wasserstein), over the mean of the latter: 0 as sharp as the target, 1 flat
-    linear_probe  share of images that a linear classifier on the latents, fitted on training images, gets right
-    mig, dci      whether each factor of variation has a latent of its own, and each latent one factor
+                  target (1-Wasserstein), over the mean of the latter: 0 is as sharp as the target, 1 is flat
+    linear_probe  accuracy of a linear classifier on the latents that is fitted on training images
+    mig, dci      whether each factor of variation has a latent to itself, and each latent one factor
                   (latent_metrics.py says how all three are computed)
-    lpips         perceptual distance (Zhang et al. 2018) of each image, the mean over images
-    rfid, kid     Fréchet and kernel distance of the features of reconstructions from those of the originals;
-                  not comparable with published values (feature_metrics.py says why)
+    rfid, kid     Fréchet and kernel distance between features of reconstructions and of originals; not
+                  comparable with published values (feature_metrics.py says why)
 
-What is kept does not grow with the validation set, but for the 4 bytes that auroc needs of each image: sums (of
-active_units two numbers a latent, of rfid two matrices of features by features), counts (a number a code), or the
-first images: 2,000 training images of linear_probe, 10,000 images of mig, dci and kid.
+Memory does not grow with the validation set, except for 4 bytes an image for auroc. Metrics keep sums (active_units
+two numbers a latent, rfid two matrices of features by features), counts (one a code), or the first images: linear_probe
+2,000 training images; mig, dci and kid 10,000 images.
 """
 
 import math
@@ -47,10 +49,9 @@ import torch
 from torch import Tensor
 
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
-from ftae.engine.objectives.feature_metrics import Kid, Lpips, Rfid
-from ftae.engine.objectives.image_measures import EdgeDistance, ExplainedVariance, Sharpness, ms_ssim, ssim
+from ftae.engine.objectives.feature_metrics import Kid, Rfid, lpips_of
+from ftae.engine.objectives.image_measures import EdgeDistance, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
-    ActivePositions,
     ActiveUnits,
     CodebookUsage,
     Dci,
@@ -60,19 +61,76 @@ from ftae.engine.objectives.latent_metrics import (
     Perplexity,
     posterior_of,
 )
-from ftae.errors import Reason
-from ftae.specs.finetune.run import FinetuneSpec
 
 MSE_FLOOR = 1e-10
 
-LARGEST = 1e30  # beyond, sums over fp32 may not be finite
+LARGEST = 1e30  # beyond this, sums over fp32 may overflow
 
 
-def _mse(x: EvalBatch) -> Tensor:
+class Metric(Protocol):
+    """One metric in one evaluation: ``update`` takes every batch, then ``compute`` gives the value."""
+
+    def update(self, x: EvalBatch) -> None: ...
+
+    def compute(self) -> float: ...
+
+
+@runtime_checkable
+class AnomalyMetric(Metric, Protocol):
+    """A metric that also takes the anomalies, which all other metrics leave out."""
+
+    def update_anomalies(self, x: EvalBatch) -> None: ...
+
+
+class MeanOverImages:
+    """The mean of ``values``, which gives one number an image: ``EvalBatch`` -> (B,)."""
+
+    def __init__(self, values: Callable[[EvalBatch], Tensor]) -> None:
+        self.values = values
+        self._sum, self._count = 0.0, 0
+
+    def update(self, x: EvalBatch) -> None:
+        self._sum += float(self.values(x).double().sum())
+        self._count += len(x.target)
+
+    def compute(self) -> float:
+        return self._sum / self._count
+
+
+class Auroc:
+    """Area under the ROC curve with the mse of an image as its anomaly score."""
+
+    def __init__(self) -> None:
+        self._normal: list[Tensor] = []
+        self._anomalous: list[Tensor] = []
+
+    def update(self, x: EvalBatch) -> None:
+        self._normal.append(mse(x).cpu())
+
+    def update_anomalies(self, x: EvalBatch) -> None:
+        self._anomalous.append(mse(x).cpu())
+
+    def compute(self) -> float:
+        normal, anomalous = torch.cat(self._normal).sort().values, torch.cat(self._anomalous)
+        smaller, smaller_or_equal = (torch.searchsorted(normal, anomalous, right=right) for right in (False, True))
+        return float((smaller + smaller_or_equal).double().mean() / (2 * len(normal)))
+
+
+def mse(x: EvalBatch) -> Tensor:
+    """The mean squared error of each image: (B,)."""
     return (x.reconstruction - x.target).square().flatten(1).mean(1)
 
 
-def _psnr(mse: Tensor) -> Tensor:
+def psnr(x: EvalBatch) -> Tensor:
+    """The peak signal-to-noise ratio of each image in dB: (B,)."""
+    return _decibels(mse(x))
+
+
+def _input_psnr(x: EvalBatch) -> Tensor:
+    return _decibels((x.given - x.target).square().flatten(1).mean(1))
+
+
+def _decibels(mse: Tensor) -> Tensor:
     return -10.0 * mse.clamp_min(MSE_FLOOR).log10()
 
 
@@ -82,128 +140,67 @@ def _accuracy(x: EvalBatch) -> Tensor:
     return (x.logits.argmax(1) == x.labels).float()
 
 
-PER_IMAGE: dict[str, Callable[[EvalBatch], Tensor]] = {
-    "mse": _mse,
-    "l1": lambda x: (x.reconstruction - x.target).abs().flatten(1).mean(1),
-    "psnr": lambda x: _psnr(_mse(x)),
-    "input_psnr": lambda x: _psnr((x.given - x.target).square().flatten(1).mean(1)),
-    "ssim": lambda x: ssim(x.reconstruction, x.target),
-    "ms_ssim": lambda x: ms_ssim(x.reconstruction, x.target),
-    "kl": lambda x: posterior_of(x).kl().flatten(1).sum(1),
-    "accuracy": _accuracy,
-}
+def _per_image(values: Callable[[EvalBatch], Tensor]) -> Callable[[EvalContext], Metric]:
+    return lambda context: MeanOverImages(values)
 
 
-class OverSet(Protocol):
-    """A metric of all images together: shown every batch, asked once."""
-
-    def update(self, x: EvalBatch) -> None: ...
-
-    def compute(self) -> float: ...
-
-
-@runtime_checkable
-class OfAnomalies(OverSet, Protocol):
-    """One that is also shown the anomalies, which are no part of any other metric."""
-
-    def update_anomalies(self, x: EvalBatch) -> None: ...
-
-
-class Auroc:
-    """How well the reconstruction error tells anomalies from normal images."""
-
-    def __init__(self) -> None:
-        self._normal: list[Tensor] = []
-        self._anomalous: list[Tensor] = []
-
-    def update(self, x: EvalBatch) -> None:
-        self._normal.append(_mse(x).cpu())
-
-    def update_anomalies(self, x: EvalBatch) -> None:
-        self._anomalous.append(_mse(x).cpu())
-
-    def compute(self) -> float:
-        normal, anomalous = torch.cat(self._normal).sort().values, torch.cat(self._anomalous)
-        smaller, smaller_or_equal = (torch.searchsorted(normal, anomalous, right=right) for right in (False, True))
-        return float((smaller + smaller_or_equal).double().mean() / (2 * len(normal)))
-
-
-OVER_SET: dict[str, Callable[[EvalContext], OverSet]] = {
-    "active_units": lambda subject: ActiveUnits(),
+METRICS: dict[str, Callable[[EvalContext], Metric]] = {
+    "mse": _per_image(mse),
+    "l1": _per_image(lambda x: (x.reconstruction - x.target).abs().flatten(1).mean(1)),
+    "psnr": _per_image(psnr),
+    "input_psnr": _per_image(_input_psnr),
+    "ssim": _per_image(lambda x: ssim(x.reconstruction, x.target)),
+    "ms_ssim": _per_image(lambda x: ms_ssim(x.reconstruction, x.target)),
+    "kl": _per_image(lambda x: posterior_of(x).kl().flatten(1).sum(1)),
+    "accuracy": _per_image(_accuracy),
+    "lpips": lambda context: MeanOverImages(lpips_of(context)),
+    "active_units": lambda context: ActiveUnits(),
     "latent_drift": LatentDrift,
-    "auroc": lambda subject: Auroc(),
-    "sharpness": lambda subject: Sharpness(),
-    "edge_distance": lambda subject: EdgeDistance(),
-    "codebook_usage": lambda subject: CodebookUsage(),
-    "perplexity": lambda subject: Perplexity(),
+    "auroc": lambda context: Auroc(),
+    "sharpness": lambda context: Sharpness(),
+    "edge_distance": lambda context: EdgeDistance(),
+    "codebook_usage": lambda context: CodebookUsage(),
+    "perplexity": lambda context: Perplexity(),
     "linear_probe": LinearProbe,
-    "mig": lambda subject: Mig(),
-    "dci": lambda subject: Dci(),
-    "lpips": Lpips,
+    "mig": lambda context: Mig(),
+    "dci": lambda context: Dci(),
     "rfid": Rfid,
     "kid": Kid,
 }
 
 
 class Evaluation:
-    """Accumulates the metrics of ``subject`` over the batches of one evaluation.
+    """Accumulates the metrics of a run over the batches of one evaluation.
 
-    Where the model gives anything that is not finite, every metric is NaN: some would raise, others be finite all
-    the same.
+    Once the model gives anything that is not finite, every metric is NaN: without this, some metrics would raise and
+    others stay finite.
     """
 
-    def __init__(self, subject: EvalContext) -> None:
-        names: tuple[str, ...] = subject.spec.metrics
-        self._per_image = {name: 0.0 for name in names if name in PER_IMAGE}
-        self._over_set = {name: OVER_SET[name](subject) for name in names if name in OVER_SET}
-        self._num_images = 0
+    def __init__(self, context: EvalContext) -> None:
+        self._metrics = {name: METRICS[name](context) for name in context.spec.metrics}
         self._is_finite = True
 
-    def update(self, inputs: EvalBatch) -> None:
-        self._is_finite = self._is_finite and _is_finite(inputs)
+    def update(self, x: EvalBatch) -> None:
+        self._is_finite = self._is_finite and _is_finite(x)
         if not self._is_finite:
             return
-        for name in self._per_image:
-            self._per_image[name] += float(PER_IMAGE[name](inputs).double().sum())
-        for metric in self._over_set.values():
-            metric.update(inputs)
-        self._num_images += len(inputs.target)
+        for metric in self._metrics.values():
+            metric.update(x)
 
-    def update_anomalies(self, inputs: EvalBatch) -> None:
-        self._is_finite = self._is_finite and _is_finite(inputs)
+    def update_anomalies(self, x: EvalBatch) -> None:
+        self._is_finite = self._is_finite and _is_finite(x)
         if not self._is_finite:
             return
-        for metric in self._over_set.values():
-            if isinstance(metric, OfAnomalies):
-                metric.update_anomalies(inputs)
+        for metric in self._metrics.values():
+            if isinstance(metric, AnomalyMetric):
+                metric.update_anomalies(x)
 
     def compute(self) -> dict[str, float]:
         if not self._is_finite:
-            return dict.fromkeys([*self._per_image, *self._over_set], math.nan)
-        means = {name: total / self._num_images for name, total in self._per_image.items()}
-        return means | {name: metric.compute() for name, metric in self._over_set.items()}
+            return dict.fromkeys(self._metrics, math.nan)
+        return {name: metric.compute() for name, metric in self._metrics.items()}
 
 
 def _is_finite(x: EvalBatch) -> bool:
-    given = [x.reconstruction, x.encoding.mode, *([] if x.logits is None else [x.logits])]
-    return all(bool(tensor.abs().amax() < LARGEST) for tensor in given)
-
-
-class CollapseDetector:
-    """Signs of life, each named by what has happened once it falls to 0; only what the run has is there."""
-
-    def __init__(self, spec: FinetuneSpec) -> None:
-        self._signs: dict[str, OverSet] = {}
-        if spec.losses.adversarial > 0.0:
-            self._signs[Reason.BLOW_UP] = ExplainedVariance()
-
-    def update(self, x: EvalBatch) -> None:
-        if x.encoding.posterior is not None:
-            self._signs.setdefault("posterior collapse", ActiveUnits())
-        if x.encoding.codes:
-            self._signs.setdefault("codebook collapse", ActivePositions())
-        for sign in self._signs.values():
-            sign.update(x)
-
-    def compute(self) -> dict[str, float]:
-        return {reason: sign.compute() for reason, sign in self._signs.items()}
+    outputs = [x.reconstruction, x.encoding.mode, *([] if x.logits is None else [x.logits])]
+    return all(bool(tensor.abs().amax() < LARGEST) for tensor in outputs)

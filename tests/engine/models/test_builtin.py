@@ -1,5 +1,6 @@
 """The built-in families: labels, learned priors, adapters to another resolution."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,17 @@ def test_resolution_adapters_are_saved_and_more_can_be_added(tmp_path: Path) -> 
     assert [s.name for s in twice.stages if s.new] == ["encoder.outer.1", "decoder.outer.1"]
     enlarged = torch.nn.functional.interpolate(images, scale_factor=2)  # pooling gives the original back
     assert torch.allclose(twice.encode(enlarged).mode, once.encode(images).mode, atol=1e-5)
+
+
+def test_a_folder_of_format_1_is_read_under_the_old_name(tmp_path: Path) -> None:
+    saved = built(MODELS["mlp_vae"] | {"resolution_adapters": 1})
+    saved.save(tmp_path)
+    file = tmp_path / "ftae_model.json"
+    config = json.loads(file.read_text())
+    assert config.pop("format") == 2
+    file.write_text(json.dumps({**config, "outer_stages": config.pop("resolution_adapters")}))
+    images = images_for(saved)
+    assert_same(outputs(built({"family": "mlp_vae", "pretrained": str(tmp_path)}), images), outputs(saved, images))
 
 
 def test_resolution_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Frozen means all four: no gradient, not in the optimizer, eval mode that stays, buffers that do not move."""
+"""Which stages are frozen, by depth and by pattern, and what a run does with them."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from builders import run_spec
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -126,7 +127,7 @@ def test_a_model_in_training_mode_is_frozen_at_once() -> None:
     assert ae.net.second.training
 
 
-def test_a_frozen_prefix_is_a_function_of_its_input_alone() -> None:
+def test_a_frozen_start_is_a_function_of_its_input_alone() -> None:
     ae, images = autoencoder(), torch.rand(2, 1, 8, 8)
     ae.train()
     assert not torch.equal(ae.net.first(images), ae.net.first(images))  # dropout
@@ -148,7 +149,7 @@ def test_a_frozen_prefix_is_a_function_of_its_input_alone() -> None:
         (1, ("decoder.last",), ["encoder.first", "decoder.last"]),
     ],
 )
-def test_only_and_all_of_the_chosen_stages_stay_as_they_were(
+def test_exactly_the_chosen_stages_are_unchanged_by_steps(
     depth: int, patterns: tuple[str, ...], frozen: list[str]
 ) -> None:
     ae = autoencoder()
@@ -168,7 +169,7 @@ def test_only_and_all_of_the_chosen_stages_stay_as_they_were(
 # --------------------------------------------------------------------------------------------- head
 
 
-def test_depth_counts_the_line_and_leaves_the_head() -> None:
+def test_depth_does_not_count_the_head() -> None:
     ae = with_head()
     ae.freeze(4, ())
     assert [stage.name for stage in ae.trainable_stages()] == ["head"]
@@ -185,7 +186,7 @@ def test_a_head_can_be_frozen_by_name() -> None:
 # ----------------------------------------------------------------------------------------- messages
 
 
-def test_too_deep_is_refused() -> None:
+def test_a_depth_beyond_the_stages_is_refused() -> None:
     with pytest.raises(FtaeError, match=r"^freeze_depth must be at most 4, the number of stages, got 7$"):
         autoencoder().freeze(7, ())
 
@@ -219,7 +220,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "metrics": ["mse"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 @pytest.mark.parametrize("patterns", [("decoder",), ("encoder", "bottleneck"), ("*.up.*",)])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import run_spec
 from diffusers import VQModel
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def vectors(*rows: tuple[float, float]) -> Tensor:
     return torch.tensor(rows).T.reshape(1, 2, 1, len(rows)).clone().requires_grad_()
 
 
-def test_the_nearest_code_is_chosen_and_given_exactly() -> None:
+def test_latents_are_exactly_the_nearest_codes() -> None:
     latents, codes = quantizer().eval()(vectors((0.1, 0.2), (0.3, 0.9), (5.0, 0.4)))
     assert codes.indices.tolist() == [[0, 1, 2]]
     assert latents[0, :, 0].T.tolist() == [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
@@ -60,7 +61,7 @@ def test_gradients_go_straight_through(codebook: str) -> None:
     assert all(p.grad is None for p in made.parameters())
 
 
-def test_each_term_pulls_its_own_side() -> None:
+def test_each_loss_term_moves_one_side() -> None:
     made, encoded = quantizer("gradient"), vectors((0.1, 0.2), (0.3, 0.9))
     _, codes = made(encoded)
     expected = (0.1**2 + 0.2**2 + 0.3**2 + 0.1**2) / 4
@@ -90,7 +91,7 @@ def test_a_moving_average_by_hand() -> None:
 
 
 @pytest.mark.parametrize("threshold", [None, 4.0])
-def test_nothing_moves_in_eval_mode(threshold: float | None) -> None:
+def test_codes_do_not_move_in_eval_mode(threshold: float | None) -> None:
     made = quantizer(dead_code_threshold=threshold).eval()
     before = {name: t.clone() for name, t in made.state_dict().items()}
     made(vectors((0.2, 0.1), (7.0, 7.0)))
@@ -120,7 +121,7 @@ def test_bf16_chooses_as_fp32_does() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"ema_decay": 0.9}, {"dead_code_threshold": 1.0}])
-def test_settings_of_a_moving_average_are_refused_elsewhere(setting: dict[str, float]) -> None:
+def test_settings_of_a_moving_average_are_refused_for_a_gradient_codebook(setting: dict[str, float]) -> None:
     with pytest.raises(FtaeError, match=f"{next(iter(setting))} has no effect on a codebook that is trained by"):
         quantizer("gradient", **setting)
     with pytest.raises(ValueError, match="has no effect on a gradient codebook, it needs codebook: ema"):
@@ -144,7 +145,7 @@ def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
         "metrics": ["codebook_usage", "perplexity"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def built(model: dict[str, Any]) -> Autoencoder:
@@ -162,7 +163,7 @@ def test_a_frozen_moving_average_does_not_move_in_training(tmp_path: Path) -> No
     assert torch.equal(codes_of(autoencoder.net.quantizer), before)
 
 
-def test_the_codes_of_the_top_are_known_where_the_bottom_chooses() -> None:
+def test_bottom_codes_depend_on_top_codes() -> None:
     autoencoder = built(SMALL | {"family": "vq_vae_2"})
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
@@ -181,7 +182,7 @@ def test_an_odd_side_has_no_top_level() -> None:
         build_model(spec_of(SMALL | {"family": "vq_vae_2"}, data={"source": "digits", "resolution": 20}), None)
 
 
-def test_how_a_codebook_moves_may_be_changed_and_what_it_is_may_not(tmp_path: Path) -> None:
+def test_settings_of_the_moving_average_may_change_and_sizes_may_not(tmp_path: Path) -> None:
     built(SMALL | {"ema_decay": 0.9}).save(tmp_path)
     mine = {"family": "vq_vae", "pretrained": str(tmp_path)}
     assert built(mine).net.quantizer.nearest._codebook.decay == 0.9
@@ -195,7 +196,7 @@ def test_how_a_codebook_moves_may_be_changed_and_what_it_is_may_not(tmp_path: Pa
             built(mine | other)
 
 
-def test_what_only_the_pretrained_model_can_tell_is_checked_with_it(tmp_path: Path) -> None:
+def test_the_kind_of_codebook_is_checked_against_the_pretrained_model(tmp_path: Path) -> None:
     built(SMALL).save(tmp_path / "ema")
     built(SMALL | {"codebook": "gradient"}).save(tmp_path / "gradient")
     losses = {"mse": 1.0, "codebook": 1.0}
@@ -210,7 +211,7 @@ def test_what_only_the_pretrained_model_can_tell_is_checked_with_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["codebook_usage", "perplexity"])
-def test_models_without_codes_have_no_metrics_of_them(name: str) -> None:
+def test_metrics_of_codes_are_refused_for_models_without_codes(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} needs a codebook, conv_ae has none"):
         spec_of({"family": "conv_ae"}, losses={"mse": 1.0}, metrics=[name])
     with pytest.raises(ValueError, match="needs a codebook, conv_ae has none"):
@@ -218,7 +219,7 @@ def test_models_without_codes_have_no_metrics_of_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_a_codebook_that_moves_with_the_images_is_no_matter_for_several_workers(codebook: str) -> None:
+def test_a_moving_average_is_refused_for_several_workers(codebook: str) -> None:
     losses = {"mse": 1.0, "commitment": 0.25} | ({"codebook": 1.0} if codebook == "gradient" else {})
     training = Trainer(spec_of(SMALL | {"codebook": codebook}, losses=losses))
     buffers = UnchangedBuffers(training.autoencoder)
@@ -228,7 +229,7 @@ def test_a_codebook_that_moves_with_the_images_is_no_matter_for_several_workers(
         buffers.check()
 
 
-def test_codes_that_tell_no_image_from_another_end_the_run(tmp_path: Path) -> None:
+def test_a_collapsed_codebook_ends_the_run(tmp_path: Path) -> None:
     """A learning rate that throws every vector into one code."""
     model = SMALL | {"codebook": "gradient"}
     losses = {"mse": 1.0, "commitment": 1.0, "codebook": 1.0}
@@ -254,7 +255,7 @@ def vq_model(tmp_path: Path) -> Path:
     return tmp_path / "vq"
 
 
-def test_diffusers_vq_model_gives_what_it_gives_itself(vq_model: Path) -> None:
+def test_vq_model_equals_that_of_diffusers(vq_model: Path) -> None:
     data = {"source": "digits", "resolution": 16, "color": "rgb"}
     spec = spec_of({"family": "vq_model", "pretrained": str(vq_model)}, data=data)
     autoencoder = build_autoencoder(spec.model, spec.data, None).eval()

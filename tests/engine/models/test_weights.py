@@ -1,4 +1,4 @@
-"""State dicts from elsewhere: what is taken, what is refused, and in which words."""
+"""State dicts of other programs: which are loaded, which are refused, and with what message."""
 
 import argparse
 import json
@@ -57,9 +57,9 @@ LEFT = [
 ]
 
 
-@pytest.mark.parametrize(("left", "told"), [pytest.param(*case[1:], id=case[0]) for case in LEFT])
-def test_a_state_dict_is_unwrapped_where_the_rest_fits(
-    left: Any, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("left", "expected"), [pytest.param(*case[1:], id=case[0]) for case in LEFT])
+def test_a_wrapped_state_dict_is_loaded_where_it_fits(
+    left: Any, expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(left(weights()), tmp_path / "w.pt")
     net = Net()
@@ -67,11 +67,11 @@ def test_a_state_dict_is_unwrapped_where_the_rest_fits(
     for name, tensor in weights().items():
         torch.testing.assert_close(net.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
     lines = [record.message for record in caplog.records]
-    assert len(lines) == bool(told)
-    assert all(told in line and str(tmp_path) in line for line in lines)
+    assert len(lines) == bool(expected)
+    assert all(expected in line and str(tmp_path) in line for line in lines)
 
 
-def test_batch_norm_of_an_old_file(tmp_path: Path) -> None:
+def test_batch_norm_of_an_old_file_is_loaded(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in weights().items() if "num_batches" not in name}
     save_file(state, tmp_path / "w.safetensors")
     net = Net()
@@ -88,7 +88,7 @@ def test_averaged_weights_come_first(tmp_path: Path) -> None:
         assert torch.equal(net.decoder.bias, average["decoder.bias"])
 
 
-def test_the_note_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_note_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(wrapped("module.", weights()), tmp_path / "w.pt")
     for _ in range(3):
         load_state(Net(), tmp_path / "w.pt")
@@ -118,27 +118,27 @@ MISFITS = [
 ]
 
 
-@pytest.mark.parametrize(("made", "told"), MISFITS)
-def test_what_does_not_fit_is_one_line(made: Any, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("made", "expected"), MISFITS)
+def test_a_misfit_is_one_line(made: Any, expected: str, tmp_path: Path) -> None:
     torch.save(made(weights()), tmp_path / "w.pt")
-    said = refused(tmp_path / "w.pt")
-    assert told in said
-    assert len(said) < 400
+    message = refused(tmp_path / "w.pt")
+    assert expected in message
+    assert len(message) < 400
 
 
 def refused(path: Path) -> str:
     """The one line that loading ``path`` ends in."""
     with pytest.raises(FtaeError) as caught:
         load_state(Net(), path)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert str(path) in said
-    assert "weights_only" not in said
-    return said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert "weights_only" not in message
+    return message
 
 
 FOREIGN = {
-    "whole module": (Net(), "test_pretrained.Net, "),
+    "whole module": (Net(), "test_weights.Net, "),
     "namespace": ({"state_dict": weights(), "args": argparse.Namespace(lr=1)}, "(argparse.Namespace)"),
     "numpy scalar": ({"state_dict": weights(), "best": np.float64(1)}, "other objects (numpy"),
     "numpy arrays": ({name: tensor.numpy() for name, tensor in weights().items()}, "other objects (numpy"),
@@ -149,16 +149,16 @@ FOREIGN = {
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_is_no_state_dict_is_named(name: str, zipped: bool, tmp_path: Path) -> None:
-    content, told = FOREIGN[name]
+def test_other_content_than_a_state_dict_is_named(name: str, zipped: bool, tmp_path: Path) -> None:
+    content, expected = FOREIGN[name]
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    said = refused(tmp_path / "w.pt")
-    assert told in said if zipped or "but an" in told else "a whole module or other objects" in said
+    message = refused(tmp_path / "w.pt")
+    assert expected in message if zipped or "but an" in expected else "a whole module or other objects" in message
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".ckpt", ""])
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>", "is no file of weights: it begins with '<!DOCTYPE html><html'"),
@@ -169,14 +169,14 @@ def test_what_is_no_state_dict_is_named(name: str, zipped: bool, tmp_path: Path)
         ((10**6).to_bytes(8, "little") + b'{"a":', "is damaged or cut short"),
     ],
 )
-def test_what_is_no_file_of_weights_is_told_by_its_content(
-    content: bytes, told: str, suffix: str, tmp_path: Path
+def test_other_files_than_weights_are_recognised_by_content(
+    content: bytes, expected: str, suffix: str, tmp_path: Path
 ) -> None:
     (tmp_path / f"w{suffix}").write_bytes(content)
-    assert told in refused(tmp_path / f"w{suffix}")
+    assert expected in refused(tmp_path / f"w{suffix}")
 
 
-def test_a_file_that_was_cut_is_damaged(tmp_path: Path) -> None:
+def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "w.pt")
     save_file(weights(), tmp_path / "w.safetensors")
     for file in tmp_path.iterdir():
@@ -260,7 +260,7 @@ def test_a_damaged_description_of_a_model_is_one_message(damage: Any, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_description_of_an_earlier_version_takes_the_defaults(tmp_path: Path) -> None:
+def test_a_description_of_an_earlier_version_gets_the_defaults(tmp_path: Path) -> None:
     build_model(spec_of({"family": "conv_vae"}), None).save(tmp_path)
     file = tmp_path / "ftae_model.json"
     saved = json.loads(file.read_text())
@@ -276,7 +276,7 @@ def digest_of(folder: Path, **fields: Any) -> str | None:
     return model_digest(spec_of({"family": "autoencoder_kl", "pretrained": str(folder), **fields}).model)
 
 
-def test_the_digest_is_of_what_loading_reads_alone(tmp_path: Path) -> None:
+def test_the_digest_covers_only_files_that_loading_reads(tmp_path: Path) -> None:
     vae, unet = tmp_path / "vae", tmp_path / "unet"
     for part in (vae, unet):
         part.mkdir()
@@ -295,7 +295,7 @@ def test_the_digest_is_of_what_loading_reads_alone(tmp_path: Path) -> None:
         before = digest_of(vae)
 
 
-def test_the_digest_of_a_plain_folder_is_as_it_was(tmp_path: Path) -> None:
+def test_the_digest_of_a_folder_is_stable(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "diffusion_pytorch_model.safetensors").write_text("weights")
     assert digest_of(tmp_path) == "784d36455c1cd881f898c2e998d30cdc"

@@ -1,4 +1,4 @@
-"""Networks that others trained: the published distances, frozen, from a local file alone."""
+"""Auxiliary networks: the published distances, frozen, from local files alone."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from builders import run_spec
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
@@ -25,7 +26,8 @@ from ftae.engine.objectives.auxiliary import (
     build_auxiliary_networks,
 )
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
-from ftae.engine.objectives.feature_metrics import Kid, Lpips, Rfid
+from ftae.engine.objectives.feature_metrics import Kid, Rfid
+from ftae.engine.objectives.metrics import METRICS
 from ftae.engine.sizing.summary import summarize
 from ftae.engine.training.evaluator import check_metrics
 from ftae.engine.training.trainer import Trainer
@@ -50,7 +52,7 @@ def noisy(target: Tensor, sigma: float) -> Tensor:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_lpips_is_that_of_torchmetrics_with_the_same_weights(net: Any) -> None:
+def test_lpips_equals_that_of_torchmetrics_with_the_same_weights(net: Any) -> None:
     theirs = _LPIPS(net=NETS[net], pnet_rand=True)
     state = torch.load(random_weights(net), weights_only=True)
     for name, parameter in theirs.net.named_parameters():
@@ -74,7 +76,7 @@ def test_vgg_is_the_mean_over_four_layers() -> None:
 
 
 @pytest.mark.parametrize("distance", ["lpips", "vgg"])
-def test_nothing_for_identical_images_and_more_with_noise(distance: str) -> None:
+def test_distances_are_0_for_identical_images_and_grow_with_noise(distance: str) -> None:
     measure, target = getattr(perceptual("vgg16"), distance), images()
     values = torch.stack([measure(noisy(target, sigma), target) for sigma in (0.0, 0.05, 0.2, 0.5)])
     assert (values[0] == 0).all()
@@ -85,7 +87,7 @@ def test_nothing_for_identical_images_and_more_with_noise(distance: str) -> None
 
 @pytest.mark.parametrize("distance", ["lpips", "vgg"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gradients_are_finite_where_features_are_nothing(distance: str, channels: int) -> None:
+def test_gradients_are_finite_where_all_features_are_0(distance: str, channels: int) -> None:
     network = perceptual("vgg16")
     for layer in network.trunk:
         if isinstance(layer, nn.Conv2d):
@@ -108,14 +110,14 @@ def test_grey_images_are_taken_as_rgb() -> None:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_the_least_side_is_that_of_the_network(net: Any) -> None:
+def test_the_least_resolution_of_the_spec_is_what_the_network_can_take(net: Any) -> None:
     network, least = perceptual(net), PerceptualNet.LEAST[net]
     assert network.lpips(images(1, least), images(1, least, seed=1)).isfinite().all()
     with pytest.raises(RuntimeError):
         network.lpips(images(1, least - 1), images(1, least - 1))
 
 
-def test_they_stay_frozen_and_draw_nothing() -> None:
+def test_networks_stay_frozen_and_draw_nothing() -> None:
     before = torch.get_rng_state()
     network = FeatureNetwork(FeatureNet(net="resnet18", weights=random_weights("resnet18")))
     assert torch.equal(torch.get_rng_state(), before)
@@ -126,7 +128,7 @@ def test_they_stay_frozen_and_draw_nothing() -> None:
 
 def test_inception_gives_2048_features() -> None:
     network = FeatureNetwork(FeatureNet(net="inception_v3", weights=random_weights("inception_v3")))
-    assert network.net.transform_input  # as torchvision's weights want it
+    assert network.net.transform_input  # the weights of torchvision need it
     features = network(images(2))
     assert features.shape == (2, 2048)
     assert features.isfinite().all()
@@ -148,11 +150,11 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "features": {"net": "resnet18", "weights": random_weights("resnet18")},
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 @pytest.fixture(scope="module")
-def subject() -> EvalContext:
+def context() -> EvalContext:
     auxiliary = build_auxiliary_networks(spec_of(), 2, torch.device("cpu"))
     return EvalContext(None, spec_of(), auxiliary, None, torch.device("cpu"))  # type: ignore[arg-type]
 
@@ -164,32 +166,32 @@ def measured(metric: Any, target: Tensor, made: Tensor, batch_size: int = 100) -
         return float(metric.compute())
 
 
-@pytest.mark.parametrize("metric", [Lpips, Rfid, Kid])
-def test_best_for_identical_images_worse_with_noise_whatever_the_batches(metric: Any, subject: EvalContext) -> None:
+@pytest.mark.parametrize("metric", [METRICS["lpips"], Rfid, Kid])
+def test_metrics_are_best_for_identical_images_and_worse_with_noise(metric: Any, context: EvalContext) -> None:
     target = images(12, 20)
-    values = [measured(metric(subject), target, noisy(target, sigma)) for sigma in (0.0, 0.1, 0.4)]
+    values = [measured(metric(context), target, noisy(target, sigma)) for sigma in (0.0, 0.1, 0.4)]
     assert values[0] < values[1] < values[2]
     assert values[0] <= 1e-4
     before = torch.get_rng_state()
-    assert measured(metric(subject), target, noisy(target, 0.4), batch_size=5) == pytest.approx(values[2], rel=1e-3)
+    assert measured(metric(context), target, noisy(target, 0.4), batch_size=5) == pytest.approx(values[2], rel=1e-3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("metric", "name"), [(Rfid, "rfid"), (Kid, "kid")])
-def test_too_few_images_have_no_value(metric: Any, name: str, subject: EvalContext) -> None:
-    assert math.isnan(measured(metric(subject), images(9, 20), images(9, 20, seed=1)))
+def test_too_few_images_have_no_value(metric: Any, name: str, context: EvalContext) -> None:
+    assert math.isnan(measured(metric(context), images(9, 20), images(9, 20, seed=1)))
     few = ImageSet(np.zeros((9, 20, 20, 1), np.uint8), None)
     with pytest.raises(FtaeError, match=f"metrics: {name} needs at least 10 validation images, data has 9"):
         check_metrics([name], few, few)
 
 
-def test_distances_are_those_of_torchmetrics_however_many_images(
-    subject: EvalContext, monkeypatch: pytest.MonkeyPatch
+def test_distances_equal_those_of_torchmetrics_in_batches_of_any_size(
+    context: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ftae.engine.objectives.feature_metrics.ROWS_AT_ONCE", 5)
     target = images(12, 20)
     made = noisy(target, 0.2)
-    network = subject.auxiliary.features
+    network = context.auxiliary.features
     assert network is not None
     real, theirs = network(target).double(), network(made).double()
     given = nn.Identity()
@@ -197,8 +199,8 @@ def test_distances_are_those_of_torchmetrics_however_many_images(
     frechet = FrechetInceptionDistance(feature=given)
     frechet.update(real, real=True)
     frechet.update(theirs, real=False)
-    assert measured(Rfid(subject), target, made, batch_size=4) == pytest.approx(float(frechet.compute()), rel=1e-9)
-    assert measured(Kid(subject), target, made) == pytest.approx(float(poly_mmd(real, theirs)), rel=1e-9)
+    assert measured(Rfid(context), target, made, batch_size=4) == pytest.approx(float(frechet.compute()), rel=1e-9)
+    assert measured(Kid(context), target, made) == pytest.approx(float(poly_mmd(real, theirs)), rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------- files
@@ -220,7 +222,7 @@ def test_missing_weights_are_named_with_how_to_get_them(section: str, net: str, 
 
 def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
     other = {"net": "vgg16", "weights": random_weights("squeezenet")}
-    with pytest.raises(FtaeError, match=r"perceptual\.weights: .* is not of vgg16"):
+    with pytest.raises(FtaeError, match=r"perceptual\.weights: .* does not fit vgg16"):
         summarize(spec_of(perceptual=other), 2)
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(FtaeError, match=r"features\.weights: .*text\.pth is no file of weights"):
@@ -239,12 +241,12 @@ def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_file_lacks_is_said(changes: dict[str, Any], reason: str) -> None:
+def test_a_missing_network_is_a_problem_of_the_spec(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         spec_of(**changes)
 
 
-def test_companions_are_no_part_of_the_model() -> None:
+def test_auxiliary_networks_are_no_part_of_the_model() -> None:
     training = Trainer(spec_of(losses={"mse": 1.0, "lpips": 0.1}))
     assert training.auxiliary.perceptual is not None
     theirs = {id(parameter) for parameter in training.auxiliary.perceptual.parameters()}

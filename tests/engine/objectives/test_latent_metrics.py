@@ -1,4 +1,4 @@
-"""What latents tell: best where each factor has its own latent, nothing where they are noise."""
+"""Metrics of latents are best where each factor has a latent to itself, and lowest where latents are noise."""
 
 import math
 from dataclasses import replace
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
         "metrics": ["linear_probe", "mig", "dci"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def of(latents: Tensor, factors: Tensor) -> EvalBatch:
@@ -55,13 +56,13 @@ def factors() -> Tensor:
 
 
 @pytest.mark.parametrize("metric", [Mig, Dci])
-def test_a_latent_for_each_factor_is_best_and_turned_ones_are_not(metric: Any, factors: Tensor) -> None:
+def test_one_latent_for_each_factor_is_best_and_rotated_latents_are_worse(metric: Any, factors: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     own = factors * torch.tensor([2.0, -1.0, 0.5]) + 7
-    turned, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
+    rotated, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
     noise = torch.randn(len(factors), 3, generator=generator)
     best = measured(metric(), torch.cat([own, noise[:, :2]], dim=1), factors)
-    mixed = measured(metric(), (factors - factors.float().mean(0)) @ turned, factors)
+    mixed = measured(metric(), (factors - factors.float().mean(0)) @ rotated, factors)
     assert best > 0.9
     assert mixed < best - 0.2
     assert measured(metric(), noise, factors) < 0.2
@@ -71,13 +72,13 @@ def test_a_latent_for_each_factor_is_best_and_turned_ones_are_not(metric: Any, f
 def test_mig_by_hand() -> None:
     factors = torch.tensor([[0], [0], [1], [1]])
     latents = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    assert measured(Mig(), latents, factors) == pytest.approx(1.0)  # one tells all, the other nothing
-    assert measured(Mig(), latents[:, [0, 0]], factors) == pytest.approx(0.0)  # two tell the same
-    latents[3, 0] = 0.0  # now it tells 0.2158 of 0.6931 nats
+    assert measured(Mig(), latents, factors) == pytest.approx(1.0)  # the first has all information, the other none
+    assert measured(Mig(), latents[:, [0, 0]], factors) == pytest.approx(0.0)  # both have the same information
+    latents[3, 0] = 0.0  # now it has 0.2158 of 0.6931 nats
     assert measured(Mig(), latents, factors) == pytest.approx(0.2157615 / np.log(2), rel=1e-5)
 
 
-def test_dci_counts_latents_by_what_they_are_of_use_for(factors: Tensor) -> None:
+def test_dci_is_low_where_one_latent_serves_two_factors(factors: Tensor) -> None:
     both = factors[:, :2].float() @ torch.tensor([[4.0], [1.0]])  # one latent for two factors
     shared = measured(Dci(), both, factors[:, :2])
     own = measured(Dci(), factors[:, :2].float(), factors[:, :2])
@@ -93,7 +94,7 @@ def test_without_factors_that_vary_there_is_no_value(factors: Tensor) -> None:
 
 
 @pytest.mark.parametrize("metric", [Mig, Dci])
-def test_it_depends_neither_on_batches_nor_on_random_state(metric: Any, factors: Tensor) -> None:
+def test_values_depend_neither_on_batches_nor_on_random_state(metric: Any, factors: Tensor) -> None:
     latents = torch.randn(len(factors), 4, generator=torch.Generator().manual_seed(0)) + factors[:, [0, 1, 2, 0]]
     torch.manual_seed(5)
     np.random.seed(5)
@@ -104,7 +105,7 @@ def test_it_depends_neither_on_batches_nor_on_random_state(metric: Any, factors:
     assert np.random.get_state()[1].tolist() == before[1]
 
 
-def subject_of(spec: FinetuneSpec) -> EvalContext:
+def context_of(spec: FinetuneSpec) -> EvalContext:
     dataset = load_dataset(spec.data)
     return EvalContext(
         build_model(spec, dataset.num_classes), spec, AuxiliaryNetworks(), dataset.train, torch.device("cpu")
@@ -114,38 +115,38 @@ def subject_of(spec: FinetuneSpec) -> EvalContext:
 def test_a_whole_evaluation_does_not_depend_on_the_batch_size() -> None:
     results = []
     for batch_size in (32, 7):
-        subject = subject_of(spec_of(batch_size=batch_size))
-        results.append(evaluate(subject, load_dataset(subject.spec.data).val)[0])
+        context = context_of(spec_of(batch_size=batch_size))
+        results.append(evaluate(context, load_dataset(context.spec.data).val)[0])
     assert results[0] == pytest.approx(results[1], abs=0.02)  # the last digits of latents may cross a bin
     assert all(0 <= value <= 1 for value in results[0].values())
 
 
 def test_the_probe_leaves_out_images_without_a_label() -> None:
-    subject = subject_of(spec_of(metrics=["linear_probe"]))
-    val = load_dataset(subject.spec.data).val
-    assert subject.train.labels is not None
+    context = context_of(spec_of(metrics=["linear_probe"]))
+    val = load_dataset(context.spec.data).val
+    assert context.train.labels is not None
     assert val.labels is not None
-    everything = evaluate(subject, val)[0]["linear_probe"]
-    half = np.where(np.arange(len(subject.train)) < 200, subject.train.labels, -1)
-    fewer = replace(subject, train=replace(subject.train, labels=half))
-    same = replace(subject, train=subject.train.subset(slice(200)))
+    everything = evaluate(context, val)[0]["linear_probe"]
+    half = np.where(np.arange(len(context.train)) < 200, context.train.labels, -1)
+    fewer = replace(context, train=replace(context.train, labels=half))
+    same = replace(context, train=context.train.subset(slice(200)))
     assert evaluate(fewer, val) == evaluate(same, val)
     first = np.where(np.arange(len(val)) < 40, val.labels, -1)
-    assert evaluate(subject, replace(val, labels=first)) == evaluate(subject, val.subset(slice(40)))
+    assert evaluate(context, replace(val, labels=first)) == evaluate(context, val.subset(slice(40)))
     assert 1 / 3 < everything <= 1
-    one = replace(subject.train, labels=np.zeros(len(subject.train), np.int64))
+    one = replace(context.train, labels=np.zeros(len(context.train), np.int64))
     with pytest.raises(FtaeError, match="linear_probe needs training images of at least 2 classes, data has 1"):
         check_metrics(["linear_probe"], one, val)
 
 
-def test_the_probe_finds_what_random_labels_do_not_have() -> None:
-    subject = subject_of(spec_of(data={"source": "digits", "resolution": 16}, metrics=["linear_probe"]))
-    val = load_dataset(subject.spec.data).val
+def test_the_probe_finds_nothing_in_random_labels() -> None:
+    context = context_of(spec_of(data={"source": "digits", "resolution": 16}, metrics=["linear_probe"]))
+    val = load_dataset(context.spec.data).val
     assert val.labels is not None
-    told = evaluate(subject, val)[0]["linear_probe"]
+    accuracy = evaluate(context, val)[0]["linear_probe"]
     shuffled = np.random.default_rng(0).permutation(val.labels)
-    assert told > 0.4  # of ten classes, from latents that nothing has trained
-    assert evaluate(subject, replace(val, labels=shuffled))[0]["linear_probe"] < 0.2
+    assert accuracy > 0.4  # ten classes, untrained latents
+    assert evaluate(context, replace(val, labels=shuffled))[0]["linear_probe"] < 0.2
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_the_probe_finds_what_random_labels_do_not_have() -> None:
         ("linear_probe", "photos", "needs labels, photos has none"),
     ],
 )
-def test_what_the_data_do_not_tell_is_refused(metric: str, source: str, reason: str) -> None:
+def test_metrics_that_the_data_does_not_support_are_refused(metric: str, source: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=f"{metric} {reason}"):
         spec_of(metrics=[metric], data={"source": source, "resolution": 16})
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import run_spec
 from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from vision_weights import random_weights
@@ -42,8 +43,8 @@ AT_ONCE = {
 Array = npt.NDArray[np.float64]
 
 
-class StageChain(nn.Module):
-    """Its latents are what it is given, times a weight, pooled as ``inputs`` has them."""
+class ScaledPooling(nn.Module):
+    """Latents are the images times a weight, pooled to the size that ``inputs`` has."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -100,9 +101,9 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         encoding=Encoding(torch.zeros(batch, 1)),
         logits=unit(batch, 5) * 6 - 3,
         labels=torch.arange(batch) % 5,
-        autoencoder=StageChain(3.0).autoencoder(),
+        autoencoder=ScaledPooling(3.0).autoencoder(),
         auxiliary=AuxiliaryNetworks(
-            reference=StageChain(1.0).autoencoder(),
+            reference=ScaledPooling(1.0).autoencoder(),
             adversary=lambda images: images.square().mean(),
             perceptual=perceptual_network(),
         ),
@@ -199,7 +200,7 @@ def reference(term: str, x: LossInputs) -> float:
 # ------------------------------------------------------------------------------------------ values
 
 
-def test_the_table_is_the_spec() -> None:
+def test_the_table_has_an_entry_for_every_term_of_the_specs() -> None:
     assert tuple(Losses.TERMS) == TERMS
 
 
@@ -225,7 +226,7 @@ def test_values_by_hand() -> None:
     )
 
 
-def test_kl_of_the_standard_normal_is_nothing() -> None:
+def test_kl_of_the_standard_normal_is_0() -> None:
     x = with_posterior(inputs(), Posterior(torch.zeros(2, 3), torch.zeros(2, 3)))
     assert LOSSES["kl"](x).item() == 0.0
 
@@ -250,7 +251,7 @@ def rows_of(x: LossInputs, rows: slice | Tensor) -> LossInputs:
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_means_not_sums(term: str) -> None:
+def test_terms_are_means_not_sums(term: str) -> None:
     x = inputs(side=SIDES.get(term, 16))
     twice = rows_of(x, torch.arange(len(x.target)).repeat(2))
     assert LOSSES[term](twice).item() == pytest.approx(LOSSES[term](x).item(), rel=1e-6)
@@ -258,7 +259,7 @@ def test_means_not_sums(term: str) -> None:
 
 @pytest.mark.parametrize("term", TERMS)
 def test_the_value_is_the_mean_of_the_values_over_equal_shares(term: str) -> None:
-    """What training by several workers rests on."""
+    """Training by several workers relies on this."""
     whole = inputs(batch=4, side=SIDES.get(term, 16))
     values = [LOSSES[term](rows_of(whole, rows)).item() for rows in (slice(0, 2), slice(2, 4))]
     assert (values[0] != values[1]) == (term != "l2_sp")  # which sees no images
@@ -319,7 +320,7 @@ def spec_of(losses: dict[str, float], **changes: Any) -> FinetuneSpec:
         "metrics": ["mse"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def first_step(losses: dict[str, float], folder: Path) -> dict[str, float]:

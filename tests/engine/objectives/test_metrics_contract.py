@@ -1,4 +1,4 @@
-"""What every metric promises: a number, a refusal before the run, or "non-finite"; never the error of a library."""
+"""What every metric promises: a number, a refusal before the run, or "non-finite"; never an error of a library."""
 
 import math
 import re
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from vision_weights import random_weights
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.image_set import ImageSet
 from ftae.engine.objectives.auxiliary import SIDES
+from ftae.engine.objectives.collapse import CollapseDetector
 from ftae.engine.objectives.eval_batch import EvalContext
-from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
+from ftae.engine.objectives.metrics import Evaluation
 from ftae.engine.sizing.probe import probe
 from ftae.engine.training.evaluator import (
     EvalSet,
@@ -79,7 +81,7 @@ def metric(request: pytest.FixtureRequest) -> str:
 
 
 def spec_of(metric: str, pretrained: str, **changes: Any) -> FinetuneSpec:
-    """A run that has what the metric needs, and measures it alone."""
+    """A run that fulfils the needs of the metric, and measures it alone."""
     fields: dict[str, Any] = {
         "model": MODEL,
         "data": DATA,
@@ -98,7 +100,7 @@ def spec_of(metric: str, pretrained: str, **changes: Any) -> FinetuneSpec:
     if metric == "ms_ssim":
         fields["data"] = DATA | {"resolution": 176}
     fields["data"] = fields["data"] | changes.pop("data", {})
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def judged(spec: FinetuneSpec) -> EvalSet:
@@ -111,7 +113,7 @@ def value(part: EvalSet) -> float:
 
 
 def is_refused(metric: str, part: EvalSet) -> bool:
-    """Before a run on these images begins; the message names the metric and says what it needs."""
+    """Whether a run on these images is refused; then the message names the metric and what it needs."""
     reason = missing_for(metric, part.images) or missing_in_training(metric, part.context.train)
     if reason is None:
         return False
@@ -122,19 +124,19 @@ def is_refused(metric: str, part: EvalSet) -> bool:
 
 
 @pytest.mark.parametrize("batch_size", [1, 100])  # the last is more than there are
-def test_a_run_has_a_number_within_its_bounds(metric: str, batch_size: int, pretrained: str, tmp_path: Path) -> None:
+def test_values_of_a_run_lie_within_the_bounds(metric: str, batch_size: int, pretrained: str, tmp_path: Path) -> None:
     facts = METRICS[metric]
     for report in finetune(spec_of(metric, pretrained, batch_size=batch_size), tmp_path):
         assert facts.low <= report.metrics[f"val/{metric}"] <= facts.high
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_it_is_probed_with_batches_smaller_than_it_wants(metric: str, batch_size: int, pretrained: str) -> None:
+def test_a_probe_works_with_small_batches(metric: str, batch_size: int, pretrained: str) -> None:
     found = probe(spec_of(metric, pretrained, batch_size=batch_size))
     assert 0 < found.eval_seconds < math.inf
 
 
-def test_of_one_image_it_has_a_number_or_is_refused(metric: str, pretrained: str) -> None:
+def test_one_image_gives_a_number_or_is_refused(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained)).first(1)
     assert is_refused(metric, part) or math.isfinite(value(part))
     spec = spec_of(metric, pretrained, data={"val": 0.03})
@@ -143,7 +145,7 @@ def test_of_one_image_it_has_a_number_or_is_refused(metric: str, pretrained: str
             Trainer(spec)
 
 
-def test_of_as_many_images_as_it_wants_it_has_a_number(metric: str, pretrained: str) -> None:
+def test_the_least_number_of_images_gives_a_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained)).first(METRICS[metric].least_images)
     assert is_refused(metric, part) or math.isfinite(value(part))
 
@@ -152,8 +154,8 @@ def test_of_as_many_images_as_it_wants_it_has_a_number(metric: str, pretrained: 
 
 
 def everything(number: float) -> Callable[[EvalContext], None]:
-    def ruin(subject: EvalContext) -> None:
-        for parameter in subject.autoencoder.parameters():
+    def ruin(context: EvalContext) -> None:
+        for parameter in context.autoencoder.parameters():
             parameter.data.fill_(number)
 
     return ruin
@@ -162,8 +164,8 @@ def everything(number: float) -> Callable[[EvalContext], None]:
 def encoder(number: float) -> Callable[[EvalContext], None]:
     """Latents alone may be beyond all bounds where what decodes them is bounded."""
 
-    def ruin(subject: EvalContext) -> None:
-        for stage in subject.autoencoder.stages:
+    def ruin(context: EvalContext) -> None:
+        for stage in context.autoencoder.stages:
             for parameter in stage.parameters() if stage.group == "encoder" else ():
                 parameter.data.fill_(number)
 
@@ -179,13 +181,13 @@ RUINED = {
 
 
 @pytest.mark.parametrize("ruin", RUINED.values(), ids=RUINED)
-def test_of_a_ruined_model_it_is_not_finite(ruin: Callable[[EvalContext], None], metric: str, pretrained: str) -> None:
+def test_a_ruined_model_gives_no_value(ruin: Callable[[EvalContext], None], metric: str, pretrained: str) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), Path("unused"))
     ruin(run.eval_sets[0].context)
     assert not math.isfinite(value(run.eval_sets[0]))
 
 
-def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_fails_the_run_by_name(metric: str, pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
     run.report()
     everything(math.nan)(run.eval_sets[0].context)
@@ -194,7 +196,7 @@ def test_it_fails_the_run_by_its_name(metric: str, pretrained: str, tmp_path: Pa
         run.report()
 
 
-def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_path: Path) -> None:
+def test_a_ruined_pretrained_model_is_refused(metric: str, pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of(metric, pretrained), tmp_path)
     everything(math.nan)(run.eval_sets[0].context)
     with pytest.raises(FtaeError, match=f"val/{metric} of the model as it was given is nan"):
@@ -202,7 +204,7 @@ def test_a_model_given_in_ruins_is_refused(metric: str, pretrained: str, tmp_pat
 
 
 @pytest.mark.parametrize("metric", ["rfid", "kid", "lpips"])
-def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
+def test_features_that_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
     network = part.context.auxiliary.features or part.context.auxiliary.perceptual
     assert network is not None
@@ -214,13 +216,13 @@ def test_networks_whose_features_are_not_finite_give_no_number(metric: str, pret
 # ------------------------------------------------------------------------------------------- poor images
 
 
-def test_constant_latents_have_a_number(metric: str, pretrained: str) -> None:
+def test_constant_latents_give_a_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
     everything(0.0)(part.context)
     assert math.isfinite(value(part))
 
 
-def test_of_black_images_it_has_a_number_or_is_refused(metric: str, pretrained: str) -> None:
+def test_black_images_give_a_number_or_are_refused(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
 
     def black(images: ImageSet) -> ImageSet:
@@ -256,7 +258,7 @@ def test_factors_without_variation_give_a_number_or_are_refused(metric: str, pre
         assert is_refused(metric, poor) or math.isfinite(value(poor))
 
 
-def test_a_reference_whose_latents_are_all_one_cannot_be_drifted_from(pretrained: str, tmp_path: Path) -> None:
+def test_drift_from_constant_latents_is_refused(pretrained: str, tmp_path: Path) -> None:
     run = FinetuneRun(spec_of("latent_drift", pretrained), tmp_path)
     assert run.auxiliary.reference is not None
     for parameter in run.auxiliary.reference.parameters():
@@ -265,7 +267,7 @@ def test_a_reference_whose_latents_are_all_one_cannot_be_drifted_from(pretrained
         run.report()
 
 
-def test_replayed_images_are_looked_at_too(pretrained: str) -> None:
+def test_replayed_images_are_checked_too(pretrained: str) -> None:
     replay = {"source": "digits", "classes": [0], "val": 0.05, "share": 0.0}
     data = {"source": "digits", "classes": [0, 1], "resolution": 20, "replay": replay}
     spec = FinetuneSpec.model_validate(spec_of("rfid", pretrained).model_dump() | {"data": data})
@@ -276,7 +278,7 @@ def test_replayed_images_are_looked_at_too(pretrained: str) -> None:
 # ------------------------------------------------------------------------------------------- memory
 
 
-def held(thing: Any, seen: set[int] | None = None) -> int:
+def numbers_in(thing: Any, seen: set[int] | None = None) -> int:
     """How many numbers can be reached from an object."""
     seen = set() if seen is None else seen
     if isinstance(thing, (int, float)):
@@ -289,29 +291,29 @@ def held(thing: Any, seen: set[int] | None = None) -> int:
     if isinstance(thing, dict):
         thing = list(thing.values())
     if isinstance(thing, (list, tuple, set)):
-        return sum(held(item, seen) for item in thing)
-    return held(vars(thing), seen) if hasattr(thing, "__dict__") else 0
+        return sum(numbers_in(item, seen) for item in thing)
+    return numbers_in(vars(thing), seen) if hasattr(thing, "__dict__") else 0
 
 
 @pytest.fixture
-def _look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a metric looks at the first images alone, or at some at once, at 20 of them."""
-    for name in ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES"):
-        monkeypatch.setattr(f"ftae.engine.{name}", 20)
-    monkeypatch.setattr("ftae.engine.objectives.latent_metrics.POSITION_IMAGES", 20)
+def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics that take the first images, or some at a time, take 20 of them."""
+    limits = ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES")
+    for name in (*limits, "collapse.POSITION_IMAGES"):
+        monkeypatch.setattr(f"ftae.engine.objectives.{name}", 20)
 
 
-@pytest.mark.usefixtures("_look_at_few")
+@pytest.mark.usefixtures("_few_images")
 @torch.no_grad()
-def test_what_it_keeps_does_not_grow_with_the_images(metric: str, pretrained: str) -> None:
+def test_memory_does_not_grow_with_the_images(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained)).first(5)
-    spec, subject = part.context.spec, part.context
-    evaluation, collapse_signs, counts = Evaluation(subject), CollapseDetector(spec), []
+    spec, context = part.context.spec, part.context
+    evaluation, collapse_signs, counts = Evaluation(context), CollapseDetector(spec), []
     (batch,) = val_batches(part.images, spec.data, batch_size=5, device="cpu")
-    inputs = run_batch(subject.autoencoder.eval(), batch)
+    inputs = run_batch(context.autoencoder.eval(), batch)
     for shown in range(5, 61, 5):
         evaluation.update(inputs)
         collapse_signs.update(inputs)
         if shown in (20, 60):
-            counts.append(held([evaluation, collapse_signs]))
+            counts.append(numbers_in([evaluation, collapse_signs]))
     assert counts[1] - counts[0] == (40 if metric == "auroc" else 0)  # which needs the order of all errors

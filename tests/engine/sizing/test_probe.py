@@ -15,7 +15,7 @@ from vision_weights import random_weights
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
-from ftae.engine.objectives.metrics import OVER_SET
+from ftae.engine.objectives.metrics import METRICS
 from ftae.engine.sizing.probe import TIMED_STEPS, Probe, probe, trial_seconds
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
@@ -127,7 +127,7 @@ def test_what_an_evaluation_takes_once_is_counted_once(
 
     monkeypatch.setattr("ftae.engine.sizing.probe.time.perf_counter", lambda: clock[0])
     for metric in metrics:
-        monkeypatch.setitem(OVER_SET, metric, Timed)
+        monkeypatch.setitem(METRICS, metric, Timed)
     features = {"net": "resnet18", "weights": random_weights("resnet18")}
     spec = spec_of(metrics=metrics, batch_size=batch_size, features=features)
     count = len(load_dataset(spec.data).val)
