@@ -224,7 +224,7 @@ def test_of_black_images_it_has_a_number_or_is_refused(metric: str, pretrained: 
     part = judged(spec_of(metric, pretrained))
 
     def black(images: ImageSet) -> ImageSet:
-        return replace(images, images=np.zeros_like(images.images), origin=None)
+        return replace(images, stored=np.zeros_like(images.images), rows=None, complete=None)
 
     part = replace(part, images=black(part.images), context=replace(part.context, train=black(part.context.train)))
     assert is_refused(metric, part) or math.isfinite(value(part))
