@@ -9,8 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.reading.roles import Governed
-from ftae.specs.search.conditions import conditions_of, has_effect
-from ftae.specs.search.configurations import in_order
+from ftae.specs.search.configurations import conditions_of, has_effect, in_order
 from ftae.specs.search.distributions import Choices, Distribution, Range
 from ftae.specs.search.search import SearchSpec
 

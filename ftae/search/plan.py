@@ -8,7 +8,7 @@ from ftae.errors import SpecError
 from ftae.results.replay import fold
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, quoted
-from ftae.specs.search.conditions import conditions_of
+from ftae.specs.search.configurations import conditions_of
 from ftae.specs.search.distributions import Choices, Distribution
 from ftae.specs.search.lint import missing_folders, warnings
 from ftae.specs.search.search import ProductionSpec, SearchSpec

@@ -1,1 +1,1 @@
-"""Reading what a file holds: the base of specs, problems with their places, names, overrides, formats."""
+"""How files are read: YAML, the base class and roles of specs, problems with their places, overrides, formats."""

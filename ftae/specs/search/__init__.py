@@ -1,1 +1,1 @@
-"""A search: space, objective, sampler, scheduler, resources, and its checks."""
+"""A search: space, objective, sampler, scheduler, resources and their checks."""

@@ -1,6 +1,6 @@
 """Doubts about a valid file: settings without effect, and folders that this machine lacks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ftae.specs.finetune.losses import Losses
@@ -11,15 +11,11 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.reading.problems import Problem, dotted, quoted
 from ftae.specs.reading.roles import KeepsValidation, roles_below, roles_in
-from ftae.specs.search.conditions import CONDITIONS, covers, default_of
-from ftae.specs.search.configurations import count_up_to
-from ftae.specs.search.distributions import Distribution
+from ftae.specs.search.configurations import CONDITIONS, Space, count_up_to, covers, default_of
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Asha
 
 _SIDE = {"minimize": "lower", "maximize": "higher"}
-
-Space = Mapping[str, Distribution]
 
 
 def warnings(spec: SearchSpec | ProductionSpec) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checks a search space against the run: which leaves may be searched, and which values go together."""
+"""Checks a search space against the run: which leaves may be searched, their values, and which of them fit together."""
 
 from collections.abc import Mapping
 from itertools import combinations, product
@@ -9,11 +9,13 @@ from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from ftae.errors import FtaeError
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.overrides import leaf_in
-from ftae.specs.reading.problems import Problem, problems, quoted, refusal
+from ftae.specs.reading.base import Spec
+from ftae.specs.reading.overrides import Leaf, apply_overrides, leaf, leaf_in, value_at
+from ftae.specs.reading.problems import Problem, dotted, problems, quoted, refusal
 from ftae.specs.reading.roles import Governed, Joint, Means, NotSearched, roles_below
-from ftae.specs.search.conditions import covers
-from ftae.specs.search.distributions import Choices, Distribution, Range, coerced, typed, validation_errors
+from ftae.specs.reading.schema import Location
+from ftae.specs.search.configurations import covers, drop_inactive, has_effect
+from ftae.specs.search.distributions import Choices, Distribution, Range
 
 # The leaves that cannot be searched, and why.
 NOT_SEARCHED = {
@@ -116,3 +118,85 @@ def _to_try(path: str, distribution: Distribution) -> tuple[Any, ...]:
     if path.removeprefix("losses.") not in Losses.TERMS:
         return corners
     return tuple({value > 0.0: value for value in reversed(corners)}.values())
+
+
+def coerced(spec: Spec, path: str, distribution: Distribution) -> Distribution:
+    """``distribution`` with every bound and choice converted to the type of the leaf of ``spec`` at ``path``.
+
+    Raises:
+        FtaeError: there is no such leaf.
+        pydantic.ValidationError: the leaf or the whole spec refuses a value, or the spec's own value (of the first
+            configuration tried) lies outside.
+    """
+    result = typed(spec, path, distribution)
+    found = []
+    for value in result.corners():
+        found += [f"with {quoted(value)}: {reason}" for reason in validation_errors(spec, {path: value})]
+    own = value_at(spec, path)
+    if has_effect(spec, path, {}) and not result.contains(own):
+        found.append(f"must contain finetune's own value ({quoted(own)}), the first configuration tried")
+    if found:
+        raise refusal(((), rule) for rule in found)
+    return result
+
+
+def typed(spec: Spec, path: str, distribution: Distribution) -> Distribution:
+    """``coerced`` without the check that the spec would be valid, for a distribution that was checked before."""
+    target = leaf(spec, path)
+    if isinstance(distribution, Choices):
+        return _coerced_choices(target, distribution)
+    return _coerced_range(target, distribution)
+
+
+def validation_errors(spec: Spec, values: Mapping[str, Any]) -> list[str]:
+    """Why ``spec`` would not be valid with these leaves replaced; an empty list where it would.
+
+    As in a trial, values that have no effect beside the others are left out.
+    """
+    try:
+        apply_overrides(spec, drop_inactive(spec, values))
+    except ValidationError as error:
+        return [f"{dotted(location)}: {rule}" for location, rule in problems(type(spec), error)]
+    return []
+
+
+def _coerced_choices(target: Leaf, distribution: Choices) -> Choices:
+    values: dict[Location, Any] = {("choices", i): choice for i, choice in enumerate(distribution.choices)}
+    return Choices(choices=tuple(_coerced_values(target, values)))
+
+
+def _coerced_range(target: Leaf, given: Range) -> Range:
+    number = target.number_type()
+    if number is None:
+        raise refusal([((), "low and high need a numeric leaf, list its values as {choices: [...]}")])
+    low, high = _coerced_values(target, {("low",): given.low, ("high",): given.high})
+    step = None if given.step is None else _coerced_values(Leaf(number), {("step",): given.step})[0]
+    result = Range(low=low, high=high, log=given.log, step=step, or_off=given.or_off)
+    return result.with_off(_off(target, result)) if result.or_off else result
+
+
+def _off(target: Leaf, given: Range) -> Any:
+    """The value that means off: 0, or None where the leaf takes no 0."""
+    for off in (0, None):
+        try:
+            value = target.coerce(off)
+        except ValidationError:
+            continue
+        if off is not None and given.low <= off <= given.high:
+            raise refusal(
+                [(("low",), f"must be above 0, which is the value of or_off for off, got {quoted(given.low)}")]
+            )
+        return value
+    raise refusal([(("or_off",), "needs a leaf that may be 0 or null; this one may be neither")])
+
+
+def _coerced_values(target: Leaf, values: Mapping[Location, Any]) -> list[Any]:
+    result, found = [], []
+    for location, value in values.items():
+        try:
+            result.append(target.coerce(value))
+        except ValidationError as error:
+            found += [((*location, *inner), rule) for inner, rule in problems(target.annotation, error)]
+    if found:
+        raise refusal(found)
+    return result

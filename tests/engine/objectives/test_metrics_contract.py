@@ -226,7 +226,7 @@ def test_black_images_give_a_number_or_are_refused(metric: str, pretrained: str)
     part = judged(spec_of(metric, pretrained))
 
     def black(images: ImageSet) -> ImageSet:
-        return replace(images, images=np.zeros_like(images.images), origin=None)
+        return replace(images, stored=np.zeros_like(images.images), rows=None, complete=None)
 
     part = replace(part, images=black(part.images), context=replace(part.context, train=black(part.context.train)))
     assert is_refused(metric, part) or math.isfinite(value(part))

@@ -28,7 +28,7 @@ from ftae.specs.reading.roles import (
     roles_below,
     roles_in,
 )
-from ftae.specs.search.conditions import CONDITIONS
+from ftae.specs.search.configurations import CONDITIONS
 from ftae.specs.search.lint import warnings
 from ftae.specs.search.space import JOINT_GROUPS, NOT_SEARCHED
 

@@ -12,9 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from ftae.errors import FtaeError
 from ftae.specs import Choices, FinetuneSpec, Range, SearchSpec
 from ftae.specs.reading.problems import dotted, problems
-from ftae.specs.search import distributions
-from ftae.specs.search.distributions import coerced, validation_errors
-from ftae.specs.search.space import FileDistribution, joint_problems
+from ftae.specs.search import space as search_space
+from ftae.specs.search.space import FileDistribution, coerced, joint_problems, validation_errors
 
 RUN = FinetuneSpec.model_validate(
     {
@@ -233,14 +232,14 @@ def test_the_pairs_that_are_tried_find_every_pair_that_is_refused(run: dict[str,
 def test_a_wide_space_of_many_choices_takes_few_validations(monkeypatch: pytest.MonkeyPatch) -> None:
     """They grow with the leaves and their values, not with the square of both."""
     validated = 0
-    validate = distributions.apply_overrides
+    validate = search_space.apply_overrides
 
     def counting(spec: Any, values: Any) -> Any:
         nonlocal validated
         validated += 1
         return validate(spec, values)
 
-    monkeypatch.setattr(distributions, "apply_overrides", counting)
+    monkeypatch.setattr(search_space, "apply_overrides", counting)
     counts = []
     for num in (4, 8, 16):
         choices = [float(i) for i in range(1, num + 1)]
@@ -264,7 +263,7 @@ def test_a_trusted_search_is_the_same_and_is_not_checked_again(monkeypatch: pyte
         "freeze_depth": {"low": 0, "high": 4, "step": 2},
     }
     spec = search(space)
-    monkeypatch.setattr(distributions, "validation_errors", lambda run, values: pytest.fail("checked again"))
+    monkeypatch.setattr(search_space, "validation_errors", lambda run, values: pytest.fail("checked again"))
     for dumped in (spec.model_dump(), json.loads(spec.model_dump_json())):
         trusted = SearchSpec.trusted(dumped)
         assert trusted == spec
