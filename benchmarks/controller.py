@@ -38,8 +38,8 @@ from ftae.search.sampler import Study
 from ftae.search.scheduler import Rungs
 from ftae.search.state import Assignment, SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME, Journal
-from ftae.storage.store import Store
 
 ASIDE = ("deleting", "shipper")  # by threads of their own
 PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", *ASIDE, "Ray's threads", "rest")
@@ -112,7 +112,7 @@ def resumption(spec: SearchSpec, journal: Path, num_bytes: int) -> dict[str, flo
 def _resume(search: dict[str, Any], folder: str) -> dict[str, float]:
     spec, memory = SearchSpec.model_validate(search), psutil.Process().memory_info
     begin, before = time.process_time(), memory().rss
-    state = SearchState(spec, Store(Path(folder)))
+    state = SearchState(spec, FolderStore(Path(folder)))
     taken = {"resume_seconds": time.process_time() - begin, "resume_mb": (memory().rss - before) / 2**20}
     state.close("interrupted")
     return taken

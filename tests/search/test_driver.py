@@ -8,13 +8,15 @@ import pytest
 from PIL import Image
 
 from ftae.errors import FtaeError
+from ftae.results.replay import find_existing_search
 from ftae.results.search_record import SearchRecord
 from ftae.search import driver
-from ftae.search.run import earlier, run_search
+from ftae.search.driver import run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.store import Store, open_store
+from ftae.storage.store import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -51,7 +53,7 @@ def existing(tmp_path: Path) -> Path:
     """The storage of a search that was interrupted after one trial."""
     search = spec(tmp_path)
     (tmp_path / search.name).mkdir()
-    state = SearchState(search, Store(tmp_path / search.name))
+    state = SearchState(search, FolderStore(tmp_path / search.name))
     for number in (0, 1, 2):
         state.next_trial()
         if number < 2:
@@ -97,7 +99,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
 )
 def test_another_question_is_not_a_resumption(existing: Path, change: dict[str, Any], named: str) -> None:
     before = (existing / "made-up" / FILE_NAME).read_bytes()
-    with pytest.raises(FtaeError, match="another question than that of the search to resume: ") as refusal:
+    with pytest.raises(FtaeError, match="comparable with those of the search to resume: ") as refusal:
         run_search(spec(existing, **change), resume=True)
     assert f": {named} differ." in str(refusal.value)
     assert (existing / "made-up" / FILE_NAME).read_bytes() == before
@@ -116,9 +118,9 @@ def test_the_means_may_change(existing: Path) -> None:
         tracking__uri="http://another:5000",
         tracking__experiment="another",
     )
-    before = earlier(changed, resume=True)
+    before = find_existing_search(changed, resume=True)
     assert before is not None
-    driver._same_question(before, changed, before.facts)
+    driver._check_comparable(before, changed, before.facts)
 
 
 def test_every_setting_is_either_of_the_question_or_of_the_means() -> None:
@@ -183,11 +185,11 @@ def test_other_images_or_weights_are_another_question(tmp_path: Path) -> None:
     search = spec(tmp_path)
     found = {"dataset_fingerprint": "a", "pretrained_digest": None}
     record = SearchRecord(search.model_dump(mode="json"), found)
-    driver._same_question(record, search, found)
+    driver._check_comparable(record, search, found)
     with pytest.raises(FtaeError, match="to resume: dataset fingerprint differ"):
-        driver._same_question(record, search, found | {"dataset_fingerprint": "b"})
+        driver._check_comparable(record, search, found | {"dataset_fingerprint": "b"})
     with pytest.raises(FtaeError, match="to resume: pretrained digest differ"):
-        driver._same_question(record, search, found | {"pretrained_digest": "c"})
+        driver._check_comparable(record, search, found | {"pretrained_digest": "c"})
 
 
 def test_what_of_the_images_is_not_used_is_said(
@@ -207,7 +209,9 @@ def test_what_of_the_images_is_not_used_is_said(
     monkeypatch.setattr(driver, "preflight", no_further)
     with pytest.raises(FtaeError, match="so far and no further"):
         driver.drive(
-            spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}), False, own=True
+            spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}),
+            False,
+            is_local=True,
         )
     said = capsys.readouterr().err
     assert f"1 images cannot be read and are skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said

@@ -82,10 +82,10 @@ def test_the_plan_of_a_search() -> None:
     ]
     assert sum(int(s[3].replace(",", "")) for s in stages) == 3605
     assert lines[15:] == [
-        "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
+        "kl           0.001 per element, 0.064 in summed terms (LDM's convention)",  # times 256 pixels / 4 latents
         "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of it, by the Gaussian
         # 4 channels of 8x8, and a byte, of 1438 and 359 digits.
-        "prefix cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
+        "frozen cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
         lines[18],
         "storage      /no/such/place/small",
         lines[20],
@@ -104,21 +104,21 @@ def test_the_plan_of_a_search() -> None:
         (
             {"finetune__data": {"source": "digits", "resolution": 16, "flip": True}},
             [
-                "prefix cache training none: images change from epoch to epoch (data.flip); "
+                "frozen cache training none: images change from epoch to epoch (data.flip); "
                 "validation through encoder.down.0, about 368 KB"
             ],
         ),
         (
             {"finetune__prefix_cache_gb": 1e-3},
             [
-                "prefix cache training none: finetune.prefix_cache_gb leaves 1 MB, and the least that could be stored "
+                "frozen cache training none: finetune.prefix_cache_gb leaves 1 MB, and the least that could be stored "
                 "is 1.47 MB; validation through encoder.down.0, about 368 KB"
             ],
         ),
     ],
 )
 def test_the_plan_says_what_of_the_frozen_start_is_stored(changes: dict[str, Any], told: list[str]) -> None:
-    assert [line for line in plan_of(**changes) if line.startswith("prefix cache")] == told
+    assert [line for line in plan_of(**changes) if line.startswith("frozen cache")] == told
 
 
 def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:
@@ -293,9 +293,11 @@ def test_the_plan_says_what_the_data_ask() -> None:
     data = {"source": "digits", "resolution": 16, "degrade": {"noise": 0.1, "blur": 1.5}, "labelled_fraction": 0.05}
     data |= {"anomaly_classes": [7, 8], "replay": {"source": "digits", "share": 0.25}}
     lines = plan_of(finetune__data=data, finetune__losses={"mse": 1.0, "ce": 0.1})
-    assert "degraded     the model is given images with blur 1.5, noise 0.1, and judged against the clean ones" in lines
+    assert (
+        "degraded     the input of the model has blur 1.5, noise 0.1; it is measured against the clean images" in lines
+    )
     assert "replay       2 of 8 images a batch from digits; val_source/psnr" in lines
-    assert "anomalies    7, 8: never trained on, told from the rest by auroc" in lines
+    assert "anomalies    7, 8: never trained on; auroc says how well they stand out" in lines
     assert "labels       0.05 of the training images of each class, all of validation" in lines
 
 
@@ -329,7 +331,7 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     data = {"source": "digits", "resolution": 32}
     given = {"family": "conv_vae", "pretrained": str(tmp_path), "outer_stages": 1}
     lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)
-    assert f"new          encoder.outer.0, decoder.outer.0; the others are kept from {tmp_path}" in lines
+    assert f"new          encoder.outer.0, decoder.outer.0; the others come from {tmp_path}" in lines
     states = [line.split()[4:] for line in lines if line.startswith("  ") and ".outer." in line]
     assert states == [["trained,", "new"]] * 2
     assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"outer_stages": 1}))

@@ -17,6 +17,7 @@ from ftae.search.ray.nodes import live_nodes
 from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
 from ftae.search.tracking_sync import TrackingSync, tracker_of
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store, open_store
 
@@ -126,7 +127,7 @@ def test_other_images_on_a_node_are_refused(tmp_path: Path) -> None:
 
 def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     search = spec(tmp_path)
-    nowhere = Store(tmp_path / "file" / "small")
+    nowhere = FolderStore(tmp_path / "file" / "small")
     (tmp_path / "file").write_text("")
     with pytest.raises(FtaeError, match=r"search\.storage: .*/file/small cannot be used from here: "):
         survey.check_nodes(search, nowhere, "", live_nodes(), Said())

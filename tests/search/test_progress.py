@@ -242,7 +242,7 @@ def test_fewer_trials_than_have_begun_are_told_as_such(clock: list[float]) -> No
         earlier.trial(number, 12, 20.0, "finished")
     earlier.trial(3, 4)
     search = Search(terminal=False, spec=lowered(1), record=earlier.record, expected=30.0)
-    assert search.lines == ["3 trials have begun and search.num_trials is 1: those are finished, none is added"]
+    assert search.lines == ["3 trials have begun and search.num_trials is 1: they are finished, and none is added"]
     clock[0] += 4.0
     search.record.apply({"event": "end", "trial": 3, "time": 0.0, "status": "finished", "reason": None})
     search.progress.update(3)

@@ -10,7 +10,8 @@ from ftae.search.retention import Retention
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import retry as patience
-from ftae.storage.store import Store, open_store
+from ftae.storage.folder_store import FolderStore
+from ftae.storage.store import open_store
 
 SPEC = SearchSpec.model_validate(
     {
@@ -61,7 +62,7 @@ def finish(state: SearchState, number: int, psnr: float) -> None:
 
 def end(retention: Retention, number: int) -> None:
     """Tell of the end of a trial, and wait until all of it is deleted that goes."""
-    retention.ended(number)
+    retention.trial_ended(number)
     retention._thread.submit(retention.check).result()
 
 
@@ -99,7 +100,7 @@ TWO = {"metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "
 
 def test_of_several_metrics_the_ends_of_the_front_are_kept(tmp_path: Path) -> None:
     changes = {"objective": TWO, "finetune": SPEC.finetune.model_dump() | {"metrics": ["psnr", "mse"]}}
-    state = SearchState(SearchSpec.model_validate(SPEC.model_dump() | changes), Store(tmp_path))
+    state = SearchState(SearchSpec.model_validate(SPEC.model_dump() | changes), FolderStore(tmp_path))
     retention = Retention(state)
 
     def come(psnr: float, mse: float) -> list[int]:
@@ -130,7 +131,7 @@ def test_no_trial_waits_for_what_is_deleted(state: SearchState, monkeypatch: pyt
     monkeypatch.setattr(state.store, "remove", slow)
     for number, psnr in ((1, 21.0), (2, 22.0), (3, 23.0)):
         finish(state, number, psnr)
-        retention.ended(number)
+        retention.trial_ended(number)
     assert kept(state) == {1: [4, 8, 12], 2: [4, 8, 12], 3: [4, 8, 12]}
     threading.Timer(0.2, may_delete.set).start()
     retention.close()
@@ -150,11 +151,11 @@ def test_storage_that_stays_away_is_told_once(state: SearchState, monkeypatch: p
     monkeypatch.setattr(state.store, "remove", away)
     for number in (1, 2, 3):
         finish(state, number, 20.0 + number)
-        retention.ended(number)
+        retention.trial_ended(number)
     retention.close()
     with pytest.raises(OSError, match="the storage is gone"):
         retention.check()
-    assert said == ["storage refuses: the storage is gone; trying again for 0 s"]
+    assert said == ["the storage fails: the storage is gone; trying again for 0 s"]
     assert tried == ["trials/0001/checkpoints/step-00000004"], "the search ends: nobody waits for the same fault again"
 
 
@@ -170,7 +171,7 @@ def test_a_fault_that_passes_is_borne(state: SearchState, monkeypatch: pytest.Mo
     finish(state, 1, 21.0)
     end(retention, 1)
     assert kept(state) == {1: [12]}
-    assert said == ["storage refuses: away; trying again for 60 s", "storage is back"]
+    assert said == ["the storage fails: away; trying again for 60 s", "the storage works again"]
 
 
 def test_what_a_killed_driver_left_is_sorted_out(state: SearchState) -> None:

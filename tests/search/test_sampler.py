@@ -16,7 +16,7 @@ from ftae.search.sampler import Study
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.search.configurations import count_up_to, identity
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 
 SPACE: dict[str, Any] = {
     "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
@@ -578,7 +578,7 @@ def choice_of_two(num_trials: int = 9) -> SearchSpec:
 
 
 def test_a_search_ends_when_all_configurations_have_been_tried(tmp_path: Path) -> None:
-    state = SearchState(choice_of_two(), Store(tmp_path))
+    state = SearchState(choice_of_two(), FolderStore(tmp_path))
     given = []
     while (trial := state.next_trial()) is not None:
         assert not state.is_complete
@@ -588,7 +588,7 @@ def test_a_search_ends_when_all_configurations_have_been_tried(tmp_path: Path) -
     assert state.is_complete
     assert state.ended_early == "all configurations of the search space have been tried: 2 trials instead of 9"
     state.close("complete")
-    extended = SearchState(choice_of_two(20), Store(tmp_path))  # more trials find nothing new either
+    extended = SearchState(choice_of_two(20), FolderStore(tmp_path))  # more trials find nothing new either
     assert extended.is_complete
     assert extended.next_trial() is None
     extended.close("complete")
@@ -596,7 +596,7 @@ def test_a_search_ends_when_all_configurations_have_been_tried(tmp_path: Path) -
 
 def test_a_search_with_running_trials_is_not_at_its_end(tmp_path: Path) -> None:
     """One that its machine fails gives its configuration back."""
-    state = SearchState(choice_of_two(), Store(tmp_path))
+    state = SearchState(choice_of_two(), FolderStore(tmp_path))
     for _ in range(3):
         assert state.next_trial() is not None
     ended(state, 0)
@@ -604,7 +604,7 @@ def test_a_search_with_running_trials_is_not_at_its_end(tmp_path: Path) -> None:
     assert state.next_trial() is None
     assert not state.is_complete
     state.close("interrupted")
-    resumed = SearchState(choice_of_two(), Store(tmp_path))
+    resumed = SearchState(choice_of_two(), FolderStore(tmp_path))
     again = resumed.next_trial()
     assert (again is not None and again.number) == 2
     ended(resumed, 2, "failed")
@@ -618,7 +618,7 @@ def test_a_search_with_running_trials_is_not_at_its_end(tmp_path: Path) -> None:
 
 
 def test_a_search_that_has_all_its_trials_did_not_end_early(tmp_path: Path) -> None:
-    state = SearchState(choice_of_two(2), Store(tmp_path))
+    state = SearchState(choice_of_two(2), FolderStore(tmp_path))
     while (trial := state.next_trial()) is not None:
         ended(state, trial.number)
     assert state.is_complete

@@ -14,7 +14,9 @@ from ftae.search.state import SearchState
 from ftae.search.tracking_sync import SEARCH_FILE, ship_new
 from ftae.specs import SearchSpec
 from ftae.storage import journal, lease
-from ftae.storage.store import JOURNAL_PIECES, Store, open_store
+from ftae.storage.folder_store import FolderStore
+from ftae.storage.object_store import JOURNAL_PIECES
+from ftae.storage.store import Store, open_store
 
 SPEC = SearchSpec.model_validate(
     {
@@ -77,8 +79,8 @@ def die(state: SearchState) -> None:
 
 def told(state: SearchState) -> Any:
     """All that a search knows."""
-    study = [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in state.study.trials]
-    return state.record.trials, study, state.rungs.recorded()
+    study = [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in state.sampler.trials]
+    return state.record.trials, study, state.scheduler.recorded()
 
 
 def events(folder: Path) -> list[tuple[str, int | None]]:
@@ -96,7 +98,7 @@ def test_another_machine_takes_up_what_a_killed_driver_left(on_machine: OnMachin
     run(again)
     assert again.is_complete
     (tmp_path / "undisturbed").mkdir()
-    undisturbed = run(SearchState(SPEC, Store(tmp_path / "undisturbed")))
+    undisturbed = run(SearchState(SPEC, FolderStore(tmp_path / "undisturbed")))
     assert [t.params for t in again.record.ranked()] == [t.params for t in undisturbed.record.ranked()]
     assert told(again)[1:] == told(undisturbed)[1:]
     die(undisturbed)
@@ -154,7 +156,7 @@ def test_an_event_that_reached_the_store_but_not_the_disk_is_there_once(on_machi
     state = SearchState(SPEC, on_machine("one"), notify=notify)
     resource.setrlimit(resource.RLIMIT_FSIZE, (state.journal.path.stat().st_size + 20, unlimited[1]))
     assert state.next_trial() is not None
-    assert [message.split(":")[0] for message in said] == ["storage refuses", "storage is back"]
+    assert [message.split(":")[0] for message in said] == ["the storage fails", "the storage works again"]
     reader = on_machine("two", "reader")
     reader.refresh()
     assert (reader.folder / journal.FILE_NAME).read_bytes() == state.journal.path.read_bytes()

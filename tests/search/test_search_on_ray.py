@@ -20,13 +20,14 @@ from ftae.errors import FtaeError
 from ftae.results.replay import fold, replay
 from ftae.results.search_record import SearchRecord
 from ftae.search import driver
-from ftae.search.run import run_search
+from ftae.search.driver import run_search
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import sync, unsent
 from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
 from ftae.storage import journal
 from ftae.storage import retry as patience
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
 from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable, store_uri
@@ -260,7 +261,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
         assert points == set(journalled)
         images = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")}
         assert len([path for path in images if path.endswith(".png")]) == len(trial.reports)
-    assert unsent(Store(storage / record.search["name"])) == 0
+    assert unsent(FolderStore(storage / record.search["name"])) == 0
 
 
 def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: MlflowClient, storage: Path) -> None:
@@ -292,7 +293,7 @@ def test_a_complete_search_taken_up_again_has_nothing_to_do(searched: SearchReco
 
 
 def test_two_drivers_cannot_run_one_search(searched: SearchRecord, storage: Path) -> None:
-    state = SearchState(spec(storage), Store(storage / "small"))
+    state = SearchState(spec(storage), FolderStore(storage / "small"))
     try:
         with pytest.raises(FtaeError, match="small is being run by another ftae process"):
             run_search(spec(storage, search__keep_checkpoints=1), resume=True)
@@ -319,7 +320,7 @@ def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkey
 
     monkeypatch.setattr(Store, "remove", refused)
     monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
-    with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then go on with --resume"):
+    with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then continue with --resume"):
         run_search(spec(storage, name="undeletable"))
     record = replay(storage / "undeletable")
     assert record.close is not None
@@ -361,13 +362,13 @@ def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkey
     model = build_model(search.finetune, None)
     model.save_pretrained(tmp_path / "model")
     [weights] = (tmp_path / "model").glob("*.safetensors")
-    accept = driver.accept
+    accept = driver.check_measured
 
     def spoiled_later(*arguments: Any) -> None:
         accept(*arguments)
         save_file({name: tensor.fill_(math.nan) for name, tensor in load_file(weights).items()}, weights)
 
-    monkeypatch.setattr(driver, "accept", spoiled_later)
+    monkeypatch.setattr(driver, "check_measured", spoiled_later)
     broken = spec(tmp_path, finetune__model={"family": "conv_vae", "pretrained": str(tmp_path / "model")})
     with pytest.raises(
         FtaeError, match=r"small stopped: the untuned model cannot be evaluated: .*as it was given is nan"
@@ -479,6 +480,6 @@ def test_a_search_without_mlflow_is_whole_but_for_that(harmed: tuple[SearchSpec,
     assert record.close is not None
     assert record.close["status"] == "complete"
     folder = Path(search.search.storage) / search.name
-    assert unsent(Store(folder)) == len((folder / FILE_NAME).read_text().splitlines())
+    assert unsent(FolderStore(folder)) == len((folder / FILE_NAME).read_text().splitlines())
     with pytest.raises(TrackingUnavailable, match=r"127\.0\.0\.1:9"):
-        sync(Store(folder))
+        sync(FolderStore(folder))

@@ -15,8 +15,9 @@ from ftae.search.state import Assignment, SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import journal
 from ftae.storage import retry as patience
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.store import ObjectStore, Store
+from ftae.storage.object_store import ObjectStore
 
 STEPS = (0, 4, 8, 12)
 
@@ -135,7 +136,7 @@ def kill(state: SearchState) -> None:
 
 @pytest.fixture
 def state(tmp_path: Path) -> SearchState:
-    return SearchState(spec(), Store(tmp_path))
+    return SearchState(spec(), FolderStore(tmp_path))
 
 
 def sampled(state: SearchState, count: int) -> list[int]:
@@ -153,7 +154,7 @@ def sampled(state: SearchState, count: int) -> list[int]:
 
 def test_the_baseline_comes_first_then_the_files_own_config_then_the_sampler(tmp_path: Path) -> None:
     search = spec(num_trials=5)
-    state = SearchState(search, Store(tmp_path))
+    state = SearchState(search, FolderStore(tmp_path))
     trials = [state.next_trial() for _ in range(6)]
     assert [t and (t.number, t.kind) for t in trials] == [
         (0, "baseline"),
@@ -178,11 +179,11 @@ def test_a_search_is_complete_when_all_its_trials_have_ended(state: SearchState)
 
 
 def test_more_trials_can_be_asked_for_later(tmp_path: Path) -> None:
-    run(SearchState(spec(num_trials=3), Store(tmp_path))).close("complete")
-    state = run(SearchState(spec(num_trials=5), Store(tmp_path)))
+    run(SearchState(spec(num_trials=3), FolderStore(tmp_path))).close("complete")
+    state = run(SearchState(spec(num_trials=5), FolderStore(tmp_path)))
     assert list(state.record.trials) == [0, 1, 2, 3, 4, 5]
     state.close("complete")
-    fewer = SearchState(spec(num_trials=2), Store(tmp_path))
+    fewer = SearchState(spec(num_trials=2), FolderStore(tmp_path))
     assert fewer.is_complete
     assert fewer.next_trial() is None
 
@@ -202,14 +203,14 @@ def test_params_are_the_same_when_read_back(state: SearchState) -> None:
 
 
 def test_what_befell_a_trial_is_in_its_record_and_its_changes_stay(tmp_path: Path) -> None:
-    state = SearchState(spec(), Store(tmp_path))
+    state = SearchState(spec(), FolderStore(tmp_path))
     [number] = sampled(state, 1)
     state.preflight({"step_seconds": 0.5})
     state.start(number, "node", 4711, 0)
     state.adapt(number, {"batch_size": 2, "grad_accumulation": 2}, "out of memory")
     state.note(number, "its worker was lost")
     kill(state)
-    again = SearchState(spec(), Store(tmp_path))
+    again = SearchState(spec(), FolderStore(tmp_path))
     trial = again.record.trials[number]
     assert [(start["node"], start["pid"], start["step"]) for start in trial.starts] == [("node", 4711, 0)]
     assert trial.notes == ["its worker was lost"]
@@ -251,14 +252,14 @@ def test_the_baseline_ends_with_its_first_report(state: SearchState) -> None:
     assert not state.report(0, report(0, 20.0))
     assert state.record.baseline is not None
     assert state.record.baseline.value == 20.0
-    assert state.study.trials == []
+    assert state.sampler.trials == []
 
 
 def test_a_trial_ends_with_its_budget_and_counts_with_its_last_value(state: SearchState) -> None:
     [number] = sampled(state, 1)
     assert [state.report(number, report(step, 20.0 + step)) for step in STEPS] == [True, True, True, False]
     assert state.record.trials[number].status == "finished"
-    assert state.study.trials[-1].value == 32.0
+    assert state.sampler.trials[-1].value == 32.0
 
 
 def test_a_report_that_is_made_again_changes_nothing(state: SearchState) -> None:
@@ -266,7 +267,7 @@ def test_a_report_that_is_made_again_changes_nothing(state: SearchState) -> None
     for step in (0, 0, 4, 4, 0):
         assert state.report(first, report(step, 22.0))
     assert [r["step"] for r in state.record.trials[first].reports] == [0, 4]
-    assert state.rungs.recorded()[4] == {first: 22.0}
+    assert state.scheduler.recorded()[4] == {first: 22.0}
     assert not state.report(second, report(4, 21.0))  # behind the one trial before it
     size = (state.store.folder / FILE_NAME).stat().st_size
     assert state.report(first, report(4, 22.0))
@@ -283,39 +284,39 @@ def test_a_trial_that_has_ended_is_not_changed_by_reports_or_ends(state: SearchS
     assert (state.store.folder / FILE_NAME).stat().st_size == size
     trial = state.record.trials[number]
     assert (trial.status, trial.reason, trial.value) == ("failed", "first reason", 20.0)
-    assert state.study.trials[-1].state.name == "FAIL"
+    assert state.sampler.trials[-1].state.name == "FAIL"
 
 
 @pytest.mark.parametrize(("direction", "worst"), [("maximize", 0.0), ("minimize", 1.0)])
 def test_a_diverged_trial_scores_the_worst_value_and_is_not_ranked(
     tmp_path: Path, direction: str, worst: float
 ) -> None:
-    state = SearchState(spec(direction), Store(tmp_path))
+    state = SearchState(spec(direction), FolderStore(tmp_path))
     [number] = sampled(state, 1)
     state.report(number, report(0, 20.0))
     state.end(number, "diverged", "non-finite loss at step 2")
     *_, (event, _) = journal.read(tmp_path)
     assert (event["status"], event["value"], event["reason"]) == ("diverged", worst, "non-finite loss at step 2")
-    trial = state.study.trials[-1]
+    trial = state.sampler.trials[-1]
     assert (trial.state.name, trial.value) == ("COMPLETE", worst)
     assert state.record.ranked() == []
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_a_pruned_trial_keeps_its_intermediate_values_in_the_study(tmp_path: Path, direction: str) -> None:
-    state = SearchState(spec(direction), Store(tmp_path))
+    state = SearchState(spec(direction), FolderStore(tmp_path))
     first, second = sampled(state, 2)
     assert state.report(first, report(4, 25.0))
     assert state.report(second, report(0, 20.0))
     assert not state.report(second, report(4, 21.0))  # a lower psnr, a higher mse
     assert state.record.trials[second].status == "pruned"
-    trial = state.study.trials[-1]
+    trial = state.sampler.trials[-1]
     values = {0: 20.0, 4: 21.0} if direction == "maximize" else {0: 1 / 20.0, 4: 1 / 21.0}
     assert (trial.state.name, trial.intermediate_values) == ("PRUNED", values)
 
 
 def test_a_search_by_random_without_stopping_runs_every_trial_to_its_end(tmp_path: Path) -> None:
-    state = SearchState(spec(sampler="random", scheduler={"name": "fifo"}), Store(tmp_path))
+    state = SearchState(spec(sampler="random", scheduler={"name": "fifo"}), FolderStore(tmp_path))
     for number in [0, 1, *sampled(state, 7)]:
         while state.record.trials[number].status == "running":
             step = state.record.trials[number].step + 4 if number else 0
@@ -398,8 +399,10 @@ Snapshot = tuple[list[Any], dict[int, dict[int, float]]]
 
 def snapshot(state: SearchState) -> Snapshot:
     """What the sampler and the rungs know."""
-    study = [(t.number, t.state, t.params, t.values, t.intermediate_values, t.constraints) for t in state.study.trials]
-    return study, state.rungs.recorded()
+    study = [
+        (t.number, t.state, t.params, t.values, t.intermediate_values, t.constraints) for t in state.sampler.trials
+    ]
+    return study, state.scheduler.recorded()
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -421,7 +424,7 @@ class Recorded:
     def __init__(self, search: SearchSpec, folder: Path, workers: int = 1) -> None:
         self.spec, self.snapshots = search, dict[int, Snapshot]()
         folder.mkdir()
-        state = SearchState(search, Store(folder))
+        state = SearchState(search, FolderStore(folder))
 
         def note() -> None:
             self.snapshots[len(events(folder))] = snapshot(state)
@@ -436,7 +439,7 @@ class Recorded:
         """The search as a driver left it that was killed after ``num_lines`` events, opened again."""
         folder.mkdir()
         (folder / FILE_NAME).write_bytes(b"".join(self.lines[:num_lines]) + rest)
-        return SearchState(self.spec, Store(folder))
+        return SearchState(self.spec, FolderStore(folder))
 
 
 @pytest.fixture(
@@ -518,7 +521,7 @@ def test_a_search_whose_drivers_all_die_young_ends_the_same(tmp_path: Path) -> N
     drivers = 0
     while True:
         drivers += 1
-        state = SearchState(recorded.spec, Store(folder))
+        state = SearchState(recorded.spec, FolderStore(folder))
         try:
             run(state, after_each=killed_at(3))  # a trial, its last report again, and one new message
             break

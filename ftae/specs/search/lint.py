@@ -13,7 +13,6 @@ from ftae.specs.search.conditions import CONDITIONS, default_of
 from ftae.specs.search.configurations import count_up_to
 from ftae.specs.search.distributions import Distribution
 from ftae.specs.search.search import ProductionSpec, SearchSpec
-from ftae.specs.search.settings import Asha
 
 # A network, and the losses and metrics that look through it.
 _NETWORKS = {"perceptual": ("lpips", "vgg"), "features": ("rfid", "kid")}
@@ -93,11 +92,7 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
         )
     if settings.resources.gpus and spec.finetune.device == "cpu":
         yield "search.resources reserves GPUs that no trial uses: finetune.device is cpu"
-    if isinstance(settings.scheduler, Asha) and not spec.rung_steps():
-        yield (
-            "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
-            f"({settings.scheduler.grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
-        )
+    yield from settings.scheduler.warnings(spec.finetune)
 
 
 def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:

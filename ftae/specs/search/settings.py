@@ -1,11 +1,13 @@
 """How to search and where results go: trials, sampler, scheduler, resources, storage, tracking."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Positive, Spec
 from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.search.distributions import Choices, Distribution, Range
@@ -75,13 +77,33 @@ class Resources(Spec):
         return [f"{workers} workers cannot share batch_size {size} evenly" for size in sizes if size % workers]
 
 
-class Fifo(Spec):
+class SchedulerSpec(Spec):
+    """Decides which trials end early. A scheduler overrides what differs: here every trial runs to its full budget."""
+
+    def rung_steps(self, run: FinetuneSpec) -> list[int]:
+        """The steps, before the end, at which trials are compared."""
+        return []
+
+    def description(self) -> str:
+        """What happens at a rung, in a few words for the plan."""
+        return "every trial goes on"
+
+    def expected_steps(self, run: FinetuneSpec) -> float:
+        """The steps that a trial runs on average."""
+        return run.max_steps
+
+    def warnings(self, run: FinetuneSpec) -> list[str]:
+        """Why these settings may not do in ``run`` what the user expects."""
+        return []
+
+
+class Fifo(SchedulerSpec):
     """Every trial runs to its full budget."""
 
     name: Literal["fifo"]
 
 
-class Asha(Spec):
+class Asha(SchedulerSpec):
     """Asynchronous successive halving (Li et al., MLSys 2020), the stopping variant.
 
     At each rung only the best ``1/reduction_factor`` of the trials so far go on, by the objective alone (of several
@@ -92,6 +114,37 @@ class Asha(Spec):
     name: Literal["asha"]
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
     grace_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.33
+
+    def rung_steps(self, run: FinetuneSpec) -> list[int]:
+        """The first rung is the first evaluation at or after ``grace_fraction`` of the budget."""
+        grace = round(self.grace_fraction * run.max_steps, 6)  # 0.55 * 100 is a little more than 55
+        step = next(step for step in run.eval_steps() if step >= grace)
+        rungs = []
+        while step < run.max_steps:
+            rungs.append(step)
+            step = max(step + 1, round(step * self.reduction_factor))
+        return rungs
+
+    def description(self) -> str:
+        return f"best 1/{self.reduction_factor:g} go on"
+
+    def expected_steps(self, run: FinetuneSpec) -> float:
+        """As if exactly one in ``reduction_factor`` trials continued at each rung."""
+        steps = [0, *self.rung_steps(run), run.max_steps]
+        return sum((end - start) / self.reduction_factor**i for i, (start, end) in enumerate(pairwise(steps)))
+
+    def warnings(self, run: FinetuneSpec) -> list[str]:
+        if self.rung_steps(run):
+            return []
+        return [
+            "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
+            f"({self.grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
+        ]
+
+
+AnyScheduler = Annotated[Asha | Fifo, Field(discriminator="name")]
+
+SamplerName = Literal["tpe", "random"]
 
 
 class SearchSettings(Spec):
@@ -108,8 +161,8 @@ class SearchSettings(Spec):
     num_trials: Positive = 16
     max_hours: Annotated[float, Field(gt=0.0)] | None = None
     max_concurrent: Positive | None = None
-    sampler: Literal["tpe", "random"] = "tpe"
-    scheduler: Annotated[Asha | Fifo, Field(discriminator="name")] = Asha(name="asha")
+    sampler: SamplerName = "tpe"
+    scheduler: AnyScheduler = Asha(name="asha")
     resources: Resources = Resources()
     keep_checkpoints: Positive = 3
     max_storage_gb: Annotated[float, Field(gt=0.0)] | None = None

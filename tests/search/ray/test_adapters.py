@@ -18,7 +18,7 @@ from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import journal
 from ftae.storage import retry as patience
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def state(tmp_path: Path) -> Iterator[SearchState]:
         "objective": {"metric": "val/psnr", "direction": "maximize"},
         "search": {"num_trials": 3},
     }
-    state = SearchState(SearchSpec.model_validate(spec), Store(tmp_path))
+    state = SearchState(SearchSpec.model_validate(spec), FolderStore(tmp_path))
     yield state
     state._leave()
 
@@ -139,7 +139,7 @@ def test_what_befalls_a_trial_is_noted_and_told(state: SearchState, tmp_path: Pa
         {"start": {"node": "n", "pid": 17, "step": 0}},
         report(4),
         {"adapt": {"changes": changes, "reason": "out of memory at step 6"}},
-        {"note": "storage is back"},
+        {"note": "the storage works again"},
     ]
     assert all(coordinator.message(1, message) for message in messages)
     errors = tmp_path / "error.txt"
@@ -150,8 +150,8 @@ def test_what_befalls_a_trial_is_noted_and_told(state: SearchState, tmp_path: Pa
     trial = state.record.trials[1]
     assert (trial.status, trial.changes, trial.step) == ("running", changes, 4)
     assert [start["pid"] for start in trial.starts] == [17]
-    assert trial.notes == ["storage is back", lost]
-    assert said == [f"trial 1: {text}" for text in ("out of memory at step 6", "storage is back", lost)]
+    assert trial.notes == ["the storage works again", lost]
+    assert said == [f"trial 1: {text}" for text in ("out of memory at step 6", "the storage works again", lost)]
     assert not coordinator.must_stop()
 
 
@@ -167,7 +167,7 @@ def test_a_trial_fails_when_tune_gives_it_up_and_not_before(state: SearchState, 
     assert state.record.trials[1].status == "running"
     FailureCallback(coordinator).on_trial_error(7, [], trial)
     assert (state.record.trials[1].status, state.record.trials[1].reason) == ("failed", "RuntimeError: boom")
-    assert state.study.trials[0].state.name == "FAIL"
+    assert state.sampler.trials[0].state.name == "FAIL"
     assert not coordinator.must_stop()
 
 

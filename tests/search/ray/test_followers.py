@@ -11,9 +11,9 @@ import pytest
 from ftae.engine.training.distributed import ALONE
 from ftae.engine.training.loop import finetune
 from ftae.results.search_record import SearchRecord
+from ftae.search.driver import run_search
 from ftae.search.ray.nodes import placement
 from ftae.search.ray.trial import followers
-from ftae.search.run import run_search
 from ftae.specs import SearchSpec
 from ftae.specs.search.settings import Resources
 from ftae.storage import journal
@@ -51,7 +51,7 @@ def search(storage: Path) -> SearchSpec:
 
 
 def processes(title: str) -> list[int]:
-    """Ray's workers below this very process that have a title: ``_Worker`` a follower's, ``ImplicitFunc`` a trial's."""
+    """This process's Ray workers with a title: ``_FollowerActor`` for a follower, ``ImplicitFunc`` for a trial."""
     parents, found = {}, []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -108,11 +108,11 @@ def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path
     record = run_search(search(tmp_path))
     assert [trial.status for trial in record.trials.values()] == ["finished", "finished", "pruned"]
     check_numbers(record, tmp_path)
-    assert is_empty("_Worker")
+    assert is_empty("_FollowerActor")
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("victim", ["_Worker", "ImplicitFunc"])
+@pytest.mark.parametrize("victim", ["_FollowerActor", "ImplicitFunc"])
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> None:
     killer = Killer(tmp_path / "shared", victim)
@@ -122,7 +122,7 @@ def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> 
     starts = [e["step"] for e, _ in journal.read(tmp_path / "shared") if e["event"] == "start" and e["trial"] == 1]
     assert starts == [0, 4]
     check_numbers(record, tmp_path)
-    assert is_empty("_Worker")
+    assert is_empty("_FollowerActor")
 
 
 def check_numbers(record: SearchRecord, folder: Path) -> None:

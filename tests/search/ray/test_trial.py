@@ -337,8 +337,8 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker: Worker) -> No
     worker.on_message = fault
     start, *first, away, again, back, last = worker.run()
     assert (start, first, again, last) == (started(0), [0, 4, 8], 8, 12)
-    assert away["note"].startswith("storage refuses: [Errno 20] Not a directory")
-    assert back == {"note": "storage is back"}
+    assert away["note"].startswith("the storage fails: [Errno 20] Not a directory")
+    assert back == {"note": "the storage works again"}
 
 
 def test_a_storage_that_stays_away_is_said(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +363,7 @@ def test_a_storage_that_takes_no_checkpoint_is_not_borne_for_ever(
 
     worker.on_message = fault
     said = worker.run()
-    away = said.index({"note": "storage refuses: [Errno 28] No space left on device; trying again for 2 s"})
+    away = said.index({"note": "the storage fails: [Errno 28] No space left on device; trying again for 2 s"})
     *again, end = said[away + 1 :]
     assert set(again) == {8}
     assert end["storage"].startswith("trial 1 cannot use its files: [Errno 28]")
