@@ -85,7 +85,7 @@ def test_a_suspended_process_that_continues_writes_nothing_more(
 ) -> None:
     work = store.read("work")
     wait_until(lambda: store.read("work") != work)
-    os.kill(process.pid, signal.SIGSTOP)  # while it sleeps; between ``check`` and a write, the journal protects the search
+    os.kill(process.pid, signal.SIGSTOP)  # while it sleeps, not between ``check`` and a write
     heir.take()
     written = store.read("work")
     os.kill(process.pid, signal.SIGCONT)

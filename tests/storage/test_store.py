@@ -137,9 +137,7 @@ def test_an_object_store_without_exclusive_creation_is_refused(scheme: str) -> N
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
-def test_a_missing_client_is_named_by_the_scheme(
-    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_client_is_named_by_the_scheme(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(FtaeError, match=rf"search.storage: {scheme}:// needs pip install '{package}'"):
         open_store(f"{scheme}://bucket", "small", "driver")
