@@ -45,6 +45,16 @@ def search_spec(**changes: Any) -> SearchSpec:
     return SearchSpec.model_validate(search_dict(**changes))
 
 
+def small_search(**changes: Any) -> SearchSpec:
+    """A search that also trains a classifier and keeps an average of the weights."""
+    base = {
+        "finetune.losses.ce": 0.1,
+        "finetune.ema_half_life_fraction": 0.1,
+        "finetune.metrics": ["psnr", "ssim", "accuracy"],
+    }
+    return search_spec(**base | changes)
+
+
 def production_spec(name: str = "small", **changes: Any) -> ProductionSpec:
     return ProductionSpec.model_validate({"name": name, "finetune": run_dict(**changes)})
 

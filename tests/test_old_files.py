@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import eval_report
-from small_search import SEARCH
+from builders import eval_report, small_search
 
 from ftae.cli import main as cli
 from ftae.cluster.status import UnreadableSearch, describe, look, record_of, state
@@ -21,6 +20,8 @@ from ftae.results.search_record import run_of, search_of
 from ftae.search.state import SearchState
 from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
+
+SEARCH = small_search()
 
 Event = dict[str, Any]
 

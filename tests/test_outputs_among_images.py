@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import small_search
 from PIL import Image
-from small_search import SEARCH
 
 from ftae.cli import main as cli
 from ftae.engine.data.dataset import load_dataset
@@ -18,6 +18,8 @@ from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.files import dump
 from ftae.storage.folder_store import FolderStore
+
+SEARCH = small_search()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_search import SEARCH
+from builders import small_search
 
 from ftae.cluster import jobs
 from ftae.engine.data.dataset import load_dataset
@@ -17,6 +17,8 @@ from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_production
 from ftae.storage.folder_store import FolderStore
+
+SEARCH = small_search()
 
 SECRETS = {
     "MLFLOW_TRACKING_USERNAME": "hush-username",

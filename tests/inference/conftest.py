@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import small_search
 from PIL import Image
-from small_search import SEARCH
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
@@ -15,6 +15,8 @@ from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec
 from ftae.storage.folder_store import FolderStore
+
+SEARCH = small_search()
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,9 @@ from vision_weights import random_weights
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import OVER_SET
-from ftae.engine.sizing.probe import TIMED_STEPS, Probe, probe, trial_seconds
+from ftae.engine.sizing.probe import TIMED_STEPS, Probe, probe
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
-from ftae.search.sizing import expected_seconds, search_seconds
-from ftae.specs import SearchSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = """
@@ -167,50 +165,3 @@ def test_what_fails_is_told_as_in_a_run() -> None:
         probe(spec_of(optimizer=wild, max_grad_norm=None, schedule={"name": "constant", "warmup_fraction": 0.0}))
     with pytest.raises(FtaeError, match="freeze leaves nothing to train"):
         probe(spec_of(losses={"kl": 1.0}, freeze_depth=2))
-
-
-# --------------------------------------------------------------------------------------- reckoned from it
-
-
-def search(space: dict[str, Any], **settings: Any) -> SearchSpec:
-    return SearchSpec.model_validate(
-        {
-            "name": "made-up",
-            "finetune": spec_of(batch_size=8, max_steps=90, num_evals=9).model_dump(),
-            "search_space": space,
-            "objective": {"metric": "val/psnr", "direction": "maximize"},
-            "search": settings,
-        }
-    )
-
-
-MEASURED = Probe(step_seconds=0.1, eval_seconds=0.5, peak_bytes=10**9, memory_bytes=None, device="cpu", node="here")
-RATES = {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-
-
-def test_a_trial_and_a_search_are_reckoned() -> None:
-    whole = search(RATES, num_trials=12, scheduler={"name": "fifo"})
-    assert trial_seconds(MEASURED, whole.finetune) == pytest.approx(90 * 0.1 + 10 * 0.5)
-    assert search_seconds(MEASURED, whole, at_a_time=4) == pytest.approx(3 * 14.0)
-    # Rungs at 30 of 90 steps, and at 90 none: two thirds of the trials save two thirds of their steps.
-    stopped = search(RATES, num_trials=12, scheduler={"name": "asha", "reduction_factor": 3})
-    assert stopped.rung_steps() == [30]
-    assert search_seconds(MEASURED, stopped, at_a_time=4) == pytest.approx(3 * 14.0 * (30 + 60 / 3) / 90)
-
-
-@pytest.mark.parametrize(
-    ("space", "factor"),
-    [
-        (RATES, 1),
-        ({"batch_size": {"low": 4, "high": 32, "step": 4}}, 4),
-        ({"batch_size": {"choices": [8, 16]}, "grad_accumulation": {"low": 1, "high": 3}}, 6),
-    ],
-)
-def test_the_next_report_is_reckoned_for_the_largest_batches(space: dict[str, Any], factor: int) -> None:
-    assert expected_seconds(MEASURED, search(space), 10, 20) == pytest.approx(factor * 1.0 + 0.5)
-    assert expected_seconds(MEASURED, search(space), 0, 0) == pytest.approx(0.5)
-
-
-def test_larger_images_take_longer_to_train_and_to_judge() -> None:
-    spec = search({"data.resolution": {"choices": [16, 32]}})
-    assert expected_seconds(MEASURED, spec, 10, 20) == pytest.approx(4 * 1.5)

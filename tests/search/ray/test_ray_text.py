@@ -14,7 +14,7 @@ from ftae.search.ray.ray_text import is_other_token, is_worker, newest_error, re
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_is_known_by_its_title() -> None:
-    worker = ray.get(ray.remote(os.getpid).remote())
+    worker = ray.get(ray.remote(lambda: os.getpid()).remote())
     assert is_worker(worker)
     assert not is_worker(os.getpid())
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
