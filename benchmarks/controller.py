@@ -35,11 +35,11 @@ from ftae.search.progress import Progress
 from ftae.search.ray.adapters import Coordinator
 from ftae.search.retention import Retention
 from ftae.search.sampler import Study
-from ftae.search.scheduler import Rungs
+from ftae.search.scheduler import SuccessiveHalving
 from ftae.search.state import Assignment, SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME, Journal
-from ftae.storage.store import Store
 
 ASIDE = ("deleting", "shipper")  # by threads of their own
 PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", *ASIDE, "Ray's threads", "rest")
@@ -50,7 +50,7 @@ def watched() -> Meter:
     meter = Meter()
     meter.watch("propose", Study, "propose")
     meter.watch("study", Study, "adopt", "report", "tell")
-    meter.watch("rungs", Rungs, "goes_on", "record")
+    meter.watch("rungs", SuccessiveHalving, "goes_on", "record")
     meter.watch("journal", Journal, "append_all")
     meter.watch("state", Coordinator, "assign", "message", "must_stop")
     meter.watch("state", SearchState, "report")
@@ -112,7 +112,7 @@ def resumption(spec: SearchSpec, journal: Path, num_bytes: int) -> dict[str, flo
 def _resume(search: dict[str, Any], folder: str) -> dict[str, float]:
     spec, memory = SearchSpec.model_validate(search), psutil.Process().memory_info
     begin, before = time.process_time(), memory().rss
-    state = SearchState(spec, Store(Path(folder)))
+    state = SearchState(spec, FolderStore(Path(folder)))
     taken = {"resume_seconds": time.process_time() - begin, "resume_mb": (memory().rss - before) / 2**20}
     state.close("interrupted")
     return taken

@@ -77,7 +77,7 @@ def run_alone(spec: SearchSpec) -> None:
         def on_change(number: int) -> None:
             progress.update(number)
             if state.record.trials[number].status != "running":
-                retention.ended(number)
+                retention.trial_ended(number)
 
         tracking_sync.start()
         coordinator = Coordinator(state, None, on_change, progress.notify)

@@ -5,9 +5,12 @@ what stands there; ``...`` removes it. Keys of ``search_spec`` begin at the whol
 """
 
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftae.specs import FinetuneSpec, ProductionSpec, SearchSpec
+
+if TYPE_CHECKING:
+    from ftae.engine.training.checkpoint import EvalReport
 
 RUN: dict[str, Any] = {
     "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
@@ -42,6 +45,16 @@ def search_spec(**changes: Any) -> SearchSpec:
     return SearchSpec.model_validate(search_dict(**changes))
 
 
+def small_search(**changes: Any) -> SearchSpec:
+    """A search that also trains a classifier and keeps an average of the weights."""
+    base = {
+        "finetune.losses.ce": 0.1,
+        "finetune.ema_half_life_fraction": 0.1,
+        "finetune.metrics": ["psnr", "ssim", "accuracy"],
+    }
+    return search_spec(**base | changes)
+
+
 def production_spec(name: str = "small", **changes: Any) -> ProductionSpec:
     return ProductionSpec.model_validate({"name": name, "finetune": run_dict(**changes)})
 
@@ -59,3 +72,13 @@ def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         else:
             holder[key] = deepcopy(value)
     return result
+
+
+def eval_report(step: int, psnr: float, **changes: Any) -> "EvalReport":
+    """A report of a trial at ``step``; its files need not exist. ``changes``: values of its other fields."""
+    from ftae.engine.training.checkpoint import EvalReport
+
+    name = f"step-{step:08d}"
+    fields: dict[str, Any] = {"step": step, "metrics": {"val/psnr": psnr}, "timing": {}}
+    fields |= {"checkpoint": f"checkpoints/{name}" if step else None, "images": f"images/{name}.png"}
+    return EvalReport(**fields | changes)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ftae.engine.frozen_cache.runner import Prefix
 
+from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.tasks.registry import build_task
@@ -30,7 +30,7 @@ def report_of(step: int = 2, **changes: Any) -> EvalReport:
 def task_of(spec: FinetuneSpec, num_steps: int = 0) -> Task:
     """The task of a run after some steps on random gradients."""
     autoencoder = build_model(spec, None)
-    task = build_task(spec, autoencoder, AuxiliaryNetworks(), Prefix(autoencoder))
+    task = build_task(spec, autoencoder, AuxiliaryNetworks(), FrozenFeatureCache(autoencoder))
     for step in range(num_steps):
         for network in task.networks:
             for parameter in network.parameters:

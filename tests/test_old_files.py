@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_search import SEARCH
+from builders import eval_report, small_search
 
 from ftae.cli import main as cli
 from ftae.cluster.status import UnreadableSearch, describe, look, record_of, state
@@ -18,8 +18,10 @@ from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import run_of, search_of
 from ftae.search.state import SearchState
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.store import Store
+
+SEARCH = small_search()
 
 Event = dict[str, Any]
 
@@ -58,7 +60,7 @@ def make_search(folder: Path) -> list[Event]:
     """A closed search of a baseline and two trials; returns the events of its journal."""
     folder.mkdir(parents=True)
     search = SEARCH.model_copy(update={"name": folder.name})
-    made = SearchState(search, Store(folder), {"versions": {"ftae": "0.0.7"}})
+    made = SearchState(search, FolderStore(folder), {"versions": {"ftae": "0.0.7"}})
     for number in range(3):
         made.next_trial()
         made.start(number, "here", 1, 0)
@@ -66,8 +68,7 @@ def make_search(folder: Path) -> list[Event]:
         checkpoint.mkdir(parents=True)
         (checkpoint / "model.safetensors").write_bytes(b"weights")
         metrics = {"val/psnr": 20.0 + number, "val/ssim": 0.5, "val/accuracy": 0.5}
-        report: Event = {"step": 12 if number else 0, "metrics": metrics, "timing": {}, "images": "images/none.png"}
-        made.report(number, report | {"checkpoint": "checkpoints/step-00000012" if number else None})
+        made.report(number, eval_report(12 if number else 0, 0.0, metrics=metrics))
     made.close("complete")
     return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
 

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import small_search
 from PIL import Image
-from small_search import SEARCH
 
 from ftae.cli import main as cli
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
 from ftae.search.production import train
-from ftae.search.provenance import facts
+from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.files import dump
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
+
+SEARCH = small_search()
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +52,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(spec, home / "runs" / "p", storage=home / "searches", notify=lambda line: None)
     folder = home / "searches" / "small"
     folder.mkdir(parents=True)
-    state = SearchState(search, Store(folder), facts(search, load_dataset(search.finetune.data)))
+    state = SearchState(search, FolderStore(folder), provenance(search, load_dataset(search.finetune.data)))
     while (trial := state.next_trial()) is not None:
         for report in finetune(search.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
-            if not state.report(trial.number, vars(report)):
+            if not state.report(trial.number, report):
                 break
     state.close("complete")
     return home

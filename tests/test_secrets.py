@@ -4,19 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_search import SEARCH
+from builders import small_search
 
 from ftae.cluster import jobs
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
 from ftae.results.export import export
 from ftae.search.production import train
-from ftae.search.provenance import facts
+from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_production
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
+
+SEARCH = small_search()
 
 SECRETS = {
     "MLFLOW_TRACKING_USERNAME": "hush-username",
@@ -57,15 +59,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv(name, value)
         folder = home / "searches" / spec.name
         folder.mkdir(parents=True)
-        state = SearchState(spec, Store(folder), facts(spec, load_dataset(spec.finetune.data)))
+        state = SearchState(spec, FolderStore(folder), provenance(spec, load_dataset(spec.finetune.data)))
         (folder / "search.yaml").write_text(dump(spec))
         while (trial := state.next_trial()) is not None:
             for report in finetune(spec.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
-                if not state.report(trial.number, vars(report)):
+                if not state.report(trial.number, report):
                     break
         state.close("complete")
-        sync(Store(folder))
-        export(Store(folder), home / "exported")
+        sync(FolderStore(folder))
+        export(FolderStore(folder), home / "exported")
         production = load_production(home / "exported" / "production.yaml")
         train(production, home / "run", storage=home / "searches", register="model", notify=lambda line: None)
         client = Client()

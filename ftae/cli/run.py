@@ -143,7 +143,7 @@ def _run_here(spec: "SearchSpec", *, resume: bool | None, again: str, attempt: i
 
             watch(spec.name, lambda line: typer.echo(line, err=True))
         from ftae.results.search_record import BY_USER
-        from ftae.search.run import run_search
+        from ftae.search.driver import run_search
 
         with _ended_in_order(), _stdout_discarded():
             record = run_search(spec, resume=resume)

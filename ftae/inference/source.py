@@ -22,7 +22,8 @@ from ftae.specs.reading.overrides import apply_overrides
 from ftae.specs.reading.problems import dotted, problems
 from ftae.specs.reading.roles import AfterTraining, fields_with
 from ftae.specs.reading.yaml_file import read_value
-from ftae.storage.store import JOURNAL, Store, searches_in
+from ftae.storage.journal import FILE_NAME
+from ftae.storage.store import Store, searches_in
 
 PRODUCTION, MODEL = "production.yaml", "model"
 
@@ -108,7 +109,7 @@ def changed(spec: FinetuneSpec, values: Mapping[str, Any]) -> FinetuneSpec:
 
 
 def _search(name: str, path: Path, storage: str) -> Store | None:
-    if path.exists() and not (path / JOURNAL).is_file():
+    if path.exists() and not (path / FILE_NAME).is_file():
         return None
     if not path.exists() and ("/" in name or name not in searches_in(storage)):
         return None

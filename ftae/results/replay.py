@@ -11,8 +11,7 @@ from ftae.errors import FtaeError
 from ftae.results.search_record import Kind, SearchRecord, Status
 from ftae.specs.search.objective import read_objective
 from ftae.specs.search.search import SearchSpec
-from ftae.storage.journal import Event, UnreadableJournal, logger, read
-from ftae.storage.store import JOURNAL as FILE_NAME
+from ftae.storage.journal import FILE_NAME, Event, UnreadableJournal, logger, read
 from ftae.storage.store import open_store
 from ftae.wording import done_of_asked
 
@@ -133,11 +132,11 @@ def _is(value: Any, wanted: Any) -> bool:
     return isinstance(value, wanted)
 
 
-def earlier(spec: SearchSpec, resume: bool | None) -> SearchRecord | None:
-    """What the search to go on with holds; None for one that begins.
+def find_existing_search(spec: SearchSpec, resume: bool | None) -> SearchRecord | None:
+    """The record of the search to resume; None if no trial of it has begun.
 
     Raises:
-        FtaeError: there is none with ``resume``; or one without it, unless ``resume`` is None.
+        FtaeError: ``resume`` is True and there is none, or ``resume`` is False and there is one.
     """
     store = open_store(spec.search.storage, spec.name, "reader")
     store.refresh()
@@ -149,6 +148,6 @@ def earlier(spec: SearchSpec, resume: bool | None) -> SearchRecord | None:
         ended, asked = before.ended.total(), before.search["search"]["num_trials"]
         raise FtaeError(
             f"{store} holds a search already ({done_of_asked(ended, asked, ' of ')} trials done). "
-            "Go on with it by --resume, or give the new one another name (--set name=...)"
+            "Continue it with --resume, or give the new one another name (--set name=...)"
         )
     return before

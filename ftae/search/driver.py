@@ -1,29 +1,27 @@
-"""Running a search once Ray is up: trials through Tune, the journal written, MLflow fed, Ctrl-C honoured."""
+"""Running a search: checks, Ray, preflight, trials, and an end in order whatever happens."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from ray import tune
-
 from ftae.engine.data.dataset import load_run_dataset
+from ftae.engine.data.listing import check_output
 from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
-from ftae.results.replay import earlier, replay
+from ftae.results.replay import find_existing_search, replay
 from ftae.results.search_record import BY_USER, SearchRecord, search_of
-from ftae.search.preflight import ClusterCapacity, accept, preflight
+from ftae.search.coordinator import StateCoordinator
+from ftae.search.preflight import ClusterCapacity, check_measured, preflight
 from ftae.search.progress import Progress
-from ftae.search.provenance import QUESTION, facts, pinned
-from ftae.search.ray.adapters import Coordinator, CoordinatorStopper, FailureCallback, StateScheduler, StateSearcher
-from ftae.search.ray.nodes import placement, room
+from ftae.search.provenance import SAME_FOR_ALL, pinned, provenance
+from ftae.search.ray.adapters import run_trials
 from ftae.search.ray.preflight_tasks import dry_run
-from ftae.search.ray.trial import run_trial
+from ftae.search.ray.session import ray_session, start_worker
 from ftae.search.retention import Retention
-from ftae.search.sizing import check_search, expected_seconds, search_seconds
+from ftae.search.sizing import check_search, longest_report_seconds, search_seconds
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import TrackingSync, publish, tracker_of
 from ftae.specs.files import dump
@@ -31,6 +29,7 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.roles import Means, fields_with
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import SearchSettings
+from ftae.storage.journal import FILE_NAME, Journal
 from ftae.storage.retry import with_retries
 from ftae.storage.store import Store, open_store
 
@@ -40,22 +39,54 @@ FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 MAY_CHANGE = fields_with(SearchSettings, Means)
 
 
-def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
-    """``run_search`` once Ray is up. ``spec`` has absolute paths; ``own``: the Ray is this machine's own."""
+Outcome = tuple[str, str | None]  # status and reason of the journal's ``close`` event
+
+
+def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
+    """Run a search until all its trials are done, its time is over, or Ctrl-C; returns what the journal holds then.
+
+    The search lives in ``<storage>/<name>/``. ``resume``: True continues a search, False begins one, None does
+    either.
+
+    Raises:
+        FtaeError: the search exists (``resume`` False) or does not (True), or is not comparable with the one to resume;
+            Ray cannot be started or joined; the preflight found a fault; the untuned model cannot be evaluated; the
+            storage cannot be written.
+    """
+    spec = spec.with_absolute_paths()
+    if not spec.search.in_object_store:
+        check_output(Path(spec.search.storage) / spec.name, spec.finetune.data.image_folders())
+    # Before Ray starts, which takes seconds.
+    find_existing_search(spec, resume)
+    _check_not_running(open_store(spec.search.storage, spec.name, "driver").folder)
+    with ray_session() as is_local:
+        if is_local and not spec.search.resources.gpus:  # a process that has used a GPU is not used again
+            start_worker(spec.search.resources.cpus)
+        return drive(spec, resume, is_local=is_local)
+
+
+def _check_not_running(folder: Path) -> None:
+    """Refuse a search that another process of this machine runs; ``SearchState`` checks again."""
+    if (folder / FILE_NAME).is_file():
+        Journal(folder).close()
+
+
+def drive(spec: SearchSpec, resume: bool | None, *, is_local: bool) -> SearchRecord:
+    """``run_search`` once Ray is up. ``spec`` has absolute paths. ``is_local``: whether Ray is this machine alone."""
     store = open_store(spec.search.storage, spec.name, "driver")
-    before = earlier(spec, resume)
+    before = find_existing_search(spec, resume)
     spec = pinned(spec, before)
     data = load_run_dataset(spec.finetune)
     check_images(spec.finetune, data)
-    num_bytes = check_search(spec, data.num_classes).checkpoint_bytes
-    found = facts(spec, data)
+    checkpoint_bytes = check_search(spec, data.num_classes).checkpoint_bytes
+    facts = provenance(spec, data)
     if before is not None:
-        _same_question(before, spec, found)
+        _check_comparable(before, spec, facts)
     _make_folder(store)
     with Progress(spec) as progress:
-        state = SearchState(spec, store, found, progress.notify)
+        state = SearchState(spec, store, facts, progress.notify)
         tracking_sync = TrackingSync(store, lambda: tracker_of(spec, store), progress.notify)
-        outcome: tuple[str, str | None] = "failed", "the driver failed"
+        outcome: Outcome = "failed", "the driver failed"
         try:
             store.write("search.yaml", dump(spec).encode())
             for note in data.notes:
@@ -64,8 +95,8 @@ def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
             if state.is_complete:
                 outcome = "complete", state.ended_early
             else:
-                ground = preflight(spec, store, data, num_bytes, progress.notify, own=own)
-                outcome = _run_trials(state, ground, progress)
+                capacity = preflight(spec, store, data, checkpoint_bytes, progress.notify, is_local=is_local)
+                outcome = _run_trials(state, capacity, progress)
             if state.is_complete and state.ended_early:
                 progress.notify(state.ended_early)
         except (KeyboardInterrupt, SystemExit):
@@ -76,7 +107,7 @@ def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
             raise
         finally:
             try:
-                _leave(state, *outcome)
+                _close(state, *outcome)
             finally:
                 _finish_tracking(store, spec, tracking_sync, progress)
     if outcome[0] == "failed":
@@ -84,62 +115,30 @@ def drive(spec: SearchSpec, resume: bool | None, *, own: bool) -> SearchRecord:
     return replay(store.folder)
 
 
-def _run_trials(state: SearchState, ground: ClusterCapacity, progress: Progress) -> tuple[str, str | None]:
-    """Let Tune run what the state hands out; returns the status of the search and a reason."""
+def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progress) -> Outcome:
     spec, settings = state.spec, state.spec.search
     fingerprint = state.record.facts["dataset_fingerprint"]
     probe = dry_run(spec, fingerprint, progress.notify)
-    accept(probe, spec, ground, progress.notify)
+    check_measured(probe, spec, capacity, progress.notify)
     state.preflight(asdict(probe))
-    progress.follow(state.record, search_seconds(probe, spec, ground.at_a_time))
+    progress.follow(state.record, search_seconds(probe, spec, capacity.at_a_time))
     retention = with_retries(lambda: Retention(state, progress.notify), progress.notify)
 
     def on_change(number: int) -> None:
         progress.update(number)
         retention.check()
         if state.record.trials[number].status != "running":
-            retention.ended(number)
+            retention.trial_ended(number)
 
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours
-    coordinator = Coordinator(state, deadline, on_change, progress.notify)
-    evals = pairwise([0, *spec.finetune.eval_steps()])
-    coordinator.expect(max(expected_seconds(probe, spec, *steps) for steps in evals))
-    trainable = tune.with_parameters(run_trial, search=spec.model_dump(mode="json"), fingerprint=fingerprint)
-    with (
-        closing(retention),
-        tempfile.TemporaryDirectory(prefix="ftae-tune-") as scratch,  # Tune's own files; nobody reads them
-    ):
-        tune.Tuner(
-            tune.with_resources(trainable, placement(settings.resources)),
-            tune_config=_tune_config(settings, coordinator),
-            run_config=_run_config(settings, coordinator, scratch),
-        ).fit()
+    coordinator = StateCoordinator(state, deadline, on_change, progress.notify)
+    with closing(retention):
+        run_trials(coordinator, spec, fingerprint, longest_report_seconds(probe, spec))
     coordinator.failure = coordinator.failure or retention.failure
     return _outcome(state, coordinator)
 
 
-def _tune_config(settings: SearchSettings, coordinator: Coordinator) -> tune.TuneConfig:
-    return tune.TuneConfig(
-        search_alg=StateSearcher(coordinator),
-        scheduler=StateScheduler(coordinator),
-        num_samples=-1,
-        max_concurrent_trials=settings.max_concurrent or room(settings.resources),
-        reuse_actors=True,
-    )
-
-
-def _run_config(settings: SearchSettings, coordinator: Coordinator, scratch: str) -> tune.RunConfig:
-    return tune.RunConfig(
-        name="tune",
-        storage_path=scratch,
-        stop=CoordinatorStopper(coordinator),
-        callbacks=[FailureCallback(coordinator)],
-        failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-        verbose=0,
-    )
-
-
-def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | None]:
+def _outcome(state: SearchState, coordinator: StateCoordinator) -> Outcome:
     if isinstance(coordinator.failure, OSError):
         raise _unwritable(coordinator.failure) from coordinator.failure
     if coordinator.failure is not None:
@@ -151,7 +150,7 @@ def _outcome(state: SearchState, coordinator: Coordinator) -> tuple[str, str | N
     return "interrupted", "max_hours is over" if coordinator.is_overdue() else BY_USER
 
 
-def _leave(state: SearchState, status: str, reason: str | None) -> None:
+def _close(state: SearchState, status: str, reason: str | None) -> None:
     try:
         state.close(status, reason)
     except OSError as error:
@@ -159,7 +158,7 @@ def _leave(state: SearchState, status: str, reason: str | None) -> None:
 
 
 def _unwritable(error: OSError) -> FtaeError:
-    return FtaeError(f"the journal cannot be written: {error}. Make room, then go on with --resume; nothing is lost")
+    return FtaeError(f"the journal cannot be written: {error}. Make room, then continue with --resume; nothing is lost")
 
 
 def _finish_tracking(store: Store, spec: SearchSpec, tracking_sync: TrackingSync, progress: Progress) -> None:
@@ -172,9 +171,6 @@ def _finish_tracking(store: Store, spec: SearchSpec, tracking_sync: TrackingSync
     progress.notify(f"MLflow lacks a part of this search; once it can be reached, run: ftae sync {spec.name}")
 
 
-# ----------------------------------------------------------------------------------------- the folder
-
-
 def _make_folder(store: Store) -> None:
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
@@ -182,8 +178,14 @@ def _make_folder(store: Store) -> None:
         raise FtaeError(f"search.storage: cannot make the folder {store.folder}: {error.strerror}") from error
 
 
-def _same_question(before: SearchRecord, spec: SearchSpec, found: Mapping[str, Any]) -> None:
-    """Trials are comparable only over the same space, data, weights, seed, and kind of machine."""
+def _check_comparable(before: SearchRecord, spec: SearchSpec, facts: Mapping[str, Any]) -> None:
+    """Refuse to resume a search whose new trials could not be compared with the earlier ones.
+
+    Trials are comparable over the same space, data, weights and seed, on the same kind of machine.
+
+    Raises:
+        FtaeError: they are not; the message names the differences.
+    """
 
     def question(search: SearchSpec, facts: Mapping[str, Any]) -> dict[str, Any]:
         settings = search.search.model_dump(mode="json")
@@ -193,12 +195,12 @@ def _same_question(before: SearchRecord, spec: SearchSpec, found: Mapping[str, A
         for name in fields_with(FinetuneSpec, Means):
             del asked["finetune"][name]
         asked |= {f"finetune.{key} (by search.resources)": value for key, value in search.machine().items()}
-        return asked | {key.replace("_", " "): facts.get(key) for key in QUESTION if key in before.facts}
+        return asked | {key.replace("_", " "): facts.get(key) for key in SAME_FOR_ALL if key in before.facts}
 
-    old, new = question(search_of(before), before.facts), question(spec, found)
+    old, new = question(search_of(before), before.facts), question(spec, facts)
     differing = [key for key in new if new[key] != old.get(key)]
     if differing:
         raise FtaeError(
-            f"this is another question than that of the search to resume: {', '.join(differing)} differ. "
+            f"trials would not be comparable with those of the search to resume: {', '.join(differing)} differ. "
             "Give the new search another name, or undo the change"
         )

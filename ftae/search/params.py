@@ -1,4 +1,4 @@
-"""The params of a trial as Optuna has them: conditional ones are there only where they have an effect."""
+"""The params of a trial in Optuna's form: a conditional param exists only where it has an effect."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ SWITCH = CategoricalDistribution([False, True])
 
 
 class Params:
-    """Between the params of a trial, plain values of leaves, and what Optuna samples for them.
+    """Translates between the params of a trial (values of leaves, by path) and the params that Optuna samples.
 
-    A leaf whose governor is off has no param. One with ``or_off`` has a switch, and its range only where that is on.
+    A leaf whose governor is off has no param. A leaf with ``or_off`` has a switch, and a value only if that is on.
     """
 
     def __init__(self, spec: SearchSpec) -> None:
@@ -28,7 +28,7 @@ class Params:
         self._optuna = {path: _to_optuna(distribution) for path, distribution in self._space.items()}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """The params of a new trial."""
+        """Sample the params of a new trial."""
         chosen: dict[str, Any] = {}
         for path in self._order:
             if has_effect(self._run, path, chosen):
@@ -36,7 +36,7 @@ class Params:
         return {path: chosen[path] for path in self._space if path in chosen}
 
     def of_optuna(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-        """What Optuna would have sampled to give ``params``, and from what."""
+        """The values that Optuna would have sampled to give ``params``, and their distributions, by name."""
         values: dict[str, Any] = {}
         distributions: dict[str, BaseDistribution] = {}
         for path, value in params.items():
@@ -53,9 +53,9 @@ class Params:
         return values, distributions
 
     def groups(self) -> list[dict[str, BaseDistribution]]:
-        """What is sampled jointly: the params that every trial has, and those that trials have on the same conditions.
+        """The params to sample jointly: those of every trial, and those that exist under the same conditions.
 
-        Of one that may be missing, a model of all params together would learn nothing from the trials that lack it.
+        A joint model of all params could not learn from a trial in which any of them is missing.
         """
         groups: dict[frozenset[tuple[str, tuple[Any, ...]]], dict[str, BaseDistribution]] = {}
         for path in sorted(self._space):
@@ -105,7 +105,7 @@ def _to_optuna(distribution: Distribution) -> BaseDistribution:
 
 
 def _is_encoded(distribution: Distribution) -> bool:
-    """Optuna's categories are scalars; lists travel as JSON."""
+    """Whether the choices are encoded as JSON, because Optuna's categories are scalars."""
     return isinstance(distribution, Choices) and any(isinstance(c, (list, tuple, dict)) for c in distribution.choices)
 
 

@@ -1,4 +1,4 @@
-"""The plan of a search or a training run: what ``ftae validate`` prints before anything is spent."""
+"""The plan of a search or a training run, which ``ftae validate`` prints before any time is spent."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ from ftae.specs.search.distributions import Choices, Distribution
 from ftae.specs.search.lint import missing_folders, warnings
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Resources
-from ftae.storage.store import JOURNAL
+from ftae.storage.journal import FILE_NAME
 from ftae.wording import duration, size
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
-    """The lines of the plan. Needs neither Ray nor torch; with torch it also builds the model.
+    """The lines of the plan. Needs neither Ray nor torch; with torch, the model is built, too.
 
     Raises:
-        FtaeError: a folder the file names is missing, its images are unfit for the run, the search would write among
-            them, or the model cannot be built as described.
+        FtaeError: a folder that the file names is missing, its images do not fit the run, the search would write into
+            it, or the model cannot be built.
     """
     run = spec.finetune
     if missing := missing_folders(spec):
@@ -52,16 +52,15 @@ def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
 
 def _search_lines(spec: SearchSpec) -> list[str]:
     settings, budget = spec.search, spec.finetune.max_steps
-    rungs = spec.rung_steps()
-    kept = f"best 1/{settings.scheduler.reduction_factor:g} go on" if settings.scheduler.name == "asha" else ""
+    rungs, rule = spec.rung_steps(), settings.scheduler.description()
     if len(spec.objective.shown_metrics) > 1:  # the other metrics count only at the end
-        kept += f", by {spec.objective.first.metric} alone"
+        rule += f", by {spec.objective.first.metric} alone"
     hours = f", at most {settings.max_hours:g} h" if settings.max_hours else ""
     lines = [
         f"objective    {spec.objective}",
         f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
         f"each {_resources(settings.resources)}",
-        f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({kept})"
+        f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({rule})"
         if rungs
         else f"rungs        none: every trial runs {budget} steps",
     ]
@@ -69,7 +68,7 @@ def _search_lines(spec: SearchSpec) -> list[str]:
 
 
 def _where(path: str, spec: SearchSpec) -> str:
-    """On what other searched leaves it depends whether a trial has this one."""
+    """The conditions, on other searched leaves, under which a trial has this one."""
     conditions = [str(c) for c in conditions_of(path) if c.governor in spec.search_space]
     return f", where {' and '.join(conditions)}" if conditions else ""
 
@@ -98,14 +97,16 @@ def _run_lines(run: FinetuneSpec) -> list[str]:
 
 
 def _task_lines(run: FinetuneSpec) -> list[str]:
-    """What the data ask of the model beside giving back what it is given."""
+    """What the data ask of the model beyond the reconstruction of its input."""
     data, lines = run.data, []
     if data.degrade is not None:
-        lines.append(f"degraded     the model is given images with {data.degrade}, and judged against the clean ones")
+        lines.append(f"degraded     the input of the model has {data.degrade}; it is measured against the clean images")
     if data.labelled_fraction < 1.0:
         lines.append(f"labels       {data.labelled_fraction:g} of the training images of each class, all of validation")
     if data.anomaly_classes:
-        lines.append(f"anomalies    {', '.join(data.anomaly_classes)}: never trained on, told from the rest by auroc")
+        lines.append(
+            f"anomalies    {', '.join(data.anomaly_classes)}: never trained on; auroc says how well they stand out"
+        )
     if data.replay is not None:
         rows = data.replay.rows(run.batch_size)
         measured = ", ".join(f"val_source/{name}" for name in run.source_metrics())
@@ -121,7 +122,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
     from ftae.search.sizing import check_search
 
     run = spec.finetune
-    if not run.data.image_folders():  # drawn, or of a package: there at once
+    if not run.data.image_folders():  # generated, or part of a package: available at once
         check_images(run, load_dataset(run.data))
     num_classes = len(normal_class_names(run.data) or ()) or None
     summary = check_search(spec, num_classes) if isinstance(spec, SearchSpec) else summarize(run, num_classes)
@@ -134,7 +135,7 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         state = _state_of(stage)
         lines.append(f"  {i:2d} {stage.name:<25} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
     if summary.new_stages:
-        lines.append(f"new          {', '.join(summary.new_stages)}; the others are kept from {run.model.pretrained}")
+        lines.append(f"new          {', '.join(summary.new_stages)}; the others come from {run.model.pretrained}")
     lines += _kl_lines(spec, summary.num_latents)
     if summary.codebooks:
         codes = " + ".join(map(str, summary.codebooks))
@@ -162,8 +163,8 @@ def _frozen_cache_lines(plan: "FrozenCachePlan") -> list[str]:
     return [f"frozen cache {'; '.join(parts)}"] if parts else []
 
 
-# What an image's pixels are taken for where one of these terms is the reconstruction, and the factor that makes
-# the summed term the negative log-likelihood.
+# The distribution of a pixel that a reconstruction term assumes, and the factor that makes the summed term the negative
+# log-likelihood.
 _LIKELIHOODS = {
     "mse": ("Gaussian of unit variance", 0.5),
     "l1": ("Laplacian of unit scale", 1.0),
@@ -172,14 +173,14 @@ _LIKELIHOODS = {
 
 
 def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
-    """The weight of the KL, and beta: that weight where pixels and latents are summed (Higgins et al. 2017)."""
+    """The weight of the KL, and beta: the weight when pixels and latents are summed (Higgins et al. 2017)."""
     run = spec.finetune
     losses, elements = run.losses, run.data.channels * run.data.resolution**2
     searched = spec.search_space.get("losses.kl") if isinstance(spec, SearchSpec) else None
     if losses.kl == 0.0 and searched is None:
         return []
     summed = elements / num_latents
-    lines = [f"kl           {losses.kl:g} per element, {losses.kl * summed:g} in summed terms (as LDM has it)"]
+    lines = [f"kl           {losses.kl:g} per element, {losses.kl * summed:g} in summed terms (LDM's convention)"]
     pixel_terms = [term for term in _LIKELIHOODS if getattr(losses, term) > 0.0]
     if len(pixel_terms) == 1:
         kind, factor = _LIKELIHOODS[pixel_terms[0]]
@@ -222,10 +223,10 @@ def _space_line(spec: SearchSpec, checkpoint_bytes: int) -> str:
 
 
 def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
-    """What the preflight of the search measured, where it began already and this machine sees it."""
+    """What the preflight of the search measured, if the search has begun in a folder that this machine sees."""
     from ftae.engine.sizing.probe import Probe, trial_seconds
 
-    if not (folder / JOURNAL).is_file():
+    if not (folder / FILE_NAME).is_file():
         return []
     probe = Probe.of(fold(folder).facts.get("probe", {}))
     if probe is None:

@@ -1,4 +1,4 @@
-"""What a user sees while a search runs: a live table on a terminal, plain lines elsewhere. Goes to stderr."""
+"""The progress of a search, on stderr: a live table on a terminal, plain lines elsewhere."""
 
 import time
 from itertools import islice
@@ -14,23 +14,23 @@ from ftae.wording import done_of_asked, duration
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
 
-SHOWN_TRIALS = 12
+SHOWN_TRIALS = 12  # rows of the live table
 
-# How much of a search must be done for what it took to weigh as much as what was expected of it.
+# The share of a search after which its measured speed counts as much as the speed that the preflight expects.
 EXPECTED_SHARE = 0.05
 
 
 class _Terminal(Console):
-    """Its reader may go away; the search goes on unseen."""
+    """A console whose reader may go away, while the search continues."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class Progress:
-    """A context manager. ``notify`` for anything; ``update`` after every event of a trial, once there is a record.
+    """A context manager: ``notify`` prints a message, ``follow`` begins to show a record, ``update`` shows a change.
 
-    A live table is drawn by another thread, from what ``update`` has noted: the record grows meanwhile.
+    Another thread draws the live table. It reads a finished table that ``update`` has made, not the changing record.
     """
 
     def __init__(self, spec: SearchSpec) -> None:
@@ -42,9 +42,9 @@ class Progress:
         return self
 
     def follow(self, record: SearchRecord, expected_seconds: float) -> None:
-        """The search begins: show what ``record`` holds, live on a terminal.
+        """Show ``record`` from now on.
 
-        ``expected_seconds``: what the whole search would take by what the preflight measured.
+        ``expected_seconds``: the time of the whole search, as the preflight expects it.
         """
         self._record, self._expected = record, expected_seconds
         self._started = self._advanced = time.monotonic()
@@ -52,9 +52,9 @@ class Progress:
         if (begun := self._num_begun()) > self._spec.search.num_trials:
             asked = self._spec.search.num_trials
             self.notify(
-                f"{begun} trials have begun and search.num_trials is {asked}: those are finished, none is added"
+                f"{begun} trials have begun and search.num_trials is {asked}: they are finished, and none is added"
             )
-        self._note()
+        self._refresh()
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.__enter__()
@@ -64,14 +64,14 @@ class Progress:
             self._live.__exit__(None, None, None)
 
     def update(self, number: int) -> None:
-        """A trial began, reported or ended."""
+        """Show that a trial began, reported or ended."""
         trial = self._record.trials[number]
-        self._note()
+        self._refresh()
         if self._live is None and trial.status != "running":
             self._console.print(Text(f"{self._line(trial)} | {self._summary()} | {self._time_left()}"), soft_wrap=True)
 
     def notify(self, message: str) -> None:
-        """One line that stays."""
+        """Print a message above the live table."""
         self._console.print(Text(message), soft_wrap=True)
 
     # ------------------------------------------------------------------------------------ rendering
@@ -79,13 +79,13 @@ class Progress:
     def _line(self, trial: TrialRecord) -> str:
         name = "baseline" if trial.kind == "baseline" else f"trial {trial.number}"
         values = "".join(f" {metric} {value}" for metric, value in self._values(trial).items() if value)
-        told = trial.reports and trial.status != "diverged"  # which says enough
-        missed = " (misses constraints)" if told and self._record.is_feasible(trial) is False else ""
+        is_measured = trial.reports and trial.status != "diverged"
+        missed = " (misses constraints)" if is_measured and self._record.is_feasible(trial) is False else ""
         reason = f" ({trial.reason})" if trial.reason else ""
         return f"{name} {trial.status}{values} at step {trial.step}{missed}{reason}"
 
     def _values(self, trial: TrialRecord) -> dict[str, str]:
-        """The metrics that the objective speaks of; empty before they are measured."""
+        """The metrics of the objective, as text; empty before they are measured."""
         metrics = self._spec.objective.shown_metrics
         return {name: f"{trial.metrics[name]:.4f}" if trial.reports else "" for name in metrics}
 
@@ -108,20 +108,20 @@ class Progress:
         return ", ".join(parts)
 
     def _share_done(self) -> float:
-        """How much of all that will be trained was: 1 at the end."""
+        """The share of the steps of all trials that is done: 1 at the end."""
         steps = sum(trial.step for trial in self._tuned_running())
         done = self._record.ended.total() + steps / self._spec.finetune.max_steps
         return done / max(self._spec.search.num_trials, self._num_begun())
 
     def _num_begun(self) -> int:
-        """Of the tuned trials."""
+        """The number of tuned trials that have begun."""
         return self._record.ended.total() + len(self._tuned_running())
 
     def _tuned_running(self) -> list[TrialRecord]:
         return [trial for trial in self._record.running.values() if trial.kind != "baseline"]
 
     def _time_left(self) -> str:
-        """By what was expected, and the more is done, the more by what that took; between two reports it runs down."""
+        """Estimated from the expected time, then more and more from the time taken; counts down between reports."""
         gained, took = self._share - self._share_at_start, self._advanced - self._started
         whole = (EXPECTED_SHARE * self._expected + took) / (EXPECTED_SHARE + gained)
         left = whole * (1.0 - self._share) - (time.monotonic() - self._advanced)
@@ -129,8 +129,8 @@ class Progress:
             return f"about {duration(left)} left"
         return "about to end" if self._share >= 1.0 else "later than expected"
 
-    def _note(self) -> None:
-        """What there is to show now."""
+    def _refresh(self) -> None:
+        """Make what ``_render`` shows until the next change."""
         share = self._share_done()
         if share > self._share:
             self._share, self._advanced = share, time.monotonic()
@@ -143,25 +143,25 @@ class Progress:
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         objective = self._spec.objective
-        kept = ["feasible"] if objective.constraints else []
-        for column in ("trial", "status", "step", *objective.shown_metrics, *kept, "params"):
+        feasible = ["feasible"] if objective.constraints else []
+        for column in ("trial", "status", "step", *objective.shown_metrics, *feasible, "params"):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
         for trial in self._newest():
             cells = [str(trial.step), *self._values(trial).values()]
-            cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if kept else []
+            cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if feasible else []
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
             table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), *cells, params)
         return table
 
     def _newest(self) -> list[TrialRecord]:
-        """The running trials, then the newest that ended."""
+        """The trials of the table: the running ones, then the newest that ended."""
         running = sorted(self._record.running.values(), key=lambda trial: -trial.number)
         newest = list(islice(reversed(self._record.trials.values()), SHOWN_TRIALS + len(running)))
         return [*running, *(trial for trial in newest if trial.status != "running")][:SHOWN_TRIALS]
 
 
 def short_params(params: dict[str, object]) -> str:
-    """Params on one line: last part of each path, four digits."""
+    """Params on one line: the last part of each path, numbers with four digits."""
     return " ".join(
         f"{path.rsplit('.', 1)[-1]}={f'{value:.4g}' if isinstance(value, float) else value}"
         for path, value in params.items()

@@ -1,4 +1,7 @@
-"""What a search ran on: written into its journal when a driver takes it up, and from there into every export."""
+"""Where the results of a search come from: data, weights, versions, commit.
+
+Written into the journal as ``facts`` whenever a driver opens the search, and from there into every export.
+"""
 
 import platform
 import subprocess
@@ -18,12 +21,12 @@ PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflo
 
 PRETRAINED = "model.pretrained"
 
-# What must be as it was for trials to be comparable.
-QUESTION = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
+# Must be the same in all trials of a search, or they cannot be compared.
+SAME_FOR_ALL = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
 
 
-def facts(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
-    """Data, weights, versions and commit, as plain values."""
+def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
+    """Data, weights, versions and commit, as JSON values."""
     run = spec.finetune
     return {
         "dataset_fingerprint": data.fingerprint,
@@ -39,7 +42,7 @@ def facts(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
 def pinned(spec: SearchSpec, before: SearchRecord | None) -> SearchSpec:
     """``spec`` with the commits of its models on the hub, so that all trials begin with the same weights.
 
-    ``before``: the search to resume, whose commits stay. Raises as ``engine.hub.pinned_id``.
+    ``before``: the search to resume, which keeps its commits. Raises what ``engine.models.hub.pinned_id`` raises.
     """
     searched, earlier = spec.search_space.get(PRETRAINED), [] if before is None else _models(before.search)
     spec = spec.model_copy(update={"finetune": hub.pinned(spec.finetune, earlier)})
@@ -64,7 +67,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the current folder, ``-dirty`` when it has changes; None outside a repository."""
+    """The commit of the current folder, with ``-dirty`` if files have changed; None outside a repository."""
     git = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the best K of the whole search, and those of running trials."""
+"""Which checkpoints are kept: those of the best K trials of the search, and those of running trials."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +10,14 @@ from ftae.storage.retry import with_retries
 
 
 class Retention:
-    """Deletes what is not needed any more as trials end. Of a trial that ended only its last checkpoint is.
+    """Deletes checkpoints when a trial ends, and keeps only the last one of a trial that has ended.
 
-    The best are chosen among those that still have theirs: by several metrics, a trial may rise again. What goes is
-    decided at once and deleted by a thread, for which no trial waits; ``notify`` is told of the storage's faults.
-    What a driver that was killed had not deleted yet, the next one does here.
+    With several metrics a trial may rise in the ranking; the best are chosen among those that still have a checkpoint.
+    The decision is made at once; a thread deletes the files, so that no trial waits. ``notify`` is called when the
+    storage fails and when it works again. The constructor deletes what a killed driver has left.
 
     Raises:
-        OSError: the storage refuses.
+        OSError: the storage fails.
     """
 
     def __init__(self, state: SearchState, notify: Callable[[str], None] = lambda message: None) -> None:
@@ -29,48 +29,49 @@ class Retention:
         self._delete(dict.fromkeys(self._outranked()) | {number: self._last(number) for number in self._kept})
         for trial in state.record.trials.values():
             if trial.status == "running":
-                self._drop_ahead(trial)
+                self._delete_unreported(trial)
 
-    def ended(self, number: int) -> None:
-        """A trial is over."""
+    def trial_ended(self, number: int) -> None:
+        """Delete what is not needed any more."""
         self._kept.add(number)
-        last: dict[int, str | None] = dict.fromkeys(self._outranked())
+        keep: dict[int, str | None] = dict.fromkeys(self._outranked())
         if number in self._kept:
-            last[number] = self._last(number)
-        self._thread.submit(self._delete_patiently, last)
+            keep[number] = self._last(number)
+        self._thread.submit(self._delete_with_retries, keep)
 
     def check(self) -> None:
-        """Raise what came of the deleting, if it failed: nothing more is deleted then."""
+        """Raise the error of a deletion that failed; nothing is deleted after it."""
         if self.failure is not None:
             raise self.failure
 
     def close(self) -> None:
-        """Wait until all is deleted that was to be."""
+        """Wait until everything is deleted."""
         self._thread.shutdown()
 
     def _outranked(self) -> set[int]:
-        """The trials whose checkpoints are to go; they are out of the choice from now on."""
+        """The trials whose checkpoints are not kept any more."""
         ranked = [t.number for t in self._state.record.ranked() if t.number in self._kept]
         outranked = self._kept.difference(ranked[: self._state.spec.search.keep_checkpoints])
         self._kept -= outranked
         return outranked
 
     def _last(self, number: int) -> str:
+        """The name of the newest checkpoint of a trial."""
         checkpoint = self._state.record.trials[number].checkpoint
         assert checkpoint is not None
         return checkpoint.rpartition("/")[2]
 
-    def _delete_patiently(self, last: Mapping[int, str | None]) -> None:
+    def _delete_with_retries(self, keep: Mapping[int, str | None]) -> None:
         if self.failure is None:
             try:
-                with_retries(lambda: self._delete(last), self._notify)
-            except Exception as error:  # told by ``check``
+                with_retries(lambda: self._delete(keep), self._notify)
+            except Exception as error:  # ``check`` raises it
                 self.failure = error
 
-    def _delete(self, last: Mapping[int, str | None]) -> None:
-        """Delete the checkpoints of these trials but for the ``last`` of each, if it is given."""
+    def _delete(self, keep: Mapping[int, str | None]) -> None:
+        """Delete the checkpoints of each trial, except for the one with the name in ``keep``."""
         store = self._state.store
-        for number, kept in last.items():
+        for number, kept in keep.items():
             folder = _checkpoints(number)
             names = store.names(folder)
             if names and kept is None:
@@ -79,10 +80,10 @@ class Retention:
                 if name != kept:
                     store.remove(f"{folder}/{name}")
 
-    def _drop_ahead(self, trial: TrialRecord) -> None:
-        """Delete checkpoints beyond the next report: a trial that went on from there would leave that one out.
+    def _delete_unreported(self, trial: TrialRecord) -> None:
+        """Delete the checkpoints after the trial's next report, which a trial that continues from them would skip.
 
-        There are such if the journal has lost its end.
+        They exist if the journal has lost its last lines.
         """
         due = [0, *self._state.spec.finetune.eval_steps()][len(trial.reports)]
         folder, store = _checkpoints(trial.number), self._state.store

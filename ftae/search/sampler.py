@@ -1,8 +1,13 @@
-"""The sampler's side of a search: an in-memory Optuna study, keyed by the search's own trial numbers."""
+"""Chooses the params of new trials: ``Sampler``, and ``SAMPLERS`` with Optuna's sampler for each name in the file.
+
+A proposal is a pure function of the journal, the seed and the trial's number. ``adopt``, ``report`` and ``end``, called
+again in the order of the journal, bring back the same sampler.
+"""
 
 import math
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,37 +22,34 @@ from ftae.specs.search.configurations import configurations, count_up_to, identi
 from ftae.specs.search.objective import Metrics
 from ftae.specs.search.search import SearchSpec
 
-# A proposal takes TPE time in proportion to the trials it sees. So a study of 500 that ended is cut to the best
-# 25, which is all that TPE ever takes for good, and the newest 250 of the others, which it weighs most anyway.
-MOST_TRIALS = 500
+# The time of a TPE proposal grows with the number of trials. So when MAX_TRIALS have ended, the sampler keeps only the
+# best 25, which is the most that TPE models as good, and the newest 250 of the others, to which TPE gives most weight.
+MAX_TRIALS = 500
 
 BEST_TRIALS = 25
 
 NEWEST_TRIALS = 250
 
-ASKS = 20  # for params that no trial has had, before one is taken that is left
+MAX_ATTEMPTS = 20  # to sample params that no trial has had; then the first such params of the space are taken
+
+Groups = list[dict[str, BaseDistribution]]
 
 
-class Study:
-    """Proposes params and learns from results. It holds no state of its own that the journal lacks:
-    ``adopt`` and ``tell``, replayed in order, bring back the same study, and each proposal depends
-    only on the study, the seed and the trial's number.
+class Sampler:
+    """Proposes params and learns from results, with trials numbered as in the search.
 
-    Optuna's own study is made anew for every proposal: what the sampler is to see can then be said by what Optuna
-    documents, also of trials that Optuna did not ask for.
+    Builds a new Optuna study for every proposal: that is how Optuna's public interface takes trials, with their
+    intermediate values and constraints, which it did not propose itself.
     """
 
     def __init__(self, spec: SearchSpec) -> None:
         self._spec = spec
         self._params = Params(spec)
-        groups = self._params.groups()
-        if len(spec.objective.goals) > 1:
-            groups = [{name: distribution} for group in groups for name, distribution in group.items()]
-        self._groups = groups
-        self._seen: dict[int, FrozenTrial] = {}  # by the search's own numbers, in the order they began
-        self._tried: dict[int, str] = {}  # what was trained, by trial; a fault of the machine tells nothing of it
+        self._make_sampler = SAMPLERS[spec.search.sampler]
+        self._seen: dict[int, FrozenTrial] = {}  # in the order in which they began
+        self._tried: dict[int, str] = {}  # identity of the params of each trial, but for those that a machine failed
         size = count_up_to(spec.search.num_trials + 1, spec)
-        self._size = size if size <= spec.search.num_trials else math.inf  # no search comes to the end of a larger one
+        self._size = size if size <= spec.search.num_trials else math.inf  # the search cannot exhaust a larger space
 
     @property
     def is_exhausted(self) -> bool:
@@ -55,11 +57,11 @@ class Study:
         return len(set(self._tried.values())) >= self._size
 
     def propose(self, number: int) -> dict[str, Any] | None:
-        """New params for trial ``number``, which counts as running from now on; None where the space is exhausted.
+        """New params for trial ``number``, which counts as running from now on; None if the space is exhausted.
 
-        Trials are deterministic: what was trained is not trained again.
+        Trials are deterministic, so no params are trained twice.
         """
-        self._forget()
+        self._drop_old()
         params = self._untried(number)
         if params is not None:
             self._begin(number, params)
@@ -69,32 +71,33 @@ class Study:
         if self.is_exhausted:
             return None
         study, tried = self._study(), set(self._tried.values())
-        for attempt in range(ASKS):
+        for attempt in range(MAX_ATTEMPTS):
             study.sampler = self._sampler(number, attempt)
             trial = study.ask()
             params = self._params.suggest(trial)
             if identity(self._spec, params) not in tried:
                 return params
-            study.tell(trial, state=TrialState.FAIL)  # or the next answer would keep away from it
+            study.tell(trial, state=TrialState.FAIL)  # a running trial would change the next attempt
         return next((c for c in configurations(self._spec) if identity(self._spec, c) not in tried), None)
 
     def adopt(self, number: int, params: dict[str, Any]) -> None:
-        """Take up a running trial with given params: the file's own, or one of an earlier driver."""
-        self._forget()
+        """Add a running trial whose params were not proposed here: the file's own, or one from the journal."""
+        self._drop_old()
         self._begin(number, params)
 
     def report(self, number: int, step: int, value: float) -> None:
-        """An intermediate value of the first goal; the sampler ranks pruned trials by it."""
+        """Take an intermediate value of the first goal, by which pruned trials are ranked."""
         self._seen[number].intermediate_values[step] = value
 
-    def tell(self, number: int, status: str, metrics: Metrics) -> None:
-        """The end of a trial, with the metrics of its last report.
+    def end(self, number: int, status: str, metrics: Metrics) -> None:
+        """Take the end of a trial, with the metrics of its last report.
 
-        A diverged trial completes with the worst values and no constraint kept: told to have failed, the sampler
-        would leave it out of its model and propose the same region again. Of several goals Optuna takes no
-        pruned trial (its TPE fails on the next proposal). So such a trial completes, too, with a constraint of its
-        own that it misses by the share of the budget it did not get: it ranks behind all that ran to their
-        end, the farther it came the better, as a pruned trial of one goal does.
+        A diverged trial completes with the worst values, and violates every constraint. If it failed instead, Optuna
+        would leave it out of the model and propose the same region again.
+
+        With several goals Optuna accepts no pruned trial: TPE fails at the next proposal. So a pruned trial completes
+        and violates an additional constraint by the share of the budget that it did not get. It ranks behind all
+        trials that ran to their end, and higher the further it came, like a pruned trial with one goal.
         """
         trial, goals = self._seen[number], self._spec.objective.goals
         if status == "failed":
@@ -110,7 +113,7 @@ class Study:
         self._seen[number] = _ended(trial, state, values, self._missed(trial, status, metrics))
 
     def _missed(self, trial: FrozenTrial, status: str, metrics: Metrics) -> dict[str, float]:
-        """How far each constraint is missed; Optuna allows what is not above 0."""
+        """By how much each constraint is violated; a value of at most 0 satisfies it."""
         missed = {
             str(constraint): math.inf if status == "diverged" else constraint.violation(metrics[constraint.metric])
             for constraint in self._spec.objective.constraints
@@ -126,13 +129,13 @@ class Study:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """What the sampler sees."""
+        """The trials that the next proposal depends on."""
         return self._study().trials
 
-    def _forget(self) -> None:
-        """Cut a study that has become too large. Called as trials begin, so a replay cuts where the first run did."""
+    def _drop_old(self) -> None:
+        """Drop trials if there are too many. Called when a trial begins, so that a replay drops them there, too."""
         running = {n for n, trial in self._seen.items() if trial.state == TrialState.RUNNING}
-        if len(self._seen) - len(running) < MOST_TRIALS:
+        if len(self._seen) - len(running) < MAX_TRIALS:
             return
         modelled = {n: t for n, t in self._seen.items() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
         best = set(self._ranked(modelled)[:BEST_TRIALS])
@@ -140,13 +143,13 @@ class Study:
         self._seen = {n: trial for n, trial in self._seen.items() if n in best | newest | running}
 
     def _study(self) -> optuna.Study:
-        with _quiet():
+        with _quiet_optuna():
             study = optuna.create_study(directions=[goal.direction for goal in self._spec.objective.goals])
         study.add_trials(self._seen.values())
         return study
 
     def _ranked(self, trials: dict[int, FrozenTrial]) -> list[int]:
-        """The numbers of trials in TPE's order: those that ran to the end, that came far, that miss constraints."""
+        """Trial numbers in TPE's order: trials that ran to the end, pruned ones, those that violate constraints."""
         signs = [goal.sign for goal in self._spec.objective.goals]
         points: dict[int, list[float]] = {}
         cut_short: dict[int, tuple[int, float]] = {}
@@ -166,25 +169,38 @@ class Study:
         ]
 
     def _sampler(self, number: int, attempt: int) -> BaseSampler:
-        # A sampler of its own for every proposal: an interrupted search proposes what it would have.
-        settings = self._spec.search
-        seed = (settings.seed * 1_000_003 + number + attempt * 500_029) % 2**32
-        if settings.sampler == "random" or attempt >= ASKS // 2:  # TPE may keep to what it has found
-            return RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            startup = min(10, max(2, settings.num_trials // 4))
-            return _Tpe(self._groups, seed=seed, n_startup_trials=startup)
+        # Every proposal has its own sampler and seed, so that a resumed search proposes what it would have proposed.
+        seed = (self._spec.search.seed * 1_000_003 + number + attempt * 500_029) % 2**32
+        make = self._make_sampler if attempt < MAX_ATTEMPTS // 2 else random_sampler  # others may repeat themselves
+        return make(self._spec, self._params, seed)
 
 
-class _Tpe(TPESampler):
-    """TPE over a space that is known, which Optuna would look for in all trials.
+def random_sampler(spec: SearchSpec, params: Params, seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
 
-    ``groups`` are sampled one by one, each learning from the trials that have all of it: Optuna's own ``group=True``
-    with the decomposition given. By several goals each param is sampled alone, as is Optuna's default there.
+
+def tpe_sampler(spec: SearchSpec, params: Params, seed: int) -> BaseSampler:
+    """The tree-structured Parzen estimator (Bergstra et al. 2011), after some random trials."""
+    groups = params.groups()
+    if len(spec.objective.goals) > 1:  # one by one, as Optuna samples by default
+        groups = [{name: distribution} for group in groups for name, distribution in group.items()]
+    startup = min(10, max(2, spec.search.num_trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _GroupedTpe(groups, seed=seed, n_startup_trials=startup)
+
+
+# By the name in the file: makes Optuna's sampler for one proposal, from the search, its params and a seed.
+SAMPLERS: dict[str, Callable[[SearchSpec, Params, int], BaseSampler]] = {"tpe": tpe_sampler, "random": random_sampler}
+
+
+class _GroupedTpe(TPESampler):
+    """TPE that samples the params of each group jointly, and learns from the trials that have the whole group.
+
+    Optuna's ``group=True`` does the same, but derives the groups from the trials; here they follow from the space.
     """
 
-    def __init__(self, groups: list[dict[str, BaseDistribution]], **settings: Any) -> None:
+    def __init__(self, groups: Groups, **settings: Any) -> None:
         super().__init__(**settings)
         self._groups = groups
 
@@ -194,7 +210,7 @@ class _Tpe(TPESampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        sampled = [super(_Tpe, self).sample_relative(study, trial, group) for group in self._groups]
+        sampled = [super(_GroupedTpe, self).sample_relative(study, trial, group) for group in self._groups]
         return {name: value for params in sampled for name, value in params.items()}
 
 
@@ -214,12 +230,16 @@ def _ended(
     )
 
 
+_VERBOSITY = threading.Lock()  # Optuna has one for the whole process, and two searches may run in threads
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna logs that it has made a study, which is no news here."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+def _quiet_optuna() -> Iterator[None]:
+    """Inside, Optuna does not log that it has created a study."""
+    with _VERBOSITY:
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            yield
+        finally:
+            optuna.logging.set_verbosity(before)

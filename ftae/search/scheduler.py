@@ -1,20 +1,54 @@
-"""When a trial may go on: the rule of Ray's ASHA scheduler, keyed by the search's own trial numbers.
+"""Which trials end early: ``SCHEDULERS``, from the name in the file to the class that decides.
 
-Keyed so, a trial that was resumed is not counted twice, and the rungs can be rebuilt from the journal:
-Ray forgets them on restore. Values are kept sorted, since Ray looks at all of a rung anew for each report.
+A scheduler is a pure function of the reports in the journal, keyed by the search's own trial numbers: a resumed trial
+is not counted twice, and a resumed search decides as if it had never stopped.
 """
 
 import math
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import Asha
 
 
+class Scheduler(Protocol):
+    """Decides after each report of a tuned trial, between the first step and the last, whether the trial continues.
+
+    ``value`` is the first goal of the objective.
+    """
+
+    def goes_on(self, number: int, step: int, value: float) -> bool:
+        """Whether trial ``number`` continues after this report. Changes nothing."""
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """Take a report into account for the decisions that follow."""
+
+    def recorded(self) -> dict[int, dict[int, float]]:
+        """What the decisions depend on: ``{step: {trial: value}}``."""
+
+
+class RunToTheEnd:
+    """Stops no trial."""
+
+    def __init__(self, spec: SearchSpec) -> None:
+        """Nothing of ``spec`` matters."""
+
+    def goes_on(self, number: int, step: int, value: float) -> bool:
+        return True
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """No decision depends on a report."""
+
+    def recorded(self) -> dict[int, dict[int, float]]:
+        return {}
+
+
 @dataclass
 class _Rung:
-    """The objective of each trial that came to ``step``; ``ordered``: the same values, poorest first."""
+    """The objective of each trial that reached ``step``, higher is better. ``ordered``: the same values, sorted."""
 
     step: int
     recorded: dict[int, float] = field(default_factory=dict)
@@ -25,7 +59,7 @@ class _Rung:
         insort(self.ordered, value)
 
     def quantile(self, share: float) -> float:
-        """The value that a share of the trials lies below, interpolated linearly; -inf where there are none."""
+        """The value below which a ``share`` of the trials lies, interpolated linearly; -inf where there are none."""
         if not self.ordered:
             return -math.inf
         place = round(share * (len(self.ordered) - 1), 9)  # two thirds of 3 is not 2.0000000000000004
@@ -34,24 +68,28 @@ class _Rung:
         return self.ordered[below] + (place - below) * (self.ordered[above] - self.ordered[below])
 
 
-class Rungs:
-    """Decides after every report whether a trial goes on, by the first goal alone; FIFO never stops one."""
+class SuccessiveHalving:
+    """The stopping rule of Ray's ASHA scheduler: at a rung, a trial in the best ``1/reduction_factor`` continues.
+
+    Ray's own scheduler forgets its rungs when a search is restored, and sorts a rung again for each report.
+    """
 
     def __init__(self, spec: SearchSpec) -> None:
-        self._sign = spec.objective.first.sign
         scheduler = spec.search.scheduler
-        self._stopped = 1.0 - 1.0 / scheduler.reduction_factor if isinstance(scheduler, Asha) else 0.0
+        assert isinstance(scheduler, Asha)
+        self._sign = spec.objective.first.sign
+        self._stopped = 1.0 - 1.0 / scheduler.reduction_factor
         self._rungs = [_Rung(step) for step in spec.rung_steps()]
 
     def goes_on(self, number: int, step: int, value: float) -> bool:
-        """Compare the value with those that the highest rung reached holds of other trials; changes nothing."""
+        """Compare ``value`` with the values of the other trials at the highest rung that the trial has reached."""
         rung = self._reached(step)
         if rung is None or number in rung.recorded:
             return True
         return self._sign * value >= rung.quantile(self._stopped)
 
     def record(self, number: int, step: int, value: float) -> None:
-        """Let later trials be compared with the value, once for each rung."""
+        """Keep the first value of each trial at each rung."""
         rung = self._reached(step)
         if rung is not None and number not in rung.recorded:
             rung.record(number, self._sign * value)
@@ -61,5 +99,11 @@ class Rungs:
         return reached[-1] if reached else None
 
     def recorded(self) -> dict[int, dict[int, float]]:
-        """The objective of every trial at every rung: ``{step: {trial: value}}``."""
         return {rung.step: {n: self._sign * v for n, v in rung.recorded.items()} for rung in self._rungs}
+
+
+SCHEDULERS: dict[str, Callable[[SearchSpec], Scheduler]] = {"asha": SuccessiveHalving, "fifo": RunToTheEnd}
+
+
+def make_scheduler(spec: SearchSpec) -> Scheduler:
+    return SCHEDULERS[spec.search.scheduler.name](spec)

@@ -1,4 +1,4 @@
-"""What a whole search takes: seconds, bytes of storage, and models that can all be built."""
+"""Estimates for a whole search: seconds and bytes of storage; and whether all its models can be built."""
 
 import math
 from dataclasses import dataclass
@@ -12,30 +12,27 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import apply_overrides
 from ftae.specs.search.search import SearchSpec
-from ftae.specs.search.settings import Asha
 from ftae.wording import size
 
 
 def search_seconds(probe: Probe, spec: SearchSpec, at_a_time: int) -> float:
-    """Seconds that a search takes if exactly one in ``reduction_factor`` trials goes on at each rung."""
-    scheduler, budget = spec.search.scheduler, spec.finetune.max_steps
-    factor = scheduler.reduction_factor if isinstance(scheduler, Asha) else 1.0
-    steps = [0, *spec.rung_steps(), budget]
-    mean_steps = sum((end - start) / factor**i for i, (start, end) in enumerate(pairwise(steps)))
-    return trial_seconds(probe, spec.finetune) * mean_steps / budget * spec.search.num_trials / at_a_time
+    """Seconds that a search takes if its scheduler stops as many trials as it is expected to."""
+    share = spec.search.scheduler.expected_steps(spec.finetune) / spec.finetune.max_steps
+    return trial_seconds(probe, spec.finetune) * share * spec.search.num_trials / at_a_time
 
 
-def expected_seconds(probe: Probe, spec: SearchSpec, from_step: int, to_step: int) -> float:
-    """Seconds from a report at ``from_step`` to the next at ``to_step``, for the largest images and batches searched.
+def longest_report_seconds(probe: Probe, spec: SearchSpec) -> float:
+    """The most seconds from one report of a trial to the next, for the largest images and batches of the space.
 
-    An estimate: what else is searched (the model, what is frozen) may make it a few times as long.
+    An estimate: other searched leaves (the model, the frozen stages) may make it a few times as long.
     """
-    seconds = (to_step - from_step) * probe.step_seconds * _growth(spec, "batch_size", "grad_accumulation")
+    steps = max(end - start for start, end in pairwise([0, *spec.finetune.eval_steps()]))
+    seconds = steps * probe.step_seconds * _growth(spec, "batch_size", "grad_accumulation")
     return (seconds + probe.eval_seconds) * _growth(spec, "data.resolution") ** 2
 
 
 def _growth(spec: SearchSpec, *paths: str) -> float:
-    """How many times its own value the largest value searched of each leaf is, multiplied."""
+    """Product over ``paths`` of (largest searched value / the file's own value)."""
     searched = {path: own for path, own in spec.file_params().items() if path in paths}
     return float(math.prod(max(spec.search_space[path].corners()) / own for path, own in searched.items()))
 
@@ -45,38 +42,41 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes: what stays of a search at its end, and what each trial takes besides while it runs."""
+    """Bytes of storage that a search takes to its end, and that each trial takes in addition while it runs."""
 
     lasting: int
     per_running_trial: int
 
     def total(self, at_a_time: int) -> int:
-        """The most that is taken with so many trials at a time."""
+        """The most bytes at any time, with ``at_a_time`` trials running."""
         return self.lasting + at_a_time * self.per_running_trial
 
 
 def space_needed(spec: SearchSpec, checkpoint_bytes: int) -> Space:
-    """What the search of ``spec`` takes at most; ``checkpoint_bytes`` of one checkpoint."""
+    """An upper bound; ``checkpoint_bytes``: size of one checkpoint."""
     settings, run = spec.search, spec.finetune
     checkpoints = settings.keep_checkpoints * checkpoint_bytes
     pictures = (settings.num_trials + 1) * (run.num_evals + 1) * _picture_bytes(run)
-    if spec.tracking.uri is None:  # the embedded store lies in the storage, too, with copies
+    if spec.tracking.uri is None:  # MLflow's embedded store is in the storage, too, and copies them
         checkpoints, pictures = checkpoints + checkpoint_bytes, 2 * pictures
     # A new checkpoint is complete before the oldest is removed.
     return Space(checkpoints + pictures, (KEPT + 1) * checkpoint_bytes)
 
 
 def _picture_bytes(run: FinetuneSpec) -> int:
-    """Of one picture of reconstructions, three cells an image, as if PNG compressed nothing but what it enlarges."""
+    """Size of one picture of reconstructions, three cells per image, as if PNG did not compress.
+
+    Enlarged pixels compress along one side.
+    """
     enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
     return 3 * GRID_IMAGES * run.data.channels * run.data.resolution**2 * enlarged
 
 
 def check_quota(spec: SearchSpec, needed: int) -> None:
-    """Hold the bytes that a search takes against ``search.max_storage_gb``.
+    """Compare the bytes that a search takes with ``search.max_storage_gb``.
 
     Raises:
-        FtaeError: they are more.
+        FtaeError: the search takes more.
     """
     quota = spec.search.max_storage_gb
     if quota is not None and needed > quota * GB:
@@ -90,16 +90,16 @@ LOWER = "lower search.keep_checkpoints, search.max_concurrent, search.num_trials
 
 
 def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
-    """Build the base configuration, and the ends of every range that shapes or freezes the model.
+    """Build the file's own model, and one for each end of every range that shapes or freezes it.
 
-    Returns the summary of the base configuration, with a discriminator if any trial may have one.
+    Returns the summary of the file's own model, with a discriminator if any trial may have one.
 
     Raises:
-        FtaeError: one of them cannot be built; the message names the leaf and the value.
+        FtaeError: a model cannot be built; the message names the leaf and the value.
     """
-    most = search.search_space.get("losses.adversarial")
-    with_all = {} if most is None else {"losses.adversarial": max(most.corners())}
-    summary = summarize(apply_overrides(search.finetune, with_all), num_classes)
+    weights = search.search_space.get("losses.adversarial")
+    changes = {} if weights is None else {"losses.adversarial": max(weights.corners())}
+    summary = summarize(apply_overrides(search.finetune, changes), num_classes)
     for path, distribution in search.search_space.items():
         if path.split(".")[0] not in ("model", "freeze", "freeze_depth"):
             continue

@@ -1,18 +1,19 @@
 """The state of a search: a fold of its journal.
 
-Live events and replayed ones take the same path, so that a search taken up again has the same trials,
-the same study and the same rungs as one that never stopped. Knows nothing of Ray's processes.
+Live events and replayed ones take the same path, so that a resumed search has the same trials, and a sampler and a
+scheduler in the same state, as one that never stopped. Knows nothing of Ray.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ftae.engine.training.checkpoint import EvalReport
 from ftae.results.search_record import SearchRecord, Status, TrialRecord, trial_folder
-from ftae.search.sampler import Study
-from ftae.search.scheduler import Rungs
+from ftae.search.ray.messages import Assignment
+from ftae.search.sampler import Sampler
+from ftae.search.scheduler import make_scheduler
 from ftae.specs.search.search import SearchSpec
 from ftae.storage import journal
 from ftae.storage.journal import Event, Journal
@@ -21,54 +22,47 @@ from ftae.storage.retry import with_retries
 from ftae.storage.store import Store
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A trial to run: from its newest checkpoint if it has one, else from the start."""
-
-    number: int
-    kind: str
-    params: dict[str, Any]
-    changes: dict[str, Any]
-
-
 class SearchState:
-    """One search in the hands of one driver. Every change is in the journal before it counts.
+    """One search, held by one driver. Every change is in the journal before it takes effect.
 
-    ``notify`` is told of the storage's faults.
+    ``provenance``: data, weights and versions, written into the journal as ``facts``. ``notify`` is called when the
+    storage fails and when it works again.
 
     Raises:
-        FtaeError: another driver has the search.
-        OSError: the storage stays away.
+        FtaeError: another driver holds the search.
+        OSError: the storage fails for too long.
     """
 
     def __init__(
         self,
         spec: SearchSpec,
         store: Store,
-        facts: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.spec, self.store, self._notify = spec, store, notify
         self.record = SearchRecord(search={})
-        self.study, self.rungs = Study(spec), Rungs(spec)
-        self._undecided: dict[int, Status] = {}  # reports that end a trial whose end is not in the journal yet
+        self.sampler, self.scheduler = Sampler(spec), make_scheduler(spec)
+        self._to_end: dict[int, Status] = {}  # trials whose last report ends them, without an end event so far
         self.journal = Journal(store.folder, store.replicate)
         self._lease = Lease(store, self.journal.path, notify)
         try:
             self._lease.take()
-            self._take_up(facts or {})
+            self._open(provenance or {})
         except BaseException:
             self._leave()
             raise
         self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
 
-    def _take_up(self, facts: Mapping[str, Any]) -> None:
+    def _open(self, provenance: Mapping[str, Any]) -> None:
         self.store.refresh()
         self.journal.take_up()
         for event, _ in journal.read(self.store.folder):
             self._apply(event, live=False)
-        self._append("open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts=dict(facts))
-        for number, status in list(self._undecided.items()):
+        self._append(
+            "open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts=dict(provenance)
+        )
+        for number, status in list(self._to_end.items()):
             self.end(number, status)
 
     # ------------------------------------------------------------------------------------- changes
@@ -76,7 +70,7 @@ class SearchState:
     def next_trial(self) -> Assignment | None:
         """The next trial to start: unfinished ones first, then new ones.
 
-        None when all are given out, or every configuration of the space was.
+        None if all trials, or all configurations of the space, have been assigned.
         """
         if self._waiting:
             trial = self.record.trials[self._waiting.pop(0)]
@@ -86,50 +80,57 @@ class SearchState:
             return None
         kind = {0: "baseline", 1: "file"}.get(number, "sampled")
         params = {"baseline": {}, "file": self.spec.file_params()}.get(kind)
-        if params is None and (params := self.study.propose(number)) is None:
+        if params is None and (params := self.sampler.propose(number)) is None:
             return None
         self._append("suggest", trial=number, params=params, kind=kind)
         return Assignment(number, kind, params, {})
 
     def take_back(self, number: int) -> None:
-        """A trial that was handed out could not be started: it will be handed out again."""
+        """Assign a trial again that was assigned and could not be started."""
         self._waiting.append(number)
 
-    def report(self, number: int, report: Mapping[str, Any]) -> bool:
-        """Take a trial's report (the fields of ``EvalReport``); returns whether the trial goes on.
+    def report(self, number: int, report: EvalReport) -> bool:
+        """Take a report of a trial; returns whether the trial continues.
 
-        A report that the journal holds already (a resumed trial repeats its last) changes nothing.
+        A resumed trial repeats its last report, which changes nothing.
         """
         trial = self.record.trials[number]
         if trial.status != "running":
             return False
-        if trial.reports and report["step"] <= trial.step:
+        if trial.reports and report.step <= trial.step:
             return True
-        step, value = report["step"], report["metrics"][self.spec.objective.first.metric]
-        below = trial_folder(number) + "/"
-        paths = {key: report[key] and below + report[key] for key in ("checkpoint", "images")}
-        fields = {"step": step, "value": value, "metrics": report["metrics"], "timing": report["timing"], **paths}
-        status = self._verdict(trial, step, value)
-        events = [_event("report", trial=number, **fields)]
+        value = report.metrics[self.spec.objective.first.metric]
+        folder = trial_folder(number)
+        event = _event(
+            "report",
+            trial=number,
+            step=report.step,
+            value=value,
+            metrics=report.metrics,
+            timing=report.timing,
+            checkpoint=report.checkpoint and f"{folder}/{report.checkpoint}",
+            images=report.images and f"{folder}/{report.images}",
+        )
+        events, status = [event], self._status_after(trial, report.step, value)
         if status is not None:
-            events.append(_event("end", trial=number, status=status, reason=None, value=value, step=step))
+            events.append(_event("end", trial=number, status=status, reason=None, value=value, step=report.step))
         self._write(events)
         return status is None
 
     def preflight(self, probe: Mapping[str, Any]) -> None:
-        """What the preflight measured."""
+        """Keep what the preflight measured."""
         self._append("preflight", probe=dict(probe))
 
     def start(self, number: int, node: str, pid: int, step: int) -> None:
-        """A worker took the trial up at ``step``."""
+        """A worker begins or continues the trial at ``step``."""
         self._append("start", trial=number, node=node, pid=pid, step=step)
 
     def adapt(self, number: int, changes: Mapping[str, Any], reason: str) -> None:
-        """The trial goes on with other settings."""
+        """The trial continues with other settings."""
         self._append("adapt", trial=number, changes=dict(changes), reason=reason)
 
     def note(self, number: int, text: str) -> None:
-        """Something befell the trial and was mended."""
+        """The trial recovered from a fault."""
         self._append("note", trial=number, text=text)
 
     def end(self, number: int, status: Status, reason: str | None = None) -> None:
@@ -140,7 +141,7 @@ class SearchState:
             self._append("end", trial=number, status=status, reason=reason, value=value, step=trial.step)
 
     def close(self, status: str, reason: str | None = None) -> None:
-        """The driver leaves: the journal is closed, the lease given back."""
+        """The driver leaves: close the journal and give the lease back."""
         try:
             self._append("close", status=status, reason=reason)
         finally:
@@ -155,12 +156,12 @@ class SearchState:
     @property
     def is_complete(self) -> bool:
         trials = self.record.trials.values()
-        all_begun = len(trials) > self.spec.search.num_trials or self.study.is_exhausted
+        all_begun = len(trials) > self.spec.search.num_trials or self.sampler.is_exhausted
         return all_begun and all(t.status != "running" for t in trials)
 
     @property
     def ended_early(self) -> str | None:
-        """Why a complete search has fewer trials than it was to have; None where it has all."""
+        """Why a complete search has fewer trials than were asked for; None if it has all."""
         begun, wanted = len(self.record.trials) - 1, self.spec.search.num_trials
         if begun >= wanted:
             return None
@@ -172,13 +173,13 @@ class SearchState:
         self._write([_event(event, **fields)])
 
     def _write(self, events: list[Event]) -> None:
-        """Events count once they are in the journal, which has them in one write where the storage takes them so."""
-        for some in [events] if self.store.takes_lines_together else [[event] for event in events]:
-            with_retries(partial(self._write_together, some), self._notify)
-            for event in some:
+        """Write events into the journal, in one write if the storage allows it; then apply them."""
+        for batch in [events] if self.store.appends_atomically else [[event] for event in events]:
+            with_retries(partial(self._write_batch, batch), self._notify)
+            for event in batch:
                 self._apply(event, live=True)
 
-    def _write_together(self, events: list[Event]) -> None:
+    def _write_batch(self, events: list[Event]) -> None:
         self._lease.check()
         self.journal.append_all(events)
 
@@ -191,30 +192,30 @@ class SearchState:
         if kind == "report":
             self._decide(trial, event["step"], event["value"])
         elif kind == "end":
-            self._undecided.pop(number, None)
+            self._to_end.pop(number, None)
         if trial.kind == "baseline":
             return
         if kind == "suggest" and not (live and trial.kind == "sampled"):
-            self.study.adopt(number, trial.params)
+            self.sampler.adopt(number, trial.params)
         elif kind == "report":
-            self.study.report(number, event["step"], event["value"])
+            self.sampler.report(number, event["step"], event["value"])
         elif kind == "end":
-            self.study.tell(number, event["status"], trial.metrics)
+            self.sampler.end(number, event["status"], trial.metrics)
 
     def _decide(self, trial: TrialRecord, step: int, value: float) -> None:
-        status = self._verdict(trial, step, value)
+        status = self._status_after(trial, step, value)
         if status is not None:
-            self._undecided[trial.number] = status
+            self._to_end[trial.number] = status
         if trial.kind != "baseline" and 0 < step < self.spec.finetune.max_steps:
-            self.rungs.record(trial.number, step, value)
+            self.scheduler.record(trial.number, step, value)
 
-    def _verdict(self, trial: TrialRecord, step: int, value: float) -> Status | None:
-        """How a trial ends with this report, which need not be in the journal yet; None if it goes on."""
+    def _status_after(self, trial: TrialRecord, step: int, value: float) -> Status | None:
+        """How a trial ends with a report, which need not be in the journal yet; None if the trial continues."""
         if trial.kind == "baseline" or step >= self.spec.finetune.max_steps:
             return "finished"
-        return None if step == 0 or self.rungs.goes_on(trial.number, step, value) else "pruned"
+        return None if step == 0 or self.scheduler.goes_on(trial.number, step, value) else "pruned"
 
 
 def _event(event: str, **fields: Any) -> Event:
-    # With its time, for good: an object store may hold the line of a try that seemed to fail.
+    # The time is set once, before any retry: an object store may hold the line of a try that seemed to fail.
     return {"event": event, "time": time.time(), **fields}

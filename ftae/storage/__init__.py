@@ -1,1 +1,1 @@
-"""Where a search lives: folder or object store, journal, lease."""
+"""Where a search lives: in a folder or an object store, with a journal and a lease."""

@@ -1,17 +1,17 @@
 """The durable log of a search: one JSON object a line, only ever appended to.
 
-The journal is the truth. The sampler's study, the rungs, MLflow and every report are projections of
-it and can be rebuilt from it. The events, each with ``time`` (seconds since the epoch):
+The journal is the truth. The state of the sampler and of the scheduler, MLflow and every report are projections of the
+journal, and can be rebuilt from it. The events, each with ``time`` (seconds since the epoch):
 
-    open      a driver took up the search: search (the whole spec), digest, facts (data, weights, versions)
-    suggest   trial, params, kind (baseline | file | sampled)
-    start     trial, node, pid, step: a worker took it up, at that step
-    adapt     trial, changes (leaves of finetune, as params are), reason: it goes on with these settings
-    note      trial, text: what befell it and was mended
+    open      a driver opened the search: search (the whole spec), digest, facts (data, weights, versions)
+    suggest   a trial begins: trial, params, kind (baseline | file | sampled)
+    start     a worker started the trial, or continued it: trial, node, pid, step
+    adapt     the trial continues with other settings: trial, changes (leaves of finetune, like params), reason
+    note      the trial recovered from a fault: trial, text
     report    trial, step, value (the objective, or its first metric), metrics, timing,
               checkpoint, images (paths below the search folder)
     end       trial, status (finished | pruned | diverged | failed), reason, value, step
-    preflight probe: what one step of the file's own configuration took on a worker
+    preflight probe: time and memory that one step of the file's own configuration took on a worker
     close     the driver left: status (complete | interrupted | failed), reason
 """
 
@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
-from ftae.storage.store import JOURNAL as FILE_NAME
+
+FILE_NAME = "journal.jsonl"
 
 Event = dict[str, Any]
 
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableJournal(FtaeError):
-    """A journal tells of no search. ``state`` says in a word or two what is wrong with it."""
+    """A journal does not describe a search. ``state`` is a short name of the fault, for tables."""
 
     def __init__(self, message: str, state: str = "damaged") -> None:
         self.state = state
@@ -44,8 +45,8 @@ class UnreadableJournal(FtaeError):
 class Journal:
     """The journal of one search, open for appending by one driver at a time.
 
-    ``replicate`` is given each line, and the byte it will begin at, before it is written, and says whether it lasts
-    elsewhere now; what it raises keeps it out.
+    ``replicate(offset, line)`` is called before a line is written at byte ``offset``, and returns whether it stored the
+    line somewhere else. If it raises, the line is not written.
 
     Raises:
         FtaeError: another driver on this machine has it open.
@@ -60,14 +61,14 @@ class Journal:
             self._file.close()
             raise FtaeError(f"{folder} is being run by another ftae process; wait for it or stop it first") from error
         self._end: int | None = None
-        self._ahead = b""  # what was replicated from ``_end`` on and could not be written here yet
+        self._ahead = b""  # lines from ``_end`` on that were replicated, but could not be written here yet
 
     def take_up(self) -> None:
-        """Only this driver may write from here on; a line that the one before it left half-written is cut off."""
+        """Make this driver the only writer, and cut off a line that the driver before it left half-written."""
         self._end = self._file.truncate(_complete_length(self.path))
 
     def append(self, event: str, **fields: Any) -> Event:
-        """``append_all`` of one event. Raises as that."""
+        """Write one event; raises what ``append_all`` raises."""
         record = {"event": event, "time": time.time(), **fields}
         self.append_all([record])
         return record
@@ -76,9 +77,9 @@ class Journal:
         """Write events and wait until they are on disk: all of them, or none.
 
         Raises:
-            FtaeError: somebody else, on another machine, has written to it.
-            OSError: they could not be written (no space left, storage gone). Nothing half-written stays; what was
-                replicated all the same is written before anything else.
+            FtaeError: a driver on another machine has written to the journal.
+            OSError: the events could not be written (no space left, storage gone). The file holds no part of them.
+                Lines that were replicated before the error are written here first by the next call.
         """
         lines = [json.dumps(event, allow_nan=False).encode() + b"\n" for event in events]
         if self._end is None:
@@ -86,7 +87,7 @@ class Journal:
         if self._file.seek(0, os.SEEK_END) != self._end:
             raise FtaeError(f"{self.path.parent} was taken over by another ftae driver; this one ends")
         data = b"".join(lines)
-        if not data.startswith(self._ahead):  # this is no other try of the same
+        if not data.startswith(self._ahead):  # this call does not repeat the one that failed
             self._write(self._ahead)
         end = self._end
         for line in lines:
@@ -111,10 +112,10 @@ class Journal:
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """The events from byte ``offset`` on, each with the offset behind it; a half-written line ends it.
+    """The events from byte ``offset`` on, each with the offset of the next one. A half-written line ends the journal.
 
     Raises:
-        UnreadableJournal: a line in the middle is no event.
+        UnreadableJournal: a complete line is not an event.
     """
     path = folder / FILE_NAME
     with path.open("rb") as file:
@@ -125,7 +126,7 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             offset += len(line)
             try:
                 event = json.loads(line)
-            except (ValueError, RecursionError) as error:  # not JSON, or not even text
+            except (ValueError, RecursionError) as error:  # neither JSON nor even text
                 raise UnreadableJournal(f"{path}: the line before byte {offset} is damaged: {error}") from error
             if not isinstance(event, dict) or not isinstance(event.get("event"), str):
                 raise UnreadableJournal(f"{path}: the line before byte {offset} is damaged: it is no event")
@@ -133,13 +134,13 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
 
 def ends_line(folder: Path, offset: int) -> bool:
-    """Whether byte ``offset`` is behind an event, or the first."""
+    """Whether an event ends just before byte ``offset``, or the journal begins there."""
     with (folder / FILE_NAME).open("rb") as file:
         file.seek(max(0, offset - 1))
         return offset == 0 or file.read(1) == b"\n"
 
 
 def _complete_length(path: Path) -> int:
-    """Bytes up to the end of the last complete line."""
+    """Number of bytes up to the end of the last complete line."""
     data = path.read_bytes()
     return data.rfind(b"\n") + 1

@@ -1,8 +1,8 @@
-"""Who runs a search: one driver at a time, whatever machines the drivers are on.
+"""A search has one driver at a time, on whatever machine.
 
-A lock of the operating system decides between drivers of one machine. Between machines it is a lease: an
-object below the search that names its owner, and that the owner renews. No clocks are compared: whoever
-finds a lease watches whether it changes. One that stays the same for ``LEASE_SECONDS`` is taken over.
+Between drivers on one machine a lock of the operating system decides. Between machines a lease decides: a file of the
+search that names its owner, and that the owner rewrites every ``RENEW_SECONDS``. No clocks are compared: a driver that
+finds a lease watches whether it changes, and takes over a lease that stays the same for ``LEASE_SECONDS``.
 """
 
 import json
@@ -25,13 +25,14 @@ RENEW_SECONDS = 4.0
 
 LEASE_SECONDS = 20.0
 
-SETTLE_SECONDS = 1.0  # longer than two writers of one object take to overwrite each other
+SETTLE_SECONDS = 1.0  # two drivers that write the lease at the same time have overwritten each other by then
 
 
 class Lease:
-    """Held from ``take`` to ``release``; renewed by a thread.
+    """The lease of one driver, held from ``take`` to ``release`` and renewed by a thread.
 
-    ``lock`` is the search's journal, which the caller has locked on this machine.
+    ``lock`` is the search's journal, which the caller has locked on this machine. ``notify`` receives what the user
+    should know.
     """
 
     def __init__(self, store: Store, lock: Path, notify: Callable[[str], None]) -> None:
@@ -42,7 +43,7 @@ class Lease:
             "owner": uuid.uuid4().hex,
             "host": platform.node(),
             "pid": os.getpid(),
-            # Whoever holds this lock of this kernel is the only driver on it.
+            # A driver that holds this lock of this kernel is the only driver of the search on this machine.
             "lock": [kernel.read_text().strip() if kernel.exists() else platform.node(), stat.st_dev, stat.st_ino],
         }
         self._beat = 0
@@ -51,16 +52,16 @@ class Lease:
         self._renewing = threading.Lock()
 
     def take(self) -> None:
-        """Wait until the lease is this driver's.
+        """Take the lease, if need be after waiting for ``LEASE_SECONDS``.
 
         Raises:
-            FtaeError: a living driver has it.
+            FtaeError: another driver holds the lease and is alive.
             OSError: the storage cannot be read or written.
         """
         while not self._store.create(FILE_NAME, self._content()):
             found = self._read()
             if found is not None and found["lock"] != self._me["lock"]:
-                self._outwait(found)
+                self._wait_for_silence(found)
             self._store.write(FILE_NAME, self._content())
             if found is not None and found["lock"] == self._me["lock"]:
                 break
@@ -71,17 +72,17 @@ class Lease:
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Make sure that nobody has taken the search over, as may happen to a process that was suspended.
+        """Make sure that no other driver has taken over, as happens when this process was suspended for a while.
 
         Raises:
-            FtaeError: somebody has.
+            FtaeError: another driver has taken over.
             OSError: the storage cannot be read.
         """
         if time.monotonic() - self._renewed > LEASE_SECONDS / 2:
             self._renew()
 
     def release(self) -> None:
-        """Let others have it at once. The storage being away is no fault: the lease runs out by itself."""
+        """Give the lease back, so that the next driver need not wait. If the storage fails, the lease runs out."""
         self._released.set()
         try:
             with self._renewing:
@@ -90,8 +91,8 @@ class Lease:
         except OSError as error:
             self._notify(f"the lease could not be given back ({error}); it runs out in {LEASE_SECONDS:g} s")
 
-    def _outwait(self, found: dict[str, Any]) -> None:
-        self._notify(f"{_named(found)} held this search; watching for {LEASE_SECONDS:g} s whether it still lives")
+    def _wait_for_silence(self, found: dict[str, Any]) -> None:
+        self._notify(f"{_named(found)} held this search; watching for {LEASE_SECONDS:g} s whether it is still alive")
         deadline = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(RENEW_SECONDS / 4)
@@ -106,7 +107,7 @@ class Lease:
             try:
                 self._renew()
             except OSError:
-                continue  # ``check`` says so as soon as it matters
+                continue  # ``check`` raises it once the lease may have run out
             except FtaeError:
                 return
 
@@ -128,7 +129,7 @@ class Lease:
             found: dict[str, Any] | None = None if data is None else dict(json.loads(data))
             if found is not None and not self._me.keys() <= found.keys():
                 raise ValueError(found)
-        except (ValueError, TypeError, RecursionError):  # its writer was killed: nobody's
+        except (ValueError, TypeError, RecursionError):  # half-written: the lease belongs to no driver
             found = {"owner": None, "lock": None, "host": "a driver that was killed", "pid": None}
         return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from builders import eval_report
 from mlflow import MlflowClient
 
 from ftae import __version__
@@ -20,7 +21,8 @@ from ftae.results.search_record import SearchRecord
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
-from ftae.storage.store import Store, open_store
+from ftae.storage.folder_store import FolderStore
+from ftae.storage.store import open_store
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}
@@ -76,14 +78,13 @@ def make_search(folder: Path, *psnr: float, status: str | None = "complete") -> 
     """A search folder whose trials, the baseline first, ended with these values; the one after them diverged."""
     folder.mkdir(parents=True)
     spec = SearchSpec.model_validate(SEARCH | {"name": folder.name})
-    state = SearchState(spec, Store(folder))
+    state = SearchState(spec, FolderStore(folder))
     for number, value in enumerate(psnr):
         state.next_trial()
         checkpoint = folder / f"trials/{number:04d}/checkpoints/step-00000012"
         checkpoint.mkdir(parents=True)
         (checkpoint / "model.safetensors").write_bytes(b"weights")
-        report: dict[str, Any] = {"step": 12 if number else 0, "metrics": {"val/psnr": value}, "timing": {}}
-        state.report(number, report | {"checkpoint": "checkpoints/step-00000012", "images": "images/none.png"})
+        state.report(number, eval_report(12 if number else 0, value, checkpoint="checkpoints/step-00000012"))
     state.next_trial()
     state.end(len(psnr), "diverged", "non-finite loss at step 3")
     if status is not None:
@@ -99,8 +100,7 @@ def stored(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     state = SearchState(SearchSpec.model_validate(SEARCH), store)
     for number in (0, 1):
         state.next_trial()
-        report: dict[str, Any] = {"metrics": {"val/psnr": 18.0 + number}, "timing": {}, "images": "images/none.png"}
-        state.report(number, report | {"step": 12 * number, "checkpoint": "checkpoints/step-00000012"})
+        state.report(number, eval_report(12 * number, 18.0 + number, checkpoint="checkpoints/step-00000012"))
     store.write("trials/0001/checkpoints/step-00000012/model.safetensors", b"weights")
     state.close("interrupted")
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "this machine's"))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from builders import eval_report
 
 from ftae.cli import main as cli
 from ftae.results.replay import replay
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_search
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 
 SEARCH: dict[str, Any] = {
     "name": "small",
@@ -54,12 +55,11 @@ def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def make_search(folder: Path, search: dict[str, Any] = SEARCH) -> None:
     """A search that is closed after the baseline and one trial."""
     folder.mkdir(parents=True)
-    state = SearchState(SearchSpec.model_validate(search), Store(folder))
+    state = SearchState(SearchSpec.model_validate(search), FolderStore(folder))
     for psnr in (7.0, 8.0):
         trial = state.next_trial()
         assert trial is not None
-        report: dict[str, Any] = {"step": 4 * trial.number, "metrics": {"val/psnr": psnr}, "timing": {}}
-        state.report(trial.number, report | {"checkpoint": None, "images": None})
+        state.report(trial.number, eval_report(4 * trial.number, psnr, checkpoint=None, images=None))
     state.close("complete")
 
 
@@ -91,7 +91,7 @@ def test_a_search_that_exists_is_not_started_again(ftae: Ftae, tmp_path: Path) -
     assert "holds a search already (1 of 3 trials done)" in err
     status, _, err = ftae("search", "search.yaml", "--resume", "--set", "search.seed=7")
     assert status == 1
-    assert "another question than that of the search to resume: search.seed differ" in err
+    assert "comparable with those of the search to resume: search.seed differ" in err
 
 
 @pytest.mark.parametrize(

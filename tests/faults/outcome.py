@@ -15,7 +15,7 @@ from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.search.state import SearchState
 from ftae.specs.files import load_search
 from ftae.storage import journal
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 from ftae.tracking.search_tracker import RUN_STATUS
 
 
@@ -23,11 +23,11 @@ def undisturbed(file: Path, folder: Path, *overrides: str) -> SearchRecord:
     """The search as it is without Ray: one trial after the other in this process."""
     spec = load_search(file, list(overrides))
     folder.mkdir()
-    state = SearchState(spec, Store(folder))
+    state = SearchState(spec, FolderStore(folder))
     while (trial := state.next_trial()) is not None:
         try:
             for report in finetune(spec.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
-                if not state.report(trial.number, vars(report)):
+                if not state.report(trial.number, report):
                     break
         except TrainingFailed as failure:
             state.end(trial.number, "diverged", str(failure))

@@ -16,7 +16,7 @@ from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord
 from ftae.search.tracking_sync import unsent
 from ftae.storage import journal
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 
 pytestmark = pytest.mark.faults
 
@@ -88,7 +88,7 @@ def test_in_the_end_it_is_the_search_to_which_nothing_happened(
 
 
 def test_mlflow_has_all_of_it_once(ordeal: Ordeal, server: MlflowServer) -> None:
-    assert unsent(Store(ordeal.search.folder)) == 0
+    assert unsent(FolderStore(ordeal.search.folder)) == 0
     assert compare_with_mlflow(ordeal.search.folder, server.database) == NOTHING
     assert "the search goes on and sends it later" in ordeal.first.said
 
@@ -121,8 +121,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(ordeal: Ordeal)
 def test_a_full_disk_is_told_and_waited_for(ordeal: Ordeal, disk: Disk | None) -> None:
     if disk is None:
         pytest.skip("no disk can be mounted here")
-    assert "storage refuses: [Errno 28] No space left on device" in ordeal.first.said
-    assert "storage is back" in ordeal.first.said
+    assert "the storage fails: [Errno 28] No space left on device" in ordeal.first.said
+    assert "the storage works again" in ordeal.first.said
 
 
 def test_two_drivers_at_the_same_instant(ordeal: Ordeal) -> None:

@@ -13,7 +13,7 @@ from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images
 
 from ftae.results.search_record import SearchRecord
 from ftae.search.tracking_sync import unsent
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 from ftae.tracking import store_uri
 
 pytestmark = pytest.mark.slow
@@ -148,7 +148,7 @@ def test_disk_and_mlflow(
         pytest.skip("no disk can be mounted here")
     chance = random.Random(7)
     sets = f"search.num_trials={NUM_TRIALS}", f"tracking.uri={server.uri}"
-    search, store = Search(drivers, disk.folder / "both", *sets), Store(disk.folder / "both")
+    search, store = Search(drivers, disk.folder / "both", *sets), FolderStore(disk.folder / "both")
     full, away = tally("storage full for 10 s"), tally("MLflow away for 60 s")
     driver = search.start()
     for _ in range(TIMES):

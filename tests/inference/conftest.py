@@ -4,17 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import small_search
 from PIL import Image
-from small_search import SEARCH
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
 from ftae.results.export import export
 from ftae.search.production import train
-from ftae.search.provenance import facts
+from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
+
+SEARCH = small_search()
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +25,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("tuned")
     folder = home / "searches" / "small"
     folder.mkdir(parents=True)
-    state = SearchState(SEARCH, Store(folder), facts(SEARCH, load_dataset(SEARCH.finetune.data)))
+    state = SearchState(SEARCH, FolderStore(folder), provenance(SEARCH, load_dataset(SEARCH.finetune.data)))
     while (trial := state.next_trial()) is not None:
         for report in finetune(SEARCH.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
-            if not state.report(trial.number, vars(report)):
+            if not state.report(trial.number, report):
                 break
     state.close("complete")
-    export(Store(folder), home / "exports" / "small")
+    export(FolderStore(folder), home / "exports" / "small")
     production = ProductionSpec(name="digits", finetune=SEARCH.finetune)
     train(production, home / "runs" / "digits", storage=home / "searches", notify=lambda line: None)
     return home

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import small_search
 from PIL import Image
-from small_search import SEARCH
 
 from ftae.engine.data.image_names import named_folder, validation_names
 from ftae.errors import FtaeError
@@ -17,6 +17,8 @@ from ftae.inference.model import TunedModel, load_model
 from ftae.inference.pictures import INFERNO, heat
 from ftae.inference.source import find_model, with_settings
 from ftae.results.replay import replay
+
+SEARCH = small_search()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_search import SEARCH
+from builders import small_search
 
 from ftae.engine.training.checkpoint import evaluated_weights
 from ftae.errors import FtaeError
@@ -16,6 +16,8 @@ from ftae.inference.model import load_model
 from ftae.inference.source import ModelSource, find_model, with_settings
 from ftae.results.replay import replay
 from ftae.specs.files import dump
+
+SEARCH = small_search()
 
 Find = Callable[..., ModelSource]
 

@@ -14,12 +14,12 @@ from ftae.errors import FtaeError
 from ftae.results.export import _latents_note, export
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.search.provenance import facts
+from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.files import load_production
 from ftae.storage import journal
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 
 SEARCH = SearchSpec.model_validate(
     {
@@ -49,10 +49,10 @@ SEARCH = SearchSpec.model_validate(
 def run_trials(folder: Path, search: SearchSpec) -> SearchRecord:
     """A search without Ray: one trial after the other in this process."""
     folder.mkdir()
-    state = SearchState(search, Store(folder), facts(search, load_dataset(search.finetune.data)))
+    state = SearchState(search, FolderStore(folder), provenance(search, load_dataset(search.finetune.data)))
     while (trial := state.next_trial()) is not None:
         for report in finetune(search.trial_spec(trial.params), folder / "trials" / f"{trial.number:04d}"):
-            if not state.report(trial.number, vars(report)):
+            if not state.report(trial.number, report):
                 break
     state.close("complete")
     return replay(folder)
@@ -74,7 +74,7 @@ def record(folder: Path) -> SearchRecord:
 @pytest.fixture(scope="module")
 def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exports") / "below" / "small"
-    export(Store(folder), out)
+    export(FolderStore(folder), out)
     return out
 
 
@@ -83,7 +83,7 @@ def trial_with(record: SearchRecord, freeze_depth: int) -> TrialRecord:
 
 
 def test_the_best_trial_is_written_whole(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
-    trial, _ = export(Store(folder), tmp_path / "out")
+    trial, _ = export(FolderStore(folder), tmp_path / "out")
     assert trial == record.ranked()[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"production.yaml", "model", "provenance.json", "README.md", "reconstructions.png"}
@@ -158,7 +158,7 @@ def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
 ) -> None:
     for freeze_depth in (0, 2):
         out = tmp_path / str(freeze_depth)
-        _, released = export(Store(folder), out, trial_with(record, freeze_depth).number)
+        _, released = export(FolderStore(folder), out, trial_with(record, freeze_depth).number)
         assert released.latents_compatible is (freeze_depth == 2)
         provenance = json.loads((out / "provenance.json").read_text())
         assert provenance["latents"] == {"latents_compatible": freeze_depth == 2, "scaling_factor": None}
@@ -182,7 +182,7 @@ def test_a_search_that_did_not_beat_the_baseline_says_so_loudly(folder: Path, tm
             event["value"] = event["metrics"]["val/psnr"] = 60.0
     shutil.copytree(folder, tmp_path / "small")
     (tmp_path / "small" / journal.FILE_NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
-    export(Store(tmp_path / "small"), tmp_path / "out")
+    export(FolderStore(tmp_path / "small"), tmp_path / "out")
     assert (
         "\nWARNING: the untuned model was not beaten. val/psnr 60.0000 -> " in (tmp_path / "out/README.md").read_text()
     )
@@ -194,7 +194,7 @@ def test_an_adapted_trial_is_exported_as_it_ran(folder: Path, record: SearchReco
     adapt = {"event": "adapt", "time": 0.0, "trial": best.number, "changes": changes, "reason": "out of memory"}
     with (tmp_path / "small" / journal.FILE_NAME).open("a") as file:
         file.write(json.dumps(adapt) + "\n")
-    export(Store(tmp_path / "small"), tmp_path / "out")
+    export(FolderStore(tmp_path / "small"), tmp_path / "out")
     spec = load_production(tmp_path / "out" / "production.yaml").finetune
     assert (spec.batch_size, spec.grad_accumulation) == (4, 2)
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
@@ -209,7 +209,7 @@ def test_an_adapted_trial_is_exported_as_it_ran(folder: Path, record: SearchReco
 def test_an_export_is_never_overwritten(folder: Path, exported: Path) -> None:
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     with pytest.raises(FtaeError, match=r"below/small exists; remove it or choose another folder with --out"):
-        export(Store(folder), exported)
+        export(FolderStore(folder), exported)
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
 
 
@@ -221,7 +221,7 @@ def test_a_trial_without_a_checkpoint_is_refused_and_the_others_named(
     shutil.rmtree(tmp_path / "small" / "trials" / f"{gone:04d}" / "checkpoints")
     for number in (gone, 0, 99):
         with pytest.raises(FtaeError) as refusal:
-            export(Store(tmp_path / "small"), tmp_path / "out", number)
+            export(FolderStore(tmp_path / "small"), tmp_path / "out", number)
         choices = ", ".join(str(n) for n in kept)
         assert str(refusal.value).startswith(f"small: trial {number} has no checkpoint; choose one of {choices} (")
     assert not (tmp_path / "out").exists()
@@ -229,12 +229,12 @@ def test_a_trial_without_a_checkpoint_is_refused_and_the_others_named(
 
 @pytest.mark.parametrize("number", [None, 1])
 def test_a_search_without_a_full_trial_has_nothing_to_export(number: int | None, tmp_path: Path) -> None:
-    state = SearchState(SEARCH, Store(tmp_path))
+    state = SearchState(SEARCH, FolderStore(tmp_path))
     state.next_trial()
     state.next_trial()
     state.end(1, "diverged")
     with pytest.raises(FtaeError, match="no tuned trial ran to its full budget yet, so there is no tuned model"):
-        export(Store(tmp_path), tmp_path / "out", number)
+        export(FolderStore(tmp_path), tmp_path / "out", number)
 
 
 def test_a_damaged_checkpoint_is_not_exported(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_not_exported(folder: Path, record: SearchRecord
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(FtaeError, match=r"small/trials/.* is damaged: average\.safetensors is not what was written"):
-        export(Store(tmp_path / "small"), tmp_path / "out")
+        export(FolderStore(tmp_path / "small"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -255,5 +255,5 @@ def test_a_failed_export_leaves_nothing(folder: Path, record: SearchRecord, tmp_
     best = record.ranked()[0]
     (tmp_path / "small" / best.reports[-1]["images"]).unlink()  # the last thing that is copied
     with pytest.raises(FileNotFoundError):
-        export(Store(tmp_path / "small"), tmp_path / "out")
+        export(FolderStore(tmp_path / "small"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import eval_report
 
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.summary import best, find_search, state_of
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage.store import Store
+from ftae.storage.folder_store import FolderStore
 
 
 def spec(direction: str) -> SearchSpec:
@@ -36,7 +37,7 @@ def spec(direction: str) -> SearchSpec:
 def make_search(folder: Path, values: dict[int, float | None], direction: str = "maximize") -> SearchState:
     """Trials with the given last values of the objective; None is a trial that diverged."""
     folder.mkdir(parents=True)
-    state = SearchState(spec(direction), Store(folder))
+    state = SearchState(spec(direction), FolderStore(folder))
     for number, value in values.items():
         state.next_trial()
         if value is None:
@@ -44,10 +45,9 @@ def make_search(folder: Path, values: dict[int, float | None], direction: str = 
             continue
         for step in (0,) if number == 0 else (0, 12):
             if step:
-                Store(folder).write(f"trials/{number:04d}/checkpoints/step-00000012/model.safetensors", b"x")
+                FolderStore(folder).write(f"trials/{number:04d}/checkpoints/step-00000012/model.safetensors", b"x")
             metrics = {"val/psnr": value, "val/mse": value} | ({"train/lr": 1e-3} if step else {})
-            report: dict[str, Any] = {"step": step, "metrics": metrics, "timing": {}, "images": f"images/{step}.png"}
-            state.report(number, report | {"checkpoint": f"checkpoints/step-{step:08d}" if step else None})
+            state.report(number, eval_report(step, value, metrics=metrics))
     return state
 
 
@@ -57,7 +57,7 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
     make_search(folder, {0: 20.0, 1: 21.0, 2: 19.0, 3: None}, direction).close("complete")
     number, value, metric = (1, 21.0, "val/psnr") if direction == "maximize" else (2, 19.0, "val/mse")
     params = replay(folder).trials[number].params
-    assert best(Store(folder)) == {
+    assert best(FolderStore(folder)) == {
         "search": "made-up",
         "trial": number,
         "metric": metric,
@@ -75,13 +75,13 @@ def test_the_best_trial_is_one_plain_object(tmp_path: Path, direction: str) -> N
 @pytest.mark.parametrize(("value", "beats"), [(20.0, False), (19.9, False), (20.1, True)])
 def test_beating_the_baseline_is_being_strictly_better(tmp_path: Path, value: float, beats: bool) -> None:
     make_search(tmp_path / "made-up", {0: 20.0, 1: value})
-    assert best(Store(tmp_path / "made-up"))["beats_baseline"] is beats
+    assert best(FolderStore(tmp_path / "made-up"))["beats_baseline"] is beats
 
 
 def test_a_search_without_a_full_trial_has_no_best(tmp_path: Path) -> None:
     make_search(tmp_path / "made-up", {0: 20.0, 1: None})
     with pytest.raises(FtaeError, match="made-up: no tuned trial ran to its full budget yet"):
-        best(Store(tmp_path / "made-up"))
+        best(FolderStore(tmp_path / "made-up"))
 
 
 def test_the_leaderboard_has_the_ranked_trials_then_the_baseline_then_the_rest(tmp_path: Path) -> None:
@@ -145,15 +145,15 @@ def make(folder: Path, objective: Any, values: dict[int, tuple[float, float] | N
     """Trials with these last values of psnr and mse; None is a trial that diverged."""
     folder.mkdir(parents=True)
     search = SearchSpec.model_validate(spec("maximize").model_dump() | {"objective": objective})
-    state = SearchState(search, Store(folder))
+    state = SearchState(search, FolderStore(folder))
     for number, pair in values.items():
         state.next_trial()
         if pair is None:
             state.end(number, "diverged", "non-finite loss at step 3")
             continue
         metrics = {"val/psnr": pair[0], "val/mse": pair[1]}
-        report: dict[str, Any] = {"metrics": metrics, "timing": {}, "images": "images/0.png"}
-        state.report(number, report | {"step": 12 if number else 0, "checkpoint": "checkpoints/step-00000012"})
+        step = 12 if number else 0
+        state.report(number, eval_report(step, 0.0, metrics=metrics, checkpoint="checkpoints/step-00000012"))
     return state
 
 
@@ -169,7 +169,7 @@ def test_a_trial_that_keeps_the_constraints_comes_before_any_that_does_not(tmp_p
         (0, False, 20.0, 0.6),
     ]
     assert "front" not in rows[0]
-    result = best(Store(tmp_path / "made-up"))
+    result = best(FolderStore(tmp_path / "made-up"))
     assert (result["trial"], result["feasible"], result["baseline_feasible"]) == (2, True, False)
     assert result["beats_baseline"] is True
     assert result["verdict"] == (
@@ -179,7 +179,7 @@ def test_a_trial_that_keeps_the_constraints_comes_before_any_that_does_not(tmp_p
 
 def test_where_no_trial_keeps_the_constraints_the_nearest_is_best_and_that_is_said(tmp_path: Path) -> None:
     record = make(tmp_path / "made-up", CONSTRAINED, {0: (20.0, 0.1), 1: (25.0, 0.9), 2: (21.0, 0.6), 3: None}).record
-    result = best(Store(tmp_path / "made-up"))
+    result = best(FolderStore(tmp_path / "made-up"))
     assert (result["trial"], result["feasible"], result["beats_baseline"]) == (2, False, False)
     assert result["verdict"].startswith(
         "WARNING: no trial keeps the constraints. This one misses val/mse <= 0.5 (it is 0.6)"
@@ -221,7 +221,7 @@ def test_of_two_metrics_the_front_is_marked_and_weights_choose_from_it(tmp_path:
         (0, False),
         (4, False),
     ]
-    store = Store(tmp_path / "made-up")
+    store = FolderStore(tmp_path / "made-up")
     result = best(store)
     assert (result["trial"], result["front"], result["checkpoint"]) == (2, [2, 1], None)
     assert result["verdict"] == "val/psnr 20.0000 -> 30.0000 (+10.0000); val/mse 0.2000 -> 0.9000 (+0.7000)"

@@ -1,49 +1,41 @@
-"""What the driver refuses before a cluster is started."""
+"""What the driver refuses before Ray is started."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import search_spec
 from PIL import Image
 
 from ftae.errors import FtaeError
+from ftae.results.replay import find_existing_search
 from ftae.results.search_record import SearchRecord
 from ftae.search import driver
-from ftae.search.run import earlier, run_search
+from ftae.search.driver import run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.store import Store, open_store
+from ftae.storage.store import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
+BASE: dict[str, Any] = {
+    "name": "made-up",
+    "finetune.data": {"source": "digits", "resolution": 16},
+    "finetune.optimizer": {"lr": 1e-3},
+    "finetune.num_evals": 3,
+    "finetune.metrics": ["psnr", "ssim"],
+    "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+    "search": {"num_trials": 4},
+}
+
 
 def spec(storage: Path, **changes: Any) -> SearchSpec:
-    """``changes``: values by dotted path."""
-    data: dict[str, Any] = {
-        "name": "made-up",
-        "finetune": {
-            "model": {"family": "conv_ae", "channels": 4, "depth": 1, "latent_channels": 2},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0},
-            "optimizer": {"lr": 1e-3},
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr", "ssim"],
-        },
-        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-        "search": {"num_trials": 4, "storage": str(storage)},
-        "tracking": {},
-    }
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[key] = value
-    return SearchSpec.model_validate(data)
+    """``changes``: values by path, ``__`` in place of its first dots."""
+    changes = {path.replace("__", "."): value for path, value in changes.items()}
+    return search_spec(**BASE | {"search.storage": str(storage)} | changes)
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def existing(tmp_path: Path) -> Path:
     """The storage of a search that was interrupted after one trial."""
     search = spec(tmp_path)
     (tmp_path / search.name).mkdir()
-    state = SearchState(search, Store(tmp_path / search.name))
+    state = SearchState(search, FolderStore(tmp_path / search.name))
     for number in (0, 1, 2):
         state.next_trial()
         if number < 2:
@@ -66,12 +58,12 @@ def test_an_existing_search_is_not_started_again(existing: Path) -> None:
         run_search(spec(existing))
     assert str(refusal.value) == (
         f"{existing}/made-up holds a search already (1 of 4 trials done). "
-        "Go on with it by --resume, or give the new one another name (--set name=...)"
+        "Continue it with --resume, or give the new one another name (--set name=...)"
     )
     assert (existing / "made-up" / FILE_NAME).read_bytes() == before
 
 
-def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+def test_a_search_that_does_not_exist_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(FtaeError, match=r"nothing to resume in .*/made-up; start the search without --resume"):
         run_search(spec(tmp_path), resume=True)
     assert list(tmp_path.iterdir()) == []
@@ -95,15 +87,15 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_another_question_is_not_a_resumption(existing: Path, change: dict[str, Any], named: str) -> None:
+def test_a_search_with_other_results_is_not_resumed(existing: Path, change: dict[str, Any], named: str) -> None:
     before = (existing / "made-up" / FILE_NAME).read_bytes()
-    with pytest.raises(FtaeError, match="another question than that of the search to resume: ") as refusal:
+    with pytest.raises(FtaeError, match="comparable with those of the search to resume: ") as refusal:
         run_search(spec(existing, **change), resume=True)
     assert f": {named} differ." in str(refusal.value)
     assert (existing / "made-up" / FILE_NAME).read_bytes() == before
 
 
-def test_the_means_may_change(existing: Path) -> None:
+def test_settings_without_influence_on_results_may_change(existing: Path) -> None:
     changed = spec(
         existing,
         search__num_trials=40,
@@ -116,12 +108,12 @@ def test_the_means_may_change(existing: Path) -> None:
         tracking__uri="http://another:5000",
         tracking__experiment="another",
     )
-    before = earlier(changed, resume=True)
+    before = find_existing_search(changed, resume=True)
     assert before is not None
-    driver._same_question(before, changed, before.facts)
+    driver._check_comparable(before, changed, before.facts)
 
 
-def test_every_setting_is_either_of_the_question_or_of_the_means() -> None:
+def test_every_setting_either_may_change_or_decides_results() -> None:
     settings = SearchSpec.model_fields["search"].annotation.model_fields  # type: ignore[union-attr]
     assert set(settings) == {*driver.MAY_CHANGE, "sampler", "scheduler", "seed"}
 
@@ -135,10 +127,10 @@ def test_every_setting_is_either_of_the_question_or_of_the_means() -> None:
         ),
         ({"finetune__data": {"source": "image_folder", "train": "no/such/folder", "resolution": 16}}, "no/such/folder"),
         ({"finetune__freeze": ["no_such_stage"]}, "no_such_stage"),
-        ({"finetune__model": {"family": "conv_ae", "pretrained": "no/such/model"}}, "no/such/model"),
+        ({"finetune__model": {"family": "conv_vae", "pretrained": "no/such/model"}}, "no/such/model"),
     ],
 )
-def test_what_cannot_be_run_is_said_before_anything_starts(
+def test_a_search_that_cannot_run_is_refused_before_anything_starts(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FtaeError, match=message):
@@ -162,7 +154,7 @@ def test_a_journal_that_cannot_be_read_is_not_overwritten(tmp_path: Path) -> Non
     assert journal.read_text().startswith("no JSON at all")
 
 
-def test_who_looks_at_a_search_leaves_its_drivers_mirror_alone(
+def test_a_refused_driver_leaves_the_mirror_of_the_running_one_alone(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path))
@@ -170,7 +162,7 @@ def test_who_looks_at_a_search_leaves_its_drivers_mirror_alone(
     state = SearchState(search, open_store(bucket, search.name, "driver"))
     state.next_trial()
     with state.journal.path.open("ab") as file:
-        file.write(b"what its driver is writing")
+        file.write(b"half a line")
     before = state.journal.path.read_bytes()
     with pytest.raises(FtaeError, match=f"^{bucket}/made-up holds a search already"):
         run_search(search)
@@ -179,18 +171,18 @@ def test_who_looks_at_a_search_leaves_its_drivers_mirror_alone(
     assert state.journal.path.read_bytes() == before
 
 
-def test_other_images_or_weights_are_another_question(tmp_path: Path) -> None:
+def test_a_search_is_not_resumed_with_other_images_or_weights(tmp_path: Path) -> None:
     search = spec(tmp_path)
     found = {"dataset_fingerprint": "a", "pretrained_digest": None}
     record = SearchRecord(search.model_dump(mode="json"), found)
-    driver._same_question(record, search, found)
+    driver._check_comparable(record, search, found)
     with pytest.raises(FtaeError, match="to resume: dataset fingerprint differ"):
-        driver._same_question(record, search, found | {"dataset_fingerprint": "b"})
+        driver._check_comparable(record, search, found | {"dataset_fingerprint": "b"})
     with pytest.raises(FtaeError, match="to resume: pretrained digest differ"):
-        driver._same_question(record, search, found | {"pretrained_digest": "c"})
+        driver._check_comparable(record, search, found | {"pretrained_digest": "c"})
 
 
-def test_what_of_the_images_is_not_used_is_said(
+def test_skipped_images_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "FLUSH_SECONDS", 0.1)  # for a tracking server that is not there
@@ -207,7 +199,9 @@ def test_what_of_the_images_is_not_used_is_said(
     monkeypatch.setattr(driver, "preflight", no_further)
     with pytest.raises(FtaeError, match="so far and no further"):
         driver.drive(
-            spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}), False, own=True
+            spec(tmp_path / "searches", finetune__data=data, tracking={"uri": "http://127.0.0.1:9"}),
+            False,
+            is_local=True,
         )
     said = capsys.readouterr().err
     assert f"1 image cannot be read and is skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said

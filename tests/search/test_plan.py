@@ -1,4 +1,4 @@
-"""What ``ftae validate`` says before anything is spent."""
+"""The plan that ``ftae validate`` prints."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from builders import search_dict
 from PIL import Image
 
 from ftae.engine.models.families import build_model
@@ -23,35 +24,22 @@ from ftae.storage.journal import Journal
 
 def search(**changes: Any) -> dict[str, Any]:
     """A search file; ``changes``: values by path, ``__`` between its parts."""
-    data: dict[str, Any] = {
-        "name": "small",
-        "finetune": {
-            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-            "data": {"source": "digits", "resolution": 16},
-            "freeze_depth": 1,
-            "losses": {"mse": 1.0, "kl": 1e-3},
-            "optimizer": {"lr": 1e-3},
-            "batch_size": 8,
-            "grad_accumulation": 2,
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr"],
-        },
+    base: dict[str, Any] = {
+        "finetune.data": {"source": "digits", "resolution": 16},
+        "finetune.freeze_depth": 1,
+        "finetune.optimizer": {"lr": 1e-3},
+        "finetune.batch_size": 8,
+        "finetune.grad_accumulation": 2,
+        "finetune.num_evals": 3,
+        "finetune.metrics": ["psnr"],
         "search_space": {
             "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
             "batch_size": {"low": 4, "high": 16, "step": 4},
             "max_grad_norm": {"choices": [1.0, None]},
         },
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
         "search": {"num_trials": 9, "max_hours": 1.5, "keep_checkpoints": 2, "storage": "/no/such/place"},
     }
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[key] = value
-    return data
+    return search_dict(**base | {path.replace("__", "."): value for path, value in changes.items()})
 
 
 def plan_of(**changes: Any) -> list[str]:
@@ -82,8 +70,8 @@ def test_the_plan_of_a_search() -> None:
     ]
     assert sum(int(s[3].replace(",", "")) for s in stages) == 3605
     assert lines[15:] == [
-        "kl           0.001 per element, 0.064 in summed terms (as LDM has it)",  # times 256 pixels / 4 latents
-        "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of it, by the Gaussian
+        "kl           0.001 per element, 0.064 in summed terms (LDM's convention)",  # times 256 pixels / 4 latents
+        "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of that, by the Gaussian
         # 4 channels of 8x8, and a byte, of 1438 and 359 digits.
         "frozen cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
         lines[18],
@@ -97,7 +85,7 @@ def test_the_plan_of_a_search() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"finetune__freeze_depth": 0}, []),
         ({"finetune__frozen_cache_gb": 0.0}, []),
@@ -117,11 +105,11 @@ def test_the_plan_of_a_search() -> None:
         ),
     ],
 )
-def test_the_plan_says_what_of_the_frozen_start_is_stored(changes: dict[str, Any], told: list[str]) -> None:
-    assert [line for line in plan_of(**changes) if line.startswith("frozen cache")] == told
+def test_the_plan_says_how_much_of_the_frozen_start_is_stored(changes: dict[str, Any], expected: list[str]) -> None:
+    assert [line for line in plan_of(**changes) if line.startswith("frozen cache")] == expected
 
 
-def test_the_size_of_a_checkpoint_is_about_what_it_takes(tmp_path: Path) -> None:
+def test_the_size_of_a_checkpoint_is_about_right(tmp_path: Path) -> None:
     # Wide enough for the tensors to outweigh the files around them.
     changes: dict[str, Any] = {"finetune__model": {"family": "conv_vae", "channels": 32, "depth": 1, "latent_dim": 16}}
     [line] = [line for line in plan_of(**changes) if line.startswith("checkpoints")]
@@ -138,7 +126,7 @@ def test_without_a_rung_every_trial_runs_to_its_end() -> None:
         assert "rungs        none: every trial runs 12 steps" in plan_of(**changes)
 
 
-def test_the_space_is_held_against_the_quota() -> None:
+def test_the_space_is_compared_with_the_quota() -> None:
     [line] = [line for line in plan_of(search__max_storage_gb=2.5) if line.startswith("space")]
     assert line.endswith(" a running trial (at most 2.5 GB, by search.max_storage_gb)")
     with pytest.raises(
@@ -147,7 +135,7 @@ def test_the_space_is_held_against_the_quota() -> None:
         plan_of(search__max_storage_gb=1e-4)
 
 
-def test_what_the_preflight_of_a_begun_search_measured_is_told(tmp_path: Path) -> None:
+def test_the_plan_of_a_begun_search_has_the_measurements_of_its_preflight(tmp_path: Path) -> None:
     begun = search(search__storage=str(tmp_path))
     (tmp_path / "small").mkdir()
     journal = Journal(tmp_path / "small")
@@ -160,7 +148,7 @@ def test_what_the_preflight_of_a_begun_search_measured_is_told(tmp_path: Path) -
     assert last in plan_of(search__storage=str(tmp_path))
 
 
-def test_what_is_optimised_is_told() -> None:
+def test_the_plan_says_what_is_optimised() -> None:
     constrained = {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/kl <= 400"]}
     two = [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/kl", "direction": "minimize"}]
     for objective, said in (
@@ -172,7 +160,7 @@ def test_what_is_optimised_is_told() -> None:
         assert "rungs        steps 4 of 12 (best 1/3 go on, by val/psnr alone)" in lines
 
 
-def test_what_depends_on_what_is_told() -> None:
+def test_the_plan_says_which_params_depend_on_others() -> None:
     space = {
         "losses.kl": {"low": 1e-5, "high": 1e-2, "log": True, "or_off": True},
         "losses.kl_capacity": {"low": 1, "high": 25, "or_off": True},
@@ -203,7 +191,7 @@ def test_the_plan_of_a_training_run_has_no_trials() -> None:
     assert not any(line.startswith(("rungs", "storage", "checkpoints")) for line in lines)
 
 
-def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_plan_writes_no_files(tmp_path: Path) -> None:
     plan_of(search__storage=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -234,7 +222,7 @@ def test_a_model_that_cannot_take_the_images_is_refused() -> None:
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_labels_are_looked_for_where_they_are_needed(tmp_path: Path, labelled: bool) -> None:
+def test_missing_labels_are_refused_where_they_are_needed(tmp_path: Path, labelled: bool) -> None:
     for name in ("cats", "dogs"):
         place = tmp_path / "photos" / name if labelled else tmp_path / "photos"
         place.mkdir(parents=True, exist_ok=True)
@@ -277,7 +265,7 @@ main()
 """
 
 
-def test_without_torch_all_but_the_model_is_checked(tmp_path: Path) -> None:
+def test_without_torch_everything_but_the_model_is_checked(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search()))
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "search.yaml")]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -289,13 +277,15 @@ def test_without_torch_all_but_the_model_is_checked(tmp_path: Path) -> None:
     assert not any(line.startswith("space") for line in lines)
 
 
-def test_the_plan_says_what_the_data_ask() -> None:
+def test_the_plan_says_what_the_data_ask_of_the_model() -> None:
     data = {"source": "digits", "resolution": 16, "degrade": {"noise": 0.1, "blur": 1.5}, "labelled_fraction": 0.05}
     data |= {"anomaly_classes": [7, 8], "replay": {"source": "digits", "share": 0.25}}
     lines = plan_of(finetune__data=data, finetune__losses={"mse": 1.0, "ce": 0.1})
-    assert "degraded     the model is given images with blur 1.5, noise 0.1, and judged against the clean ones" in lines
+    assert (
+        "degraded     the input of the model has blur 1.5, noise 0.1; it is measured against the clean images" in lines
+    )
     assert "replay       2 of 8 images a batch from digits; val_source/psnr" in lines
-    assert "anomalies    7, 8: never trained on, told from the rest by auroc" in lines
+    assert "anomalies    7, 8: never trained on; auroc says how well they stand out" in lines
     assert "labels       0.05 of the training images of each class, all of validation" in lines
 
 
@@ -307,7 +297,7 @@ def test_a_missing_folder_of_replayed_images_is_named(tmp_path: Path) -> None:
     assert "replay.val" not in str(error.value)
 
 
-def test_the_plan_says_beta_and_how_far_it_is_searched() -> None:
+def test_the_plan_says_beta_and_its_searched_range() -> None:
     kl = {"low": 1e-4, "high": 1e-2, "log": True}
     lines = plan_of(search_space={"losses.kl": kl})
     # 256 pixels over 4 latents, halved by the Gaussian's log-likelihood
@@ -329,7 +319,7 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
     data = {"source": "digits", "resolution": 32}
     given = {"family": "conv_vae", "pretrained": str(tmp_path), "resolution_adapters": 1}
     lines = plan_of(finetune__model=given, finetune__data=data, finetune__freeze_depth=0)
-    assert f"new          encoder.outer.0, decoder.outer.0; the others are kept from {tmp_path}" in lines
+    assert f"new          encoder.outer.0, decoder.outer.0; the others come from {tmp_path}" in lines
     states = [line.split()[4:] for line in lines if line.startswith("  ") and ".outer." in line]
     assert states == [["trained,", "new"]] * 2
     assert not any(line.startswith("new") for line in plan_of(finetune__model=model | {"resolution_adapters": 1}))
@@ -343,6 +333,6 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
          "codes        128; effective weights: 0.5 commitment, 2 codebook"),
     ],
 )  # fmt: skip
-def test_the_plan_says_what_moves_the_codes(codebook: str, losses: dict[str, float], said: str) -> None:
+def test_the_plan_says_how_the_codes_are_trained(codebook: str, losses: dict[str, float], said: str) -> None:
     model = {"family": "vq_vae", "codebook": codebook}
     assert said in plan_of(finetune__model=model, finetune__losses={"mse": 1.0, **losses}, finetune__freeze_depth=0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from simulated import CONSTRAINED, TWO, sampler_spec
 
 from ftae.results.search_record import SearchRecord
 from ftae.search import progress as module
@@ -18,36 +19,13 @@ from ftae.search.progress import Progress, short_params
 from ftae.specs import SearchSpec
 from ftae.wording import duration
 
-SPEC = SearchSpec.model_validate(
-    {
-        "name": "made-up",
-        "finetune": {
-            "model": {"family": "conv_ae"},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0},
-            "optimizer": {"lr": 1e-3},
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr"],
-        },
-        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-        "search": {"num_trials": 8},
-    }
-)
-
-
-CONSTRAINED = SearchSpec.model_validate(
-    SPEC.model_dump()
-    | {
-        "finetune": SPEC.finetune.model_dump() | {"metrics": ["psnr", "mse"]},
-        "objective": {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/mse <= 0.5"]},
-    }
-)
+LR = {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}}
+SPEC = sampler_spec(LR, num_trials=8)
+CONSTRAINED_SPEC = sampler_spec(LR, CONSTRAINED, num_trials=8)
 
 
 class Search:
-    """A record that grows, and what is shown of it on a console that writes into a string."""
+    """A record that grows, and its progress on a console that writes into a string."""
 
     def __init__(
         self, terminal: bool, spec: SearchSpec = SPEC, record: SearchRecord | None = None, expected: float = 400.0
@@ -87,13 +65,13 @@ class Search:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, to be set by hand."""
+    """The time, which a test sets."""
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> None:
+def test_a_file_gets_one_line_per_trial_that_ends(clock: list[float]) -> None:
     search = Search(terminal=False)
     with search.progress:
         search.trial(0, 0, 18.0, "finished")
@@ -120,7 +98,7 @@ def test_a_file_gets_one_line_for_each_trial_that_ends(clock: list[float]) -> No
     ]
 
 
-def test_what_is_said_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     message = "2 images cannot be read: [a].png: " + "x" * 200
     Progress(SPEC).notify(message)
     out, err = capsys.readouterr()
@@ -141,13 +119,13 @@ def test_a_terminal_gets_a_table(clock: list[float]) -> None:
     assert re.search(r"0 +finished +0 +18\.0000 +baseline, untuned", shown)
     assert re.search(r"1 +running +4 +19\.2500 +lr=0\.001", shown)
     assert re.search(r"4 +diverged +8", shown)
-    assert "made-up: 3/8 trials done, 1 running, 1 pruned, 1 diverged" in shown
+    assert "small: 3/8 trials done, 1 running, 1 pruned, 1 diverged" in shown
     assert "best 21.5000, baseline 18.0000, +3.5000" in shown
     assert "trial 3 pruned" not in shown, "no lines beside the table"
 
 
-def test_what_keeps_the_constraints_is_shown(clock: list[float]) -> None:
-    search = Search(terminal=False, spec=CONSTRAINED)
+def test_the_table_shows_which_trials_keep_the_constraints(clock: list[float]) -> None:
+    search = Search(terminal=False, spec=CONSTRAINED_SPEC)
     with search.progress:
         search.trial(0, 0, 18.0, "finished", mse=0.1)
         search.trial(2, 12, 21.5, "finished", mse=0.9)
@@ -189,25 +167,25 @@ def left(search: Search) -> str:
     return search.lines[-1].rpartition(" | ")[2]
 
 
-def test_a_search_taken_up_again_does_not_count_what_was_there(clock: list[float]) -> None:
+def test_the_time_left_of_a_resumed_search_ignores_earlier_trials(clock: list[float]) -> None:
     earlier = Search(terminal=False)
     for number in range(5):
         earlier.trial(number, 12, 20.0, "finished")
     search = Search(terminal=False, record=earlier.record, expected=8 * 60.0)
     clock[0] += 60.0
     search.trial(5, 12, 20.0, "finished")
-    # 60 s for one of eight trials, as was expected; three are left.
+    # 60 s for one of eight trials, as expected; three are left.
     assert search.lines[0].endswith(
         "5/8 trials done, 0 running | best 20.0000, baseline 20.0000, +0.0000 | about 3 min 0 s left"
     )
 
 
-def test_the_time_left_begins_with_what_was_expected_and_moves_to_what_is_measured(clock: list[float]) -> None:
+def test_the_time_left_moves_from_the_expected_to_the_measured_speed(clock: list[float]) -> None:
     search = Search(terminal=False, expected=400.0)
     search.trial(0, 0, 18.0, "finished")
     assert left(search) == "about 6 min 40 s left"
     clock[0] += 10.0
-    search.trial(1, 0, 18.0, "failed")  # an eighth is done; what is measured says 80 s
+    search.trial(1, 0, 18.0, "failed")  # an eighth is done, which makes 80 s in all
     whole = (0.05 * 400.0 + 10.0) / (0.05 + 0.125)
     assert left(search) == f"about {duration(whole * 7 / 8)} left"
     for number in range(2, 8):
@@ -216,7 +194,7 @@ def test_the_time_left_begins_with_what_was_expected_and_moves_to_what_is_measur
     assert left(search) == f"about {duration((0.05 * 400.0 + 70.0) / 0.925 / 8)} left"
 
 
-def test_between_reports_the_time_left_runs_down_and_never_below_nothing(clock: list[float]) -> None:
+def test_between_reports_the_time_left_counts_down_to_zero(clock: list[float]) -> None:
     search = Search(terminal=False, expected=80.0)
     with search.progress:
         search.trial(0, 0, 18.0, "finished")
@@ -236,13 +214,13 @@ def test_between_reports_the_time_left_runs_down_and_never_below_nothing(clock: 
     assert left(search) == "about to end"
 
 
-def test_fewer_trials_than_have_begun_are_told_as_such(clock: list[float]) -> None:
+def test_fewer_trials_than_have_begun_are_noted(clock: list[float]) -> None:
     earlier = Search(terminal=False)
     for number in range(3):
         earlier.trial(number, 12, 20.0, "finished")
     earlier.trial(3, 4)
     search = Search(terminal=False, spec=lowered(1), record=earlier.record, expected=30.0)
-    assert search.lines == ["3 trials have begun and search.num_trials is 1: those are finished, none is added"]
+    assert search.lines == ["3 trials have begun and search.num_trials is 1: they are finished, and none is added"]
     clock[0] += 4.0
     search.record.apply({"event": "end", "trial": 3, "time": 0.0, "status": "finished", "reason": None})
     search.progress.update(3)
@@ -251,13 +229,10 @@ def test_fewer_trials_than_have_begun_are_told_as_such(clock: list[float]) -> No
 
 
 def test_a_table_is_drawn_while_the_record_grows() -> None:
-    objective = {"metrics": [{"metric": f"val/{name}", "direction": "maximize"} for name in ("psnr", "mse")]}
-    finetune = SPEC.finetune.model_dump() | {"metrics": ["psnr", "mse"]}
-    spec = SearchSpec.model_validate(SPEC.model_dump() | {"finetune": finetune, "objective": objective})
-    search = Search(terminal=False, spec=spec)
+    search = Search(terminal=False, spec=sampler_spec(LR, TWO, num_trials=8))
     search.trial(1, 12, 20.0, "finished", mse=0.1)
     shown = search.progress._render()
-    # The other thread draws between an event and ``update``, when the trials are not in order.
+    # The other thread may draw between an event and ``update``, while the record is inconsistent.
     search.record.trials = None  # type: ignore[assignment]
     with search.progress._console.capture() as capture:
         search.progress._console.print(shown)
@@ -265,7 +240,7 @@ def test_a_table_is_drawn_while_the_record_grows() -> None:
     assert capture.get().count("1/8 trials done") == 2
 
 
-def test_days_are_told_in_hours(clock: list[float]) -> None:
+def test_days_are_shown_in_hours(clock: list[float]) -> None:
     search = Search(terminal=False, expected=80 * 3600.0)
     clock[0] += 36_000.0
     search.trial(1, 12, 20.0, "finished")
@@ -292,10 +267,10 @@ def test_on_a_real_terminal_the_table_goes_to_stderr() -> None:
     )
     os.close(theirs)
     shown = ""
-    with suppress(OSError):  # the end of what a terminal was written
+    with suppress(OSError):  # the end of the output
         while part := os.read(ours, 100_000).decode():
             shown += part
     os.close(ours)
     assert result.stdout == b""
     assert "hello" in shown
-    assert "made-up: 0/8 trials done" in shown
+    assert "small: 0/8 trials done" in shown

@@ -1,4 +1,4 @@
-"""``ftae search`` as a user starts it: a command of its own, with the Ray that it starts."""
+"""``ftae search`` as a user runs it: a command that starts its own Ray."""
 
 import os
 import signal
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from builders import small_search
 from faults.running import Drivers, wait_until
-from small_search import SEARCH
 
 from ftae.results.replay import fold, replay
 
-# Printed while the module is imported, built and run, as many networks do.
+# Prints while the module is imported, built and run, like many networks.
 NETWORK = """
 import torch
 from torch import nn
@@ -45,13 +45,13 @@ def drivers(tmp_path: Path) -> Iterator[Drivers]:
 
 
 def write(folder: Path, **finetune: Any) -> None:
-    search = SEARCH.model_dump(mode="json", exclude_defaults=True)
+    search = small_search().model_dump(mode="json", exclude_defaults=True)
     search["finetune"] |= finetune
     (folder / "search.yaml").write_text(yaml.safe_dump(search))
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.faults), 2])
-def test_a_search_with_one_worker_a_trial_and_with_two(workers: int, drivers: Drivers) -> None:
+def test_a_search_with_one_worker_per_trial_and_with_two(workers: int, drivers: Drivers) -> None:
     write(drivers.folder)
     sets = ("--set", f"search.resources.workers={workers}", "--set", "search.resources.cpus=0.5")
     status, output, errors = drivers.start("search", "search.yaml", *sets).result(600)
@@ -65,7 +65,7 @@ def test_a_search_with_one_worker_a_trial_and_with_two(workers: int, drivers: Dr
 
 
 @pytest.mark.faults
-def test_a_network_that_prints_is_searched_and_its_words_are_not_among_the_results(drivers: Drivers) -> None:
+def test_output_of_a_network_is_not_among_the_results(drivers: Drivers) -> None:
     (drivers.folder / "nets.py").write_text(NETWORK)
     write(
         drivers.folder,
@@ -77,7 +77,7 @@ def test_a_network_that_prints_is_searched_and_its_words_are_not_among_the_resul
     assert status == 0, errors
     [line] = output.splitlines()
     assert line.startswith("small: best is trial ")
-    assert "making a network" not in errors, "it is drawn over the progress"
+    assert "making a network" not in errors, "it would hide the progress"
 
 
 @pytest.mark.faults
@@ -90,7 +90,7 @@ def test_a_lost_terminal_ends_a_search_in_order(drivers: Drivers) -> None:
         return (folder / "journal.jsonl").exists() and len(fold(folder).trials) > 1
 
     wait_until(trains)
-    os.killpg(driver.pid, signal.SIGHUP)  # the driver, and what it has started
+    os.killpg(driver.pid, signal.SIGHUP)  # the driver and all processes that it has started
     status, _, errors = driver.result()
     assert (status, "Traceback" in errors) == (130, False)
     close = replay(folder).close

@@ -1,4 +1,4 @@
-"""A search in an object store, on a real S3 server: it is there for every machine, and for one driver at a time."""
+"""A search in an object store, on a real S3 server: open to every machine, and to one driver at a time."""
 
 import resource
 from collections.abc import Callable
@@ -6,40 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import eval_report
+from simulated import snapshot, state_spec
 
 from ftae.errors import FtaeError
 from ftae.results.export import chosen_trial
 from ftae.results.summary import best, find_search
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import SEARCH_FILE, ship_new
-from ftae.specs import SearchSpec
 from ftae.storage import journal, lease
-from ftae.storage.store import JOURNAL_PIECES, Store, open_store
+from ftae.storage.folder_store import FolderStore
+from ftae.storage.object_store import JOURNAL_PIECES
+from ftae.storage.store import Store, open_store
 
-SPEC = SearchSpec.model_validate(
-    {
-        "name": "made-up",
-        "finetune": {
-            "model": {"family": "conv_ae"},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0},
-            "optimizer": {"lr": 1e-3},
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr"],
-        },
-        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-        "search": {"num_trials": 6, "scheduler": {"name": "asha", "reduction_factor": 2.0}},
-    }
-)
+SPEC = state_spec(scheduler="asha", num_trials=6, space={"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}})
 
 OnMachine = Callable[..., Store]
 
 
 @pytest.fixture
 def on_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnMachine:
-    """The search's store as another machine has it: by a mirror of its own."""
+    """Opens the search on a machine, which has its own mirror."""
     for name, value in {"RENEW_SECONDS": 0.1, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.2}.items():
         monkeypatch.setattr(lease, name, value)
 
@@ -51,18 +38,18 @@ def on_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def step_of(state: SearchState, number: int) -> bool:
-    """The next report of a trial, better for the later ones; whether it goes on."""
+    """Send the next report of a trial, better for later trials; returns whether the trial continues."""
     trial = state.record.trials[number]
     step = trial.step + 4 if trial.reports else 0
-    below = {"images": f"images/step-{step}.png", "checkpoint": f"checkpoints/step-{step:08d}" if step else None}
-    state.store.write(f"trials/{number:04d}/{below['images']}", b"picture")
-    if step:
-        state.store.write(f"trials/{number:04d}/{below['checkpoint']}/model.safetensors", b"weights")
-    return state.report(number, {"step": step, "metrics": {"val/psnr": 20.0 + number}, "timing": {}, **below})
+    report = eval_report(step, 20.0 + number)
+    state.store.write(f"trials/{number:04d}/{report.images}", b"picture")
+    if report.checkpoint:
+        state.store.write(f"trials/{number:04d}/{report.checkpoint}/model.safetensors", b"weights")
+    return state.report(number, report)
 
 
 def run(state: SearchState, until: int = 99) -> SearchState:
-    """One trial after the other, up to the first report of trial ``until``."""
+    """Run one trial after the other, up to the first report of trial ``until``."""
     while (trial := state.next_trial()) is not None:
         while step_of(state, trial.number):
             if trial.number == until:
@@ -71,51 +58,47 @@ def run(state: SearchState, until: int = 99) -> SearchState:
 
 
 def die(state: SearchState) -> None:
-    """As a driver that is killed: nothing is closed or given back."""
+    """Leave what a killed driver leaves: nothing is closed or released."""
     state._lease._released.set()
-
-
-def told(state: SearchState) -> Any:
-    """All that a search knows."""
-    study = [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in state.study.trials]
-    return state.record.trials, study, state.rungs.recorded()
 
 
 def events(folder: Path) -> list[tuple[str, int | None]]:
     return [(event["event"], event.get("trial")) for event, _ in journal.read(folder)]
 
 
-def test_another_machine_takes_up_what_a_killed_driver_left(on_machine: OnMachine, tmp_path: Path) -> None:
+def test_another_machine_resumes_the_search_of_a_killed_driver(on_machine: OnMachine, tmp_path: Path) -> None:
     first = run(SearchState(SPEC, on_machine("one")), until=3)
     die(first)
-    said: list[str] = []
-    again = SearchState(SPEC, on_machine("two"), notify=said.append)
-    assert len(said) == 1
-    assert "held this search; watching for 1 s" in said[0]
-    assert told(again) == told(first)
+    notes: list[str] = []
+    again = SearchState(SPEC, on_machine("two"), notify=notes.append)
+    assert len(notes) == 1
+    assert "held this search; watching for 1 s" in notes[0]
+    assert again.record.trials == first.record.trials
+    assert snapshot(again) == snapshot(first)
     run(again)
     assert again.is_complete
     (tmp_path / "undisturbed").mkdir()
-    undisturbed = run(SearchState(SPEC, Store(tmp_path / "undisturbed")))
+    undisturbed = run(SearchState(SPEC, FolderStore(tmp_path / "undisturbed")))
     assert [t.params for t in again.record.ranked()] == [t.params for t in undisturbed.record.ranked()]
-    assert told(again)[1:] == told(undisturbed)[1:]
+    assert snapshot(again) == snapshot(undisturbed)
     die(undisturbed)
     again.close("complete")
-    assert again.store.names("") == [JOURNAL_PIECES, "trials"], "the lease was given back"
+    assert again.store.names("") == [JOURNAL_PIECES, "trials"], "the lease was released"
 
 
-def test_the_same_machine_goes_on_at_once(on_machine: OnMachine) -> None:
+def test_the_same_machine_resumes_at_once(on_machine: OnMachine) -> None:
     first = run(SearchState(SPEC, on_machine("one")), until=2)
     with pytest.raises(FtaeError, match="is being run by another ftae process"):
         SearchState(SPEC, on_machine("one"))
     die(first)
     first.journal.close()
     path = first.journal.path
-    path.write_bytes(path.read_bytes()[:-100])  # the mirror is behind: what counts is in the store
-    said: list[str] = []
-    again = SearchState(SPEC, on_machine("one"), notify=said.append)
-    assert said == []
-    assert told(again) == told(first)
+    path.write_bytes(path.read_bytes()[:-100])  # the mirror is behind the store, which counts
+    notes: list[str] = []
+    again = SearchState(SPEC, on_machine("one"), notify=notes.append)
+    assert notes == []
+    assert again.record.trials == first.record.trials
+    assert snapshot(again) == snapshot(first)
     again.close("interrupted")
 
 
@@ -134,7 +117,7 @@ def test_a_driver_that_was_replaced_cannot_write(on_machine: OnMachine) -> None:
     before = events(state.store.folder)
     for _ in range(2):
         with pytest.raises(FtaeError, match=r"made-up was taken over by another ftae driver; this one ends"):
-            replaced.note(2, "it does not know yet")
+            replaced.note(2, "it does not know that it was replaced")
     with pytest.raises(FtaeError, match="was taken over"):
         replaced.close("failed")
     state.close("interrupted")
@@ -143,18 +126,18 @@ def test_a_driver_that_was_replaced_cannot_write(on_machine: OnMachine) -> None:
     assert events(reader.folder) == [*before, ("close", None)]
 
 
-def test_an_event_that_reached_the_store_but_not_the_disk_is_there_once(on_machine: OnMachine) -> None:
-    said: list[str] = []
+def test_an_event_that_reached_the_store_but_not_the_disk_is_stored_once(on_machine: OnMachine) -> None:
+    notes: list[str] = []
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def notify(message: str) -> None:
-        said.append(message)
+        notes.append(message)
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
     state = SearchState(SPEC, on_machine("one"), notify=notify)
     resource.setrlimit(resource.RLIMIT_FSIZE, (state.journal.path.stat().st_size + 20, unlimited[1]))
     assert state.next_trial() is not None
-    assert [message.split(":")[0] for message in said] == ["storage refuses", "storage is back"]
+    assert [message.split(":")[0] for message in notes] == ["the storage fails", "the storage works again"]
     reader = on_machine("two", "reader")
     reader.refresh()
     assert (reader.folder / journal.FILE_NAME).read_bytes() == state.journal.path.read_bytes()
@@ -162,7 +145,7 @@ def test_an_event_that_reached_the_store_but_not_the_disk_is_there_once(on_machi
     state.close("interrupted")
 
 
-def test_what_was_found_is_read_and_sent_from_any_machine(on_machine: OnMachine, bucket: str) -> None:
+def test_results_are_read_and_sent_from_any_machine(on_machine: OnMachine, bucket: str) -> None:
     state = run(SearchState(SPEC, on_machine("one")))
     state.store.write(SEARCH_FILE, b"name: made-up")
     state.close("complete")

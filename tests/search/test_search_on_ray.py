@@ -1,4 +1,4 @@
-"""Whole searches on a local cluster, tracked in MLflow's SQLite store: small ones, shared by the tests."""
+"""Small whole searches on a local Ray, tracked in MLflow's SQLite store, and shared by the tests."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import search_spec
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.torch import load_file, save_file
@@ -20,15 +21,15 @@ from ftae.errors import FtaeError
 from ftae.results.replay import fold, replay
 from ftae.results.search_record import SearchRecord
 from ftae.search import driver
-from ftae.search.run import run_search
+from ftae.search.driver import run_search
+from ftae.search.ray.ray_text import WORKER_TITLE
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import sync, unsent
 from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
-from ftae.storage import journal
-from ftae.storage import retry as patience
+from ftae.storage import journal, retry
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable, store_uri
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -36,24 +37,17 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def spec(storage: Path, **changes: Any) -> SearchSpec:
     """A search whose trials take a fraction of a second; ``changes``: values by path, ``__`` between its parts."""
-    data: dict[str, Any] = {
-        "name": "small",
-        "finetune": {
-            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0, "kl": 1e-3},
-            "optimizer": {"lr": 1e-3},
-            "ema_half_life_fraction": 0.1,
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr", "ssim"],
-        },
+    base: dict[str, Any] = {
+        "finetune.data": {"source": "digits", "resolution": 16},
+        "finetune.optimizer": {"lr": 1e-3},
+        "finetune.ema_half_life_fraction": 0.1,
+        "finetune.num_evals": 3,
+        "finetune.metrics": ["psnr", "ssim"],
         "search_space": {
             "optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True},
             "losses.kl": {"low": 1e-5, "high": 1e-2, "log": True},
             "freeze_depth": {"low": 0, "high": 2},
         },
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
         "search": {
             "num_trials": 6,
             "scheduler": {"name": "asha", "reduction_factor": 2, "grace_fraction": 0.33},
@@ -62,18 +56,12 @@ def spec(storage: Path, **changes: Any) -> SearchSpec:
             "storage": str(storage),
         },
     }
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        place = data
-        for section in sections:
-            place = place[section]
-        place[key] = value
-    return SearchSpec.model_validate(data)
+    return search_spec(**base | {path.replace("__", "."): value for path, value in changes.items()})
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage for the module: making MLflow's tables takes seconds."""
+    """One storage for the module, because creating MLflow's tables takes seconds."""
     return tmp_path_factory.mktemp("searches")
 
 
@@ -85,12 +73,12 @@ def searched(storage: Path, ray_session: None) -> SearchRecord:
 
 @pytest.fixture(scope="module")
 def troubled(storage: Path, ray_session: None) -> SearchRecord:
-    """A search, as many trials at a time as there is room for, some of whose configurations cannot be trained."""
+    """A search with as many trials at a time as there is room for, and configurations that cannot be trained."""
     return run_search(troubled_spec(storage))
 
 
 def troubled_spec(storage: Path, **changes: Any) -> SearchSpec:
-    # A rate of a million diverges; with the encoder frozen, the KL alone has nothing to train.
+    # A rate of a million diverges. With the encoder frozen, the KL loss alone has nothing to train.
     return spec(
         storage,
         name="troubled",
@@ -109,7 +97,7 @@ def troubled_spec(storage: Path, **changes: Any) -> SearchSpec:
 
 
 def numbers(record: SearchRecord) -> dict[int, Any]:
-    """All that a search has found, but for times."""
+    """All results of a search, without times."""
     return {
         n: (t.kind, t.params, t.status, t.reason, [(r["step"], r["value"], r["metrics"]) for r in t.reports])
         for n, t in record.trials.items()
@@ -132,7 +120,7 @@ def test_a_search_is_in_its_journal_from_start_to_end(searched: SearchRecord, st
     assert len(rows) == 7
 
 
-def test_all_that_the_journal_names_is_on_disk(searched: SearchRecord, storage: Path) -> None:
+def test_all_files_that_the_journal_names_exist(searched: SearchRecord, storage: Path) -> None:
     folder = storage / "small"
     for trial in searched.trials.values():
         for r in trial.reports:
@@ -141,7 +129,7 @@ def test_all_that_the_journal_names_is_on_disk(searched: SearchRecord, storage: 
     assert {path.name for path in folder.iterdir()} == {FILE_NAME, "search.yaml", "tracking.json", "trials"}
 
 
-def test_only_the_best_checkpoints_are_left(searched: SearchRecord, storage: Path) -> None:
+def test_only_the_best_checkpoints_are_kept(searched: SearchRecord, storage: Path) -> None:
     best = {f"{trial.number:04d}" for trial in searched.ranked()[:2]}
     checkpoints = list((storage / "small" / "trials").glob("*/checkpoints/*"))
     assert {path.parts[-3] for path in checkpoints} == best
@@ -223,7 +211,7 @@ def runs(client: MlflowClient, name: str) -> dict[str, Run]:
     experiment = client.get_experiment_by_name(name)
     found = client.search_runs([experiment.experiment_id])
     named = {run.data.tags.get("ftae.trial", "search"): run for run in found}
-    assert len(named) == len(found), "a run was made twice"
+    assert len(named) == len(found), "a run was created twice"
     return named
 
 
@@ -260,7 +248,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
         assert points == set(journalled)
         images = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")}
         assert len([path for path in images if path.endswith(".png")]) == len(trial.reports)
-    assert unsent(Store(storage / record.search["name"])) == 0
+    assert unsent(FolderStore(storage / record.search["name"])) == 0
 
 
 def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: MlflowClient, storage: Path) -> None:
@@ -271,7 +259,7 @@ def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: Mlflow
     assert [row[0] for row in table["data"]] == [row["trial"] for row in searched.leaderboard()]
 
 
-# ------------------------------------------------------------------------------------- stop and go on
+# ------------------------------------------------------------------------------------------ resuming
 
 
 def test_a_finished_search_can_be_extended(troubled: SearchRecord, storage: Path, client: MlflowClient) -> None:
@@ -284,7 +272,7 @@ def test_a_finished_search_can_be_extended(troubled: SearchRecord, storage: Path
     assert runs(client, "troubled").keys() == {"search", "0", "1", "2", "3", "4", "5"}
 
 
-def test_a_complete_search_taken_up_again_has_nothing_to_do(searched: SearchRecord, storage: Path) -> None:
+def test_a_complete_search_that_is_resumed_has_nothing_to_do(searched: SearchRecord, storage: Path) -> None:
     again = run_search(spec(storage), resume=True)
     assert numbers(again) == numbers(searched)
     assert again.close is not None
@@ -292,7 +280,7 @@ def test_a_complete_search_taken_up_again_has_nothing_to_do(searched: SearchReco
 
 
 def test_two_drivers_cannot_run_one_search(searched: SearchRecord, storage: Path) -> None:
-    state = SearchState(spec(storage), Store(storage / "small"))
+    state = SearchState(spec(storage), FolderStore(storage / "small"))
     try:
         with pytest.raises(FtaeError, match="small is being run by another ftae process"):
             run_search(spec(storage, search__keep_checkpoints=1), resume=True)
@@ -310,16 +298,16 @@ def test_a_search_past_its_time_is_interrupted(storage: Path) -> None:
 
 @pytest.mark.faults
 def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remove = Store.remove
+    remove = FolderStore.remove
 
-    def refused(store: Store, below: str) -> None:
-        if "checkpoints" in below:
+    def refused(store: FolderStore, path: str) -> None:
+        if "checkpoints" in path:
             raise OSError("the storage is read-only")
-        remove(store, below)
+        remove(store, path)
 
-    monkeypatch.setattr(Store, "remove", refused)
-    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.0)
-    with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then go on with --resume"):
+    monkeypatch.setattr(FolderStore, "remove", refused)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.0)
+    with pytest.raises(FtaeError, match=r"the storage is read-only\. Make room, then continue with --resume"):
         run_search(spec(storage, name="undeletable"))
     record = replay(storage / "undeletable")
     assert record.close is not None
@@ -330,7 +318,7 @@ def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkey
     assert left == {f"{trial.number:04d}" for trial in record.ranked()[:2]}
 
 
-def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
+def test_a_ray_that_is_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         FtaeError, match=r"search\.resources\.cpus: a trial asks for 64, the largest node of the cluster has 2 CPUs"
     ):
@@ -339,7 +327,7 @@ def test_a_cluster_that_is_too_small_is_named(tmp_path: Path) -> None:
         FtaeError, match=r"search\.resources\.gpus: a trial asks for 1, the largest node of the cluster has 0 GPUs"
     ):
         run_search(spec(tmp_path, search__resources={"gpus": 1}, search__wait_for_nodes_minutes=0))
-    assert fold(tmp_path / "small").trials == {}, "it may begin under this name"
+    assert fold(tmp_path / "small").trials == {}, "the search may still begin under this name"
 
 
 def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tmp_path: Path) -> None:
@@ -351,23 +339,23 @@ def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tm
     assert message.startswith("a step of the file's own configuration was tried and failed: on ")
     assert "; lower finetune.optimizer.lr" in message
     record = fold(tmp_path / "small")
-    assert record.trials == {}, "it may begin under this name"
+    assert record.trials == {}, "the search may still begin under this name"
     assert record.close is not None
     assert (record.close["status"], record.close["reason"]) == ("failed", message)
 
 
-def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_without_a_baseline_stops_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = spec(tmp_path)
     model = build_model(search.finetune, None)
     model.save(tmp_path / "model")
     [weights] = (tmp_path / "model").glob("*.safetensors")
-    accept = driver.accept
+    check_measured = driver.check_measured
 
-    def spoiled_later(*arguments: Any) -> None:
-        accept(*arguments)
+    def check_and_spoil(*arguments: Any) -> None:
+        check_measured(*arguments)
         save_file({name: tensor.fill_(math.nan) for name, tensor in load_file(weights).items()}, weights)
 
-    monkeypatch.setattr(driver, "accept", spoiled_later)
+    monkeypatch.setattr(driver, "check_measured", check_and_spoil)
     broken = spec(tmp_path, finetune__model={"family": "conv_vae", "pretrained": str(tmp_path / "model")})
     with pytest.raises(
         FtaeError, match=r"small stopped: the untuned model cannot be evaluated: .*as it was given is nan"
@@ -382,7 +370,7 @@ def test_without_a_baseline_the_search_stops_and_says_why(tmp_path: Path, monkey
 
 
 def busy_workers() -> list[int]:
-    """The workers of Ray below this very process that hold a trial."""
+    """This process's Ray workers that run a trial."""
     parents, titles = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -398,11 +386,11 @@ def busy_workers() -> list[int]:
             pid = parents[pid]
         return False
 
-    return [p for p, title in titles.items() if title.startswith("ray::ImplicitFunc") and is_ours(p)]
+    return [p for p, title in titles.items() if title.startswith(f"{WORKER_TITLE}ImplicitFunc") and is_ours(p)]
 
 
 class Killer(threading.Thread):
-    """Kills the busy worker when the given trials, one after the other, have made a new report with a checkpoint."""
+    """Kills the busy worker after a new report, with a checkpoint, of each of the given trials in turn."""
 
     def __init__(self, folder: Path, trials: list[int]) -> None:
         super().__init__(daemon=True)
@@ -425,9 +413,9 @@ class Killer(threading.Thread):
 
 @pytest.fixture(scope="module")
 def harmed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[SearchSpec, list[int], SearchRecord]:
-    """A search whose workers died, one in trial 1 and two in trial 3, while MLflow was away.
+    """A search that lost one worker in trial 1 and two in trial 3, while MLflow could not be reached.
 
-    Its spec, the trials that lost their worker, and its journal.
+    Returns the spec, the trials that lost a worker, and the record.
     """
     slow = spec(
         tmp_path_factory.mktemp("harmed"),
@@ -446,7 +434,7 @@ def harmed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple
 
 
 @pytest.mark.faults
-def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(
+def test_a_trial_whose_worker_is_killed_continues_from_its_checkpoint(
     harmed: tuple[SearchSpec, list[int], SearchRecord], tmp_path: Path
 ) -> None:
     search, killed, record = harmed
@@ -458,12 +446,12 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(
     undisturbed = list(finetune(search.trial_spec(record.trials[1].params), tmp_path))
     assert [r.metrics for r in undisturbed] == [r["metrics"] for r in record.trials[1].reports]
     folder = Path(search.search.storage) / search.name
-    for r in record.trials[1].reports:  # begun again from the start, it would have drawn its pictures again
+    for r in record.trials[1].reports:  # a trial that began again would have drawn its pictures again
         assert (folder / r["images"]).stat().st_mtime <= r["time"]
 
 
 @pytest.mark.faults
-def test_a_trial_that_loses_more_workers_than_it_may_has_failed(
+def test_a_trial_that_loses_too_many_workers_has_failed(
     harmed: tuple[SearchSpec, list[int], SearchRecord],
 ) -> None:
     _, killed, record = harmed
@@ -474,11 +462,11 @@ def test_a_trial_that_loses_more_workers_than_it_may_has_failed(
 
 
 @pytest.mark.faults
-def test_a_search_without_mlflow_is_whole_but_for_that(harmed: tuple[SearchSpec, list[int], SearchRecord]) -> None:
+def test_a_search_without_mlflow_is_complete(harmed: tuple[SearchSpec, list[int], SearchRecord]) -> None:
     search, _, record = harmed
     assert record.close is not None
     assert record.close["status"] == "complete"
     folder = Path(search.search.storage) / search.name
-    assert unsent(Store(folder)) == len((folder / FILE_NAME).read_text().splitlines())
+    assert unsent(FolderStore(folder)) == len((folder / FILE_NAME).read_text().splitlines())
     with pytest.raises(TrackingUnavailable, match=r"127\.0\.0\.1:9"):
-        sync(Store(folder))
+        sync(FolderStore(folder))

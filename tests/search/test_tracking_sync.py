@@ -20,8 +20,8 @@ from ftae.results.search_record import Event
 from ftae.search import tracking_sync as tracking_sync
 from ftae.search.tracking_sync import CURSOR, TrackingSync, publish, ship_new, sync, unsent
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import Journal
-from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable, store_uri
 
 SPEC = SearchSpec.model_validate(
@@ -116,7 +116,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def start(folder: Path, tracker: Tracker) -> tuple[TrackingSync, Said]:
     said = Said()
-    thread = TrackingSync(Store(folder), lambda: tracker, said)  # type: ignore[arg-type, return-value]
+    thread = TrackingSync(FolderStore(folder), lambda: tracker, said)  # type: ignore[arg-type, return-value]
     thread.start()
     return thread, said
 
@@ -127,29 +127,29 @@ def start(folder: Path, tracker: Tracker) -> tuple[TrackingSync, Said]:
 def test_what_was_sent_is_not_sent_again(journal: Journal, tmp_path: Path) -> None:
     tracker: Any = Tracker()
     add(journal, 0)
-    assert unsent(Store(tmp_path)) == 4
-    assert ship_new(Store(tmp_path), tracker) == 4
-    assert unsent(Store(tmp_path)) == 0
+    assert unsent(FolderStore(tmp_path)) == 4
+    assert ship_new(FolderStore(tmp_path), tracker) == 4
+    assert unsent(FolderStore(tmp_path)) == 0
     assert json.loads((tmp_path / CURSOR).read_text()) == {
         "offset": journal.path.stat().st_size,
         "uri": "http://there",
         "experiment": "made-up",
     }
     add(journal, 1)
-    assert ship_new(Store(tmp_path), Tracker()) == 3  # type: ignore[arg-type]  # another process goes on from there
-    assert ship_new(Store(tmp_path), tracker) == 0
+    assert ship_new(FolderStore(tmp_path), Tracker()) == 3  # type: ignore[arg-type]  # another process goes on from there
+    assert ship_new(FolderStore(tmp_path), tracker) == 0
     assert tracker.arrived == written(tmp_path)[:4]
 
 
 def test_another_destination_gets_everything(journal: Journal, tmp_path: Path) -> None:
     add(journal, 0)
-    assert ship_new(Store(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
+    assert ship_new(FolderStore(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
     other: Any = Tracker(away(), experiment="other")
     with pytest.raises(TrackingUnavailable):
-        ship_new(Store(tmp_path), other)
-    assert ship_new(Store(tmp_path), other) == 4
+        ship_new(FolderStore(tmp_path), other)
+    assert ship_new(FolderStore(tmp_path), other) == 4
     assert other.arrived == written(tmp_path)
-    assert ship_new(Store(tmp_path), other) == 0
+    assert ship_new(FolderStore(tmp_path), other) == 0
 
 
 def test_a_long_journal_goes_in_batches_remembered_one_by_one(journal: Journal, tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_a_long_journal_goes_in_batches_remembered_one_by_one(journal: Journal, 
         file.writelines(json.dumps({"event": "report", "n": n}).encode() + b"\n" for n in range(1100))
     tracker: Any = Tracker(None, away())
     with pytest.raises(TrackingUnavailable):
-        ship_new(Store(tmp_path), tracker)
-    assert unsent(Store(tmp_path)) == 601
-    assert ship_new(Store(tmp_path), tracker) == 601
+        ship_new(FolderStore(tmp_path), tracker)
+    assert unsent(FolderStore(tmp_path)) == 601
+    assert ship_new(FolderStore(tmp_path), tracker) == 601
     assert tracker.arrived == written(tmp_path)
     assert tracker.calls == 4
 
@@ -169,23 +169,23 @@ def test_a_line_that_is_being_written_waits(journal: Journal, tmp_path: Path) ->
     with journal.path.open("ab") as file:
         file.write(b'{"event": "close"')
         file.flush()
-        assert ship_new(Store(tmp_path), tracker) == 1
+        assert ship_new(FolderStore(tmp_path), tracker) == 1
         file.write(b"}\n")
-    assert ship_new(Store(tmp_path), tracker) == 1
+    assert ship_new(FolderStore(tmp_path), tracker) == 1
     assert tracker.arrived[-1] == {"event": "close"}
 
 
 @pytest.mark.parametrize("written_since", [0, 1, 2])
 def test_a_journal_that_lost_its_end_is_sent_anew(journal: Journal, tmp_path: Path, written_since: int) -> None:
     add(journal, 0)
-    assert ship_new(Store(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
+    assert ship_new(FolderStore(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
     journal.close()
     os.truncate(journal.path, journal.path.stat().st_size - 7)
     again, tracker = Journal(tmp_path), Tracker()
     again.take_up()
     for trial in range(written_since):
         add(again, trial + 1)
-    assert ship_new(Store(tmp_path), tracker) == 3 + 3 * written_since  # type: ignore[arg-type]
+    assert ship_new(FolderStore(tmp_path), tracker) == 3 + 3 * written_since  # type: ignore[arg-type]
     assert tracker.arrived == written(tmp_path)
 
 
@@ -193,9 +193,9 @@ def test_a_journal_that_lost_its_end_is_sent_anew(journal: Journal, tmp_path: Pa
 def test_a_damaged_cursor_is_named(journal: Journal, tmp_path: Path, content: str) -> None:
     (tmp_path / CURSOR).write_text(content)
     with pytest.raises(FtaeError, match=r"tracking\.json is damaged: run ftae sync"):
-        unsent(Store(tmp_path))
+        unsent(FolderStore(tmp_path))
     with pytest.raises(FtaeError, match="damaged"):
-        ship_new(Store(tmp_path), Tracker())  # type: ignore[arg-type]
+        ship_new(FolderStore(tmp_path), Tracker())  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------ the thread
@@ -245,7 +245,7 @@ def test_a_tracker_that_cannot_be_made_yet_is_made_later(journal: Journal, tmp_p
             raise failure
         return tracker
 
-    thread = TrackingSync(Store(tmp_path), make, said)
+    thread = TrackingSync(FolderStore(tmp_path), make, said)
     thread.start()
     wait_until(lambda: len(tracker.arrived) == 1)
     assert thread.finish(10.0)
@@ -259,7 +259,7 @@ def test_a_server_that_never_comes_leaves_everything_for_sync(journal: Journal, 
     assert not thread.finish(10.0)
     assert not thread.is_alive()
     assert said == [f"{away()}; the search goes on and sends it later"]
-    assert unsent(Store(tmp_path)) == 4
+    assert unsent(FolderStore(tmp_path)) == 4
 
 
 def test_a_refusal_ends_the_thread_with_one_message(journal: Journal, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_refusal_ends_the_thread_with_one_message(journal: Journal, tmp_path: 
     assert tracker.calls == 1
     assert said == ["MLflow at http://there: 403; the search goes on without it"]
     assert not thread.finish(10.0)
-    assert unsent(Store(tmp_path)) == 1
+    assert unsent(FolderStore(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("trial"), FtaeError("tracking.json is damaged")])
@@ -297,7 +297,7 @@ def test_finishing_tries_once_more(journal: Journal, tmp_path: Path) -> None:
             finisher.start()
             wait_until(thread._finishing.is_set)
 
-    thread = TrackingSync(Store(tmp_path), lambda: tracker, notify)  # type: ignore[arg-type, return-value]
+    thread = TrackingSync(FolderStore(tmp_path), lambda: tracker, notify)  # type: ignore[arg-type, return-value]
     thread.start()
     wait_until(lambda: len(finished) == 1)
     assert finished == [True]
@@ -336,7 +336,7 @@ def test_the_outcome_names_the_best_trial_and_the_baseline(journal: Journal, tmp
     for trial, psnr, end in ((0, 20.0, "finished"), (1, 21.0, "finished"), (2, 24.0, "finished"), (3, 25.0, "pruned")):
         add(journal, trial, psnr, end)
     tracker: Any = Tracker()
-    publish(Store(tmp_path), tracker)
+    publish(FolderStore(tmp_path), tracker)
     outcome = tracker.published
     assert [(row["trial"], row["status"]) for row in outcome["leaderboard"]] == [
         (2, "finished"),
@@ -356,7 +356,7 @@ def test_without_a_full_trial_the_outcome_is_the_leaderboard(journal: Journal, t
     add(journal, 0)
     add(journal, 1, end="pruned")
     tracker: Any = Tracker()
-    publish(Store(tmp_path), tracker)
+    publish(FolderStore(tmp_path), tracker)
     assert [row["trial"] for row in tracker.published.pop("leaderboard")] == [0, 1]
     assert tracker.published == {
         "best_config": None,
@@ -372,16 +372,16 @@ def test_sync_sends_everything_to_a_server_that_may_be_empty(
 ) -> None:
     add(journal, 0)
     add(journal, 1, 21.0)
-    ship_new(Store(tmp_path), Tracker())  # type: ignore[arg-type]
+    ship_new(FolderStore(tmp_path), Tracker())  # type: ignore[arg-type]
     if cursor == "damaged":
         (tmp_path / CURSOR).write_text("half a li")
     add(journal, 2, 22.0)
     wiped = Tracker()
     monkeypatch.setattr(tracking_sync, "tracker_of", lambda spec, store: wiped)
-    assert sync(Store(tmp_path)) == 10
+    assert sync(FolderStore(tmp_path)) == 10
     assert wiped.arrived == written(tmp_path)
     assert wiped.published["tags"] == {"ftae.best_trial": "2"}
-    assert unsent(Store(tmp_path)) == 0
+    assert unsent(FolderStore(tmp_path)) == 0
 
 
 def test_sync_repairs_a_store_that_was_deleted(journal: Journal, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_sync_repairs_a_store_that_was_deleted(journal: Journal, tmp_path: Path)
     folder.mkdir()
     journal.path.rename(folder / "journal.jsonl")
     for _ in range(2):
-        assert sync(Store(folder)) == 7
+        assert sync(FolderStore(folder)) == 7
         client = MlflowClient(store_uri(None, storage))
         found = client.get_experiment_by_name("made-up")
         assert found is not None

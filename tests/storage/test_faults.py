@@ -1,4 +1,4 @@
-"""An object store whose server refuses without a reason, loses its answers, or is away."""
+"""An object store whose server refuses without a reason, loses its answers, or cannot be reached."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.storage.store import ObjectStore, open_store, searches_in
+from ftae.storage.object_store import ObjectStore
+from ftae.storage.store import open_store, searches_in
 
 
-class Edge:
-    """In front of the S3 server: does not say why it refused, and loses answers to what it has done."""
+class Proxy:
+    """In front of an S3 server: hides why the server refused, and can lose the answers to what the server did."""
 
     def __init__(self, app: Any) -> None:
         self._app, self.losing = app, False
@@ -28,44 +29,44 @@ class Edge:
 
 
 @pytest.fixture
-def edge(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     from moto.server import DomainDispatcherApplication, create_backend_app
     from s3fs import S3FileSystem
     from werkzeug.serving import make_server
 
-    edge = Edge(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, edge, threaded=True)
+    proxy = Proxy(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, proxy, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    edge.stop = lambda: (server.shutdown(), server.server_close())
+    proxy.stop = lambda: (server.shutdown(), server.server_close())
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(S3FileSystem, "retries", 1)
-    yield edge
-    edge.stop()
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture
-def store(edge: Edge, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+def store(proxy: Proxy, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     monkeypatch.setenv("FTAE_CACHE", str(tmp_path))
     store = open_store(bucket, "small", "driver")
     assert isinstance(store, ObjectStore)
     return store
 
 
-def test_a_refusal_without_a_reason_is_understood(edge: Edge, store: ObjectStore) -> None:
+def test_a_refusal_without_a_reason_means_that_the_object_exists(proxy: Proxy, store: ObjectStore) -> None:
     assert store.create("a", b"1")
     assert not store.create("a", b"2")
-    edge.losing = True
+    proxy.losing = True
     store.replicate(0, b"one\n")
     store.replicate(0, b"one\n")
     with pytest.raises(FtaeError, match="taken over"):
         store.replicate(0, b"other\n")
 
 
-def test_a_server_that_is_away_is_an_oserror(edge: Edge, store: ObjectStore) -> None:
+def test_an_unreachable_server_is_an_oserror(proxy: Proxy, store: ObjectStore) -> None:
     store.write("a", b"1")
     (store.folder / "a").write_bytes(b"2")
-    edge.stop()
+    proxy.stop()
     calls: list[Callable[[], Any]] = [
         lambda: store.read("a"),
         lambda: store.write("a", b""),

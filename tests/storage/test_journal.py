@@ -1,4 +1,4 @@
-"""The journal survives what happens to files, and tells the search again."""
+"""The journal survives damage to files, and replays the search."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def a_search(folder: Path, direction: str = "maximize") -> None:
 # ---------------------------------------------------------------------------------- append and read
 
 
-def test_what_is_appended_is_read(tmp_path: Path) -> None:
+def test_appended_events_are_read(tmp_path: Path) -> None:
     before = time.time()
     journal = Journal(tmp_path)
     first = journal.append("open", search=SEARCH)
@@ -79,7 +79,7 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
     assert events(tmp_path) == [first, second, third]
 
 
-def test_several_events_are_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_events_are_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path)
     alone = [journal.append("suggest", trial=number) for number in range(2)]
     synced: list[int] = []
@@ -93,7 +93,7 @@ def test_several_events_are_waited_for_once(tmp_path: Path, monkeypatch: pytest.
     journal.close()
 
 
-def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
+def test_reading_continues_from_an_offset(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for number in range(3):
         journal.append("suggest", trial=number)
@@ -106,7 +106,7 @@ def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
+def test_nan_is_not_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.append("report", value=1.0)
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -135,7 +135,7 @@ def test_a_half_written_last_line_is_ignored_then_cut(half: bytes, tmp_path: Pat
     (tmp_path / FILE_NAME).write_bytes(whole + half)
     assert [event["trial"] for event in events(tmp_path)] == [0]
     assert (tmp_path / FILE_NAME).read_bytes() == whole + half  # a reader changes nothing
-    journal = Journal(tmp_path)  # it may still be somebody's who is writing it
+    journal = Journal(tmp_path)  # another driver may still be writing the line
     assert (tmp_path / FILE_NAME).read_bytes() == whole + half
     journal.take_up()
     assert (tmp_path / FILE_NAME).read_bytes() == whole
@@ -169,15 +169,15 @@ def test_only_one_driver_at_a_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with pytest.raises(FtaeError, match="is being run by another ftae process"):
         Journal(tmp_path)
-    journal.append("suggest", trial=0)  # the first is none the worse
+    journal.append("suggest", trial=0)  # the first one still works
     journal.close()
     Journal(tmp_path).close()
     assert len(events(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("writing", [True, False])
-def test_a_driver_that_was_overtaken_writes_nothing_more(writing: bool, tmp_path: Path) -> None:
-    """On another machine, where its lock does not count."""
+def test_a_driver_that_was_replaced_writes_nothing_more(writing: bool, tmp_path: Path) -> None:
+    """The other driver is on another machine, where the lock has no effect."""
     journal = Journal(tmp_path)
     if writing:
         journal.append("suggest", trial=0)
@@ -232,7 +232,7 @@ def test_the_lock_of_a_killed_driver_is_free(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_full_disk_leaves_no_half_line(together: bool, tmp_path: Path) -> None:
-    """The limit on the size of files makes write() stop short, as a full disk does. Of two events it has none then."""
+    """A limit on the size of files makes write() stop early, like a full disk. Of two events, none is written."""
     code = f"""
         import resource, signal
         from pathlib import Path
@@ -258,10 +258,10 @@ def test_a_full_disk_leaves_no_half_line(together: bool, tmp_path: Path) -> None
     assert (tmp_path / FILE_NAME).read_bytes().count(b"\n") == 2
 
 
-def test_what_lasts_elsewhere_and_could_not_be_written_here_is_written_first(
+def test_replicated_events_that_could_not_be_written_are_written_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk of a mirror stays full for as long as a driver has patience; then there is room again."""
+    """The disk of a mirror stays full for longer than a driver retries; then there is room again."""
     elsewhere: dict[int, bytes] = {}
 
     def replicate(offset: int, line: bytes) -> bool:
@@ -292,12 +292,12 @@ def test_what_lasts_elsewhere_and_could_not_be_written_here_is_written_first(
 # ------------------------------------------------------------------------------------------- replay
 
 
-def test_no_search_there(tmp_path: Path) -> None:
+def test_a_folder_without_a_journal_holds_no_search(tmp_path: Path) -> None:
     with pytest.raises(FtaeError, match=r"holds no search \(no journal\.jsonl\)"):
         replay(tmp_path)
 
 
-def test_trials_are_told_again(tmp_path: Path) -> None:
+def test_trials_are_replayed(tmp_path: Path) -> None:
     a_search(tmp_path)
     record = replay(tmp_path)
     assert record.search == SEARCH
@@ -321,7 +321,7 @@ def test_trials_are_told_again(tmp_path: Path) -> None:
     assert (running.value, running.step, running.ended, running.reason) == (19.0, 25, None, None)
 
 
-def test_what_befell_a_trial_is_told_and_nothing_else_changes(tmp_path: Path) -> None:
+def test_starts_changes_and_notes_of_a_trial_change_nothing_else(tmp_path: Path) -> None:
     a_search(tmp_path)
     before = replay(tmp_path)
     journal = Journal(tmp_path)
@@ -342,7 +342,7 @@ def test_what_befell_a_trial_is_told_and_nothing_else_changes(tmp_path: Path) ->
     assert {n: t for n, t in record.trials.items() if n != 6} == {n: t for n, t in before.trials.items() if n != 6}
 
 
-def test_a_journal_is_folded_though_it_holds_nothing_yet(tmp_path: Path) -> None:
+def test_an_empty_journal_folds_to_an_empty_record(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b'{"event": "op')
     assert fold(tmp_path) == SearchRecord(search={})
     assert trial_folder(12) == "trials/0012"
@@ -369,7 +369,7 @@ def test_ranked_by_direction_ties_to_the_earlier(direction: str, order: list[int
     assert [trial.number for trial in replay(tmp_path).ranked()] == order
 
 
-def test_baseline_only_once_it_is_measured(tmp_path: Path) -> None:
+def test_the_baseline_counts_once_it_is_measured(tmp_path: Path) -> None:
     record = SearchRecord(search=SEARCH)
     assert record.baseline is None
     record.apply({"event": "suggest", "trial": 0, "kind": "baseline", "params": {}, "time": 0.0})
@@ -396,7 +396,7 @@ def test_leaderboard(tmp_path: Path) -> None:
     assert all(row.keys() == rows[0].keys() for row in rows)
 
 
-def test_a_search_that_is_opened_again_is_not_closed(tmp_path: Path) -> None:
+def test_a_search_that_is_reopened_is_not_closed(tmp_path: Path) -> None:
     a_search(tmp_path)
     journal = Journal(tmp_path)
     closed = journal.append("close", status="interrupted", reason="SIGINT")

@@ -1,6 +1,6 @@
-"""One driver at a time: on one machine, between machines, and whatever becomes of the driver that has the search.
+"""One driver at a time: on one machine, between machines, and whatever happens to the driver that holds the search.
 
-A machine is told from another by its lock: another machine is here one with a lock file of its own.
+A lease knows a machine by its lock: in these tests, another lock file makes another machine.
 """
 
 import json
@@ -16,40 +16,41 @@ import pytest
 
 from ftae.errors import FtaeError
 from ftae.storage import lease as module
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.lease import FILE_NAME, Lease
 from ftae.storage.store import Store
 
-PATIENT = {"RENEW_SECONDS": 0.1, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
+SHORT = {"RENEW_SECONDS": 0.1, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in PATIENT.items():
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SHORT.items():
         monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     (tmp_path / "small").mkdir()
-    return Store(tmp_path / "small")
+    return FolderStore(tmp_path / "small")
 
 
-class Slow(Store):
-    """As over a network: what is written arrives a little later."""
+class SlowStore(FolderStore):
+    """Writes arrive a little later, as over a network."""
 
-    def write(self, below: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes) -> None:
         time.sleep(0.1)
-        super().write(below, data)
+        super().write(path, data)
 
 
 class Driver(Lease):
-    """A lease on the machine ``machine``, and what was said."""
+    """The lease of a driver on ``machine``, with its messages in ``notes``."""
 
     def __init__(self, store: Store, machine: str) -> None:
-        self.said: list[str] = []
+        self.notes: list[str] = []
         lock = store.folder.parent / f"lock-{machine}"
         lock.touch()
-        super().__init__(store, lock, self.said.append)
+        super().__init__(store, lock, self.notes.append)
 
     def die(self) -> None:
         self._released.set()
@@ -66,7 +67,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_lease_names_its_owner_and_is_renewed_until_it_is_given_back(store: Store) -> None:
+def test_a_lease_names_its_owner_and_is_renewed_until_it_is_released(store: Store) -> None:
     driver = Driver(store, "one")
     driver.take()
     first = content(store)
@@ -78,11 +79,11 @@ def test_a_lease_names_its_owner_and_is_renewed_until_it_is_given_back(store: St
     other = Driver(store, "two")
     other.take()
     other.release()
-    assert driver.said == other.said == []
+    assert driver.notes == other.notes == []
 
 
-def test_a_living_driver_keeps_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)  # it is seen as soon as it renews
+def test_a_living_driver_keeps_its_lease(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 60.0)  # the other driver sees the first renewal
     driver, other = Driver(store, "one"), Driver(store, "two")
     driver.take()
     with pytest.raises(FtaeError) as refusal:
@@ -91,7 +92,7 @@ def test_a_living_driver_keeps_it(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert str(refusal.value) == f"{store} is being run by {owner}; wait for it or stop it first"
     other.release()
     driver.check()
-    assert content(store) != {}, "who never had it does not give it back"
+    assert content(store) != {}, "a driver without the lease does not remove it"
     driver.release()
 
 
@@ -112,14 +113,14 @@ def test_a_dead_drivers_lease_is_taken_over(store: Store, machine: str, half: bo
         store.write(FILE_NAME, (store.read(FILE_NAME) or b"")[:20])
     before = time.monotonic()
     heir.take()
-    assert owner is None or time.monotonic() - before > PATIENT["LEASE_SECONDS"]
-    assert heir.said == ([f"{owner} held this search; watching for 1 s whether it still lives"] if owner else [])
+    assert owner is None or time.monotonic() - before > SHORT["LEASE_SECONDS"]
+    assert heir.notes == ([f"{owner} held this search; watching for 1 s whether it is still alive"] if owner else [])
     heir.check()
     heir.release()
 
 
 @pytest.mark.parametrize("left", [b"", b"[]", b"null", b"{}", b'{"owner": "x"}', b"\xff", b"[" * 100_000])
-def test_what_is_no_lease_is_nobodys(store: Store, left: bytes) -> None:
+def test_an_unreadable_lease_belongs_to_no_driver(store: Store, left: bytes) -> None:
     store.write(FILE_NAME, left)
     heir = Driver(store, "two")
     heir.take()
@@ -128,11 +129,11 @@ def test_what_is_no_lease_is_nobodys(store: Store, left: bytes) -> None:
     heir.release()
 
 
-def test_of_several_heirs_one_takes_over(store: Store) -> None:
+def test_one_of_several_heirs_takes_over(store: Store) -> None:
     dead = Driver(store, "zero")
     dead.take()
     dead.die()
-    heirs = [Driver(Slow(store.folder), machine) for machine in ("one", "two", "three")]
+    heirs = [Driver(SlowStore(store.folder), machine) for machine in ("one", "two", "three")]
     with ThreadPoolExecutor() as pool:
         refusals = [future.exception() for future in [pool.submit(heir.take) for heir in heirs]]
     assert sorted("is being run by" in str(refusal) for refusal in refusals) == [False, True, True]
@@ -142,23 +143,23 @@ def test_of_several_heirs_one_takes_over(store: Store) -> None:
     assert store.names("") == []
 
 
-def test_nothing_is_renewed_once_it_is_given_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_released_lease_is_not_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.001)
-    driver = Driver(Slow(store.folder), "one")
+    driver = Driver(SlowStore(store.folder), "one")
     driver.take()
-    time.sleep(0.05)  # now it is being renewed
+    time.sleep(0.05)  # a renewal is under way
     driver.release()
     time.sleep(0.2)
     assert store.read(FILE_NAME) is None
 
 
-def test_a_storage_that_is_away_is_told_and_lets_go_in_the_end(tmp_path: Path, store: Store) -> None:
+def test_a_missing_storage_is_an_error_and_does_not_block_the_release(tmp_path: Path, store: Store) -> None:
     driver = Driver(store, "one")
     driver.take()
     store.folder.rename(tmp_path / "away")
     store.folder.write_text("no folder any more")
-    time.sleep(PATIENT["LEASE_SECONDS"] * 0.7)
+    time.sleep(SHORT["LEASE_SECONDS"] * 0.7)
     with pytest.raises(OSError, match="Not a directory"):
         driver.check()
     driver.release()
-    assert [message.split(" (")[0] for message in driver.said] == ["the lease could not be given back"]
+    assert [message.split(" (")[0] for message in driver.notes] == ["the lease could not be given back"]

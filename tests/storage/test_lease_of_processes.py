@@ -1,4 +1,4 @@
-"""Two real processes and one search: the driver that is killed, and the one that is suspended and comes back."""
+"""Two real processes and one search: a driver that is killed, and one that is suspended and continues."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ import pytest
 
 from ftae.errors import FtaeError
 from ftae.storage import lease as module
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.lease import FILE_NAME, Lease
 from ftae.storage.store import Store
 
@@ -22,12 +23,12 @@ QUICK = {"RENEW_SECONDS": 0.33, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     (tmp_path / "small").mkdir()
-    return Store(tmp_path / "small")
+    return FolderStore(tmp_path / "small")
 
 
 @pytest.fixture
 def heir(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
-    """The driver of this process, on another machine: its lock is another."""
+    """A driver in this process, on another machine, because its lock is another one."""
     for name, value in QUICK.items():
         monkeypatch.setattr(module, name, value)
     (store.folder / "lock").touch()
@@ -45,17 +46,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def process(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """A driver that has the search, and adds to a file for as long as it may."""
+    """A driver that holds the search, and appends to a file for as long as it may."""
     code = f"""
         import time
         from pathlib import Path
-        from ftae.search import lease
-        from ftae.storage.store import Store
+        from ftae.storage import lease
+        from ftae.storage.folder_store import FolderStore
 
         vars(lease).update({QUICK})
         folder = Path({str(store.folder)!r})
         (folder / "its lock").touch()
-        held = lease.Lease(Store(folder), folder / "its lock", print)
+        held = lease.Lease(FolderStore(folder), folder / "its lock", print)
         held.take()
         while True:
             held.check()
@@ -70,7 +71,7 @@ def process(store: Store) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_killed_process_is_outwaited(store: Store, heir: Lease, process: subprocess.Popen[str]) -> None:
+def test_the_lease_of_a_killed_process_runs_out(store: Store, heir: Lease, process: subprocess.Popen[str]) -> None:
     with pytest.raises(FtaeError, match=rf"is being run by .* \(process {process.pid}\)"):
         heir.take()
     process.kill()
@@ -79,12 +80,12 @@ def test_a_killed_process_is_outwaited(store: Store, heir: Lease, process: subpr
     heir.check()
 
 
-def test_a_suspended_process_that_comes_back_ends_without_a_word_written(
+def test_a_suspended_process_that_continues_writes_nothing_more(
     store: Store, heir: Lease, process: subprocess.Popen[str]
 ) -> None:
     work = store.read("work")
     wait_until(lambda: store.read("work") != work)
-    os.kill(process.pid, signal.SIGSTOP)  # while it sleeps: between a look and the deed the journal must help
+    os.kill(process.pid, signal.SIGSTOP)  # while it sleeps, not between ``check`` and a write
     heir.take()
     written = store.read("work")
     os.kill(process.pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""How long a storage is borne that refuses. Time is made up."""
+"""How long a failing storage is retried. Time is simulated."""
 
 from collections.abc import Callable
 
@@ -27,8 +27,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def refusing(times: int) -> Callable[[], str]:
-    """What works after so many faults, each with its own number."""
+def failing(times: int) -> Callable[[], str]:
+    """An action that works after so many faults, each with its number."""
     left = iter(range(times))
 
     def action() -> str:
@@ -39,47 +39,47 @@ def refusing(times: int) -> Callable[[], str]:
     return action
 
 
-def test_what_works_is_done_without_a_word(clock: Clock) -> None:
-    said: list[str] = []
-    assert with_retries(refusing(0), said.append) == "done"
-    assert (said, clock.waits) == ([], [])
+def test_an_action_that_works_notifies_nobody(clock: Clock) -> None:
+    notes: list[str] = []
+    assert with_retries(failing(0), notes.append) == "done"
+    assert (notes, clock.waits) == ([], [])
 
 
-def test_a_fault_that_passes_is_borne_and_told_once(clock: Clock) -> None:
-    said: list[str] = []
-    assert with_retries(refusing(6), said.append) == "done"
-    assert said == ["storage refuses: fault 0; trying again for 60 s", "storage is back"]
+def test_a_passing_fault_is_retried_and_reported_once(clock: Clock) -> None:
+    notes: list[str] = []
+    assert with_retries(failing(6), notes.append) == "done"
+    assert notes == ["the storage fails: fault 0; trying again for 60 s", "the storage works again"]
     assert clock.waits == [0.5, 1.0, 2.0, 4.0, LONGEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS]
 
 
-def test_a_fault_that_stays_is_raised_within_the_time(clock: Clock) -> None:
-    said: list[str] = []
+def test_a_lasting_fault_is_raised_within_the_time(clock: Clock) -> None:
+    notes: list[str] = []
     with pytest.raises(OSError, match="fault 10"):
-        with_retries(refusing(1000), said.append)
+        with_retries(failing(1000), notes.append)
     assert RETRY_SECONDS - LONGEST_WAIT_SECONDS < clock.now - 1000.0 <= RETRY_SECONDS
-    assert len(said) == 1
+    assert len(notes) == 1
 
 
-def test_another_fault_is_not_borne(clock: Clock) -> None:
+def test_an_error_other_than_oserror_is_raised_at_once(clock: Clock) -> None:
     with pytest.raises(ValueError, match="x"):
         with_retries(lambda: int("x"), lambda message: None)
     assert clock.waits == []
 
 
-def test_patience_is_whole_again_once_the_storage_served(clock: Clock) -> None:
-    said: list[str] = []
-    patience = StorageRetry(said.append)
+def test_the_time_for_retries_begins_again_after_a_success(clock: Clock) -> None:
+    notes: list[str] = []
+    retry = StorageRetry(notes.append)
     for _ in range(3):
         while clock.now % 100.0 < 50.0:
-            patience.failed(OSError("away"))
-        patience.succeeded()
-        patience.succeeded()
+            retry.failed(OSError("away"))
+        retry.succeeded()
+        retry.succeeded()
         clock.now += 100.0 - clock.now % 100.0
-    assert said == ["storage refuses: away; trying again for 60 s", "storage is back"] * 3
+    assert notes == ["the storage fails: away; trying again for 60 s", "the storage works again"] * 3
     assert clock.waits[:4] == [0.5, 1.0, 2.0, 4.0]
 
 
-def test_slow_faults_count_with_the_time_they_take(clock: Clock) -> None:
+def test_the_time_of_slow_faults_counts(clock: Clock) -> None:
     def slow() -> None:
         clock.now += 25.0
         raise OSError("timed out")

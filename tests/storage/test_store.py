@@ -1,4 +1,4 @@
-"""Where searches live: the same contract for a folder and for an object store on a real S3 server."""
+"""The contract of a store, held by a folder and by an object store on a real S3 server."""
 
 import sys
 import threading
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
-from ftae.storage.store import JOURNAL, JOURNAL_PIECES, ObjectStore, Role, Store, is_url, open_store, searches_in
+from ftae.storage.journal import FILE_NAME
+from ftae.storage.object_store import JOURNAL_PIECES, ObjectStore
+from ftae.storage.store import Role, Store, is_url, open_store, searches_in
 
 Open = Callable[..., Store]
 
@@ -21,14 +23,14 @@ def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=["folder", "object store"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path, mirrors: Path) -> Open:
-    """Opens a search by its name, in the role given."""
+    """A function that opens a search by its name, in a role."""
     storage = str(tmp_path / "searches") if request.param == "folder" else request.getfixturevalue("bucket") + "/some/"
     return lambda name="small", role="driver": open_store(storage, name, role)
 
 
 @pytest.fixture
 def remote(bucket: str, mirrors: Path) -> Callable[[Role], ObjectStore]:
-    """A search in an object store, by the mirror of each role."""
+    """A function that opens a search in an object store in a role, with the mirror of that role."""
 
     def opened(role: Role) -> ObjectStore:
         store = open_store(bucket, "small", role)
@@ -45,7 +47,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 # ----------------------------------------------------------------------------------------- the contract
 
 
-def test_what_is_written_is_read_by_another(opened: Open) -> None:
+def test_what_one_role_writes_another_reads(opened: Open) -> None:
     store = opened()
     assert store.read("a/b") is None
     store.write("a/b", b"one")
@@ -55,7 +57,7 @@ def test_what_is_written_is_read_by_another(opened: Open) -> None:
     assert str(store).endswith("/small")
 
 
-def test_only_one_of_many_creates(opened: Open) -> None:
+def test_only_one_of_many_writers_creates_a_file(opened: Open) -> None:
     made = list[bool]()
     stores = [opened(role=role) for role in ("driver", "worker", "reader") for _ in range(3)]
     threads = [threading.Thread(target=lambda s=s: made.append(s.create("lease", b"x"))) for s in stores]  # type: ignore[misc]
@@ -70,17 +72,17 @@ def test_only_one_of_many_creates(opened: Open) -> None:
 
 def test_names_and_removal_stop_at_the_folder(opened: Open) -> None:
     store = opened()
-    for below in ("trials/0001/a", "trials/0001/b/c", "trials/00011/a", "trials/0002"):
-        store.write(below, b"x")
+    for path in ("trials/0001/a", "trials/0001/b/c", "trials/00011/a", "trials/0002"):
+        store.write(path, b"x")
     assert store.names("trials") == ["0001", "00011", "0002"]
     assert store.names("trials/0001") == ["a", "b"]
     assert store.names("nothing") == []
-    for below in ("trials/0001", "trials/0002", "trials/0002", "nothing"):
-        store.remove(below)
+    for path in ("trials/0001", "trials/0002", "trials/0002", "nothing"):
+        store.remove(path)
     assert store.names("trials") == ["00011"]
 
 
-def test_what_a_worker_pushes_others_fetch(opened: Open) -> None:
+def test_what_a_worker_pushes_other_roles_fetch(opened: Open) -> None:
     worker, reader = opened(role="worker"), opened(role="reader")
     for name, content in (("b", b"2"), ("a", b"1"), ("deep/c", b"")):
         file = worker.folder / "trials/0001" / name
@@ -109,7 +111,7 @@ def test_searches_are_listed(opened: Open, tmp_path: Path, request: pytest.Fixtu
         store.write("search.yaml", b"x")
         if name != "no search":
             store.replicate(0, b"line\n")
-            (store.folder / JOURNAL).write_bytes(b"line\n")
+            (store.folder / FILE_NAME).write_bytes(b"line\n")
             assert store.exists()
     assert searches_in(storage) == ["one", "two"]
 
@@ -122,11 +124,11 @@ def test_a_folder_is_the_storage_itself(tmp_path: Path, monkeypatch: pytest.Monk
     assert not store.folder.exists()
     store.write("a", b"")
     store.release("a")
-    assert [path.name for path in store.folder.iterdir()] == ["a"], "nothing temporary stays"
+    assert [path.name for path in store.folder.iterdir()] == ["a"], "no temporary file stays"
 
 
 @pytest.mark.parametrize("scheme", ["nosuch", "sftp", "http", "file", "simplecache::s3", "S3"])
-def test_a_store_that_cannot_create_exclusively_is_refused(scheme: str) -> None:
+def test_an_object_store_without_exclusive_creation_is_refused(scheme: str) -> None:
     assert is_url("s3://bucket/x")
     assert not is_url("/some/folder")
     for call in (lambda url: open_store(url, "small", "driver"), searches_in):
@@ -135,9 +137,7 @@ def test_a_store_that_cannot_create_exclusively_is_refused(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
-def test_the_client_to_install_is_that_of_the_scheme(
-    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_client_is_named_by_the_scheme(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(FtaeError, match=rf"search.storage: {scheme}:// needs pip install '{package}'"):
         open_store(f"{scheme}://bucket", "small", "driver")
@@ -146,15 +146,15 @@ def test_the_client_to_install_is_that_of_the_scheme(
 # ------------------------------------------------------------------------------ the journal in an object store
 
 
-def test_the_journal_is_one_object_an_event_and_mirrored(remote: Callable[[Role], ObjectStore]) -> None:
+def test_the_journal_is_one_object_per_event_and_mirrored(remote: Callable[[Role], ObjectStore]) -> None:
     driver, reader = remote("driver"), remote("reader")
     for offset, line in ((0, b"one\n"), (4, b"three\n")):
         driver.replicate(offset, line)
-        driver.replicate(offset, line)  # sent again, since no answer came
+        driver.replicate(offset, line)  # sent again, because no answer came
     assert driver.names(JOURNAL_PIECES) == ["000000000000000", "000000000000004"]
-    (reader.folder / JOURNAL).write_bytes(b"one\nthr")  # its reader was killed
+    (reader.folder / FILE_NAME).write_bytes(b"one\nthr")  # a reader was killed while it wrote
     reader.refresh()
-    assert (reader.folder / JOURNAL).read_bytes() == b"one\nthree\n"
+    assert (reader.folder / FILE_NAME).read_bytes() == b"one\nthree\n"
     with pytest.raises(FtaeError, match=r"small was taken over by another ftae driver; this one ends"):
         driver.replicate(4, b"other\n")
     driver.replicate(99, b"x\n")
@@ -162,16 +162,16 @@ def test_the_journal_is_one_object_an_event_and_mirrored(remote: Callable[[Role]
         reader.refresh()
 
 
-def test_the_mirror_of_a_deleted_search_is_not_that_of_the_next(remote: Callable[[Role], ObjectStore]) -> None:
+def test_the_mirror_of_a_deleted_search_is_emptied_for_the_next_one(remote: Callable[[Role], ObjectStore]) -> None:
     driver = remote("driver")
     driver.replicate(0, b"a long old line\n")
     driver.write("trials/0001/a", b"old")
     driver.refresh()
     driver.fetch("trials/0001")
-    for below in (JOURNAL_PIECES, "trials"):
-        remote("reader").remove(below)
+    for path in (JOURNAL_PIECES, "trials"):
+        remote("reader").remove(path)
     driver.refresh()
-    assert files_in(driver.folder).get(JOURNAL) == b""
+    assert files_in(driver.folder).get(FILE_NAME) == b""
     driver.replicate(0, b"new\n")
     driver.refresh()
-    assert {n: c for n, c in files_in(driver.folder).items() if not n.startswith(".")} == {JOURNAL: b"new\n"}
+    assert {n: c for n, c in files_in(driver.folder).items() if not n.startswith(".")} == {FILE_NAME: b"new\n"}

@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 
 from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
+from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store
 from ftae.tracking import TrackingUnavailable
@@ -226,7 +227,7 @@ def finished_search(tmp_path: Path, uri: str) -> Store:
         journal.append("end", trial=trial, status="finished", reason=None, value=20.0 + trial, step=step)
     journal.append("close", status="complete", reason=None)
     journal.close()
-    return Store(folder)
+    return FolderStore(folder)
 
 
 def add_report(journal: Journal, folder: Path, trial: int, step: int) -> None:

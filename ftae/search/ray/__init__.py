@@ -1,1 +1,1 @@
-"""The only importer of Ray and Ray Tune."""
+"""Trials on Ray: nodes, workers, Tune. Imports nothing of the rest of ``ftae.search``."""

@@ -1,26 +1,27 @@
-"""Workers that say nothing any more: found by the time between a trial's reports, and killed.
+"""Workers that hang: found by the time between the reports of a trial, and killed.
 
-Tune sees a worker die and starts its trial again from the newest checkpoint, as after any fault of a machine.
+Tune sees the worker die, and starts the trial again from its newest checkpoint, as after any fault of a machine.
 """
 
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-PATIENCE_FACTOR = 10.0  # times the longest that any trial took from one report to the next
+from ftae.search.ray.messages import Message, Report, Start
+from ftae.search.ray.ray_text import is_worker
 
-LEAST_PATIENCE_SECONDS = 120.0
+TOLERANCE = 10.0  # times the longest that any trial took from one report to the next
 
-START_PATIENCE_SECONDS = 900.0  # before the first report: weights are read, images decoded
+MIN_SILENCE_SECONDS = 120.0
 
-DEAF_SECONDS = 5.0  # a driver that was held up for longer has not listened to its trials
+START_SECONDS = 900.0  # before the first report, when weights are read and images decoded
+
+BLOCKED_SECONDS = 5.0  # a driver that was busy for longer did not read the messages of its trials
 
 
 @dataclass
@@ -32,64 +33,62 @@ class _Worker:
 
 
 class HangDetector:
-    """Knows when each running trial was heard of last."""
+    """Knows when each running trial sent its last message.
 
-    def __init__(self, note: Callable[[int, str], None]) -> None:
-        self._longest = 0.0
-        self._note = note
+    ``note`` is called with a trial's number and a text when its worker is killed. ``report_seconds``: the longest that
+    the preflight expects from one report to the next.
+    """
+
+    def __init__(self, note: Callable[[int, str], None], report_seconds: float) -> None:
+        self._note, self._longest = note, report_seconds
         self._workers: dict[int, _Worker] = {}
-        self._looked = time.monotonic()
+        self._last_call = time.monotonic()
 
-    def expect(self, seconds: float) -> None:
-        """That it takes so long from one report to the next, by what the preflight found."""
-        self._longest = max(self._longest, seconds)
-
-    def heartbeat(self, number: int, message: Mapping[str, Any]) -> None:
-        """A trial said something (see ``trial.run_trial``)."""
-        now = self._listen()
-        if "start" in message:
-            start = message["start"]
-            self._workers[number] = _Worker(start["node"], start["pid"], now)
-        elif (worker := self._workers.get(number)) is not None:
+    def heartbeat(self, number: int, message: Message) -> None:
+        """A trial sent a message."""
+        now, worker = self._now(), self._workers.get(number)
+        if isinstance(message, Start):
+            self._workers[number] = _Worker(message.node, message.pid, now)
+        elif worker is not None:
             if worker.reported:
                 self._longest = max(self._longest, now - worker.heartbeat)
-            worker.heartbeat, worker.reported = now, worker.reported or "report" in message
+            worker.heartbeat, worker.reported = now, worker.reported or isinstance(message, Report)
 
     def forget(self, number: int) -> None:
-        """The trial is over, or was started again elsewhere."""
+        """The trial is over, or starts again elsewhere."""
         self._workers.pop(number, None)
 
     def kill_hung(self) -> None:
         """Kill the workers that have been silent for much too long."""
-        now = self._listen()
+        now = self._now()
         for number, worker in list(self._workers.items()):
-            patience = self._patience(worker)
-            if now - worker.heartbeat > patience:
+            limit = self._limit(worker)
+            if now - worker.heartbeat > limit:
                 self.forget(number)
-                self._note(number, f"no report for {patience:.0f} s: its worker (process {worker.pid}) was killed")
-                _kill_on(worker.node, worker.pid)
+                self._note(number, f"no report for {limit:.0f} s: its worker (process {worker.pid}) was killed")
+                kill_worker(worker.node, worker.pid)
 
-    def _listen(self) -> float:
-        """The time now; what a driver that was held up could not hear is nobody's silence."""
+    def _now(self) -> float:
+        """The time. Time during which the driver itself was blocked does not count as silence of its trials."""
         now = time.monotonic()
-        deaf, self._looked = now - self._looked, now
-        if deaf > DEAF_SECONDS:
+        passed, self._last_call = now - self._last_call, now
+        if passed > BLOCKED_SECONDS:
             for worker in self._workers.values():
-                worker.heartbeat += deaf
+                worker.heartbeat += passed
         return now
 
-    def _patience(self, worker: _Worker) -> float:
-        patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_FACTOR * self._longest)
-        return patience if worker.reported else max(START_PATIENCE_SECONDS, patience)
+    def _limit(self, worker: _Worker) -> float:
+        """Seconds of silence after which a worker is killed."""
+        limit = max(MIN_SILENCE_SECONDS, TOLERANCE * self._longest)
+        return limit if worker.reported else max(START_SECONDS, limit)
 
 
-def _kill_on(node: str, pid: int) -> None:
-    """Kill a worker of this cluster on its own node; not waited for: the node may be gone, too."""
+def kill_worker(node: str, pid: int) -> None:
+    """Kill a worker on its own node. Does not wait for it, because the node may be gone, too."""
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=strategy).remote(pid)
 
 
 def _kill(pid: int) -> None:
-    # Not a process that has got the number since: Ray names its workers.
-    if psutil.pid_exists(pid) and "ray::" in " ".join(psutil.Process(pid).cmdline()):
+    if is_worker(pid):
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What workers try before the first trial: storage and images on every node, and one step of the run."""
+"""Tasks for workers before the first trial: checking storage and images on every node, and one step of the run."""
 
 import platform
 import time
@@ -16,6 +16,7 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.sizing.probe import Probe, probe
 from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.search.ray.nodes import Node, live_nodes
+from ftae.search.ray.ray_text import reason_of
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.store import Store, open_store
 from ftae.wording import duration
@@ -23,25 +24,25 @@ from ftae.wording import duration
 
 @dataclass(frozen=True)
 class NodeCheck:
-    """What is wrong with the storage and with the images; None where nothing is."""
+    """The fault of the storage and the fault of the images on one node; None where there is none."""
 
     storage: str | None
     images: str | None
 
 
-def look(search: dict[str, Any], fingerprint: str, token: str, below: str) -> NodeCheck:
-    """Find ``token`` in the storage, leave it at ``below`` too, and load the images, which also caches them here."""
+def check_node(search: dict[str, Any], fingerprint: str, token: str, copy: str) -> NodeCheck:
+    """On the node: read the file ``token`` from the storage, write it to ``copy``, and load and cache the images."""
     spec = SearchSpec.trusted(search)
-    return NodeCheck(_storage(spec, token, below), _images(spec, fingerprint))
+    return NodeCheck(_check_storage(spec, token, copy), _check_images(spec, fingerprint))
 
 
-def _storage(spec: SearchSpec, token: str, below: str) -> str | None:
+def _check_storage(spec: SearchSpec, token: str, copy: str) -> str | None:
     try:
         store = open_store(spec.search.storage, spec.name, "worker")
-        # Nothing is written where another disk than the driver's would take it.
+        # Do not write to a disk that is not the driver's.
         if store.read(token) is None:
             return "does not see what the driver wrote there"
-        store.write(below, token.encode())
+        store.write(copy, token.encode())
     except OSError as error:
         return error.strerror or str(error)
     except FtaeError as error:
@@ -49,7 +50,7 @@ def _storage(spec: SearchSpec, token: str, below: str) -> str | None:
     return None
 
 
-def _images(spec: SearchSpec, fingerprint: str) -> str | None:
+def _check_images(spec: SearchSpec, fingerprint: str) -> str | None:
     try:
         load_dataset(spec.finetune.data.model_copy(update={"fingerprint": fingerprint}))
     except (FtaeError, OSError) as error:
@@ -57,64 +58,72 @@ def _images(spec: SearchSpec, fingerprint: str) -> str | None:
     return None
 
 
-SILENT_SECONDS = 10.0  # of waiting without a word
+SILENT_SECONDS = 10.0  # of waiting, before the first message
 
-SAY_SECONDS = 60.0  # between two words of waiting
+NOTIFY_SECONDS = 60.0  # between two messages while waiting
 
 T = TypeVar("T")
 
 Notify = Callable[[str], None]
 
-What = Literal["code", "storage", "images"]
+Part = Literal["code", "storage", "images"]
 
-Fault = tuple[What, str, Node]  # what, why, and where
+
+@dataclass(frozen=True)
+class Fault:
+    """What a node cannot use, why, and which node it is."""
+
+    part: Part
+    reason: str
+    node: Node
 
 
 def check_nodes(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[Node], notify: Notify) -> None:
-    """Have every node read and write the storage, and load the images, which it then has in its cache.
+    """Have every node read and write the storage, and load the images into its cache.
 
     Raises:
-        FtaeError: some cannot, or have other images than those of ``fingerprint``: which, why, and what to do.
+        FtaeError: some nodes cannot, or have other images than those of ``fingerprint``. The message names the
+            nodes, the reasons and what to do.
     """
     try:
-        faults = _looked(spec, store, fingerprint, nodes, notify)
+        faults = _faults(spec, store, fingerprint, nodes, notify)
     except OSError as error:
         raise FtaeError(f"search.storage: {store} cannot be used from here: {error.strerror or error}") from error
     live = {node.id for node in live_nodes()}
-    if remaining := [fault for fault in faults if fault[2].id in live]:
-        raise FtaeError(_told(remaining, store))
+    if remaining := [fault for fault in faults if fault.node.id in live]:
+        raise FtaeError(_message(remaining, store))
 
 
-def _looked(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[Node], notify: Notify) -> list[Fault]:
+def _faults(spec: SearchSpec, store: Store, fingerprint: str, nodes: Sequence[Node], notify: Notify) -> list[Fault]:
     token = f".preflight-{uuid.uuid4().hex}"
-    left = {node.id: f"{token}.{number}" for number, node in enumerate(nodes)}
+    copies = {node.id: f"{token}.{number}" for number, node in enumerate(nodes)}
     store.write(token, token.encode())
     try:
         search, faults = spec.model_dump(mode="json"), []
-        tasks = {_on(node, look).remote(search, fingerprint, token, left[node.id]): node for node in nodes}
-        for node, seen in results(tasks, "the nodes look at storage and images", notify):
-            faults += [(what, why, node) for what, why in _faults(seen, store, token, left[node.id])]
+        tasks = {_on(node, check_node).remote(search, fingerprint, token, copies[node.id]): node for node in nodes}
+        for node, check in results(tasks, "the nodes check storage and images", notify):
+            faults += [Fault(part, why, node) for part, why in _faults_of(check, store, token, copies[node.id])]
         return faults
     finally:
-        for below in (token, *left.values()):
-            store.remove(below)
+        for file in (token, *copies.values()):
+            store.remove(file)
 
 
-def _faults(seen: NodeCheck | RayError, store: Store, token: str, left: str) -> Iterator[tuple[What, str]]:
-    if isinstance(seen, RayError):
-        yield "code", reason_of(seen)
+def _faults_of(check: NodeCheck | RayError, store: Store, token: str, copy: str) -> Iterator[tuple[Part, str]]:
+    if isinstance(check, RayError):
+        yield "code", reason_of(check)
         return
-    if seen.storage is not None:
-        yield "storage", seen.storage
-    elif store.read(left) != token.encode():
-        yield "storage", "what is written there is not seen from here"
-    if seen.images is not None:
-        yield "images", seen.images
+    if check.storage is not None:
+        yield "storage", check.storage
+    elif store.read(copy) != token.encode():
+        yield "storage", "the driver does not see the file that the node wrote there"
+    if check.images is not None:
+        yield "images", check.images
 
 
-def _told(faults: Sequence[Fault], store: Store) -> str:
-    """A line for each kind of fault, which names the nodes by what they say."""
-    kinds: dict[What, tuple[str, str]] = {
+def _message(faults: Sequence[Fault], store: Store) -> str:
+    """One line per part, with the nodes grouped by their reasons."""
+    parts: dict[Part, tuple[str, str]] = {
         "code": ("ftae cannot run", "Install the same version of it on every node"),
         "storage": (
             f"search.storage: {store} cannot be used",
@@ -126,33 +135,34 @@ def _told(faults: Sequence[Fault], store: Store) -> str:
         ),
     }
     lines = []
-    for kind, (what, advice) in kinds.items():
+    for part, (rule, advice) in parts.items():
         nodes: dict[str, list[str]] = {}
-        for _, why, node in (fault for fault in faults if fault[0] == kind):
-            nodes.setdefault(why, []).append(node.name)
+        for fault in faults:
+            if fault.part == part:
+                nodes.setdefault(fault.reason, []).append(fault.node.name)
         if nodes:
-            where = "; ".join(f"on {', '.join(names)}: {why}" for why, names in nodes.items())
-            lines.append(f"{what} {where}. {advice}")
+            where = "; ".join(f"on {', '.join(names)}: {reason}" for reason, names in nodes.items())
+            lines.append(f"{rule} {where}. {advice}")
     return "\n".join(lines)
 
 
 def _on(node: Node, function: Callable[..., Any]) -> Any:
-    """``function`` as a task for that node, at no cost of its resources."""
+    """``function`` as a task that runs on ``node`` and takes none of the resources there."""
     strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
     return ray.remote(function).options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
 
 
 def results(tasks: Mapping[ObjectRef[Any], T], doing: str, notify: Notify) -> Iterator[tuple[T, Any]]:
-    """What each task returned, or the RayError that ended it; ``notify`` is told ``doing`` while that takes long."""
-    pending, start, patience = list(tasks), time.monotonic(), SILENT_SECONDS
+    """The result of each task, or the RayError that ended it. Calls ``notify`` with ``doing`` while that takes long."""
+    pending, start, seconds = list(tasks), time.monotonic(), SILENT_SECONDS
     try:
         while pending:
-            done, pending = ray.wait(pending, num_returns=len(pending), timeout=patience)
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=seconds)
             for task in done:
                 yield tasks[task], _result(task)
             if pending:
                 notify(f"preflight: {doing}, {duration(time.monotonic() - start)} so far")
-                patience = SAY_SECONDS
+                seconds = NOTIFY_SECONDS
     finally:
         for task in pending:
             ray.cancel(task)
@@ -163,12 +173,6 @@ def _result(task: ObjectRef[Any]) -> Any:
         return ray.get(task)
     except RayError as error:
         return error
-
-
-def reason_of(error: RayError) -> str:
-    """The telling line of an error: the last of a traceback, else the first."""
-    lines = str(error).strip().splitlines()
-    return lines[-1 if isinstance(error, RayTaskError) else 0][:300]
 
 
 ADVICE: dict[str, str] = {
@@ -182,17 +186,17 @@ ADVICE: dict[str, str] = {
     Reason.BLOW_UP: "lower finetune.discriminator.lr and its r1 and lecam, or finetune.losses.adversarial",
 }
 
-LOST = "a worker that is killed is most often short of memory: lower finetune.batch_size or search.max_concurrent"
+LOST = "a worker that is killed has most often run out of memory: lower finetune.batch_size or search.max_concurrent"
 
 
 def dry_run(spec: SearchSpec, fingerprint: str, notify: Callable[[str], None]) -> Probe:
-    """What a step of the file's own configuration takes of a trial's worker.
+    """Have a worker measure one step of the file's own configuration.
 
-    A worker or node that is lost over it costs one of ``search.max_failures``. ``notify`` is told of that, and of long
-    waits.
+    A worker or node that is lost meanwhile counts as one of ``search.max_failures``. Calls ``notify`` with each loss,
+    and while the result takes long.
 
     Raises:
-        FtaeError: the step fails, or one worker after the other is lost: why, and what to do.
+        FtaeError: the step fails, or too many workers are lost; the message says why, and what to do.
     """
     resources = spec.search.resources
     task = ray.remote(dry_run_step).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
@@ -212,7 +216,7 @@ def dry_run(spec: SearchSpec, fingerprint: str, notify: Callable[[str], None]) -
 
 
 def dry_run_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
-    """The worker's side: what it took for its share of the configuration; or why that cannot be run."""
+    """On the worker: measure one step of the share of one worker; returns the reason if the step fails."""
     spec = SearchSpec.trusted(search)
     run = spec.trial_spec({})
     data = run.data.model_copy(update={"fingerprint": fingerprint})
@@ -221,10 +225,8 @@ def dry_run_step(search: dict[str, Any], fingerprint: str) -> Probe | str:
         return probe(run.model_copy(update={"data": data, "batch_size": batch_size}))
     except TrainingFailed as failure:
         advice = ADVICE.get(failure.reason)
-        if failure.step == 0 and failure.reason == Reason.NON_FINITE_LOSS:  # of the model as it was given
-            advice = (
-                f"look at the weights (finetune.model.pretrained: {run.model.pretrained}), or set precision to fp32"
-            )
+        if failure.step == 0 and failure.reason == Reason.NON_FINITE_LOSS:  # of the untuned model
+            advice = f"check the weights (finetune.model.pretrained: {run.model.pretrained}), or set precision to fp32"
         return f"on {platform.node()}: {failure}" + (f"; {advice}" if advice else "")
     except (FtaeError, OSError) as error:
         return f"on {platform.node()}: {error}"

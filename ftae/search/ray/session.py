@@ -1,7 +1,9 @@
-"""The Ray of a search: started, or joined, and left again."""
+"""The Ray of a search: started on this machine or joined, and left again."""
 
 import logging
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,14 +18,16 @@ import ray
 
 from ftae.engine.process import first_line
 from ftae.errors import FtaeError
-from ftae.search.ray.address import cluster_address, unreachable
+from ftae.search.ray.ray_text import is_other_token
 from ftae.user_code import ALLOW_CODE
 
-# For the driver and its workers, where the user has not set them.
+ADDRESS = "RAY_ADDRESS"
+
+# For the driver and its workers, where the user has not set them. Ray and Tune read each of them when it is needed.
 ENVIRONMENT = {
-    # Tune loses the slot of a stopped trial whose teardown outlasts this.
+    # Tune loses the slot of a stopped trial whose teardown takes longer.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
-    # The journal is the truth: no snapshots, no result files, no output of Tune's own.
+    # The journal is the truth: Tune writes no snapshots and no result files, and prints nothing.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -36,21 +40,22 @@ ENVIRONMENT = {
 
 FOR_WORKERS = (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE)
 
-JOIN_SECONDS = 45.0  # a cluster that has not answered by then does not answer
+JOIN_SECONDS = 45.0  # a cluster that has not answered by then will not answer
 
-LONGEST_TEMPORARY = 40  # characters; Ray's sockets add 62 to it, and the system allows 107
+MAX_TEMPORARY_LENGTH = 40  # characters; Ray adds 62 for its sockets, and the system allows 107
 
 JOIN = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_driver=False)"
 
 
 @contextmanager
 def ray_session() -> Iterator[bool]:
-    """Inside, Ray is up: one that this process has joined before, the cluster of ``RAY_ADDRESS``, or one of our own.
+    """Inside, Ray is up: the one this process uses already, the cluster of ``RAY_ADDRESS``, or a new local one.
 
-    Yields whether it is our own. One that this process had joined before is left as it is.
+    Yields whether it is a new local one. Afterwards the process is as before, except that a Ray that was in use stays
+    up, and that the token of a local Ray stays in the environment (see ``_set_token``).
 
     Raises:
-        FtaeError: no cluster answers at the address, or Ray cannot start here.
+        FtaeError: no cluster answers at the address, or Ray cannot start on this machine.
     """
     if ray.is_initialized():
         with _environment(ENVIRONMENT):
@@ -63,9 +68,9 @@ def ray_session() -> Iterator[bool]:
     level = logger.level
     with _environment(ENVIRONMENT):
         try:
-            with _signals_of_the_caller(), _no_folder_on_the_path():
+            with _signals_restored(), _no_folder_on_the_path():
                 _start() if address is None else _join(address)
-            logger.setLevel(logging.CRITICAL)  # what goes wrong is in the journal and the progress
+            logger.setLevel(logging.CRITICAL)  # the journal and the progress show what goes wrong
             yield address is None
         finally:
             ray.shutdown()
@@ -73,11 +78,12 @@ def ray_session() -> Iterator[bool]:
 
 
 def _start() -> None:
-    shorter = {"RAY_TMPDIR": "/tmp"} if len(tempfile.gettempdir()) > LONGEST_TEMPORARY else {}
+    _set_token()
+    shorter = {"RAY_TMPDIR": "/tmp"} if len(tempfile.gettempdir()) > MAX_TEMPORARY_LENGTH else {}
     with _environment(shorter):
         try:
             _init("local", include_dashboard=False)  # its workers inherit the environment
-        except Exception as error:  # Ray has no type of its own for a node that does not start
+        except Exception as error:  # Ray has no error type of its own for a node that does not start
             logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray/session_latest/logs"
             raise FtaeError(
                 f"Ray cannot start on this machine: {_reason(error)}. Its logs are in {logs}; a full disk, a limit "
@@ -85,12 +91,27 @@ def _start() -> None:
             ) from error
 
 
+def _set_token() -> None:
+    """Let a new local Ray answer only to this process and its children.
+
+    Ray listens on all interfaces, also when it is local, so that only a token keeps strangers out. ``ray.init`` of Ray
+    2.60 turns token mode on for a local Ray and sets ``RAY_AUTH_MODE``, unless that is set already, no matter how long
+    ago Ray was imported. Without a token it would write one into the user's home folder, for all later Rays.
+
+    Ray reads the token once per process and keeps it. So both variables stay: the processes of another local Ray, of a
+    second search or of the user's own ``ray.init``, need the same token. If ``RAY_AUTH_MODE`` is set, the user or an
+    earlier ``ray.init`` has chosen how this process authenticates.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def _join(address: str) -> None:
     workers = {name: os.environ[name] for name in FOR_WORKERS if name in os.environ}
     try:
         _init(address, runtime_env={"env_vars": workers})
     except Exception as error:
-        raise unreachable(address, _reason(error)) from error
+        raise _unreachable(address, _reason(error)) from error
 
 
 def _init(address: str, **options: Any) -> None:
@@ -103,31 +124,71 @@ def _check_reachable(address: str) -> None:
     try:
         subprocess.run(command, capture_output=True, timeout=JOIN_SECONDS, check=True)
     except subprocess.TimeoutExpired as error:
-        raise unreachable(
-            address, _why(error.stderr, f"nothing that is Ray answered within {JOIN_SECONDS:.0f} s")
-        ) from None
+        reason = f"nothing that is Ray answered within {JOIN_SECONDS:.0f} s"
+        raise _unreachable(address, reason, error.stderr or b"") from None
     except subprocess.CalledProcessError as error:
         last_line = error.stderr.decode(errors="replace").strip().splitlines()[-1].rstrip(".")
-        raise unreachable(address, _why(error.stderr, last_line)) from None
+        raise _unreachable(address, last_line, error.stderr) from None
 
 
-def _why(said: bytes | None, otherwise: str) -> str:
-    """Why a cluster was not joined, by what Ray said until it gave up, or was given up."""
-    if said is not None and (b"InvalidAuthToken" in said or b"AuthenticationError" in said):
-        return (
+def _reason(error: Exception) -> str:
+    return first_line(error).rstrip(".")
+
+
+# ----------------------------------------------------------------------------------------- RAY_ADDRESS
+
+
+def cluster_address() -> str | None:
+    """The cluster that ``RAY_ADDRESS`` names: ``HOST:PORT`` of its GCS, or ``auto``. None for a local Ray.
+
+    Raises:
+        FtaeError: a search cannot join what it names.
+    """
+    address = os.environ.get(ADDRESS, "").strip()
+    if address in ("", "local"):
+        return None
+    if "://" in address:
+        scheme = address.partition("://")[0]
+        kind = {"http": "a dashboard", "https": "a dashboard", "ray": "Ray's client server"}.get(scheme, scheme)
+        raise FtaeError(f"{_named(address)}, the address of {kind}. {_choices()}")
+    if address != "auto" and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:.%\w]+\]:\d{1,5}", address):
+        raise FtaeError(f"{_named(address)}, which is no HOST:PORT. {_choices()}")
+    return address
+
+
+def _unreachable(address: str, reason: str, errors: bytes = b"") -> FtaeError:
+    """The error for a cluster that does not answer; ``errors``: what Ray wrote to stderr until then."""
+    if is_other_token(errors.decode(errors="replace")):
+        reason = (
             "it wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's own "
             "(or put it into ~/.ray/auth_token)"
         )
-    return otherwise
+    return FtaeError(f"{_named(address)}, and no search can join that cluster: {reason}. {_choices()}")
+
+
+def _named(address: str) -> str:
+    return f"the environment variable {ADDRESS} is {address!r}"
+
+
+def _choices() -> str:
+    return (
+        "A search joins a cluster at HOST:PORT of its GCS (port 6379, unless it was started with another), or at "
+        f"'auto' on one of its nodes; `unset {ADDRESS}` runs the search on this machine alone, and `ftae submit` "
+        "takes the address of a dashboard"
+    )
+
+
+# ---------------------------------------------------------------------- what starting Ray does to a process
 
 
 @contextmanager
-def _signals_of_the_caller() -> Iterator[None]:
-    """Inside, Ray's processes are started: they outlive a lost terminal, so that the driver can end in order.
+def _signals_restored() -> Iterator[None]:
+    """Inside, Ray is started. Afterwards the caller's signal handlers are back.
 
-    Ray takes over SIGTERM, which is given back to who had it.
+    Ray replaces the handler of SIGTERM. SIGHUP is ignored meanwhile, and Ray's processes inherit that: they survive a
+    lost terminal, so that the driver can end the search in order.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -139,7 +200,7 @@ def _signals_of_the_caller() -> Iterator[None]:
 
 
 def _no_folder_on_the_path() -> "chdir[Path] | nullcontext[None]":
-    """Inside, the current folder is one that the workers import from anyway, unless the user allows code.
+    """Inside, the current folder is one from which the workers import anyway, unless the user allows code.
 
     Ray puts the driver's current folder first on the import path of its workers.
     """
@@ -158,14 +219,13 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _reason(error: Exception) -> str:
-    return first_line(error).rstrip(".")
+# ------------------------------------------------------------------------------------------------ warm-up
 
 
 def start_worker(cpus: float) -> None:
-    """Have a worker import what the rehearsal needs, which it then runs, while the driver imports and checks."""
-    ray.remote(_import_rehearsal).options(num_cpus=cpus).remote()
+    """Start a worker that imports what the dry run needs, and then runs it, while the driver checks the data."""
+    ray.remote(_import_for_dry_run).options(num_cpus=cpus).remote()
 
 
-def _import_rehearsal() -> None:
+def _import_for_dry_run() -> None:
     import ftae.search.ray.preflight_tasks  # noqa: F401

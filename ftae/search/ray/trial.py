@@ -1,7 +1,6 @@
-"""What runs in a worker: one trial, a thin wrapper of the engine's generator, and the workers that follow it."""
+"""One trial in a worker: the engine's generator, whose reports go to the driver, and the trial's other workers."""
 
 import gc
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,19 @@ from ftae.engine.training.loop import finetune, follow
 from ftae.engine.training.model_reuse import ModelReuse
 from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.results.search_record import trial_folder
+from ftae.search.ray.messages import (
+    Adapted,
+    Assignment,
+    Diverged,
+    Failed,
+    Message,
+    Note,
+    Report,
+    Start,
+    StorageFailed,
+    to_json,
+)
+from ftae.search.ray.nodes import this_node
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import Resources
@@ -34,19 +46,19 @@ from ftae.storage.store import Store, open_store
 
 @contextmanager
 def followers(spec: FinetuneSpec, resources: Resources) -> Iterator[Group]:
-    """This process, a trial's, as the first of its workers; the others are there until the block is left."""
+    """Inside, the other workers of this trial run; this process is the first one of the group."""
     if resources.workers == 1:
         yield ALONE
         return
-    with leading(resources.workers, _host(), lambda leader: _Actors(spec, resources, leader)) as group:
+    with leading(resources.workers, _host(), lambda leader: _Followers(spec, resources, leader)) as group:
         yield group
 
 
-class _Actors:
-    """The workers of ranks 1 and above. Ray ends them, too, when the trial's own process is gone."""
+class _Followers:
+    """The workers of ranks 1 and above. Ray ends them, too, when the process of the trial dies."""
 
     def __init__(self, spec: FinetuneSpec, resources: Resources, leader: tuple[str, int]) -> None:
-        self._actors: list[ActorHandle[_Worker]] = []
+        self._actors: list[ActorHandle[_FollowerActor]] = []
         self._running: list[ObjectRef[None]] = []
         self._failures: list[Exception] = []
         group = get_current_placement_group()
@@ -54,7 +66,7 @@ class _Actors:
         for rank in range(1, resources.workers):
             place = PlacementGroupSchedulingStrategy(group, rank)
             options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "scheduling_strategy": place}
-            actor: Any = ray.remote(_Worker).options(**options).remote()
+            actor: Any = ray.remote(_FollowerActor).options(**options).remote()
             self._actors.append(actor)
             self._running.append(actor.follow.remote(spec.model_dump(mode="json"), rank, resources.workers, leader))
 
@@ -68,7 +80,7 @@ class _Actors:
             ray.kill(actor)
 
 
-class _Worker:
+class _FollowerActor:
     def follow(self, spec: dict[str, Any], rank: int, size: int, leader: tuple[str, int]) -> None:
         keep_freed_memory()
         follow(FinetuneSpec.model_validate(spec), Follower(rank, size, leader, _host()))
@@ -90,32 +102,32 @@ def _host() -> str:
     return str(get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-MODEL_REUSE = ModelReuse()  # a worker runs one trial after the other
+MODEL_REUSE = ModelReuse()  # for all trials that this worker runs, one after the other
 
 
 def run_trial(config: dict[str, Any], *, search: dict[str, Any], fingerprint: str) -> None:
-    """Tune's function trainable. ``config``: number, kind, params and changes of the trial.
+    """Tune's function trainable. ``config``: the fields of an ``Assignment``.
 
-    Everything a report names is in the storage before it is reported, since Tune may end the function
-    inside any report. Faults of the params, of the user and of the storage are said, not raised: only a
-    fault of the machine may raise, and the trial is tried again.
+    Every file that a report names is in the storage before the report is sent, because Tune may end the function inside
+    any report. Faults of the params, of the user and of the storage are sent, not raised: after an exception, which
+    only a fault of the machine may raise, Tune starts the trial again.
     """
     _free_memory()
     keep_freed_memory()
-    spec = SearchSpec.trusted(search)
+    spec, assignment = SearchSpec.trusted(search), Assignment(**config)
     store = open_store(spec.search.storage, spec.name, "worker")
     try:
-        _Trial(config, spec, store, fingerprint).run()
+        _Trial(assignment, spec, store, fingerprint).run()
     except TrainingFailed as failure:
-        _notify({"diverged": str(failure)})
+        _send(Diverged(str(failure)))
     except ImagesChanged as error:
-        _notify({"storage": str(error)})
+        _send(StorageFailed(str(error)))
     except FtaeError as error:
-        _notify({"failed": str(error)})
+        _send(Failed(str(error)))
     except OSError as error:
-        _notify({"storage": f"trial {config['number']} cannot use its files: {error}"})
+        _send(StorageFailed(f"trial {assignment.number} cannot use its files: {error}"))
     finally:
-        store.release(trial_folder(config["number"]))
+        store.release(trial_folder(assignment.number))
 
 
 def _pinned(spec: FinetuneSpec, fingerprint: str) -> FinetuneSpec:
@@ -123,23 +135,23 @@ def _pinned(spec: FinetuneSpec, fingerprint: str) -> FinetuneSpec:
 
 
 class _Trial:
-    def __init__(self, config: dict[str, Any], search: SearchSpec, store: Store, fingerprint: str) -> None:
+    def __init__(self, assignment: Assignment, search: SearchSpec, store: Store, fingerprint: str) -> None:
         self._search, self._store, self._fingerprint = search, store, fingerprint
-        self._settings: dict[str, Any] = config["params"] | config["changes"]
-        self._adapted = bool(config["changes"])
-        self._below = trial_folder(config["number"])
+        self._settings = assignment.params | assignment.changes
+        self._adapted = bool(assignment.changes)
+        self._folder = trial_folder(assignment.number)  # below the search
         self._started = False
-        self._told = set[str]()  # of damaged checkpoints
-        self._patience = StorageRetry(_note)
+        self._notes = set[str]()  # about damaged checkpoints
+        self._retry = StorageRetry(_note)
 
     def run(self) -> None:
-        """Train to the end, again from the newest checkpoint after each fault that time or less memory mends."""
-        self._store.release(self._below)  # a killed worker's, maybe of an earlier search of this name
+        """Train to the end; after a fault that time or less memory can cure, continue from the newest checkpoint."""
+        self._store.release(self._folder)  # a killed worker left it, maybe in an earlier search of this name
         while True:
             try:
                 return self._train()
             except OSError as error:
-                self._patience.failed(error)
+                self._retry.failed(error)
             except TrainingFailed as failure:
                 if failure.reason != Reason.OUT_OF_MEMORY:
                     raise
@@ -149,65 +161,61 @@ class _Trial:
             _free_memory()
 
     def _train(self) -> None:
-        spec, workdir = self._spec(), self._store.fetch(self._below)
-        checkpoint = usable_checkpoint(workdir, self._tell_once)
+        spec, workdir = self._spec(), self._store.fetch(self._folder)
+        checkpoint = usable_checkpoint(workdir, self._note_once)
         kept = -1 if checkpoint is None else int(checkpoint.name[5:])
         if not self._started:
-            _notify({"start": _whereabouts() | {"step": max(0, kept)}})
+            _send(Start(this_node(), os.getpid(), max(0, kept)))
             self._started = True
         with followers(spec, self._search.search.resources) as group:
             for report in finetune(spec, workdir, resume_from=checkpoint, group=group, reuse=MODEL_REUSE):
                 self._publish(report)
-                if report.step > kept:  # else it is repeated, and nothing was written
-                    self._patience.succeeded()
-                _notify({"report": vars(report)})
+                if report.step > kept:  # a repeated report has written nothing
+                    self._retry.succeeded()
+                _send(Report(**vars(report)))
 
-    def _tell_once(self, text: str) -> None:
-        """A damaged checkpoint stays until it is written anew: each try before that finds it again."""
-        if text not in self._told:
-            self._told.add(text)
+    def _note_once(self, text: str) -> None:
+        """Every try finds a damaged checkpoint again, until the trial has written a new one."""
+        if text not in self._notes:
+            self._notes.add(text)
             _note(text)
 
     def _spec(self) -> FinetuneSpec:
         return _pinned(self._search.trial_spec(self._settings), self._fingerprint)
 
     def _publish(self, report: EvalReport) -> None:
-        self._store.push(f"{self._below}/{report.images}")
+        """Store the report's files, and remove the checkpoints that the run has removed on this machine."""
+        self._store.push(f"{self._folder}/{report.images}")
         if report.checkpoint is not None:
-            self._store.push(f"{self._below}/{report.checkpoint}")
-        folder = f"{self._below}/{CHECKPOINTS}"
-        here = self._store.folder / folder
+            self._store.push(f"{self._folder}/{report.checkpoint}")
+        folder = f"{self._folder}/{CHECKPOINTS}"
         for name in self._store.names(folder):
-            if not (here / name).exists():
+            if not (self._store.folder / folder / name).exists():
                 self._store.remove(f"{folder}/{name}")
 
     def _adapt(self, failure: TrainingFailed) -> bool:
-        """Halve the batch and accumulate twice as often, once; whether that can be done."""
+        """Halve the batch and accumulate twice as often; returns False if that was done before, or is not possible."""
         spec = self._spec()
         if self._adapted or spec.batch_size % (2 * self._search.search.resources.workers):
             return False
         changes = {"batch_size": spec.batch_size // 2, "grad_accumulation": 2 * spec.grad_accumulation}
-        reason = f"{failure}; goes on with a batch of {changes['batch_size']} x {changes['grad_accumulation']}"
-        _notify({"adapt": {"changes": changes, "reason": reason}})
+        reason = f"{failure}; continues with a batch of {changes['batch_size']} x {changes['grad_accumulation']}"
+        _send(Adapted(changes, reason))
         self._settings, self._adapted = self._settings | changes, True
         return True
 
 
-def _whereabouts() -> dict[str, Any]:
-    return {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
-
-
 def _note(text: str) -> None:
-    _notify({"note": text})
+    _send(Note(text))
 
 
-def _notify(message: dict[str, Any]) -> None:
-    # As JSON: Tune flattens nested results with the "/" that metric names contain.
-    tune.report({"message": json.dumps(message)})
+def _send(message: Message) -> None:
+    # As text: Tune flattens nested results with "/", which metric names contain.
+    tune.report({"message": to_json(message)})
 
 
 def _free_memory() -> None:
-    """A reused worker still holds what the trial before it left, or the try that ran out of memory."""
+    """Free what the trial before, or the try that ran out of memory, has left in this worker."""
     gc.collect()
     give_back_freed_memory()
     if torch.cuda.is_available():

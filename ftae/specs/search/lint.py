@@ -13,7 +13,6 @@ from ftae.specs.reading.problems import Problem, dotted, quoted
 from ftae.specs.reading.roles import KeepsValidation, roles_below, roles_in
 from ftae.specs.search.configurations import CONDITIONS, Space, count_up_to, covers, default_of
 from ftae.specs.search.search import ProductionSpec, SearchSpec
-from ftae.specs.search.settings import Asha
 
 _SIDE = {"minimize": "lower", "maximize": "higher"}
 
@@ -107,11 +106,7 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
         )
     if settings.resources.gpus and spec.finetune.device == "cpu":
         yield "search.resources reserves GPUs that no trial uses: finetune.device is cpu"
-    if isinstance(settings.scheduler, Asha) and not spec.rung_steps():
-        yield (
-            "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
-            f"({settings.scheduler.grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
-        )
+    yield from settings.scheduler.warnings(spec.finetune)
 
 
 def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:

@@ -15,7 +15,7 @@ from ftae.specs.reading.problems import matching, quoted, refusal
 from ftae.specs.search.configurations import drop_inactive, has_effect
 from ftae.specs.search.distributions import Choices
 from ftae.specs.search.objective import AnyObjective, check_measured
-from ftae.specs.search.settings import Fifo, SearchSettings, Tracking
+from ftae.specs.search.settings import SearchSettings, Tracking
 from ftae.specs.search.space import FileDistribution, checked_space, typed_space
 
 _PLAIN = matching(
@@ -134,20 +134,8 @@ class SearchSpec(Spec):
         return value_at(apply_overrides(self.finetune, values).with_absolute_paths(), path)
 
     def rung_steps(self) -> list[int]:
-        """The steps at which trials are compared; none without ASHA, or where none lies before the end.
-
-        The first rung is the first evaluation at or after ``grace_fraction`` of the budget.
-        """
-        scheduler, budget = self.search.scheduler, self.finetune.max_steps
-        if isinstance(scheduler, Fifo):
-            return []
-        grace = round(scheduler.grace_fraction * budget, 6)  # 0.55 * 100 is a little more than 55
-        step = next(s for s in self.finetune.eval_steps() if s >= grace)
-        rungs = []
-        while step < budget:
-            rungs.append(step)
-            step = max(step + 1, round(step * scheduler.reduction_factor))
-        return rungs
+        """The steps at which trials are compared; the scheduler may have none."""
+        return self.search.scheduler.rung_steps(self.finetune)
 
     def file_params(self) -> dict[str, Any]:
         """The params of the first tuned trial: the file's own value of every searched leaf that has an effect."""

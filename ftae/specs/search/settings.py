@@ -1,11 +1,13 @@
 """How to search, on what, and where results go: sampler, scheduler, resources, storage, tracking."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.reading.roles import Means
@@ -76,13 +78,33 @@ class Resources(Spec):
         return [f"{workers} workers cannot share batch_size {size} evenly" for size in sizes if size % workers]
 
 
-class Fifo(Spec):
+class SchedulerSpec(Spec):
+    """Decides which trials end early. A scheduler overrides what differs: here every trial runs to its full budget."""
+
+    def rung_steps(self, run: FinetuneSpec) -> list[int]:
+        """The steps, before the end, at which trials are compared."""
+        return []
+
+    def description(self) -> str:
+        """What happens at a rung, in a few words for the plan."""
+        return "every trial goes on"
+
+    def expected_steps(self, run: FinetuneSpec) -> float:
+        """The steps that a trial runs on average."""
+        return run.max_steps
+
+    def warnings(self, run: FinetuneSpec) -> list[str]:
+        """Why these settings may not do in ``run`` what the user expects."""
+        return []
+
+
+class Fifo(SchedulerSpec):
     """Every trial runs to its full budget."""
 
     name: Literal["fifo"] = "fifo"
 
 
-class Asha(Spec):
+class Asha(SchedulerSpec):
     """Asynchronous successive halving (Li et al., MLSys 2020), the stopping variant.
 
     Trials are compared by the objective alone (with several metrics by the first); constraints count for trials that
@@ -95,6 +117,37 @@ class Asha(Spec):
     grace_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.33
     """The share of the budget at which the first rung lies: a third, because curves of fine-tuning cross."""
 
+    def rung_steps(self, run: FinetuneSpec) -> list[int]:
+        """The first rung is the first evaluation at or after ``grace_fraction`` of the budget."""
+        grace = round(self.grace_fraction * run.max_steps, 6)  # 0.55 * 100 is a little more than 55
+        step = next(step for step in run.eval_steps() if step >= grace)
+        rungs = []
+        while step < run.max_steps:
+            rungs.append(step)
+            step = max(step + 1, round(step * self.reduction_factor))
+        return rungs
+
+    def description(self) -> str:
+        return f"best 1/{self.reduction_factor:g} go on"
+
+    def expected_steps(self, run: FinetuneSpec) -> float:
+        """As if exactly one in ``reduction_factor`` trials continued at each rung."""
+        steps = [0, *self.rung_steps(run), run.max_steps]
+        return sum((end - start) / self.reduction_factor**i for i, (start, end) in enumerate(pairwise(steps)))
+
+    def warnings(self, run: FinetuneSpec) -> list[str]:
+        if self.rung_steps(run):
+            return []
+        return [
+            "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
+            f"({self.grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
+        ]
+
+
+AnyScheduler = Annotated[Asha | Fifo, Field(discriminator="name")]
+
+SamplerName = Literal["tpe", "random"]
+
 
 class SearchSettings(Spec):
     """How to search."""
@@ -105,9 +158,9 @@ class SearchSettings(Spec):
     """Ends the search after so many hours, counted anew with every ``--resume``."""
     max_concurrent: Annotated[Positive | None, Means()] = None
     """Trials that run at a time; null runs as many as the cluster has room for."""
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: SamplerName = "tpe"
     """How params are chosen."""
-    scheduler: Annotated[Asha | Fifo, Field(discriminator="name")] = Asha()
+    scheduler: AnyScheduler = Asha()
     """Which trials are stopped early."""
     resources: Annotated[Resources, Means()] = Resources()
     """What a trial gets of the cluster."""

@@ -1,4 +1,4 @@
-"""The rehearsal: a step of the file's own configuration, tried by a worker before the first trial."""
+"""The dry run: one step of the file's own configuration, on a worker, before the first trial."""
 
 import os
 import platform
@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_search import SEARCH
+from builders import search_spec
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.sizing.probe import Probe
 from ftae.errors import FtaeError
-from ftae.search.ray import preflight_tasks as rehearsal
+from ftae.search.ray import preflight_tasks
 from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
 from ftae.specs import SearchSpec
 
 
 def search(max_failures: int = 1, **finetune: Any) -> SearchSpec:
-    dumped = SEARCH.model_dump(mode="json")
-    dumped["finetune"] |= finetune
-    dumped["search_space"]["optimizer.lr"]["high"] = 1e30
-    dumped["search"]["max_failures"] = max_failures
-    return SearchSpec.model_validate(dumped)
+    changes = {f"finetune.{path}": value for path, value in finetune.items()}
+    space = {"optimizer.lr": {"low": 1e-6, "high": 1e30, "log": True}}
+    return search_spec(**changes, search_space=space, **{"search.max_failures": max_failures})
 
 
 def fingerprint(spec: SearchSpec) -> str:
@@ -31,7 +29,7 @@ def fingerprint(spec: SearchSpec) -> str:
 
 
 def dies(times: int, folder: Path) -> Callable[..., Any]:
-    """A step in which the worker is killed, so many times; then the step that it is."""
+    """A step in which the worker is killed ``times`` times, before it runs as usual."""
 
     def step(given: dict[str, Any], fingerprint: str) -> Probe | str:
         before = len(list(folder.iterdir()))
@@ -46,59 +44,59 @@ def dies(times: int, folder: Path) -> Callable[..., Any]:
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_measures_a_step() -> None:
     spec = search()
-    said: list[str] = []
-    found = dry_run(spec, fingerprint(spec), said.append)
+    notes: list[str] = []
+    found = dry_run(spec, fingerprint(spec), notes.append)
     assert found.step_seconds > 0.0
     assert found.eval_seconds > 0.0
-    assert [line for line in said if "lost" in line] == []
+    assert [line for line in notes if "lost" in line] == []
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_is_lost_over_it_is_one_of_max_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_worker_counts_as_one_of_max_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = search(max_failures=1)
-    said: list[str] = []
-    monkeypatch.setattr(rehearsal, "dry_run_step", dies(1, tmp_path))
-    assert isinstance(dry_run(spec, fingerprint(spec), said.append), Probe)
-    [lost] = [line for line in said if "was lost" in line]
+    notes: list[str] = []
+    monkeypatch.setattr(preflight_tasks, "dry_run_step", dies(1, tmp_path))
+    assert isinstance(dry_run(spec, fingerprint(spec), notes.append), Probe)
+    [lost] = [line for line in notes if "was lost" in line]
     assert lost.startswith("preflight: the worker that tried a step was lost (")
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_one_lost_worker_too_many_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_lost_workers_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = search(max_failures=1)
-    monkeypatch.setattr(rehearsal, "dry_run_step", dies(2, tmp_path))
+    monkeypatch.setattr(preflight_tasks, "dry_run_step", dies(2, tmp_path))
     with pytest.raises(FtaeError, match=r"tried and failed: its worker was lost \(.*\); a worker that is killed"):
         dry_run(spec, fingerprint(spec), lambda message: None)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_step_that_fails_ends_the_search_with_what_to_do() -> None:
+def test_a_step_that_fails_ends_the_search_with_advice() -> None:
     spec = search(optimizer={"name": "sgd", "lr": 1e30}, max_grad_norm=None)
     with pytest.raises(FtaeError, match=r"tried and failed: on .*: non-finite .* at step \d+; lower finetune"):
         dry_run(spec, fingerprint(spec), lambda message: None)
 
 
-@pytest.mark.parametrize("reason", rehearsal.ADVICE)
+@pytest.mark.parametrize("reason", preflight_tasks.ADVICE)
 def test_every_reason_has_its_advice(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftae.errors import TrainingFailed
 
     def fails(*given: Any, **settings: Any) -> Probe:
         raise TrainingFailed(reason, 3)
 
-    monkeypatch.setattr(rehearsal, "probe", fails)
-    told = dry_run_step(search().model_dump(mode="json"), "any")
-    assert isinstance(told, str)
-    assert f"{reason} at step 3; " in told
-    assert len(told.partition("; ")[2]) > 20
+    monkeypatch.setattr(preflight_tasks, "probe", fails)
+    found = dry_run_step(search().model_dump(mode="json"), "any")
+    assert isinstance(found, str)
+    assert f"{reason} at step 3; " in found
+    assert len(found.partition("; ")[2]) > 20
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_code_that_a_worker_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_a_worker_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(given: dict[str, Any], fingerprint: str) -> Probe | str:
         raise ModuleNotFoundError("No module named 'ftae.tomorrow'")
 
-    monkeypatch.setattr(rehearsal, "dry_run_step", step)
+    monkeypatch.setattr(preflight_tasks, "dry_run_step", step)
     with pytest.raises(FtaeError, match=r"tried and failed: ModuleNotFoundError: No module named 'ftae\.tomorrow'"):
         dry_run(search(), "any", lambda message: None)
 
@@ -117,37 +115,23 @@ class Net(nn.Module):
 """
 
 
-def told(**changes: Any) -> str:
-    finetune = {
-        "model": {"family": "conv_ae", "channels": 4, "depth": 1},
-        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 4,
-        "num_evals": 1,
-        "metrics": ["psnr"],
-    }
-    search = SearchSpec.model_validate(
-        {
-            "name": "small",
-            "finetune": finetune | changes,
-            "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
-            "objective": {"metric": "val/psnr", "direction": "maximize"},
-        }
-    )
-    found = dry_run_step(search.model_dump(mode="json"), load_dataset(search.finetune.data).fingerprint)
+def failure(**finetune: Any) -> str:
+    """Why a step of a run fails."""
+    run = {"model": {"family": "conv_ae", "channels": 4, "depth": 1}, "losses": {"mse": 1.0}, "metrics": ["psnr"]}
+    spec = search(**run | finetune)
+    found = dry_run_step(spec.model_dump(mode="json"), fingerprint(spec))
     assert isinstance(found, str)
     return found
 
 
-def test_a_blow_up_of_the_discriminator_is_told_with_advice() -> None:
-    why = told(losses={"mse": 1.0, "adversarial": 0.1}, discriminator={"r1": 1e38, "norm": "group", "depth": 1})
+def test_a_blow_up_of_the_discriminator_ends_the_search_with_advice() -> None:
+    why = failure(losses={"mse": 1.0, "adversarial": 0.1}, discriminator={"r1": 1e38, "norm": "group", "depth": 1})
     assert why.startswith(f"on {platform.node()}: adversarial blow-up at step ")
     assert "; lower finetune.discriminator.lr" in why
 
 
-def test_what_the_model_raises_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_model_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raising_nets.py").write_text(NET)
     monkeypatch.syspath_prepend(tmp_path)
-    why = told(model={"family": "raising_nets:Net", "image_range": [0, 1]})
+    why = failure(model={"family": "raising_nets:Net", "image_range": [0, 1]})
     assert why == f"on {platform.node()}: raised KeyError: 'scale' (raising_nets.py:9) at step 0"

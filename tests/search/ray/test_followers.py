@@ -1,19 +1,22 @@
-"""Trials of two workers in a search on a local cluster: one is pruned, one loses a worker."""
+"""Trials with two workers, in a search on a local Ray: one is pruned, one loses a worker."""
 
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders import search_spec
 
 from ftae.engine.training.distributed import ALONE
 from ftae.engine.training.loop import finetune
 from ftae.results.search_record import SearchRecord
+from ftae.search.driver import run_search
 from ftae.search.ray.nodes import placement
+from ftae.search.ray.ray_text import WORKER_TITLE
 from ftae.search.ray.trial import followers
-from ftae.search.run import run_search
 from ftae.specs import SearchSpec
 from ftae.specs.search.settings import Resources
 from ftae.storage import journal
@@ -21,42 +24,34 @@ from ftae.storage.journal import FILE_NAME
 
 
 def search(storage: Path) -> SearchSpec:
-    """The file's own rate of 0.01 learns, the other one does not."""
-    return SearchSpec.model_validate(
-        {
-            "name": "shared",
-            "finetune": {
-                "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-                "data": {"source": "digits", "resolution": 16},
-                "losses": {"mse": 1.0, "kl": 1e-3},
-                "optimizer": {"lr": 0.01},
-                "ema_half_life_fraction": 0.1,
-                "max_steps": 12,
-                "num_evals": 3,
-                "metrics": ["psnr"],
-            },
-            "search_space": {"optimizer.lr": {"choices": [0.01, 1e-9]}},
-            "objective": {"metric": "val/psnr", "direction": "maximize"},
-            "search": {
-                "num_trials": 2,
-                "sampler": "random",
-                "scheduler": {"name": "asha", "reduction_factor": 2},
-                "resources": {"workers": 2},
-                "storage": str(storage),
-                "seed": 1,
-            },
-            "tracking": {"uri": "http://127.0.0.1:9"},
-        }
-    )
+    """The file's own rate of 0.01 learns; the other one does not."""
+    changes: dict[str, Any] = {
+        "name": "shared",
+        "finetune.data": {"source": "digits", "resolution": 16},
+        "finetune.ema_half_life_fraction": 0.1,
+        "finetune.num_evals": 3,
+        "finetune.metrics": ["psnr"],
+        "search_space": {"optimizer.lr": {"choices": [0.01, 1e-9]}},
+        "search": {
+            "num_trials": 2,
+            "sampler": "random",
+            "scheduler": {"name": "asha", "reduction_factor": 2},
+            "resources": {"workers": 2},
+            "storage": str(storage),
+            "seed": 1,
+        },
+        "tracking": {"uri": "http://127.0.0.1:9"},
+    }
+    return search_spec(**changes)
 
 
 def processes(title: str) -> list[int]:
-    """Ray's workers below this very process that have a title: ``_Worker`` a follower's, ``ImplicitFunc`` a trial's."""
+    """This process's Ray workers with a title: ``_FollowerActor`` for a follower, ``ImplicitFunc`` for a trial."""
     parents, found = {}, []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            found += [int(path.name)] if (path / "cmdline").read_text().startswith(f"ray::{title}") else []
+            found += [int(path.name)] if (path / "cmdline").read_text().startswith(f"{WORKER_TITLE}{title}") else []
         except OSError:  # gone meanwhile
             continue
 
@@ -67,7 +62,7 @@ def processes(title: str) -> list[int]:
 
 
 def is_empty(title: str, seconds: float = 600.0) -> bool:
-    """Whether all such processes end in time."""
+    """Whether all processes with the title end in time."""
     deadline = time.monotonic() + seconds
     while processes(title) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -75,7 +70,7 @@ def is_empty(title: str, seconds: float = 600.0) -> bool:
 
 
 class Killer(threading.Thread):
-    """Kills the process with a title when trial 1 has made its first report with a checkpoint."""
+    """Kills the processes with a title after the first report of trial 1 that has a checkpoint."""
 
     def __init__(self, folder: Path, title: str) -> None:
         super().__init__(daemon=True)
@@ -91,30 +86,30 @@ class Killer(threading.Thread):
                     os.kill(pid, signal.SIGKILL)
 
 
-def test_what_tune_reserves() -> None:
+def test_tune_reserves_a_bundle_per_worker() -> None:
     assert placement(Resources()).bundles == [{"CPU": 1.0}]
     wanted = placement(Resources(cpus=2, gpus=1, workers=3))
     assert (wanted.bundles, wanted.strategy) == ([{"CPU": 2.0, "GPU": 1.0}] * 3, "PACK")
 
 
-def test_one_worker_needs_nobody(tmp_path: Path) -> None:
+def test_one_worker_has_no_followers(tmp_path: Path) -> None:
     with followers(search(tmp_path).finetune, Resources()) as group:
         assert group is ALONE
 
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("ray_session")
-def test_trials_of_two_workers_have_the_numbers_of_one_and_leave_nobody(tmp_path: Path) -> None:
+def test_trials_with_two_workers_have_the_numbers_of_one_and_leave_no_process(tmp_path: Path) -> None:
     record = run_search(search(tmp_path))
     assert [trial.status for trial in record.trials.values()] == ["finished", "finished", "pruned"]
     check_numbers(record, tmp_path)
-    assert is_empty("_Worker")
+    assert is_empty("_FollowerActor")
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("victim", ["_Worker", "ImplicitFunc"])
+@pytest.mark.parametrize("victim", ["_FollowerActor", "ImplicitFunc"])
 @pytest.mark.usefixtures("ray_session")
-def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> None:
+def test_a_trial_survives_the_loss_of_either_worker(victim: str, tmp_path: Path) -> None:
     killer = Killer(tmp_path / "shared", victim)
     killer.start()
     record = run_search(search(tmp_path))
@@ -122,7 +117,7 @@ def test_a_trial_outlives_either_of_its_workers(victim: str, tmp_path: Path) -> 
     starts = [e["step"] for e, _ in journal.read(tmp_path / "shared") if e["event"] == "start" and e["trial"] == 1]
     assert starts == [0, 4]
     check_numbers(record, tmp_path)
-    assert is_empty("_Worker")
+    assert is_empty("_FollowerActor")
 
 
 def check_numbers(record: SearchRecord, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nodes that do not see what the driver sees: each is a process of this machine with mounts of its own."""
+"""Nodes that do not see the driver's files: each is a process of this machine with its own mounts."""
 
 import json
 import os
@@ -8,33 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import search_dict
 from PIL import Image
 
 
 def search(images: Path, storage: Path) -> dict[str, Any]:
-    return {
-        "name": "small",
-        "finetune": {
-            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-            "data": {"source": "image_folder", "train": str(images), "resolution": 16, "color": "grey"},
-            "losses": {"mse": 1.0},
-            "optimizer": {"lr": 1e-3},
-            "max_steps": 12,
-            "metrics": ["psnr"],
-        },
-        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-        "search": {"storage": str(storage)},
-        "tracking": {},
-    }
+    data = {"source": "image_folder", "train": str(images), "resolution": 16, "color": "grey"}
+    losses = {"mse": 1.0}
+    return search_dict(**{"finetune.data": data, "finetune.losses": losses, "search": {"storage": str(storage)}})
 
 
-# The driver's own node has no room for a trial, and is not asked. Prints what the others are found to lack.
-SURVEY = """
+# The driver's own node has no room for a trial, and is not checked. Prints the message about the others.
+CHECK = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
-import ftae.search  # before Ray
 import ray
 
 from ftae.engine.data.dataset import load_dataset
@@ -67,7 +55,7 @@ try:
             )
         )
         deadline = time.monotonic() + 600
-        while len(nodes_with_room(spec.search.resources)) < len(started):  # two at once would take the same sockets
+        while len(nodes_with_room(spec.search.resources)) < len(started):  # two at a time would take the same sockets
             assert time.monotonic() < deadline
             time.sleep(0.1)
     nodes = sorted(nodes_with_room(spec.search.resources), key=lambda node: node.name)
@@ -89,13 +77,13 @@ finally:
     subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0,
     reason="may not make a mount namespace",
 )
-def test_what_some_nodes_cannot_use_is_told_at_once_with_their_names(tmp_path: Path) -> None:
+def test_faults_of_several_nodes_are_one_message_with_their_names(tmp_path: Path) -> None:
     images, storage = tmp_path / "images", tmp_path / "searches"
     images.mkdir()
     storage.mkdir()
     for number in range(20):
         Image.new("L", (16, 16), 10 * number).save(images / f"{number}.png")
-    command = [sys.executable, "-c", SURVEY, str(tmp_path), json.dumps(search(images, storage))]
+    command = [sys.executable, "-c", CHECK, str(tmp_path), json.dumps(search(images, storage))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

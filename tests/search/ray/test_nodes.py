@@ -1,4 +1,4 @@
-"""Waiting for nodes that version 2 of Ray's autoscaler adds: processes of this machine."""
+"""Waiting for nodes that version 2 of Ray's autoscaler adds, as processes of this machine."""
 
 import json
 import os
@@ -24,24 +24,23 @@ import json, sys
 import ray
 
 from ftae.errors import FtaeError
-from ftae.search.ray.nodes import wait_for_room
-from ftae.search.ray.nodes import nodes_with_room
+from ftae.search.ray.nodes import nodes_with_room, wait_for_room
 from ftae.specs.search.settings import Resources
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
-said = []
+notes = []
 for cpus, seconds in ((2, 600.0), (5, 15.0)):
     try:
-        wait_for_room(Resources(cpus=cpus), seconds, said.append)
-        said.append(len(nodes_with_room(Resources(cpus=cpus))))
+        wait_for_room(Resources(cpus=cpus), seconds, notes.append)
+        notes.append(len(nodes_with_room(Resources(cpus=cpus))))
     except FtaeError as error:
-        said.append(str(error))
-print(json.dumps(said))
+        notes.append(str(error))
+print(json.dumps(notes))
 """
 
 
 def cluster_file(address: str) -> dict[str, Any]:
-    """A head without room, and nodes of 2 CPUs on demand. Ray's launcher would fill in all that is empty."""
+    """A head without room, and nodes of 2 CPUs on demand. Ray's launcher usually fills in the empty values."""
     empty: dict[str, Any] = {key: {} for key in ("auth", "docker", "file_mounts")}
     empty |= {key: [] for key in ("cluster_synced_files", "initialization_commands", "setup_commands")}
     empty |= {f"{role}_{what}": [] for role in ("head", "worker") for what in ("setup_commands", "start_ray_commands")}
@@ -50,7 +49,7 @@ def cluster_file(address: str) -> dict[str, Any]:
         "max_workers": 2,
         "file_mounts_sync_continuously": False,
         "provider": {
-            # By way of "external": for its own name, version 2 wants a file that Ray's wheel lacks.
+            # As an external provider, because version 2 needs a file for its own name that Ray's wheel lacks.
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": address,
@@ -109,13 +108,13 @@ def address(environment: dict[str, str]) -> Iterator[str]:
         assert head.poll() is None
         time.sleep(0.1)
     yield address
-    os.killpg(head.pid, signal.SIGKILL)  # and its nodes, which are of its session
+    os.killpg(head.pid, signal.SIGKILL)  # its nodes, too, which are in the same session
     head.wait()
     shutil.rmtree(folder)
 
 
 @pytest.mark.slow
-def test_a_node_is_waited_for_and_one_that_never_comes_is_not(environment: dict[str, str], address: str) -> None:
+def test_the_driver_waits_for_a_node_and_gives_up_in_time(environment: dict[str, str], address: str) -> None:
     waiting = subprocess.run([sys.executable, "-c", WAIT, address], env=environment, capture_output=True, text=True)
     assert waiting.returncode == 0, waiting.stderr
     asked, has_room, asked_more, refused = json.loads(waiting.stdout)

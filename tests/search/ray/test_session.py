@@ -1,4 +1,4 @@
-"""Ray as a command starts or joins it: each in a process of its own, since Ray reads its environment once."""
+"""Starting and joining Ray, each in a new process, because Ray reads its token once per process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from ftae.errors import FtaeError
 from ftae.search.ray import session
 
-# Prints what one worker is like, in the session that a search would have.
+# Prints what a worker sees, in the session that a search would have. With an argument, the session waits for stdin.
 ASK = """
 import json, os, sys
 from ftae.errors import FtaeError
@@ -32,10 +32,11 @@ def worker():
 
 signal.signal(signal.SIGTERM, handler := lambda *_: None)
 try:
-    with ray_session() as own:
+    with ray_session() as is_local:
         kept = signal.getsignal(signal.SIGTERM) is handler and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         seen = ray.get(ray.remote(worker).remote())
-        print(json.dumps({"own": own, "signals": kept, "address": ray.get_runtime_context().gcs_address, **seen}))
+        address = ray.get_runtime_context().gcs_address
+        print(json.dumps({"local": is_local, "signals": kept, "address": address, **seen}))
         print(json.dumps(None), flush=True)
         if len(sys.argv) > 1:
             sys.stdin.read()
@@ -45,7 +46,7 @@ except FtaeError as error:
 """
 
 
-def surroundings(**changes: str) -> dict[str, str]:
+def environment(**changes: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_", "FTAE_ALLOW"))}
     return kept | changes
 
@@ -53,23 +54,23 @@ def surroundings(**changes: str) -> dict[str, str]:
 def ask(folder: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     (folder / "ask.py").write_text(ASK)
     (folder / "stray.py").write_text("")
-    # By its path from elsewhere, so that the current folder is on the path of no process by itself.
+    # Run from another folder, so that the current folder is on the import path of no process by itself.
     (folder / "here").mkdir(exist_ok=True)
     (folder / "here/stray.py").write_text("")
     command = [sys.executable, "-P", str(folder / "ask.py")]
     return subprocess.run(
-        command, cwd=folder / "here", env=surroundings(**changes), capture_output=True, text=True, check=False
+        command, cwd=folder / "here", env=environment(**changes), capture_output=True, text=True, check=False
     )
 
 
 @pytest.mark.parametrize(
     "address", [None, pytest.param("", marks=pytest.mark.faults), pytest.param("local", marks=pytest.mark.faults)]
 )
-def test_an_own_ray_has_a_token_and_no_folder_on_its_path(address: str | None, tmp_path: Path) -> None:
+def test_a_local_ray_has_a_token_and_no_folder_on_its_path(address: str | None, tmp_path: Path) -> None:
     asked = ask(tmp_path, **({} if address is None else {"RAY_ADDRESS": address}))
     assert asked.returncode == 0, asked.stderr
     seen = json.loads(asked.stdout.splitlines()[0])
-    assert (seen["own"], seen["signals"], seen["imports"]) == (True, True, False)
+    assert (seen["local"], seen["signals"], seen["imports"]) == (True, True, False)
     assert len(seen["token"]) == 64
     assert asked.stderr == ""
 
@@ -86,10 +87,10 @@ def test_a_folder_for_temporary_files_may_be_too_long_for_sockets(tmp_path: Path
     deep.mkdir(parents=True)
     asked = ask(tmp_path, TMPDIR=str(deep))
     assert asked.returncode == 0, asked.stderr
-    assert json.loads(asked.stdout.splitlines()[0])["own"] is True
+    assert json.loads(asked.stdout.splitlines()[0])["local"] is True
 
 
-def test_a_ray_that_cannot_start_says_why_in_one_message(tmp_path: Path) -> None:
+def test_a_ray_that_cannot_start_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     asked = ask(tmp_path, RAY_TMPDIR=str(tmp_path / "file"))  # where no folder can be made
     message = json.loads(asked.stdout)
@@ -103,11 +104,11 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The address and the token of a cluster on this machine."""
     token = secrets.token_hex(32)
     (tmp_path / "ask.py").write_text(ASK)
-    # Started as another person would, with a Ray of its own and a token that is known.
-    environment = surroundings(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, TMPDIR=tempfile.gettempdir())
+    # A local Ray of another process, with a known token.
+    variables = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, TMPDIR=tempfile.gettempdir())
     command = [sys.executable, "-P", str(tmp_path / "ask.py"), "stay"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as head:
         assert head.stdout is not None
         yield json.loads(head.stdout.readline())["address"], token
@@ -115,12 +116,12 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.faults
-def test_a_cluster_is_joined_with_its_token_and_by_nobody_else(cluster: tuple[str, str], tmp_path: Path) -> None:
+def test_a_cluster_is_joined_with_its_token_and_not_without(cluster: tuple[str, str], tmp_path: Path) -> None:
     address, token = cluster
     joined = ask(tmp_path, RAY_ADDRESS=address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     assert joined.returncode == 0, joined.stderr
     seen = json.loads(joined.stdout.splitlines()[0])
-    assert (seen["own"], seen["imports"], seen["address"]) == (False, False, address)
+    assert (seen["local"], seen["imports"], seen["address"]) == (False, False, address)
     for wrong in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
         refused = ask(tmp_path, RAY_ADDRESS=address, **wrong)
         message = json.loads(refused.stdout)
@@ -130,9 +131,52 @@ def test_a_cluster_is_joined_with_its_token_and_by_nobody_else(cluster: tuple[st
         assert refused.stderr == ""
 
 
-def test_who_is_no_ray_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_where_no_ray_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "JOIN_SECONDS", 5.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(FtaeError, match="nothing that is Ray answered within 5 s"):
             session._check_reachable(address)
+
+
+# Prints how the workers of two sessions authenticate, and which variables are new in and after the sessions.
+IN_TURN = """
+import json, os, sys
+
+def own():
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    ray.get(ray.remote(lambda: None).remote())
+    ray.shutdown()
+
+import ray
+if sys.argv[1] == "before":
+    own()
+from ftae.search.ray.session import ray_session
+before = dict(os.environ)
+for _ in range(2):
+    with ray_session():
+        found = ray.get(ray.remote(lambda: os.environ.get("RAY_AUTH_MODE")).remote())
+        print(json.dumps([found, sorted(os.environ.keys() - before.keys())]))
+if sys.argv[1] == "after":
+    own()
+print(json.dumps(sorted(os.environ.keys() - before.keys())))
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("own", ["before", "after"])
+def test_two_searches_and_the_users_own_ray_follow_each_other_in_one_process(own: str, tmp_path: Path) -> None:
+    """The user has imported Ray before, and uses a local Ray before or after the searches."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, own],
+        env=environment(HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *sessions, left = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [mode for mode, _ in sessions] == ["token", "token"]
+    assert all("TUNE_GLOBAL_CHECKPOINT_S" in added for _, added in sessions)
+    assert left == ([] if own == "before" else ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
+    assert (tmp_path / ".ray").exists() is (own == "before"), "a search writes no token into the user's home folder"

@@ -1,7 +1,6 @@
-"""What a worker says of its trial. Only Tune's and Ray's own words are left out: whole searches go through them."""
+"""The messages that a worker sends about its trial. Ray and Tune are left out; whole searches run through them."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import search_spec
 from PIL import Image
 
 from ftae.engine.data.dataset import load_dataset
@@ -23,9 +23,9 @@ from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.model_reuse import ModelReuse
 from ftae.engine.training.trainer import Trainer
 from ftae.search.ray import trial
+from ftae.search.ray.messages import Adapted, Diverged, Failed, Message, Note, Report, Start, StorageFailed, from_json
 from ftae.search.ray.trial import run_trial
-from ftae.specs import SearchSpec
-from ftae.storage import retry as patience
+from ftae.storage import retry
 from ftae.storage.store import open_store
 
 USER_MODULE = '''
@@ -65,24 +65,17 @@ class Even(Large):
         return self.encoder(images)
 '''
 
-SEARCH: dict[str, Any] = {
-    "name": "small",
-    "finetune": {
-        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-        "data": {"source": "digits", "resolution": 16},
-        "losses": {"mse": 1.0, "kl": 1e-3},
-        "optimizer": {"name": "sgd", "lr": 1e-2},
-        "max_grad_norm": None,
-        "max_steps": 12,
-        "num_evals": 3,
-        "metrics": ["psnr"],
-    },
-    "search_space": {
-        "optimizer.lr": {"low": 1e-4, "high": 1e6, "log": True},
-        "losses.mse": {"choices": [0.0, 1.0]},
-        "freeze_depth": {"choices": [0, 2]},
-    },
-    "objective": {"metric": "val/psnr", "direction": "maximize"},
+SPACE: dict[str, Any] = {
+    "optimizer.lr": {"low": 1e-4, "high": 1e6, "log": True},
+    "losses.mse": {"choices": [0.0, 1.0]},
+    "freeze_depth": {"choices": [0, 2]},
+}
+RUN: dict[str, Any] = {
+    "data": {"source": "digits", "resolution": 16},
+    "optimizer": {"name": "sgd", "lr": 1e-2},
+    "max_grad_norm": None,
+    "num_evals": 3,
+    "metrics": ["psnr"],
 }
 
 
@@ -91,53 +84,55 @@ class Stopped(Exception):
 
 
 class Worker:
-    """Runs trials in this process and notes what they say; ``on_message`` is called with each message."""
+    """Runs trials in this process and keeps their messages; ``on_message`` is called with each of them."""
 
     def __init__(self, storage: str, space: dict[str, Any], **finetune: Any) -> None:
-        self.search = SearchSpec.model_validate(
-            SEARCH
-            | {"finetune": SEARCH["finetune"] | finetune, "search_space": space}
-            | {"search": {"storage": storage}, "tracking": {"uri": "http://127.0.0.1:9"}}
-        )
+        run = {f"finetune.{path}": value for path, value in (RUN | finetune).items()}
+        uri = "http://127.0.0.1:9"
+        self.search = search_spec(**run, search_space=space, search={"storage": storage}, tracking={"uri": uri})
         self.fingerprint = load_dataset(self.search.finetune.data).fingerprint
         self.store = open_store(storage, "small", "reader")
-        self.said = list[dict[str, Any]]()
-        self.on_message: Callable[[dict[str, Any]], object] = lambda message: None
+        self.messages = list[Message]()
+        self.on_message: Callable[[Message], object] = lambda message: None
         self._stop_at: int | None = None
 
     def report(self, metrics: dict[str, Any]) -> None:
-        message = json.loads(metrics["message"])
-        self.said.append(message)
+        message = from_json(metrics["message"])
+        self.messages.append(message)
         self.on_message(message)
-        if "report" in message and message["report"]["step"] == self._stop_at:
+        if isinstance(message, Report) and message.step == self._stop_at:
             raise Stopped
 
     def run(self, stop_at: int | None = None, changes: dict[str, Any] | None = None, **params: Any) -> list[Any]:
-        """What trial 1 said: each message, a report as its step alone."""
-        self.said, self._stop_at = [], stop_at
+        """Run trial 1; returns its messages, with the step in place of a report."""
+        self.messages, self._stop_at = [], stop_at
         values = {path.replace("__", "."): value for path, value in params.items()}
         config = {"number": 1, "kind": "sampled", "params": values, "changes": changes or {}}
         try:
             run_trial(config, search=self.search.model_dump(mode="json"), fingerprint=self.fingerprint)
         except Stopped:
             assert stop_at is not None
-        return [message["report"]["step"] if "report" in message else message for message in self.said]
+        return [message.step if isinstance(message, Report) else message for message in self.messages]
+
+    @property
+    def reports(self) -> list[Report]:
+        return [message for message in self.messages if isinstance(message, Report)]
 
     @property
     def values(self) -> list[float]:
-        return [message["report"]["metrics"]["val/psnr"] for message in self.said if "report" in message]
+        return [report.metrics["val/psnr"] for report in self.reports]
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
-    def make(storage: str = str(tmp_path), space: dict[str, Any] = SEARCH["search_space"], **finetune: Any) -> Worker:
+    def make(storage: str = str(tmp_path), space: dict[str, Any] = SPACE, **finetune: Any) -> Worker:
         worker = Worker(storage, space, **finetune)
         monkeypatch.setattr(trial.tune, "report", worker.report)
         return worker
 
     (tmp_path / "large_nets.py").write_text(USER_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(trial, "_whereabouts", lambda: {"node": "here", "pid": 1})
+    monkeypatch.setattr(trial, "this_node", lambda: "here")
     yield make
     sys.modules.pop("large_nets", None)
 
@@ -147,13 +142,15 @@ def worker(make: Callable[..., Worker]) -> Worker:
     return make()
 
 
-def started(step: int) -> dict[str, Any]:
-    return {"start": {"node": "here", "pid": 1, "step": step}}
+def is_report(message: Message, step: int) -> bool:
+    return isinstance(message, Report) and message.step == step
 
 
-def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def started(step: int) -> Start:
+    return Start("here", os.getpid(), step)
+
+
+def test_a_worker_reuses_its_model_until_it_runs_out_of_memory(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     build, take_step = engine_build.build_autoencoder, Trainer.train_step
 
@@ -174,23 +171,21 @@ def test_a_worker_builds_its_model_once_and_anew_after_it_ran_out_of_memory(
     assert len(built) == 1
     monkeypatch.setattr(Trainer, "train_step", step)
     shutil.rmtree(worker.store.folder / "trials")
-    said = worker.run(optimizer__lr=1e-3)
-    assert [message for message in said if isinstance(message, dict) and "adapt" in message]
-    assert said[-1] == 12
+    messages = worker.run(optimizer__lr=1e-3)
+    assert [message for message in messages if isinstance(message, Adapted)]
+    assert messages[-1] == 12
     assert len(built) == 2
 
 
 def test_a_trial_reports_what_is_on_disk(worker: Worker) -> None:
     assert worker.run(optimizer__lr=1e-3) == [started(0), 0, 4, 8, 12]
-    reports = [message["report"] for message in worker.said[1:]]
-    place = worker.store.folder / "trials" / "0001"
-    assert all((place / report["images"]).is_file() for report in reports)
-    assert place / reports[-1]["checkpoint"] == latest_checkpoint(place)
-    assert set(reports[-1]) == {"step", "metrics", "timing", "checkpoint", "images"}
+    folder = worker.store.folder / "trials" / "0001"
+    assert all((folder / report.images).is_file() for report in worker.reports)
+    assert folder / (worker.reports[-1].checkpoint or "") == latest_checkpoint(folder)
 
 
 @pytest.mark.parametrize("storage", ["folder", "object store"])
-def test_a_stopped_trial_goes_on_anywhere_from_its_last_report(
+def test_a_stopped_trial_continues_anywhere_from_its_last_report(
     storage: str, make: Callable[..., Worker], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make()
@@ -200,11 +195,13 @@ def test_a_stopped_trial_goes_on_anywhere_from_its_last_report(
     worker.store.remove("trials")
     below = "trials/0001/checkpoints"
     kept: list[list[str]] = []
-    worker.on_message = lambda message: kept.append(worker.store.names(below)) if "report" in message else None
+    worker.on_message = lambda message: kept.append(worker.store.names(below)) if isinstance(message, Report) else None
     assert worker.run(stop_at=8) == [started(0), 0, 4, 8]
     first = worker.values
     if storage != "folder":
-        assert not any(open_store(other["storage"], "small", "worker").folder.rglob("step-*")), "it is tidied up"
+        assert not any(open_store(other["storage"], "small", "worker").folder.rglob("step-*")), (
+            "a worker leaves no files behind"
+        )
         monkeypatch.setenv("FTAE_CACHE", str(whole.store.folder / "another machine's"))
     assert worker.run() == [started(8), 8, 12]
     assert (first, worker.values) == (whole.values[:3], whole.values[2:])
@@ -212,7 +209,7 @@ def test_a_stopped_trial_goes_on_anywhere_from_its_last_report(
     assert kept == [[], [four], [four, eight], [four, eight], [eight, twelve]]
 
 
-def test_what_a_killed_worker_left_in_its_mirror_is_not_taken_up(make: Callable[..., Worker], bucket: str) -> None:
+def test_files_that_a_killed_worker_left_in_its_mirror_are_not_used(make: Callable[..., Worker], bucket: str) -> None:
     worker = make(bucket)
     mirror = open_store(bucket, "small", "worker").folder
     (mirror / "trials/0001/checkpoints/step-00000012").mkdir(parents=True)  # of a search that was deleted
@@ -230,13 +227,11 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     worker.store.write(file, (worker.store.read(file) or b"")[:-1])
     note, *rest = worker.run()
     assert rest == [started(4), 4, 8, 12]
-    assert "step-00000008 is damaged (model.safetensors is not what was written); going back to" in note["note"]
+    assert "step-00000008 is damaged (model.safetensors is not what was written); going back to" in note.text
     assert worker.values[:2] == before[1:]
 
 
-def test_a_damaged_checkpoint_is_told_once_however_often_it_is_found(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_checkpoint_is_noted_once(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.run(stop_at=8)
     (worker.store.folder / "trials/0001/checkpoints/step-00000008/model.safetensors").unlink()
     complete, refusals = AtomicFolder.complete, iter([errno.ENOSPC] * 2)
@@ -248,23 +243,23 @@ def test_a_damaged_checkpoint_is_told_once_however_often_it_is_found(
 
     monkeypatch.setattr(AtomicFolder, "complete", full_twice)
     note, start, *rest = worker.run()
-    assert "step-00000008 is damaged" in note["note"]
+    assert "step-00000008 is damaged" in note.text
     assert start == started(4)
     assert rest.count(4) == 3, "it has tried three times"
     assert rest[-2:] == [8, 12]
     assert not any("damaged" in str(message) for message in rest)
 
 
-# ------------------------------------------------------------------------------------- faults of its own
+# ------------------------------------------------------------------------------- faults of the params
 
 
 def test_params_that_cannot_be_trained_have_diverged(worker: Worker) -> None:
-    assert worker.run(optimizer__lr=1e6) == [started(0), 0, {"diverged": "non-finite loss at step 1"}]
+    assert worker.run(optimizer__lr=1e6) == [started(0), 0, Diverged("non-finite loss at step 1")]
 
 
 def test_a_fault_of_the_user_fails_the_trial(worker: Worker) -> None:
     reason = "freeze leaves nothing to train that losses (kl) depend on"
-    assert worker.run(losses__mse=0.0, freeze_depth=2) == [started(0), 0, {"failed": reason}]
+    assert worker.run(losses__mse=0.0, freeze_depth=2) == [started(0), 0, Failed(reason)]
 
 
 def test_params_on_which_the_model_raises_have_diverged(make: Callable[..., Worker]) -> None:
@@ -273,33 +268,33 @@ def test_params_on_which_the_model_raises_have_diverged(make: Callable[..., Work
     worker = make(space=space, model=model, losses={"mse": 1.0}, batch_size=4)
     [begun, baseline, failed] = worker.run(batch_size=3)
     assert (begun, baseline) == (started(0), 0)
-    assert re.fullmatch(r"raised ValueError: an odd batch \(large_nets\.py:\d+\) at step 0", failed["diverged"])
+    assert re.fullmatch(r"raised ValueError: an odd batch \(large_nets\.py:\d+\) at step 0", failed.reason)
 
 
 def large(make: Callable[..., Worker], fits: int, batch_size: int = 8, after: int = 0) -> Worker:
     model = {"family": "large_nets:Large", "kwargs": {"fits": fits, "after": after}, "image_range": "0..1"}
-    space = {"optimizer.lr": SEARCH["search_space"]["optimizer.lr"]}
+    space = {"optimizer.lr": SPACE["optimizer.lr"]}
     return make(space=space, model=model, losses={"mse": 1.0}, batch_size=batch_size)
 
 
-def adapted(step: int) -> dict[str, Any]:
-    reason = f"out of memory at step {step}; goes on with a batch of 4 x 2"
-    return {"adapt": {"changes": {"batch_size": 4, "grad_accumulation": 2}, "reason": reason}}
+def adapted(step: int) -> Adapted:
+    reason = f"out of memory at step {step}; continues with a batch of 4 x 2"
+    return Adapted({"batch_size": 4, "grad_accumulation": 2}, reason)
 
 
-def test_what_does_not_fit_goes_on_from_its_checkpoint_with_half_the_batch(make: Callable[..., Worker]) -> None:
+def test_a_batch_that_does_not_fit_is_halved_from_the_last_checkpoint_on(make: Callable[..., Worker]) -> None:
     worker = large(make, fits=4, after=6)
     assert worker.run() == [started(0), 0, 4, adapted(6), 4, 8, 12]
     values = worker.values
     worker.store.remove("trials")
     undisturbed = large(make, fits=8)
     undisturbed.run()
-    assert set(sys.modules["large_nets"].beside) == {0}, "what ran out of memory is gone before the next is built"
+    assert set(sys.modules["large_nets"].beside) == {0}, "the first model is gone before the next one is built"
     assert values[:2] == undisturbed.values[:2]
     assert values[-1] == pytest.approx(undisturbed.values[-1], rel=1e-4)
 
 
-def test_an_adapted_trial_stays_so_when_it_goes_on(make: Callable[..., Worker]) -> None:
+def test_an_adapted_trial_keeps_its_changes_when_it_continues(make: Callable[..., Worker]) -> None:
     worker = large(make, fits=4)
     assert worker.run(stop_at=4) == [started(0), 0, adapted(0), 0, 4]
     changes = {"batch_size": 4, "grad_accumulation": 2}
@@ -307,66 +302,69 @@ def test_an_adapted_trial_stays_so_when_it_goes_on(make: Callable[..., Worker]) 
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "fits", "said"),
+    ("batch_size", "fits", "messages"),
     [
-        (8, 2, [adapted(0), 0, {"diverged": "out of memory at step 0"}]),
-        (5, 4, [{"diverged": "out of memory at step 0"}]),
+        (8, 2, [adapted(0), 0, Diverged("out of memory at step 0")]),
+        (5, 4, [Diverged("out of memory at step 0")]),
     ],
-    ids=["half is too much, too", "odd"],
+    ids=["half does not fit either", "odd"],
 )
-def test_what_cannot_be_made_to_fit_has_diverged(
-    batch_size: int, fits: int, said: list[Any], make: Callable[..., Worker]
+def test_a_trial_that_cannot_be_made_to_fit_has_diverged(
+    batch_size: int, fits: int, messages: list[Any], make: Callable[..., Worker]
 ) -> None:
-    assert large(make, fits, batch_size).run() == [started(0), 0, *said]
+    assert large(make, fits, batch_size).run() == [started(0), 0, *messages]
 
 
-# --------------------------------------------------------------------------------- faults of its storage
+# ------------------------------------------------------------------------------ faults of the storage
 
 
-def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker: Worker) -> None:
+def test_a_short_fault_of_the_storage_costs_nothing(worker: Worker) -> None:
     trials = worker.store.folder / "trials"
 
-    def fault(message: dict[str, Any]) -> None:
-        if message.get("report", {}).get("step") == 8 and len(worker.values) == 3:
+    def fault(message: Message) -> None:
+        if is_report(message, 8) and len(worker.values) == 3:
             trials.rename(trials.with_name("away"))
             trials.write_text("in the way")
-        elif "refuses" in message.get("note", ""):
+        elif isinstance(message, Note) and "fails" in message.text:
             trials.unlink()
             trials.with_name("away").rename(trials)
 
     worker.on_message = fault
     start, *first, away, again, back, last = worker.run()
     assert (start, first, again, last) == (started(0), [0, 4, 8], 8, 12)
-    assert away["note"].startswith("storage refuses: [Errno 20] Not a directory")
-    assert back == {"note": "storage is back"}
+    assert away.text.startswith("the storage fails: [Errno 20] Not a directory")
+    assert back == Note("the storage works again")
 
 
-def test_a_storage_that_stays_away_is_said(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.6)
+def test_a_lasting_fault_of_the_storage_is_sent(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.6)
     worker.store.write("trials", b"a file where the trials should go")
     start, note, end = worker.run()
-    assert (start, list(note)) == (started(0), ["note"])
-    assert end["storage"].startswith("trial 1 cannot use its files: [Errno 20] Not a directory")
+    assert start == started(0)
+    assert isinstance(note, Note)
+    assert isinstance(end, StorageFailed)
+    assert end.reason.startswith("trial 1 cannot use its files: [Errno 20] Not a directory")
 
 
-def test_a_storage_that_takes_no_checkpoint_is_not_borne_for_ever(
+def test_a_storage_that_takes_no_checkpoint_is_not_retried_for_ever(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "RETRY_SECONDS", 2.0)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 2.0)
 
-    def fault(message: dict[str, Any]) -> None:
-        if message.get("report", {}).get("step") == 8:  # also when it is repeated, which works
+    def fault(message: Message) -> None:
+        if is_report(message, 8):  # also when it is repeated, which works
             monkeypatch.setattr(AtomicFolder, "complete", refuse)
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     worker.on_message = fault
-    said = worker.run()
-    away = said.index({"note": "storage refuses: [Errno 28] No space left on device; trying again for 2 s"})
-    *again, end = said[away + 1 :]
+    messages = worker.run()
+    away = messages.index(Note("the storage fails: [Errno 28] No space left on device; trying again for 2 s"))
+    *again, end = messages[away + 1 :]
     assert set(again) == {8}
-    assert end["storage"].startswith("trial 1 cannot use its files: [Errno 28]")
+    assert isinstance(end, StorageFailed)
+    assert end.reason.startswith("trial 1 cannot use its files: [Errno 28]")
 
 
 @pytest.fixture
@@ -391,11 +389,12 @@ def test_images_that_change_during_a_search(
     if not cached:
         monkeypatch.setenv("FTAE_CACHE", str(photos.parent / "another machine's"))
     load_dataset.cache_clear()
-    said = worker.run()
+    messages = worker.run()
     if cached:
-        assert said == [started(0), 0, 4, 8, 12]
+        assert messages == [started(0), 0, 4, 8, 12]
         assert worker.values == before
     else:
         reason = f"the images of {photos} are not those of data.fingerprint {worker.fingerprint}: files came"
-        assert said[1]["storage"].startswith(reason)
-        assert len(said) == 2
+        assert isinstance(messages[1], StorageFailed)
+        assert messages[1].reason.startswith(reason)
+        assert len(messages) == 2
