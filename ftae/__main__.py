@@ -1,4 +1,4 @@
-"""``ftae``, the script, and ``python -m ftae``: a command on the standard streams as they are, even closed ones."""
+"""The script ``ftae``, and ``python -m ftae``: runs a command, whatever the standard streams are."""
 
 import io
 import os
@@ -8,8 +8,8 @@ from typing import Any
 from ftae.cli.main import main
 
 
-class _Unheard(io.FileIO):
-    """Standard error whose reader is gone, or whose disk is full: what nobody can read ends nothing."""
+class _Lossy(io.FileIO):
+    """Standard error that never fails: without a reader, or on a full disk, the text is lost."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -28,23 +28,23 @@ def run() -> None:
 
 
 def _open_streams() -> None:
-    """Those that are closed lead nowhere: the next file opened would else get their number, and what is printed."""
+    """Connect closed streams to the null device: else the next opened file takes their number, and their output."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # opens as the lowest free number: this one
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
-    heartbeat = io.BufferedWriter(_Unheard(2, "w", closefd=False))
-    sys.stderr = io.TextIOWrapper(heartbeat, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    errors = io.BufferedWriter(_Lossy(2, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(errors, encoding=encoding, errors="backslashreplace", line_buffering=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, and need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # the names of files need not be text
 
 
 def _abandon_output() -> None:
-    """What cannot be written has been told once; Python would try again while it ends."""
+    """Discard what cannot be written: the error was reported once, and Python would try again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

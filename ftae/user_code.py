@@ -3,17 +3,40 @@
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError, one_message
 from ftae.wording import did_you_mean
 
-ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, since the workers of a search need it, too
+ALLOW_CODE = "FTAE_ALLOW_CODE"  # an environment variable, because the workers of a search inherit it
+
+
+@contextmanager
+def code_allowed(allowed: bool = True) -> Iterator[None]:
+    """Inside, files may name code if ``allowed`` or if the variable is set; afterwards all is as before.
+
+    That includes the import path, to which ``import_attr`` adds the current folder.
+    """
+    here, before = str(Path.cwd()), os.environ.get(ALLOW_CODE)
+    was_on_path = here in sys.path
+    if allowed:
+        os.environ[ALLOW_CODE] = "1"
+    try:
+        yield
+    finally:
+        if not was_on_path and here in sys.path:
+            sys.path.remove(here)
+        if allowed and before is None:
+            del os.environ[ALLOW_CODE]
+        elif allowed and before is not None:
+            os.environ[ALLOW_CODE] = before
 
 
 def code_option() -> list[str]:
-    """The options that give a command the same permission as this process."""
+    """Return the command-line option that another ``ftae`` command needs in order to allow what this process allows."""
     return ["--allow-code"] if os.environ.get(ALLOW_CODE) else []
 
 
@@ -25,16 +48,17 @@ def check_code_allowed(reference: str) -> None:
     """
     if not os.environ.get(ALLOW_CODE):
         raise FtaeError(
-            f"{reference!r} names code, which a file may only run if you trust it: read that module, "
-            "then give --allow-code"
+            f"{reference!r} names code, which runs only if you allow it: read that module, then use --allow-code "
+            "(allow_code=True in Python)"
         )
 
 
 def import_attr(reference: str) -> Any:
-    """Import ``package.module:attr``, which runs the code of that module.
+    """Import ``package.module:attr``, which runs the code of that module. The current folder is searched, too.
 
     Raises:
-        FtaeError: code may not run, the module cannot be imported (whatever it raises), or it lacks the attribute.
+        FtaeError: the user does not allow code; the module cannot be imported, whatever it raises; or it has no such
+            attribute.
     """
     check_code_allowed(reference)
     module_name, _, attr = reference.partition(":")

@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_in_order(disturbed: Disturbed) -> None:
     status, output, errors = disturbed.interrupted
     assert status == 130
     assert "Traceback" not in errors
-    assert "small is not complete (stopped by the user); go on with: ftae search search.yaml --resume" in errors
+    assert "small is not complete (stopped by the user); to continue: ftae search search.yaml --resume" in errors
     assert "small is not complete" not in output
     record = disturbed.after_interrupt
     assert record.close is not None

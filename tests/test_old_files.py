@@ -5,14 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import eval_report, small_search
+from commands import Ftae, commands_in
 
-from ftae.cli import main as cli
 from ftae.cluster.status import UnreadableSearch, describe, look, record_of, state
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
@@ -26,30 +25,10 @@ SEARCH = small_search()
 Event = dict[str, Any]
 
 
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-Ftae = Callable[..., Result]
-
-
 @pytest.fixture
 def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
     """Runs a command in ``tmp_path``."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "FTAE_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Result(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
+    return commands_in(tmp_path, monkeypatch, capsys)
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -97,7 +97,7 @@ def test_it_is_refused_before_anything_is_written(
         (home / "link").symlink_to("train")
     before = sorted(home.rglob("*"))
     if command == "search":  # nothing of it needs Ray
-        monkeypatch.setattr("ftae.cli.run._run_here", _search_without_ray)
+        monkeypatch.setattr("ftae.search.driver.ray_session", lambda: pytest.fail("Ray is asked for"))
     monkeypatch.setattr(sys, "argv", ["ftae", *COMMANDS[command](out)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -106,15 +106,7 @@ def test_it_is_refused_before_anything_is_written(
     assert sorted(home.rglob("*")) == before
 
 
-def _search_without_ray(spec: SearchSpec, **_: object) -> None:
-    from ftae.search import run
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "ray_session", lambda: pytest.fail("Ray is asked for"))
-        run.run_search(spec)
-
-
-def test_images_to_judge_by_are_images_too(
+def test_images_to_measure_on_are_images_too(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(home)

@@ -43,7 +43,7 @@ def test_code_runs_only_where_it_was_allowed(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "foreign_code.py").write_text("from pathlib import Path; Path('ran').touch(); Net = dict")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(ALLOW_CODE)
-    with pytest.raises(FtaeError, match=r"'foreign_code:Net' names code, which a file may only run if you trust it"):
+    with pytest.raises(FtaeError, match=r"'foreign_code:Net' names code, which runs only if you allow it"):
         import_attr("foreign_code:Net")
     assert not (tmp_path / "ran").exists()
     monkeypatch.setenv(ALLOW_CODE, "1")

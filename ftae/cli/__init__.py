@@ -1,1 +1,1 @@
-"""The commands. Every heavy import is inside its command."""
+"""The commands: each parses its options, calls ``ftae.api`` and prints. Heavy imports are inside the commands."""

@@ -1,29 +1,24 @@
-"""The arguments and options that several commands have, and how they print a table."""
+"""Arguments and options that several commands share, and how commands print."""
 
-import os
+import inspect
 import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftae.user_code import ALLOW_CODE
+if TYPE_CHECKING:
+    from ftae.inference.arrays import Model
 
-SearchFile = Annotated[Path, typer.Argument(help="A search file (YAML); - reads it from stdin.", show_default=False)]
-
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the file; may be given again."),
-]
-
-SearchName = Annotated[
-    str, typer.Argument(metavar="SEARCH", help="Name of a search, or its folder.", show_default=False)
-]
+STORAGE = "searches"
 
 
 def without_secret(address: str | None) -> str | None:
+    """Refuse an address that contains a password or a token."""
     from ftae.specs.reading.names import secret_problem
 
     if address is not None and (reason := secret_problem(address)) is not None:
@@ -32,7 +27,7 @@ def without_secret(address: str | None) -> str | None:
 
 
 def local(folder: Any) -> Any:
-    """For an option that takes a folder of this machine alone: a URL would become the name of one."""
+    """Refuse a URL for an option that takes a folder of this machine."""
     from ftae.specs.reading.names import redacted
 
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
@@ -40,36 +35,111 @@ def local(folder: Any) -> Any:
     return folder
 
 
+SearchFile = Annotated[Path, typer.Argument(help="A search file (YAML); - reads standard input.", show_default=False)]
+
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the file; can be repeated."),
+]
+
+SearchName = Annotated[
+    str, typer.Argument(metavar="SEARCH", help="The name of a search, or its folder.", show_default=False)
+]
+
 Storage = Annotated[
-    str, typer.Option(callback=without_secret, help="Where searches live: a folder, or the URL of an object store.")
+    str, typer.Option(callback=without_secret, help="Where searches are stored: a folder or an object store's URL.")
 ]
 
-LocalStorage = Annotated[str, typer.Option(callback=local, help="The folder that the embedded MLflow store is in.")]
+LocalStorage = Annotated[str, typer.Option(callback=local, help="The folder of the embedded MLflow store.")]
 
-
-def _allow_code(allowed: bool) -> bool:
-    if allowed:
-        os.environ[ALLOW_CODE] = "1"
-    return allowed
-
-
-# Read where code is imported, here and in the workers: the commands have nothing to do with it.
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", callback=_allow_code, help="Run the package.module:attr that a file names.")
-]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the package.module:attr that a file names.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-STORAGE = "searches"
+Trial = Annotated[int | None, typer.Option(help="The number of a trial.", show_default="the best")]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The arguments and options that name a model; ``takes_model`` gives them to a command."""
+
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder written by ftae export or ftae train, a checkpoint folder, or a search.",
+            show_default=False,
+        ),
+    ]
+    trial: Annotated[int | None, typer.Option(help="For a search: the number of a trial.", show_default="the best")] = (
+        None
+    )
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Use the untuned model; MODEL can also be a search file.")
+    ] = False
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override a value of data, batch_size or device."),
+    ] = None
+    storage: Storage = STORAGE
+    allow_code: AllowCode = False
+
+    def load(self) -> "Model":
+        """Load the model, and print on standard error which one it is. Raises as ``ftae.load_model``."""
+        from ftae import api
+
+        with prints_to_stderr():
+            model = api.load_model(
+                self.name,
+                self.storage,
+                trial=self.trial,
+                baseline=self.baseline,
+                overrides=self.overrides or (),
+                notify=to_stderr,
+                allow_code=self.allow_code,
+            )
+        to_stderr(f"model: {model.description}")
+        return model
+
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument MODEL and its options; the command receives them as its first parameter."""
+    named, *own = inspect.signature(command).parameters.values()
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=field.type,
+        )
+        for field in fields(ModelRef)
+    ]
+
+    def run(**given: Any) -> None:
+        model = ModelRef(**{option.name: given.pop(option.name) for option in options})
+        command(model, **given)
+
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    run.__signature__ = inspect.Signature([options[0], *own, *options[1:]])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    assert named.annotation is ModelRef
+    return run
 
 
 def prints_to_stderr() -> AbstractContextManager[object]:
-    """Inside, what a user's own module prints goes to stderr, since stdout is for results."""
+    """Inside, what a user's own module prints goes to standard error; standard output is for results."""
     return redirect_stdout(sys.stderr)
 
 
+def to_stderr(line: str) -> None:
+    """Print a line of progress."""
+    typer.echo(line, err=True)
+
+
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows, each of the same keys; columns without any value are left out."""
+    """Print rows with the same keys; columns without any value are left out."""
     from rich.console import Console
     from rich.table import Table
 

@@ -270,7 +270,7 @@ def _attempt(job: Any) -> Attempt:
         exit_code=job.driver_exit_code,
         message=job.message or "",
         entrypoint=job.entrypoint,
-        storage=metadata["ftae.storage.store"],
+        storage=metadata["ftae.storage"],
         python=metadata["ftae.python"],
         last=int(metadata["ftae.last"]),
     )

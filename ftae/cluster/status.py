@@ -1,16 +1,18 @@
 """What a search is doing: its attempts on a cluster, and how far its journal says it got."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ftae.cluster.jobs import Attempt, at
+from ftae.cluster.jobs import Attempt, Client, at, attempts, connect, log
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.specs.reading.names import redacted
 from ftae.storage.journal import UnreadableJournal
-from ftae.storage.store import open_store
+from ftae.storage.store import open_store, searches_in
 from ftae.wording import done_of_asked
 
 
@@ -91,6 +93,51 @@ def state(attempts: Sequence[Attempt], found: SearchRecord | UnreadableSearch | 
     if found.close is not None:
         return str(found.close["status"])
     return "killed" if attempts else "running or killed"
+
+
+def statuses(where: str, *, on_cluster: bool, notify: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Describe every search of the cluster, or of the storage, at ``where``, in the order of their names.
+
+    ``notify`` receives a line for each journal that cannot be read.
+    """
+    found: dict[str, list[Attempt]] = {}
+    if on_cluster:
+        for attempt in attempts(connect(where)):
+            found.setdefault(attempt.search, []).append(attempt)
+    else:
+        found = {name: [] for name in searches_in(where)}
+    return [
+        _visible(name, tries, tries[-1].storage if tries else where, notify) for name, tries in sorted(found.items())
+    ]
+
+
+def attempts_of(client: Client, name: str) -> list[Attempt]:
+    """Return the attempts at a search, by its name or folder.
+
+    Raises:
+        FtaeError: the cluster has none; the message lists the searches that it has.
+    """
+    if found := attempts(client, Path(name).name):
+        return found
+    known = sorted({attempt.search for attempt in attempts(client)})
+    choices = f"choose one of {', '.join(known)}" if known else "it has not run any"
+    raise FtaeError(f"the cluster at {redacted(client.get_address())} has no search {name!r}; {choices}")
+
+
+def described(client: Client, tries: Sequence[Attempt], notify: Callable[[str], None]) -> dict[str, Any]:
+    """Describe a search on a cluster; where its journal is not visible, by the last line that its driver wrote."""
+    newest = tries[-1]
+    found = _visible(newest.search, tries, newest.storage, notify)
+    written = log(client, newest).splitlines() if found["progress"] is None else []
+    return found | {"last_line": written[-1] if written else None}
+
+
+def _visible(search: str, tries: Sequence[Attempt], storage: str, notify: Callable[[str], None]) -> dict[str, Any]:
+    found = look(search, storage)
+    # A machine that only follows a cluster need not have access to the storage.
+    if isinstance(found, UnreadableSearch) and not (tries and found.state == "unreadable"):
+        notify(f"warning: {search}: {found.error}")
+    return describe(search, tries, found)
 
 
 def progress(record: SearchRecord) -> dict[str, Any]:

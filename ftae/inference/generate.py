@@ -1,4 +1,4 @@
-"""What a tuned model makes: reconstructions, interpolations and samples."""
+"""Makes images with a tuned model: reconstructions, interpolations and samples."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,9 +15,20 @@ from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.engine.models.autoencoder import Encoding, NoiseFn
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
-from ftae.inference.pictures import beside, pixels_of, png_names, prepare_folder, read_image, save_png, save_sheet
+from ftae.inference.pictures import (
+    SHEET_COLUMNS,
+    beside,
+    pixels_of,
+    png_names,
+    prepare_folder,
+    read_image,
+    read_named_image,
+    save_gif,
+    save_png,
+    save_sheet,
+)
 
-SHEET = "sheet.png"
+SHEET, FRAMES = "sheet.png", "frames.gif"
 
 SHEET_IMAGES = 36
 
@@ -27,13 +38,14 @@ def reconstruct_folder(
 ) -> int:
     """Write the reconstruction of every image below ``folder`` to ``out``, as PNG under the same relative name.
 
-    Images are read as in training: the centre square, at the model's resolution. A model conditioned on labels
-    takes those of the sub-folders. ``sheet.png`` shows up to 36 of them beside their inputs. Returns how many
-    there are; ``notify`` is told of files that cannot be read, or not whole.
+    Images are read as in training: the centre square, at the model's resolution. For a model conditioned on labels,
+    the label of an image is the name of its sub-folder. ``sheet.png`` shows up to 36 images beside their
+    reconstructions. Returns the number of images; ``notify`` receives a line for each file that cannot be read or is
+    only used in part.
 
     Raises:
-        FtaeError: ``out`` and a folder of images lie in each other, ``out`` is not empty, no image can be read, or
-            the model's data do not say what values mean.
+        FtaeError: one of ``out`` and a folder of images lies in the other, ``out`` is not empty, no image can be read,
+            or the model's data do not define the range of the values.
     """
     check_output(out, {"the images to reconstruct": str(folder), **model.spec.data.image_folders()})
     files = list_images(folder)
@@ -47,7 +59,7 @@ def reconstruct_folder(
     label_of = _labels(model, folder, names)
     prepare_folder(out, overwrite=overwrite)
     written = png_names(names, taken=[SHEET])
-    shown: list[Tensor] = []
+    pairs: list[Tensor] = []
     count = 0
     for part in _readable(model, folder, names, notify):
         images = torch.cat([image for _, image in part])
@@ -56,19 +68,19 @@ def reconstruct_folder(
         for (name, _), pixels in zip(part, pixels_of(made), strict=True):
             save_png(pixels, out / written[name])
         count += len(part)
-        if sum(map(len, shown)) < SHEET_IMAGES:
-            shown.append(torch.stack([images.cpu(), made], dim=1))  # (B, 2, C, H, W)
+        if sum(map(len, pairs)) < SHEET_IMAGES:
+            pairs.append(torch.stack([images.cpu(), made], dim=1))  # (B, 2, C, H, W)
     if not count:
         raise FtaeError(f"no image of {folder} can be read")
-    pairs = torch.cat(shown)[:SHEET_IMAGES]
-    save_sheet(beside(pixels_of(pairs[:, 0]), pixels_of(pairs[:, 1])), out / SHEET, columns=4)
+    sheet = torch.cat(pairs)[:SHEET_IMAGES]
+    save_sheet(beside(pixels_of(sheet[:, 0]), pixels_of(sheet[:, 1])), out / SHEET, columns=4)
     return count
 
 
 def _readable(
     model: TunedModel, folder: Path, names: Sequence[str], notify: Callable[[str], None]
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """The images by name, a batch at a time."""
+    """Yield the images with their names, a batch at a time."""
     for start in range(0, len(names), model.spec.batch_size):
         part = []
         for name in names[start : start + model.spec.batch_size]:
@@ -81,57 +93,83 @@ def _readable(
 
 
 def _labels(model: TunedModel, folder: Path, names: Sequence[str]) -> dict[str, int] | None:
-    """The label of each image by its sub-folder, for a model that asks for it."""
+    """Return the label of each image by its sub-folder; None for a model that is not conditioned on labels."""
     if not model.spec.model.needs_labels:
         return None
     if any("/" not in name for name in names):
-        raise FtaeError(f"the model is conditioned on labels: put the images of {folder} into a sub-folder for each")
+        raise FtaeError(f"the model is conditioned on labels: put the images of {folder} into one sub-folder a class")
     return {name: model.label(name.partition("/")[0]) for name in names}
 
 
-PARALLEL = 1e-4  # of a sine: nearer to parallel, the two directions give no plane to turn in
+PARALLEL = 1e-4  # the sine of an angle; vectors that are closer to parallel define no plane to rotate in
+
+
+def interpolate_files(
+    model: TunedModel,
+    ends: tuple[Path, Path],
+    out: Path,
+    *,
+    frames: int,
+    spherical: bool,
+    label: str | None,
+    overwrite: bool,
+    notify: Callable[[str], None],
+) -> str:
+    """Write ``sheet.png`` and ``frames.gif`` from one image file to another; returns a description of the images.
+
+    Raises:
+        FtaeError: as ``interpolate`` and ``read_named_image``; or ``out`` lies among images, or is not empty.
+    """
+    check_output(out, model.spec.data.image_folders(), writes_folders=False)
+    first, last = (read_named_image(model, path, notify) for path in ends)
+    index = None if label is None else model.label(label)
+    images, description = interpolate(model, first, last, frames, spherical=spherical, label=index)
+    prepare_folder(out, overwrite=overwrite)
+    save_sheet(pixels_of(images), out / SHEET)
+    save_gif(pixels_of(images), out / FRAMES)
+    return description
 
 
 def interpolate(
     model: TunedModel, first: Tensor, last: Tensor, frames: int, *, spherical: bool, label: int | None
 ) -> tuple[Tensor, str]:
-    """Images (frames, C, H, W) in [0, 1] from ``first`` to ``last``, both (1, C, H, W); and what they are, in words.
+    """Interpolate between the latents of two images, each (1, C, H, W) in [0, 1].
 
-    Those at the ends are the two reconstructions: latents are the modes of the posteriors.
+    Returns the images, (frames, C, H, W) in [0, 1], and a description of them. The first and the last are the
+    reconstructions of the two images. The latents are the modes of the posteriors.
 
     Raises:
-        FtaeError: the model is conditioned on labels and none is given, or the other way round.
+        FtaeError: the model is conditioned on labels and there is none, or the other way round.
     """
     if model.spec.model.needs_labels != (label is not None):
-        rule = "needs" if label is None else "is not conditioned on labels: it takes no"
-        raise FtaeError(f"{model.spec.model.family} {rule} --label")
+        rule = "needs a label" if label is None else "is not conditioned on labels: leave out the label"
+        raise FtaeError(f"{model.spec.model.family} {rule}")
     labels = None if label is None else torch.full((2,), label, device=model.device)
     encoding = model.encode(torch.cat([first, last]), labels)
     a, b = encoding.mode.double()
     path = slerp if spherical else lerp
     latents = torch.stack([path(a, b, i / (frames - 1)) for i in range(frames)]).to(encoding.mode.dtype)
-    made = model.decode(latents, None if label is None else torch.full((frames,), label, device=model.device))
-    told = f"{'spherical' if spherical else 'linear'} interpolation of latents"
+    images = model.decode(latents, None if label is None else torch.full((frames,), label, device=model.device))
+    description = f"{'spherical' if spherical else 'linear'} interpolation of latents"
     if encoding.codes:
-        told += ", between quantised latents: those on the way are no codes, and the decoder was trained on codes alone"
-    return made, told
+        description += ", between quantised latents: the latents in between are no codes, unlike those of training"
+    return images, description
 
 
 def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Linear: (1 - t) a + t b."""
+    """Interpolate linearly: (1 - t) a + t b."""
     return (1.0 - t) * a + t * b
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Spherical linear interpolation (Shoemake 1985), for latents as White (2016) has it.
+    """Interpolate on a sphere (Shoemake 1985), as White (2016) does with latents.
 
     With W the angle between the two as flat vectors, cos W = <a, b> / (|a| |b|):
 
         sin((1 - t) W) / sin(W) a  +  sin(t W) / sin(W) b
 
-    so that the length passes evenly from one to the other, where the linear way would cut through the
-    middle, which a Gaussian of many dimensions hardly ever visits. Vectors that are nearly parallel, or of
-    length 0, are interpolated linearly.
+    The length changes evenly from one end to the other. The linear path would pass near the origin, where a Gaussian
+    of many dimensions has almost no mass. Vectors that are nearly parallel, or of length 0, are interpolated linearly.
     """
     norms = a.norm() * b.norm()
     if norms == 0.0:
@@ -143,96 +181,115 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return torch.sin((1.0 - t) * angle) / sine * a + torch.sin(t * angle) / sine * b
 
 
-FITTED_IMAGES = 2048  # of the training images, evenly spread, that say how latents are distributed
+FITTED_IMAGES = 2048  # at most, evenly spread over the training images, for the distribution of the latents
+
+
+def sample_files(
+    model: TunedModel, out: Path, num: int, *, label: str | None, fitted: bool, seed: int, overwrite: bool
+) -> tuple[int, str]:
+    """Write ``num`` sampled images, of every class for a model conditioned on labels, and ``sheet.png`` with all.
+
+    Returns the number of images and a description of the distribution of their latents.
+
+    Raises:
+        FtaeError: as ``sample``; there is no such class; or ``out`` lies among images, or is not empty.
+    """
+    check_output(out, model.spec.data.image_folders(), writes_folders=False)
+    labels, names = model.labels_to_sample(num, label)
+    images, description = sample(model, labels, len(names), seed=seed, fitted=fitted)
+    prepare_folder(out, overwrite=overwrite)
+    pixels = pixels_of(images)
+    for image, name in zip(pixels, names, strict=True):
+        save_png(image, out / f"{name}.png")
+    by_class = labels is not None and label is None
+    save_sheet(pixels, out / SHEET, columns=num if by_class else SHEET_COLUMNS)
+    return len(images), description + ("; each row of the sheet is a class" if by_class else "")
 
 
 def sample(model: TunedModel, labels: Tensor | None, num: int, *, seed: int, fitted: bool) -> tuple[Tensor, str]:
-    """``num`` images (num, C, H, W) in [0, 1], and what their latents were drawn from.
+    """Sample ``num`` images (num, C, H, W) in [0, 1]; also returns a description of the distribution of the latents.
 
-    ``labels``: int64 (num,) for a model conditioned on them. The same seed gives the same images; the global
-    random generators are neither used nor moved. ``fitted``: from a Gaussian fitted to the training images'
-    latents, rather than from the prior.
+    ``labels``: int64 (num,) for a model conditioned on labels. The same seed gives the same images; the global random
+    generators are neither used nor changed. ``fitted``: draw from a Gaussian fitted to the latents of the training
+    images instead of the prior.
 
     Raises:
-        FtaeError: the model has no prior, or latents to which no Gaussian is fitted; the training images are
-            needed and not there.
+        FtaeError: the model has no prior, or its latents are codes and ``fitted`` is set; or the training images are
+            needed and missing.
     """
-    generator = torch.Generator().manual_seed(seed)
+    with model.settings():
+        latents, description = _latents(model, labels, num, torch.Generator().manual_seed(seed), fitted)
+        size = model.spec.batch_size
+        parts = [slice(start, start + size) for start in range(0, num, size)]
+        images = [model.decode(latents[p], None if labels is None else labels[p]) for p in parts]
+    return torch.cat(images), description
 
-    def draw(like: Tensor) -> Tensor:
+
+def _latents(
+    model: TunedModel, labels: Tensor | None, num: int, generator: torch.Generator, fitted: bool
+) -> tuple[Tensor, str]:
+    def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
-    like = _an_encoding(model)
+    example = model.example_encoding()
     if fitted:
-        latents, told = _from_gaussian(model, like, num, draw)
-    elif model.autoencoder.prior is not None:
+        return _from_gaussian(model, example, num, noise)
+    if model.autoencoder.prior is not None:
         with torch.no_grad():
-            latents = model.autoencoder.prior(num, labels, draw)
-        told = "the prior that the model has learned"
-    elif like.codes:
-        latents, told = _from_codes(model, like, num, generator)
-    elif like.posterior is not None:
-        latents = draw(like.mode.new_empty((num, *like.mode.shape[1:])))
-        told = "the standard normal"
-        if like.mode.ndim == 4:
-            told += (
-                ". Latents in the plane, kept near it by little KL, are not distributed so: --fitted draws from a "
-                "Gaussian with their own means and variances"
-            )
-    else:
+            return model.autoencoder.prior(num, labels, noise), "the prior that the model has learned"
+    if example.codes:
+        return _from_codes(model, example, num, generator)
+    if example.posterior is None:
         raise FtaeError(
-            f"{model.spec.model.family} has no prior to draw latents from: --fitted draws them from a Gaussian fitted "
-            "to those of the training images"
+            f"{model.spec.model.family} has no prior to draw latents from; --fitted (fitted=True in Python) draws them "
+            "from a Gaussian fitted to the latents of the training images"
         )
-    size = model.spec.batch_size
-    parts = [slice(start, start + size) for start in range(0, num, size)]
-    return torch.cat([model.decode(latents[p], None if labels is None else labels[p]) for p in parts]), told
+    description = "the standard normal"
+    if example.mode.ndim == 4:
+        description += (
+            ". With the usual small weight of the KL, spatial latents do not follow it: --fitted draws from a Gaussian "
+            "with the means and variances of the latents"
+        )
+    return noise(example.mode.new_empty((num, *example.mode.shape[1:]))), description
 
 
-def _an_encoding(model: TunedModel) -> Encoding:
-    """Of a grey image: the shape of latents, and what comes with them."""
-    data = model.spec.data
-    labels = torch.zeros(1, dtype=torch.int64, device=model.device) if model.spec.model.needs_labels else None
-    return model.encode(torch.full((1, data.channels, data.resolution, data.resolution), 0.5), labels)
-
-
-def _from_gaussian(model: TunedModel, like: Encoding, num: int, draw: NoiseFn) -> tuple[Tensor, str]:
-    """Each element of the latents by itself: mean and variance of samples of the posteriors, over training images."""
-    if like.codes:
-        raise FtaeError("--fitted fits a Gaussian to latents, and these are codes; leave it out to draw codes as seen")
-    total = squares = torch.zeros_like(like.mode[0], dtype=torch.float64)
+def _from_gaussian(model: TunedModel, example: Encoding, num: int, noise: NoiseFn) -> tuple[Tensor, str]:
+    """Fit mean and variance of each latent element to samples of the posteriors of the training images."""
+    if example.codes:
+        raise FtaeError("a Gaussian cannot be fitted to codes; leave out --fitted to draw codes as often as seen")
+    total = squares = torch.zeros_like(example.mode[0], dtype=torch.float64)
     count = 0
     for encoding in _training_encodings(model):
         mode = encoding.mode.double()
-        noise = 0.0 if encoding.posterior is None else encoding.posterior.logvar.double().exp()
-        total, squares = total + mode.sum(0), squares + (mode.square() + noise).sum(0)
+        variance = 0.0 if encoding.posterior is None else encoding.posterior.logvar.double().exp()
+        total, squares = total + mode.sum(0), squares + (mode.square() + variance).sum(0)
         count += len(mode)
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0.0).sqrt()
-    latents = mean + std * draw(mean.new_empty((num, *mean.shape)))
-    told = f"a Gaussian fitted to the latents of {count} training images, each element by itself (diagonal covariance)"
-    return latents.to(like.mode.dtype), told
+    latents = mean + std * noise(mean.new_empty((num, *mean.shape)))
+    description = f"a Gaussian fitted to the latents of {count} training images, with diagonal covariance"
+    return latents.to(example.mode.dtype), description
 
 
-def _from_codes(model: TunedModel, like: Encoding, num: int, generator: torch.Generator) -> tuple[Tensor, str]:
-    """At each position the code that a training image, drawn anew for each position, has there."""
+def _from_codes(model: TunedModel, example: Encoding, num: int, generator: torch.Generator) -> tuple[Tensor, str]:
+    """Draw a training image for each position, and take its code there."""
     seen = torch.cat([encoding.latents.cpu() for encoding in _training_encodings(model)])
     parts = []
-    for level in _levels(seen, like):  # (N, dim, positions)
+    for level in _levels(seen, example):  # (N, dim, positions)
         rows = torch.randint(len(seen), (num, 1, level.shape[2]), generator=generator)
         parts.append(torch.gather(level, 0, rows.expand(num, *level.shape[1:])).flatten(1))
-    told = (
-        f"the codes of {len(seen)} training images: each position takes one as often as it was seen there, whatever "
-        "the others take, so that images hang together only as far as the decoder makes them"
+    description = (
+        f"the codes of {len(seen)} training images, drawn for each position as often as they occur there and "
+        "independently of the other positions"
     )
-    return torch.cat(parts, dim=1).reshape(num, *seen.shape[1:]), told
+    return torch.cat(parts, dim=1).reshape(num, *seen.shape[1:]), description
 
 
-def _levels(latents: Tensor, like: Encoding) -> list[Tensor]:
-    """Latents by position, (N, dim, positions): of the plane, or of each level of flat ones, one behind the other."""
+def _levels(latents: Tensor, example: Encoding) -> list[Tensor]:
+    """Split latents into levels (N, dim, positions): spatial latents are one, flat ones hold a level behind another."""
     if latents.ndim > 2:
         return [latents.flatten(2)]
-    counts = [codes.indices.shape[1] for codes in like.codes]
+    counts = [codes.indices.shape[1] for codes in example.codes]
     dim = latents.shape[1] // sum(counts)
     levels = latents.split_with_sizes([dim * count for count in counts], dim=1)
     return [level.reshape(len(level), dim, -1) for level in levels]

@@ -1,6 +1,8 @@
-"""A model, loaded for use: images in [0, 1] in and out, in eval mode, without gradients."""
+"""Loads a model for use: in eval mode, without gradients, on tensors of images in [0, 1]."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from ftae.engine.data.sources import normal_class_names
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
-from ftae.engine.rng import keep_random_state
 from ftae.engine.training.checkpoint import evaluated_weights, read_spec
 from ftae.engine.training.export_model import CLASSES, load_exported_model
+from ftae.engine.training.loop import process_state_kept
 from ftae.errors import FtaeError
 from ftae.inference.source import ModelSource
 from ftae.specs.finetune.run import FinetuneSpec
@@ -23,7 +25,14 @@ from ftae.specs.reading.problems import one_of, quoted
 
 @dataclass(frozen=True)
 class TunedModel:
-    """``class_names``: the labels it was trained with, by index; None where there were none."""
+    """A loaded model.
+
+    Computing changes the torch settings of the process (threads, kernels) for the duration of a call only, so that the
+    numbers are those of the run.
+
+    Attributes:
+        class_names: the classes of the training images, in the order of their labels; None without labels.
+    """
 
     autoencoder: Autoencoder
     spec: FinetuneSpec
@@ -31,69 +40,84 @@ class TunedModel:
     class_names: tuple[str, ...] | None
 
     def label(self, name: str) -> int:
-        """The index of a class.
+        """Return the label (an index) of a class.
 
         Raises:
-            FtaeError: the model knows none of this name.
+            FtaeError: the model has no class of this name.
         """
         known = self.class_names or ()
         if name not in known:
-            choices = one_of(known, name) if known else f"was trained without classes, got {name!r}"
+            choices = one_of(known, name) if known else f"cannot be {name!r}: the model was trained without classes"
             raise FtaeError(f"the label of an image {choices}")
         return known.index(name)
 
     def labels_to_sample(self, num: int, name: str | None) -> tuple[Tensor | None, list[str]]:
-        """Labels of what to draw, and a name for each: ``num`` of the class ``name``, or of each class.
+        """Return labels to sample and a file name for each: ``num`` of the class ``name``, or ``num`` of every class.
 
-        The labels are None for a model that is not conditioned on them.
+        The labels, int64, are None for a model that is not conditioned on labels.
 
         Raises:
-            FtaeError: there is no such class, or the model asks for none.
+            FtaeError: there is no such class, or a class is named and the model is not conditioned on labels.
         """
         if not self.spec.model.needs_labels:
             if name is not None:
-                raise FtaeError(f"--label has no effect: {self.spec.model.family} is not conditioned on labels")
+                raise FtaeError(f"{self.spec.model.family} is not conditioned on labels: leave out the label {name!r}")
             return None, [f"sample-{i:04d}" for i in range(num)]
         chosen = [name] if name is not None else list(self.class_names or ())
         for each in chosen:
             if (reason := file_name_problem(each)) is not None:
-                raise FtaeError(f"the name of a class becomes that of a file: it {reason}, got {quoted(each)}")
+                raise FtaeError(f"the name of a class is used as a file name: it {reason}, got {quoted(each)}")
         labels = torch.tensor([self.label(each) for each in chosen], device=self.device).repeat_interleave(num)
         return labels, [f"{each}-{i:04d}" for each in chosen for i in range(num)]
 
     @torch.no_grad()
     def encode(self, images: Tensor, labels: Tensor | None = None) -> Encoding:
-        """Of images (B, C, H, W) in [0, 1]; its ``mode`` is what metrics are measured on."""
-        return self.autoencoder.encode(self.autoencoder.to_range(images.to(self.device)), labels)
+        """Encode images (B, C, H, W) in [0, 1]. Metrics are measured on the ``mode`` of the encoding."""
+        with self.settings():
+            return self.autoencoder.encode(self.autoencoder.to_range(images.to(self.device)), labels)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], clamped, on the CPU."""
-        images = self.autoencoder.to_unit(self.autoencoder.decode(latents.to(self.device), labels))
-        return images.float().clamp(0.0, 1.0).cpu()
+        """Decode latents to float32 images (B, C, H, W), clamped to [0, 1], on the CPU."""
+        with self.settings():
+            images = self.autoencoder.to_unit(self.autoencoder.decode(latents.to(self.device), labels))
+            return images.float().clamp(0.0, 1.0).cpu()
 
     def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], there and back."""
+        """Encode and decode images (B, C, H, W) in [0, 1]; returns images as ``decode`` does."""
         return self.decode(self.encode(images, labels).mode, labels)
+
+    def example_encoding(self) -> Encoding:
+        """Encode one grey image: shows the shape of the latents, and whether there is a posterior or codes."""
+        data = self.spec.data
+        labels = torch.zeros(1, dtype=torch.int64, device=self.device) if self.spec.model.needs_labels else None
+        return self.encode(torch.full((1, data.channels, data.resolution, data.resolution), 0.5), labels)
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Inside, torch uses the run's threads and deterministic kernels; afterwards its settings are restored."""
+        with process_state_kept():
+            set_deterministic_kernels(self.spec, self.device)
+            yield
 
 
 def load_model(source: ModelSource) -> TunedModel:
-    """The model of ``source`` where it is to run: a GPU that the run asked for need not be here.
+    """Load the model of ``source``, on the CPU where the run wanted a GPU and this machine has none.
 
-    Neither the training images nor, for a released model, the pretrained one are needed. Draws nothing
-    from the random generators.
+    Needs no training images, and for an exported model no pretrained model either. Leaves the random generators and the
+    settings of torch as they were.
 
     Raises:
-        FtaeError: its weights are missing, damaged or do not fit.
+        FtaeError: the weights are missing, are damaged, or do not fit the model.
     """
     spec, weights = source.spec, source.weights
     if spec.device == "cuda" and not torch.cuda.is_available():
         spec = spec.model_copy(update={"device": "auto"})
     device = device_of(spec)
-    set_deterministic_kernels(spec, device)
     class_names = _class_names(spec, weights)
     num_classes = None if class_names is None else len(class_names)
-    with keep_random_state():
+    with process_state_kept():
+        set_deterministic_kernels(spec, device)
         if weights is None:
             autoencoder = build_model(spec, num_classes)
         elif read_spec(weights) is None:
@@ -113,29 +137,29 @@ def _restore(autoencoder: Autoencoder, checkpoint: Path) -> None:
     except RuntimeError as error:
         misfit = str(error).splitlines()[1].strip()
         raise FtaeError(
-            f"the weights of {checkpoint} are not of this model: {misfit} It takes images of the resolution and colour "
-            "that it was trained with; the classes of its images must be what they were"
+            f"the weights of {checkpoint} do not fit this model: {misfit} Use the resolution, the colour and the "
+            "classes of the training images"
         ) from error
 
 
 def _class_names(spec: FinetuneSpec, weights: Path | None) -> tuple[str, ...] | None:
-    """As the model was released with, or those of the training images, if they are here."""
+    """Return the class names stored with an exported model, else those of the training images if they are here."""
     if weights is not None and (weights / CLASSES).is_file():
         return _read_class_names(weights / CLASSES)
     try:
         return normal_class_names(spec.data)
-    except FtaeError:  # the images are elsewhere; a model that depends on their classes says so itself
+    except FtaeError:  # the images are elsewhere; building a model that needs classes then fails
         return None
 
 
 def _read_class_names(file: Path) -> tuple[str, ...]:
-    """The names that a released model comes with, from whoever made it: they become names of files."""
+    """Read the class names of an exported model. They come from whoever made the model, and become file names."""
     try:
         names = json.loads(file.read_text())
     except (ValueError, OSError) as error:
         raise FtaeError(f"{file} cannot be read: {error}") from error
     if not isinstance(names, list):
-        raise FtaeError(f"{file} must be a list of the names of classes, got {quoted(names)}")
+        raise FtaeError(f"{file} must be a list of class names, got {quoted(names)}")
     for name in names:
         if (reason := file_name_problem(name)) is not None:
             raise FtaeError(f"{file}: the name of a class {reason}, got {quoted(name)}")

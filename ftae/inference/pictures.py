@@ -1,4 +1,4 @@
-"""Pictures in and out: a user's own images, and grids of reconstructions."""
+"""Reads a user's image files, and writes PNG files, sheets of images and animations."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from ftae.inference.model import TunedModel
 
 
 def read_image(model: TunedModel, path: Path) -> Tensor:
-    """An image file as the model's validation images are read, but never degraded: (1, C, H, W) in [0, 1].
+    """Read an image file as the model's validation images are read, but not degraded: (1, C, H, W) in [0, 1].
 
     Raises:
         FtaeError: the file cannot be read.
-        UnreadableImage: it is no image.
+        UnreadableImage: the file is not an image.
     """
     spec = model.spec.data.model_copy(update={"degrade": None})
     with quiet_pillow():
@@ -31,14 +31,14 @@ def read_image(model: TunedModel, path: Path) -> Tensor:
     return next(val_batches(ImageSet(pixels[np.newaxis], None), spec, batch_size=1, device=model.device)).images
 
 
-def read_given(model: TunedModel, path: Path, notify: Callable[[str], None]) -> Tensor:
-    """As ``read_image``, of a file that the user has named; ``notify`` is told what of it is not used.
+def read_named_image(model: TunedModel, path: Path, notify: Callable[[str], None]) -> Tensor:
+    """Read a file that the user has named, as ``read_image`` does; ``notify`` receives what of the file is ignored.
 
     Raises:
-        FtaeError: it cannot be read, is no image, or the model's data do not say what its values are.
+        FtaeError: the file cannot be read, is not an image, or has values whose range the model's data do not define.
     """
     if not path.is_file():
-        raise FtaeError(f"there is no image {path}")
+        raise FtaeError(f"there is no image file {path}")
     survey = survey_image(path.name, read_bytes(path))
     check_levels([survey], model.spec.data, str(path))
     for note in survey.notes(model.spec.data):
@@ -50,24 +50,25 @@ def read_given(model: TunedModel, path: Path, notify: Callable[[str], None]) -> 
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> None:
-    """Make the folder ``out``, into which a command writes (see ``check_output``).
+    """Create the folder ``out`` for output files.
 
     Raises:
-        FtaeError: there are files in it, and they are not to be overwritten.
+        FtaeError: ``out`` is a file, or contains files and ``overwrite`` is false.
     """
     if out.is_file():
         raise FtaeError(f"{out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FtaeError(
-            f"{out} is not empty; choose another folder, or give --overwrite to replace files of the same name"
+            f"{out} is not empty; choose another folder, or use --overwrite to replace files of the same name"
         )
     out.mkdir(parents=True, exist_ok=True)
 
 
 def png_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Each name of an image as that of a PNG; with the old suffix in it where two would be one, or ``taken``.
+    """Map each image name to the name of a PNG file; all are different, and none is in ``taken``.
 
-    Folders of images take their names, too.
+    Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A PNG file never gets the name
+    of a folder of images.
     """
     plain = [str(Path(name).with_suffix(".png")) for name in names]
     counts = Counter(plain)
@@ -87,7 +88,7 @@ def png_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
 
 Pixels = npt.NDArray[np.uint8]
 
-MIN_SIDE = 96  # pixels; smaller images are enlarged so that the picture can be looked at
+MIN_SIDE = 96  # pixels; smaller images are enlarged
 
 GAP = 2  # white pixels between the cells of a sheet
 
@@ -102,24 +103,24 @@ INFERNO = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour i
 
 
 def pixels_of(images: Tensor) -> Pixels:
-    """uint8 (B, H, W, C) of images (B, C, H, W) in [0, 1]."""
+    """Convert images (B, C, H, W) in [0, 1] to uint8 (B, H, W, C)."""
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def heat(values: npt.NDArray[np.float64]) -> Pixels:
-    """uint8 (..., 3): black for 0, by way of violet and orange to light yellow for 1."""
+    """Colour values in [0, 1] as uint8 (..., 3): from black for 0 through violet and orange to light yellow for 1."""
     at = np.linspace(0.0, 1.0, len(INFERNO))
     return np.stack([np.rint(np.interp(values, at, INFERNO[:, i])) for i in range(3)], axis=-1).astype(np.uint8)
 
 
 def save_png(pixels: Pixels, path: Path) -> None:
-    """Write one image, uint8 (H, W, C); the folder is made if it is missing."""
+    """Write one image, uint8 (H, W, C); creates the folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _picture(pixels).save(path)
 
 
 def save_sheet(cells: Pixels, path: Path, columns: int = SHEET_COLUMNS) -> None:
-    """Write cells, uint8 (N, H, W, C), in rows of ``columns``; small ones enlarged, the last row filled with white."""
+    """Write cells, uint8 (N, H, W, C), in rows of ``columns``. Small cells are enlarged; white fills the last row."""
     cells = _enlarged(cells)
     count, height, width, channels = cells.shape
     columns = min(columns, count)
@@ -132,16 +133,16 @@ def save_sheet(cells: Pixels, path: Path, columns: int = SHEET_COLUMNS) -> None:
 
 
 def save_gif(frames: Pixels, path: Path) -> None:
-    """Write frames, uint8 (N, H, W, C), as an animation that goes there and back for ever; small ones enlarged."""
+    """Write frames, uint8 (N, H, W, C), as an endless animation, forwards and backwards. Small frames are enlarged."""
     frames = _enlarged(frames)
-    there_and_back: Sequence[Pixels] = [*frames, *frames[-2:0:-1]]
-    first, *rest = [_picture(frame) for frame in there_and_back]
+    forwards_and_backwards: Sequence[Pixels] = [*frames, *frames[-2:0:-1]]
+    first, *rest = [_picture(frame) for frame in forwards_and_backwards]
     path.parent.mkdir(parents=True, exist_ok=True)
     first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
 
 
 def beside(*images: Pixels) -> Pixels:
-    """Each image of the first beside that of the others, uint8 (N, H, sum of W, 3)."""
+    """Join image n of every array side by side: uint8 (N, H, sum of W, 3)."""
     return np.concatenate([np.broadcast_to(pixels, (*pixels.shape[:3], 3)) for pixels in images], axis=2)
 
 

@@ -1,4 +1,4 @@
-"""Which model a command means: a folder, a trial of a search, or the untuned model that one of them began with."""
+"""Finds the model that a name stands for: a folder, a trial of a search, or the untuned model behind either."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,48 +32,53 @@ SETTABLE = fields_with(FinetuneSpec, AfterTraining)
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model, before it is loaded.
+    """A model before it is loaded.
 
-    ``spec``: the run that made it. ``weights``: a checkpoint, or a folder that ``export_model`` wrote; None for
-    the model as ``spec.model`` gives it. ``told``: what it is, in a few words.
+    Attributes:
+        spec: the fine-tuning run that made the model.
+        weights: a checkpoint or the folder of an exported model; None for the untuned model of ``spec.model``.
+        description: a few words for messages, such as ``trial 3 of small``.
     """
 
     spec: FinetuneSpec
     weights: Path | None
-    told: str
+    description: str
 
 
 def find_model(
     name: str, storage: str, *, trial: int | None = None, baseline: bool = False, notify: Callable[[str], None]
 ) -> ModelSource:
-    """The model that ``name`` names.
+    """Find the model that ``name`` stands for.
 
-    That is a folder that ``ftae export`` or ``ftae train`` wrote, a checkpoint, or a search: its folder, or its
-    name below ``storage``. Of a search it is ``trial``, by default the best. ``baseline``: the model as it was
-    before that, for which ``name`` may also be a search or production file. ``notify`` is told of checkpoints
-    that are damaged.
+    Args:
+        name: a folder written by ``ftae export`` or ``ftae train``, a checkpoint, the folder of a search, or the name
+            of a search below ``storage``. With ``baseline`` also a search or production file.
+        storage: the folder or object store that holds the searches.
+        trial: the number of a trial, for a search; the best trial by default.
+        baseline: take the untuned model that the run or search started from.
+        notify: receives one line for each damaged checkpoint that is passed over.
 
     Raises:
-        FtaeError: there is no such model; the message names the choices.
+        FtaeError: there is no such model; the message lists the choices.
     """
     path = Path(name).expanduser()
     if trial is not None and baseline:
-        raise FtaeError("--trial and --baseline name two models; give one of them")
+        raise FtaeError("trial and baseline name two different models; give one of them")
     if (store := _search(name, path, storage)) is not None:
         return _of_search(store, trial, baseline)
     found = _of_path(path, baseline, notify)
     if found is None:
-        raise FtaeError(f"{name!r} names no model; {_choices(storage)}")
+        raise FtaeError(f"there is no model {name!r}; {_choices(storage)}")
     if trial is not None:
-        raise FtaeError(f"--trial {trial} is for a search; {name} is one model ({found.told})")
+        raise FtaeError(f"trial {trial} can only be chosen from a search; {name} is one model ({found.description})")
     return found if not baseline else ModelSource(found.spec, None, f"the untuned model of {name}")
 
 
 def with_settings(source: ModelSource, texts: Sequence[str]) -> ModelSource:
-    """``source`` with the ``path=value`` of ``--set`` in its run.
+    """Apply ``path=value`` overrides to the spec of ``source``.
 
     Raises:
-        FtaeError: it is none of ``SETTABLE``, or not valid.
+        FtaeError: a path is outside ``SETTABLE``, or the result is not valid.
     """
     values: dict[str, Any] = {}
     for text in texts:
@@ -81,25 +86,26 @@ def with_settings(source: ModelSource, texts: Sequence[str]) -> ModelSource:
         path = path.removeprefix("finetune.")
         if not equals or path.partition(".")[0] not in SETTABLE:
             raise FtaeError(
-                f"--set {text}: must be path=value with a path in {', '.join(SETTABLE)}: "
-                "the rest of a run has no effect on a model that is trained"
+                f"--set {text}: must be path=value with a path in {', '.join(SETTABLE)}; "
+                "no other setting has an effect on a trained model"
             )
         try:
             values[path] = read_value(value)
         except yaml.YAMLError as error:
             raise FtaeError(f"--set {text}: the value is not valid YAML") from error
     if any(path.startswith("data.") for path in values):
-        values.setdefault("data.fingerprint", None)  # they are other images
-    if values.get("device") == "cuda" and not torch.cuda.is_available():  # a run's own falls back to the CPU
-        raise FtaeError("--set device=cuda: cuda is asked for, but torch sees no GPU here; leave it out, or set cpu")
-    return ModelSource(changed(source.spec, values), source.weights, source.told)
+        values.setdefault("data.fingerprint", None)  # other data settings give other images
+    # The run's own device falls back to the CPU; a device that the user names does not.
+    if values.get("device") == "cuda" and not torch.cuda.is_available():
+        raise FtaeError("--set device=cuda: torch finds no GPU on this machine; leave the setting out, or use cpu")
+    return ModelSource(changed(source.spec, values), source.weights, source.description)
 
 
 def changed(spec: FinetuneSpec, values: Mapping[str, Any]) -> FinetuneSpec:
-    """``spec`` with some leaves replaced.
+    """Replace the leaves of ``spec`` that ``values`` names by their dotted paths.
 
     Raises:
-        SpecError: with every problem of the result.
+        SpecError: the result is not valid; lists every problem.
     """
     try:
         return apply_overrides(spec, values)
@@ -128,7 +134,7 @@ def _of_search(store: Store, number: int | None, baseline: bool) -> ModelSource:
 
 
 def _pinned(spec: FinetuneSpec, facts: Mapping[str, Any]) -> FinetuneSpec:
-    """The run on the images that the search began with."""
+    """Pin the run to the images that the search started with."""
     data = spec.data.model_copy(update={"fingerprint": facts.get("dataset_fingerprint")})
     return spec.model_copy(update={"data": data})
 
@@ -137,8 +143,8 @@ def _of_path(path: Path, baseline: bool, notify: Callable[[str], None]) -> Model
     if path.is_file():
         if not baseline:
             raise FtaeError(
-                f"{path} is a file, which describes a model but holds none: --baseline takes the untuned model it "
-                "begins with; else name a search, or a folder that ftae export or ftae train wrote"
+                f"{path} is a file: it describes a model but contains no weights. Use --baseline for the untuned "
+                "model, or name a search, or a folder written by ftae export or ftae train"
             )
         return ModelSource(load_any(path).finetune.with_absolute_paths(), None, str(path))
     if (spec := read_spec(path)) is not None:
@@ -152,7 +158,7 @@ def _of_path(path: Path, baseline: bool, notify: Callable[[str], None]) -> Model
     if not (path / PRODUCTION).is_file():
         return None
     if not (path / MODEL).is_dir() and not baseline:
-        raise FtaeError(f"{path} holds a run that has no checkpoint yet; go on with it, or name another folder")
+        raise FtaeError(f"the run in {path} has no checkpoint yet; continue it, or name another folder")
     return ModelSource(load_production(path / PRODUCTION).finetune, path / MODEL, str(path))
 
 
@@ -160,9 +166,6 @@ def _choices(storage: str) -> str:
     searches = searches_in(storage)
     files = [file for parent in ("exports", "runs") for file in sorted(Path(parent).glob(f"*/{PRODUCTION}"))]
     folders = [str(file.parent) for file in files]
-    here = f"here are {', '.join(folders)}" if folders else "there is none here in exports or runs"
-    there = f"holds {', '.join(searches)}" if searches else "holds none"
-    return (
-        f"name a folder that ftae export or ftae train wrote ({here}), a checkpoint folder, "
-        f"or a search ({storage} {there})"
-    )
+    here = f"found here: {', '.join(folders)}" if folders else "none found in exports or runs"
+    there = f"found in {storage}: {', '.join(searches)}" if searches else f"none found in {storage}"
+    return f"name a folder written by ftae export or ftae train ({here}), a checkpoint folder, or a search ({there})"

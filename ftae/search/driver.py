@@ -1,7 +1,7 @@
 """Running a search: checks, Ray, preflight, trials, and an end in order whatever happens."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -42,11 +42,13 @@ MAY_CHANGE = fields_with(SearchSettings, Means)
 Outcome = tuple[str, str | None]  # status and reason of the journal's ``close`` event
 
 
-def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord:
+def run_search(
+    spec: SearchSpec, *, resume: bool | None = False, notify: Callable[[str], None] | None = None
+) -> SearchRecord:
     """Run a search until all its trials are done, its time is over, or Ctrl-C; returns what the journal holds then.
 
     The search lives in ``<storage>/<name>/``. ``resume``: True continues a search, False begins one, None does
-    either.
+    either. ``notify`` receives the progress, a line a call; without it the progress is shown on standard error.
 
     Raises:
         FtaeError: the search exists (``resume`` False) or does not (True), or is not comparable with the one to resume;
@@ -62,7 +64,7 @@ def run_search(spec: SearchSpec, *, resume: bool | None = False) -> SearchRecord
     with ray_session() as is_local:
         if is_local and not spec.search.resources.gpus:  # a process that has used a GPU is not used again
             start_worker(spec.search.resources.cpus)
-        return drive(spec, resume, is_local=is_local)
+        return drive(spec, resume, is_local=is_local, notify=notify)
 
 
 def _check_not_running(folder: Path) -> None:
@@ -71,7 +73,9 @@ def _check_not_running(folder: Path) -> None:
         Journal(folder).close()
 
 
-def drive(spec: SearchSpec, resume: bool | None, *, is_local: bool) -> SearchRecord:
+def drive(
+    spec: SearchSpec, resume: bool | None, *, is_local: bool, notify: Callable[[str], None] | None = None
+) -> SearchRecord:
     """``run_search`` once Ray is up. ``spec`` has absolute paths. ``is_local``: whether Ray is this machine alone."""
     store = open_store(spec.search.storage, spec.name, "driver")
     before = find_existing_search(spec, resume)
@@ -83,7 +87,7 @@ def drive(spec: SearchSpec, resume: bool | None, *, is_local: bool) -> SearchRec
     if before is not None:
         _check_comparable(before, spec, facts)
     _make_folder(store)
-    with Progress(spec) as progress:
+    with Progress(spec, notify) as progress:
         state = SearchState(spec, store, facts, progress.notify)
         tracking_sync = TrackingSync(store, lambda: tracker_of(spec, store), progress.notify)
         outcome: Outcome = "failed", "the driver failed"

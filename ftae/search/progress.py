@@ -1,6 +1,7 @@
 """The progress of a search, on stderr: a live table on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Callable
 from itertools import islice
 
 from rich.console import Console, Group
@@ -31,11 +32,13 @@ class Progress:
     """A context manager: ``notify`` prints a message, ``follow`` begins to show a record, ``update`` shows a change.
 
     Another thread draws the live table. It reads a finished table that ``update`` has made, not the changing record.
+    ``line`` receives plain lines instead of the console.
     """
 
-    def __init__(self, spec: SearchSpec) -> None:
+    def __init__(self, spec: SearchSpec, line: Callable[[str], None] | None = None) -> None:
         self._spec, self._record = spec, SearchRecord(search={})
         self._console = _Terminal(stderr=True)
+        self._print_line = line or self._print
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
@@ -55,7 +58,7 @@ class Progress:
                 f"{begun} trials have begun and search.num_trials is {asked}: they are finished, and none is added"
             )
         self._refresh()
-        if self._console.is_terminal:
+        if self._console.is_terminal and self._print_line == self._print:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.__enter__()
 
@@ -68,11 +71,14 @@ class Progress:
         trial = self._record.trials[number]
         self._refresh()
         if self._live is None and trial.status != "running":
-            self._console.print(Text(f"{self._line(trial)} | {self._summary()} | {self._time_left()}"), soft_wrap=True)
+            self._print_line(f"{self._line(trial)} | {self._summary()} | {self._time_left()}")
 
     def notify(self, message: str) -> None:
         """Print a message above the live table."""
-        self._console.print(Text(message), soft_wrap=True)
+        self._print_line(message)
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
 
     # ------------------------------------------------------------------------------------ rendering
 

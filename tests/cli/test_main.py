@@ -4,15 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 import yaml
-from builders import eval_report
+from builders import eval_report, search_dict
+from commands import Ftae, Result, commands_in
 from mlflow import MlflowClient
 
 from ftae import __version__
@@ -27,51 +25,22 @@ from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}
 COMMANDS |= {"best", "show", "export", "train", "sync", "ui", "evaluate", "reconstruct", "interpolate", "sample"}
-SEARCH: dict[str, Any] = {
-    "name": "small",
-    "finetune": {
-        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-        "data": {"source": "digits", "resolution": 16},
-        "losses": {"mse": 1.0, "kl": 1e-3},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 12,
-        "num_evals": 3,
-        "metrics": ["psnr"],
-    },
-    "search_space": {
-        "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
-        "max_grad_norm": {"choices": [1.0, None]},
-    },
-    "objective": {"metric": "val/psnr", "direction": "maximize"},
-    "search": {"num_trials": 3},
-}
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-Ftae = Callable[..., Result]
+SEARCH = search_dict(
+    **{
+        "finetune.num_evals": 3,
+        "finetune.metrics": ["psnr"],
+        "search_space.max_grad_norm": {"choices": [1.0, None]},
+        "search": {"num_trials": 3},
+    }
+)
 
 
 @pytest.fixture
 def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
     """Runs a command in ``tmp_path``, which holds search.yaml and production.yaml."""
-    monkeypatch.chdir(tmp_path)
-    Path("search.yaml").write_text(yaml.safe_dump(SEARCH))
-    Path("production.yaml").write_text(yaml.safe_dump({key: SEARCH[key] for key in ("name", "finetune")}))
-    monkeypatch.delenv("FTAE_DEBUG", raising=False)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Result(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    (tmp_path / "production.yaml").write_text(yaml.safe_dump({key: SEARCH[key] for key in ("name", "finetune")}))
+    return commands_in(tmp_path, monkeypatch, capsys)
 
 
 def make_search(folder: Path, *psnr: float, status: str | None = "complete") -> SearchRecord:
@@ -190,7 +159,7 @@ def test_what_cannot_be_done_is_refused_before_anything_starts(ftae: Ftae, argum
             ["best", "none", "--storage", "nfs://b/p"],
             "error: search.storage must be a folder, or the URL of an object ",
         ),
-        (["ui"], "error: searches has no embedded store yet (mlflow.db); run a search first, or name --storage"),
+        (["ui"], "error: searches has no embedded MLflow store (mlflow.db); run a search first, or name --storage"),
         (["train", "production.yaml", "--workers", "3"], "error: 3 workers cannot share batch_size 8 evenly; use a "),
         (["train", "production.yaml", "--resume"], "error: runs/small has no checkpoint to resume from"),
         (["train", "production.yaml", "--out", "search.yaml/below"], "error: [Errno 20] Not a directory: "),

@@ -2,57 +2,28 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from builders import production_spec, run_dict
+from commands import Ftae, commands_in
 from PIL import Image
 
-from ftae.cli import main as cli
 from ftae.search.production import train
-from ftae.specs import ProductionSpec
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Ftae = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one training run of the digits 3 and 7, ``runs/digits``."""
     home = tmp_path_factory.mktemp("cli")
-    finetune = {
-        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-        "data": {"source": "digits", "resolution": 16, "classes": [3, 7]},
-        "losses": {"mse": 1.0, "kl": 1e-3},
-        "optimizer": {"lr": 1e-2},
-        "max_steps": 12,
-        "num_evals": 2,
-        "metrics": ["psnr"],
-    }
-    spec = ProductionSpec.model_validate({"name": "digits", "finetune": finetune})
+    spec = production_spec("digits", metrics=["psnr"])
     train(spec, home / "runs" / "digits", storage=home / "searches", notify=lambda line: None)
     return home
 
 
 @pytest.fixture
 def ftae(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
-    monkeypatch.chdir(home)
-    monkeypatch.delenv("FTAE_DEBUG", raising=False)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Result(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
+    return commands_in(home, monkeypatch, capsys)
 
 
 def test_evaluate_is_read_by_machines_and_people(ftae: Ftae) -> None:
@@ -71,8 +42,8 @@ def test_evaluate_writes_the_error_of_each_image(ftae: Ftae, tmp_path: Path) -> 
     assert result.out.startswith("mse: 0.")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scores.csv", "heatmaps.png"}
     assert len((tmp_path / "out/scores.csv").read_text().splitlines()) == 73
-    assert "the error of each of 72 images" in result.err
-    assert "of the 4 worst, the worst on top" in result.err
+    assert "scores.csv: the scores of each of 72 images" in result.err
+    assert "of the 4 worst images, the worst on top" in result.err
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +90,13 @@ def test_sample(ftae: Ftae, tmp_path: Path) -> None:
     [
         (["reconstruct", "runs/digits", "nowhere", "out"], "error: there is no image folder nowhere"),
         (["reconstruct", "runs/digits", "pictures", "pictures/out"], "error: pictures/out must be apart from pictures"),
-        (["interpolate", "runs/digits", "a.png", "b.png", "--out", "o"], "error: there is no image a.png"),
-        (["sample", "runs/digits", "--out", "o", "--label", "3"], "error: --label has no effect: conv_vae is not"),
-        (["sample", "runs/digits", "--out", "runs"], "error: runs is not empty; choose another folder, or give"),
-        (["evaluate", "none"], "error: 'none' names no model; name a folder that ftae export or ftae train wrote"),
+        (["interpolate", "runs/digits", "a.png", "b.png", "--out", "o"], "error: there is no image file a.png"),
+        (
+            ["sample", "runs/digits", "--out", "o", "--label", "3"],
+            "error: conv_vae is not conditioned on labels: leave",
+        ),
+        (["sample", "runs/digits", "--out", "runs"], "error: runs is not empty; choose another folder, or use"),
+        (["evaluate", "none"], "error: there is no model 'none'; name a folder written by ftae export or ftae train"),
         (["evaluate", "runs/digits", "--heatmaps", "3"], "error: --heatmaps needs --out"),
         (["evaluate", "runs/digits", "--metrics", "fun"], "error: a metric must be one of mse, "),
         (["evaluate", "runs/digits", "--data", "nowhere"], "error: there is no image folder nowhere"),
@@ -157,15 +131,13 @@ class Net(nn.Module):
 
 def test_what_a_users_module_prints_is_no_result(ftae: Ftae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loud_nets.py").write_text(LOUD)
-    finetune = {
-        "model": {"family": "loud_nets:Net", "image_range": [0, 1]},
-        "data": {"source": "digits", "resolution": 16, "classes": [3, 7]},
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-2},
-        "max_steps": 2,
-        "num_evals": 1,
-        "metrics": ["psnr"],
-    }
+    finetune = run_dict(
+        model={"family": "loud_nets:Net", "image_range": [0, 1]},
+        losses={"mse": 1.0},
+        max_steps=2,
+        num_evals=1,
+        metrics=["psnr"],
+    )
     (tmp_path / "loud.yaml").write_text(json.dumps({"name": "loud", "finetune": finetune}))
     monkeypatch.chdir(tmp_path)
     try:
@@ -174,7 +146,7 @@ def test_what_a_users_module_prints_is_no_result(ftae: Ftae, tmp_path: Path, mon
         judged = ftae("evaluate", "runs/loud", "--json", "--allow-code", "--out", "scores")
     finally:
         sys.modules.pop("loud_nets", None)
-        sys.path.remove(str(tmp_path))
+    assert str(tmp_path) not in sys.path
     assert plan.out.startswith("loud: a valid training run\n")
     assert trained.out.startswith("loud: val/psnr ")
     assert json.loads(judged.out)["num_images"] > 0

@@ -147,7 +147,7 @@ def refusals(errors: str) -> list[str]:
 def test_a_stopped_driver_leaves_in_order(ordeal: Ordeal) -> None:
     status, _, errors = ordeal.stopped
     assert (status, "Traceback" in errors) == (130, False)
-    assert "faults is not complete (stopped by the user); go on with: ftae search search.yaml" in errors
+    assert "faults is not complete (stopped by the user); to continue: ftae search search.yaml" in errors
     assert not list(ordeal.search.folder.glob("trials/*/checkpoints/.*"))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ftae.engine.data.image_names import named_folder, validation_names
 from ftae.errors import FtaeError
-from ftae.inference import evaluate as scores
+from ftae.inference import evaluate
 from ftae.inference.model import TunedModel, load_model
 from ftae.inference.pictures import INFERNO, heat
 from ftae.inference.source import find_model, with_settings
@@ -36,24 +36,24 @@ def test_the_figures_are_those_of_the_run(home: Path) -> None:
     expected = [("small", {}, best), (str(home / "exports/small"), {}, best), (str(home / "runs/digits"), {}, last)]
     for name, chosen, metrics in [*expected, ("small", {"baseline": True}, untuned)]:
         model = load_model(find_model(name, storage, notify=lambda line: None, **chosen))
-        judged = scores.images_to_judge(model, None)
-        names = scores.metrics_for(model, judged, None)
-        measured = scores.measure(model, judged, names)
+        images = evaluate.evaluation_images(model, None)
+        names = evaluate.choose_metrics(model, images, None)
+        measured = evaluate.measure(model, images, names)
         assert {f"val/{name}": value for name, value in measured.items()} == {
             name: value for name, value in metrics.items() if name.startswith("val/")
         }
 
 
 def test_every_image_has_a_line(model: TunedModel, tmp_path: Path) -> None:
-    judged = scores.images_to_judge(model, None)
-    found = scores.score(model, judged)
-    scores.write_scores(judged, found, tmp_path / "below" / "scores.csv")
+    images = evaluate.evaluation_images(model, None)
+    found = evaluate.score_images(model, images)
+    evaluate.write_scores(images, found, tmp_path / "below" / "scores.csv")
     with (tmp_path / "below" / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["image"] for line in lines] == list(judged.names or ())
+    assert [line["image"] for line in lines] == list(images.names or ())
     assert {line["label"] for line in lines} == {"3", "7"}
     assert np.mean([float(line["psnr"]) for line in lines]) == pytest.approx(
-        scores.measure(model, judged, ("psnr",))["psnr"], abs=1e-9
+        evaluate.measure(model, images, ("psnr",))["psnr"], abs=1e-9
     )
     assert [float(line["mse"]) for line in lines] == found.mse.tolist()
 
@@ -105,28 +105,28 @@ def test_names_of_files_that_changed_are_not_told(pictures: Path, tmp_path: Path
 
 
 def test_other_images(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
-    judged = scores.images_to_judge(model, str(pictures))
-    assert len(judged.images) == 12
-    assert "1 image cannot be read" in judged.notes[0]
-    assert judged.classes == tuple(name.split("/")[0] for name in judged.names or ())
-    assert "accuracy" in scores.metrics_for(model, judged, None)
+    images = evaluate.evaluation_images(model, str(pictures))
+    assert len(images.images) == 12
+    assert "1 image cannot be read" in images.notes[0]
+    assert images.classes == tuple(name.split("/")[0] for name in images.names or ())
+    assert "accuracy" in evaluate.choose_metrics(model, images, None)
     shutil.copytree(pictures / "3", tmp_path / "plain")
-    plain = scores.images_to_judge(model, str(tmp_path / "plain"))
-    assert (plain.classes, scores.metrics_for(model, plain, None)) == (None, ("psnr", "ssim"))
+    plain = evaluate.evaluation_images(model, str(tmp_path / "plain"))
+    assert (plain.classes, evaluate.choose_metrics(model, plain, None)) == (None, ("psnr", "ssim"))
     reason = "accuracy needs the classes the model was trained with; these images have none of them"
-    assert (scores.left_out(model, plain), scores.left_out(model, judged)) == ([reason], [])
+    assert (evaluate.unavailable_metrics(model, plain), evaluate.unavailable_metrics(model, images)) == ([reason], [])
     with pytest.raises(FtaeError, match=reason):
-        scores.metrics_for(model, plain, ["accuracy"])
+        evaluate.choose_metrics(model, plain, ["accuracy"])
     with pytest.raises(FtaeError, match="rfid needs at least 10 validation images, data has 6"):
-        scores.metrics_for(model, plain, ["rfid"])
+        evaluate.choose_metrics(model, plain, ["rfid"])
 
 
 def test_classes_that_the_model_does_not_know_are_told_but_not_used(
     model: TunedModel, pictures: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(pictures / "3", tmp_path / "all" / "4")
-    judged = scores.images_to_judge(model, str(tmp_path / "all"))
-    assert (set(judged.classes or ()), judged.images.labels) == ({"4"}, None)
+    images = evaluate.evaluation_images(model, str(tmp_path / "all"))
+    assert (set(images.classes or ()), images.images.labels) == ({"4"}, None)
 
 
 @pytest.mark.parametrize(
@@ -139,29 +139,29 @@ def test_classes_that_the_model_does_not_know_are_told_but_not_used(
 )
 def test_metrics_that_cannot_be_measured(model: TunedModel, metrics: list[str], message: str) -> None:
     with pytest.raises(FtaeError, match=message):
-        scores.metrics_for(model, scores.images_to_judge(model, None), metrics)
+        evaluate.choose_metrics(model, evaluate.evaluation_images(model, None), metrics)
 
 
 def test_changed_images_are_judged_as_they_are_and_it_is_said(home: Path) -> None:
     source = find_model("small", str(home / "searches"), notify=lambda line: None)
     data = source.spec.data.model_copy(update={"fingerprint": "0" * 32})
     model = load_model(type(source)(source.spec.model_copy(update={"data": data}), source.weights, ""))
-    judged = scores.images_to_judge(model, None)
-    assert "These are the figures of the images as they are now" in judged.notes[0]
+    images = evaluate.evaluation_images(model, None)
+    assert "The metrics are of the images as they are now" in images.notes[0]
 
 
 def test_heat_maps_show_the_worst_first(model: TunedModel, tmp_path: Path) -> None:
-    judged = scores.images_to_judge(model, None)
-    found = scores.score(model, judged)
+    images = evaluate.evaluation_images(model, None)
+    found = evaluate.score_images(model, images)
     worst = found.worst(3)
     assert found.mse[worst[0]] == found.mse.max()
     assert sorted(found.mse)[::-1][:3] == found.mse[worst].tolist()
-    largest = scores.write_heat_maps(model, judged, worst, tmp_path / "maps.png")
+    largest = evaluate.write_heat_maps(model, images, worst, tmp_path / "maps.png")
     picture = np.asarray(Image.open(tmp_path / "maps.png"))
     side = 6 * 16  # small images are enlarged to 96 pixels
     assert picture.shape == (3 * (side + 2) - 2, 3 * side, 3)
     inputs = picture[::6, :side:6][:16, :, 0]
-    assert np.array_equal(inputs, judged.images.images[worst[0], :, :, 0])
+    assert np.array_equal(inputs, images.images.images[worst[0], :, :, 0])
     assert (picture[:, 2 * side :].reshape(-1, 3) == INFERNO[-1]).all(1).any()  # the largest error of all
     assert 0 < largest <= 1
 
@@ -179,7 +179,7 @@ def test_other_settings(home: Path) -> None:
     values = []
     for sets in ([], ["data.shift=invert"]):
         model = load_model(with_settings(source, sets))
-        values.append(scores.measure(model, scores.images_to_judge(model, None), ("psnr",))["psnr"])
+        values.append(evaluate.measure(model, evaluate.evaluation_images(model, None), ("psnr",))["psnr"])
     assert values[1] < values[0]
 
 
@@ -189,27 +189,27 @@ def test_anomalies_have_lines_and_a_metric_of_their_own(home: Path, pictures: Pa
     spec = spec.model_copy(update={"metrics": ("psnr",)})
     source = with_settings(type(source)(spec, None, ""), ["data.anomaly_classes=['7']"])
     model = load_model(source)
-    judged = scores.images_to_judge(model, None)
-    assert judged.anomalies is not None
-    scores.write_scores(judged, scores.score(model, judged), tmp_path / "scores.csv")
+    images = evaluate.evaluation_images(model, None)
+    assert images.anomalies is not None
+    evaluate.write_scores(images, evaluate.score_images(model, images), tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {(line["label"], line["anomaly"]) for line in lines} == {("3", "0"), ("7", "1")}
     errors = {kind: [float(line["mse"]) for line in lines if line["anomaly"] == kind] for kind in "01"}
-    assert len(errors["1"]) == len(judged.anomalies)
+    assert len(errors["1"]) == len(images.anomalies)
     pairs = np.subtract.outer(errors["1"], errors["0"])
-    auroc = scores.measure(model, judged, scores.metrics_for(model, judged, ["auroc"]))["auroc"]
+    auroc = evaluate.measure(model, images, evaluate.choose_metrics(model, images, ["auroc"]))["auroc"]
     assert auroc == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean(), abs=1e-6)
-    scores.write_heat_maps(model, judged, np.array([0, len(judged) - 1]), tmp_path / "maps.png")
+    evaluate.write_heat_maps(model, images, np.array([0, len(images) - 1]), tmp_path / "maps.png")
     last = np.asarray(Image.open(tmp_path / "maps.png"))[96 + 2 :: 6, :96:6][:, :, 0]
-    assert np.array_equal(last, judged.anomalies.images[-1, :, :, 0])
+    assert np.array_equal(last, images.anomalies.images[-1, :, :, 0])
 
-    folder = scores.images_to_judge(model, str(pictures))
+    folder = evaluate.evaluation_images(model, str(pictures))
     assert folder.anomalies is not None
     assert (len(folder.images), len(folder.anomalies)) == (6, 6)
     assert folder.classes == ("3",) * 6 + ("7",) * 6
     with pytest.raises(FtaeError, match=r"auroc needs images of data\.anomaly_classes"):
-        scores.metrics_for(model, scores.images_to_judge(model, str(pictures / "3")), ["auroc"])
+        evaluate.choose_metrics(model, evaluate.evaluation_images(model, str(pictures / "3")), ["auroc"])
 
 
 NAMES = ["gr\udcfcn.png", "new\nline.png", 'a "quote", a comma;.png', "=1+1.png", "\u00fcber.png", "\x1b[31mred.png"]
@@ -222,10 +222,10 @@ def test_any_file_name_is_written_and_told(model: TunedModel, tmp_path: Path) ->
     for name in NAMES:
         Image.new("L", (16, 16), 99).save(folder / name, format="png")
         (folder / f"broken {name}").write_bytes(b"no image")
-    judged = scores.images_to_judge(model, str(tmp_path / "in"))
-    assert all(note.isprintable() for note in judged.notes)
-    assert judged.notes[0].startswith(f"{len(NAMES)} images cannot be read and are skipped: cl\\xfcss/broken ")
-    scores.write_scores(judged, scores.score(model, judged), tmp_path / "scores.csv")
+    images = evaluate.evaluation_images(model, str(tmp_path / "in"))
+    assert all(note.isprintable() for note in images.notes)
+    assert images.notes[0].startswith(f"{len(NAMES)} images cannot be read and are skipped: cl\\xfcss/broken ")
+    evaluate.write_scores(images, evaluate.score_images(model, images), tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert {line["image"] for line in lines} == {f"cl\\xfcss/{name}".replace("\udcfc", "\\xfc") for name in NAMES}

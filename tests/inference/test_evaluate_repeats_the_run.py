@@ -15,7 +15,7 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune
-from ftae.inference import evaluate as scores
+from ftae.inference import evaluate
 from ftae.inference.model import load_model
 from ftae.inference.source import ModelSource, find_model
 from ftae.search.production import train
@@ -109,8 +109,8 @@ def spec_of(model: dict[str, Any], models: Path, **changes: Any) -> FinetuneSpec
 def evaluated(source: ModelSource) -> dict[str, str]:
     """What ``ftae evaluate`` measures, with every digit."""
     model = load_model(source)
-    judged = scores.images_to_judge(model, None)
-    values = scores.measure(model, judged, scores.metrics_for(model, judged, None))
+    images = evaluate.evaluation_images(model, None)
+    values = evaluate.measure(model, images, evaluate.choose_metrics(model, images, None))
     return {f"val/{name}": repr(value) for name, value in values.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import run_spec
 from PIL import Image
 
 from ftae.engine.data.dataset import load_dataset
@@ -18,9 +19,8 @@ from ftae.engine.process import device_of
 from ftae.errors import FtaeError
 from ftae.inference.generate import interpolate, lerp, reconstruct_folder, sample, slerp
 from ftae.inference.model import TunedModel, load_model
-from ftae.inference.pictures import pixels_of, png_names, prepare_folder, read_given, save_gif, save_sheet
+from ftae.inference.pictures import pixels_of, png_names, prepare_folder, read_named_image, save_gif, save_sheet
 from ftae.inference.source import find_model
-from ftae.specs.finetune.run import FinetuneSpec
 
 
 @pytest.fixture(scope="session")
@@ -30,15 +30,7 @@ def model(home: Path) -> TunedModel:
 
 def untrained(**model: Any) -> TunedModel:
     """A model of some family, with the digits 3 and 7."""
-    fields = {
-        "model": model,
-        "data": {"source": "digits", "resolution": 16, "classes": [3, 7]},
-        "losses": {"mse": 1.0},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 6,
-        "metrics": ["psnr"],
-    }
-    spec = FinetuneSpec.model_validate(fields)
+    spec = run_spec(model=model, losses={"mse": 1.0}, metrics=["psnr"])
     return TunedModel(build_model(spec, 2), spec, device_of(spec), ("3", "7"))
 
 
@@ -54,7 +46,7 @@ def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path
     assert names == whole | {"sheet.png"}
     assert ["broken.png is skipped: not an image" in line for line in said] == [True]
     for name in whole:
-        expected = pixels_of(model.reconstruct(read_given(model, pictures / name, print)))[0, :, :, 0].astype(int)
+        expected = pixels_of(model.reconstruct(read_named_image(model, pictures / name, print)))[0, :, :, 0].astype(int)
         assert np.abs(np.asarray(Image.open(out / name)).astype(int) - expected).max() <= 1
     assert Image.open(out / "sheet.png").size == (4 * (2 * 96 + 2) - 2, 3 * (96 + 2) - 2)
 
@@ -71,7 +63,7 @@ def test_no_input_is_overwritten(model: TunedModel, pictures: Path, tmp_path: Pa
 
 def test_a_folder_that_is_not_empty_needs_overwrite(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FtaeError, match=r"is not empty; choose another folder, or give --overwrite"):
+    with pytest.raises(FtaeError, match=r"is not empty; choose another folder, or use --overwrite"):
         prepare_folder(tmp_path, overwrite=False)
     prepare_folder(tmp_path, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -128,7 +120,7 @@ def test_what_values_are_is_not_guessed_of_images_that_are_named(model: TunedMod
         reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=print)
     assert not (tmp_path / "out").exists()
     with pytest.raises(FtaeError, match="looks like 12 bits"):
-        read_given(model, tmp_path / "in" / "dark.png", print)
+        read_named_image(model, tmp_path / "in" / "dark.png", print)
 
 
 def test_a_folder_without_a_readable_image(model: TunedModel, tmp_path: Path) -> None:
@@ -142,7 +134,7 @@ def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp
     model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
     reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, notify=lambda line: None)
     name = "7/picture 00: as taken.png"
-    image = read_given(model, pictures / name, print)
+    image = read_named_image(model, pictures / name, print)
     made = [pixels_of(model.reconstruct(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
     written = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
     assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
@@ -158,9 +150,9 @@ def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp
 
 @pytest.mark.parametrize("spherical", [False, True])
 def test_the_ends_are_the_two_reconstructions(model: TunedModel, pictures: Path, spherical: bool) -> None:
-    a, b = (read_given(model, path, print) for path in sorted(pictures.glob("7/*.png"))[:2])
-    made, told = interpolate(model, a, b, 5, spherical=spherical, label=None)
-    assert told.startswith("spherical" if spherical else "linear")
+    a, b = (read_named_image(model, path, print) for path in sorted(pictures.glob("7/*.png"))[:2])
+    made, description = interpolate(model, a, b, 5, spherical=spherical, label=None)
+    assert description.startswith("spherical" if spherical else "linear")
     ends = model.reconstruct(torch.cat([a, b]))
     assert torch.allclose(made[[0, -1]], ends, atol=1e-6)
     steps = (made[1:] - made[:-1]).abs().flatten(1).mean(1)
@@ -185,17 +177,17 @@ def test_slerp_of_nearly_parallel_vectors_is_linear(b: list[float]) -> None:
 
 
 def test_labels_and_images_of_an_interpolation(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
-    image = read_given(model, next(pictures.glob("7/*.png")), print)
-    with pytest.raises(FtaeError, match="conv_vae is not conditioned on labels: it takes no --label"):
+    image = read_named_image(model, next(pictures.glob("7/*.png")), print)
+    with pytest.raises(FtaeError, match="conv_vae is not conditioned on labels: leave out the label"):
         interpolate(model, image, image, 3, spherical=False, label=0)
     conditional = untrained(family="mlp_cvae", hidden=8, latent_dim=2)
-    with pytest.raises(FtaeError, match="mlp_cvae needs --label"):
+    with pytest.raises(FtaeError, match="mlp_cvae needs a label"):
         interpolate(conditional, image, image, 3, spherical=False, label=None)
     assert interpolate(conditional, image, image, 3, spherical=False, label=1)[0].shape == (3, 1, 16, 16)
-    with pytest.raises(FtaeError, match=r"there is no image .*none\.png"):
-        read_given(model, tmp_path / "none.png", print)
+    with pytest.raises(FtaeError, match=r"there is no image file .*none\.png"):
+        read_named_image(model, tmp_path / "none.png", print)
     with pytest.raises(FtaeError, match=r"broken\.png: not an image"):
-        read_given(model, pictures / "3/picture 99: broken.png", print)
+        read_named_image(model, pictures / "3/picture 99: broken.png", print)
 
 
 def test_pictures_of_frames(tmp_path: Path) -> None:
@@ -215,13 +207,15 @@ def test_pictures_of_frames(tmp_path: Path) -> None:
 def test_a_seed_gives_the_same_images_and_moves_no_generator(model: TunedModel) -> None:
     before = torch.get_rng_state()
     for fitted in (False, True):
-        first, told = sample(model, None, 20, seed=3, fitted=fitted)
+        first, description = sample(model, None, 20, seed=3, fitted=fitted)
         again, _ = sample(model, None, 20, seed=3, fitted=fitted)
         other, _ = sample(model, None, 20, seed=4, fitted=fitted)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
         assert first.shape == (20, 1, 16, 16)
-        assert told.startswith("a Gaussian fitted to the latents of 290 training" if fitted else "the standard normal")
+        assert description.startswith(
+            "a Gaussian fitted to the latents of 290 training" if fitted else "the standard normal"
+        )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -252,15 +246,15 @@ def test_the_fitted_gaussian_has_the_moments_of_the_training_latents(
 
 def test_a_learned_prior_is_asked() -> None:
     model = untrained(family="hierarchical_vae", channels=4, latent_channels=2)
-    images, told = sample(model, None, 3, seed=0, fitted=False)
-    assert told == "the prior that the model has learned"
+    images, description = sample(model, None, 3, seed=0, fitted=False)
+    assert description == "the prior that the model has learned"
     assert images.shape == (3, 1, 16, 16)
     assert not torch.equal(images, sample(model, None, 3, seed=1, fitted=False)[0])
 
 
 def test_a_plain_autoencoder_has_no_prior() -> None:
     model = untrained(family="conv_ae", channels=4, latent_channels=2)
-    with pytest.raises(FtaeError, match="conv_ae has no prior to draw latents from: --fitted draws them"):
+    with pytest.raises(FtaeError, match="conv_ae has no prior to draw latents from; --fitted"):
         sample(model, None, 3, seed=0, fitted=False)
     assert sample(model, None, 3, seed=0, fitted=True)[0].shape == (3, 1, 16, 16)
 
@@ -280,7 +274,7 @@ def test_each_class_is_drawn_by_its_label() -> None:
 
 
 def test_a_label_has_no_effect_on_other_models(model: TunedModel) -> None:
-    with pytest.raises(FtaeError, match="--label has no effect: conv_vae is not conditioned"):
+    with pytest.raises(FtaeError, match="conv_vae is not conditioned on labels: leave out the label '3'"):
         model.labels_to_sample(2, "3")
 
 
@@ -295,13 +289,13 @@ def test_codes_are_drawn_as_often_as_they_were_seen_at_each_position(monkeypatch
 
     monkeypatch.setattr(model.autoencoder, "_encode", encode)
     monkeypatch.setattr(model.autoencoder, "_decode", lambda latents, labels: latents)
-    drawn, told = sample(model, None, 4000, seed=0, fitted=False)
-    assert told.startswith("the codes of 290 training images")
+    drawn, description = sample(model, None, 4000, seed=0, fitted=False)
+    assert description.startswith("the codes of 290 training images")
     pixels = load_dataset(model.spec.data).train.images
     seen = encode(torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255).latents
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert torch.allclose(drawn.mean(0), seen.mean(0), atol=0.04)
-    with pytest.raises(FtaeError, match="and these are codes; leave it out"):
+    with pytest.raises(FtaeError, match="a Gaussian cannot be fitted to codes; leave out --fitted"):
         sample(model, None, 3, seed=0, fitted=True)
     image = torch.zeros(1, 1, 16, 16)
     assert "between quantised latents" in interpolate(model, image, 1 - image, 3, spherical=False, label=None)[1]
@@ -354,5 +348,5 @@ def test_a_class_that_cannot_name_a_file_is_not_drawn() -> None:
     model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
     hostile = replace(model, class_names=("3", "../7"))
     assert hostile.labels_to_sample(1, "3")[1] == ["3-0000"]
-    with pytest.raises(FtaeError, match="becomes that of a file"):
+    with pytest.raises(FtaeError, match="is used as a file name"):
         hostile.labels_to_sample(1, None)

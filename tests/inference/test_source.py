@@ -45,9 +45,9 @@ def test_the_best_trial_has_many_names(find: Find, home: Path) -> None:
     for source in found:
         assert same(weights_of(source), expected)
         assert source.spec.optimizer == SEARCH.trial_spec(best.params).optimizer
-    assert find("small").told == f"trial {best.number} of small"
+    assert find("small").description == f"trial {best.number} of small"
     other = 3 - best.number
-    assert find("small", trial=other).told == f"trial {other} of small"
+    assert find("small", trial=other).description == f"trial {other} of small"
     assert not same(weights_of(find("small", trial=other)), expected)
 
 
@@ -99,7 +99,7 @@ def test_a_gpu_that_is_asked_for_is_not_passed_over(find: Find, monkeypatch: pyt
     assert with_settings(find("small"), ["device=cuda"]).spec.device == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for text in ("device=cuda", "finetune.device=cuda"):
-        with pytest.raises(FtaeError, match="device=cuda: cuda is asked for, but torch sees no GPU here"):
+        with pytest.raises(FtaeError, match="device=cuda: torch finds no GPU on this machine"):
             with_settings(find("small"), [text])
 
 
@@ -126,13 +126,25 @@ def test_settings_reach_the_data_and_unpin_the_images(find: Find) -> None:
 @pytest.mark.parametrize(
     ("name", "chosen", "message"),
     [
-        ("none", {}, "'none' names no model; name a folder that ftae export or ftae train wrote (here are exports/sm"),
-        ("none", {}, ", a checkpoint folder, or a search (searches holds small)"),
-        ("searches", {}, "'searches' names no model; "),
-        ("exports/small/README.md", {}, "README.md is a file, which describes a model but holds none: --baseline"),
-        ("runs/digits", {"trial": 1}, "--trial 1 is for a search; runs/digits is one model (runs/digits at step-00000"),
+        (
+            "none",
+            {},
+            "there is no model 'none'; name a folder written by ftae export or ftae train (found here: exports/sm",
+        ),
+        ("none", {}, ", a checkpoint folder, or a search (found in searches: small)"),
+        ("searches", {}, "there is no model 'searches'; "),
+        (
+            "exports/small/README.md",
+            {},
+            "README.md is a file: it describes a model but contains no weights. Use --baseline",
+        ),
+        (
+            "runs/digits",
+            {"trial": 1},
+            "trial 1 can only be chosen from a search; runs/digits is one model (runs/digits at step-",
+        ),
         ("small", {"trial": 9}, "small: trial 9 has no checkpoint; choose one of "),
-        ("small", {"trial": 1, "baseline": True}, "--trial and --baseline name two models"),
+        ("small", {"trial": 1, "baseline": True}, "trial and baseline name two different models"),
     ],
 )
 def test_what_names_no_model(find: Find, name: str, chosen: dict[str, int], message: str) -> None:
@@ -144,7 +156,7 @@ def test_what_names_no_model(find: Find, name: str, chosen: dict[str, int], mess
 
 def test_a_run_without_a_checkpoint(find: Find, tmp_path: Path) -> None:
     shutil.copyfile("runs/digits/production.yaml", tmp_path / "production.yaml")
-    with pytest.raises(FtaeError, match="holds a run that has no checkpoint yet"):
+    with pytest.raises(FtaeError, match=r"the run in .* has no checkpoint yet"):
         find(str(tmp_path))
     assert find(str(tmp_path), baseline=True).weights is None
 

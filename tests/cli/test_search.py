@@ -1,55 +1,37 @@
 """Going on with a search on this machine, without a cluster to submit it to."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from builders import eval_report
+from builders import eval_report, search_dict
+from commands import Ftae, commands_in
 
-from ftae.cli import main as cli
 from ftae.results.replay import replay
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_search
 from ftae.storage.folder_store import FolderStore
 
-SEARCH: dict[str, Any] = {
-    "name": "small",
-    "finetune": {
-        "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-        "data": {"source": "digits", "resolution": 16},
-        "losses": {"mse": 1.0, "kl": 1e-3},
-        "optimizer": {"lr": 1e-3},
-        "max_steps": 4,
-        "num_evals": 1,
-        "metrics": ["psnr"],
-    },
-    "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
-    "objective": {"metric": "val/psnr", "direction": "maximize"},
-    "search": {"num_trials": 1, "scheduler": {"name": "fifo"}, "max_concurrent": 1},
-    "tracking": {"uri": "http://127.0.0.1:9"},  # nowhere: the store beside the search takes long to make
-}
-Ftae = Callable[..., tuple[int, str, str]]
+SEARCH = search_dict(
+    **{
+        "finetune.max_steps": 4,
+        "finetune.num_evals": 1,
+        "finetune.metrics": ["psnr"],
+        "search.num_trials": 1,
+        "search.max_concurrent": 1,
+        "tracking.uri": "http://127.0.0.1:9",  # nobody listens: creating the embedded store takes long
+    }
+)
 
 
 @pytest.fixture
 def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ftae:
-    """Runs a command in ``tmp_path``; returns its exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "FTAE_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    Path("search.yaml").write_text(yaml.safe_dump(SEARCH))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ftae", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
+    """Runs a command in ``tmp_path``, which holds search.yaml."""
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    return commands_in(tmp_path, monkeypatch, capsys)
 
 
 def make_search(folder: Path, search: dict[str, Any] = SEARCH) -> None:
@@ -70,7 +52,7 @@ def test_a_finished_search_goes_on_with_more_trials(ftae: Ftae, tmp_path: Path) 
     for command in (["resume", *here], ["extend", *here, "--max-hours", "1"]):
         status, out, err = ftae(*command)
         assert (status, out) == (1, "")
-        assert err == "error: small has done all its 1 trials; it goes on with more: ftae extend small --trials N\n"
+        assert err == "error: small has finished all its 1 trials; to add trials: ftae extend small --trials N\n"
     status, out, _ = ftae("extend", *here, "--trials", "2", "--max-hours", "0.5")
     assert (status, out.startswith("small: best is trial ")) == (0, True)
     record = replay(tmp_path / "moved" / "small")

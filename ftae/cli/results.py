@@ -1,0 +1,132 @@
+"""The commands that show and export what a search has found."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftae.cli.options import (
+    STORAGE,
+    AllowCode,
+    Json,
+    LocalStorage,
+    SearchName,
+    Storage,
+    Trial,
+    local,
+    print_table,
+    prints_to_stderr,
+    to_stderr,
+)
+from ftae.errors import FtaeError
+
+app = typer.Typer()
+
+PANEL = "Results"
+
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METRIC=WEIGHT,...", help="For several metrics: how much each counts.", show_default="the first alone"
+    ),
+]
+
+
+@app.command(rich_help_panel=PANEL)
+def best(
+    name: SearchName, trial: Trial = None, weights: Weights = None, storage: Storage = STORAGE, as_json: Json = False
+) -> None:
+    """Print the best trial of a search, compared with the baseline."""
+    from ftae import api
+
+    result = api.open_search(name, storage).summary(trial, _weights(weights, trial))
+    if result["warning"]:
+        to_stderr(result["verdict"])
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for key, value in result.items():
+        if isinstance(value, dict):
+            typer.echo(f"{key}:")
+            for inner, number in value.items():
+                typer.echo(f"  {inner}: {number}")
+        else:
+            typer.echo(f"{key}: {value}")
+
+
+@app.command(rich_help_panel=PANEL)
+def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) -> None:
+    """Print the leaderboard of a search: the state, metrics and params of every trial."""
+    from ftae import api
+
+    search = api.open_search(name, storage)
+    if as_json:
+        typer.echo(json.dumps({"search": search.name, "state": search.status, "trials": search.rows()}))
+    else:
+        print_table(f"{search.name}: {search.status}", search.rows())
+
+
+@app.command(rich_help_panel=PANEL)
+def export(
+    name: SearchName,
+    out: Annotated[
+        Path | None, typer.Option(callback=local, help="The folder to write.", show_default="exports/SEARCH")
+    ] = None,
+    trial: Trial = None,
+    weights: Weights = None,
+    storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write the best trial to a folder: production.yaml, model/, provenance.json, README.md."""
+    from ftae import api
+
+    search = api.open_search(name, storage)
+    notes: list[str] = []
+    with prints_to_stderr():
+        chosen = search.choose(trial, _weights(weights, trial)).number
+        folder = search.export(
+            out or Path("exports") / search.folder.name, chosen, notify=notes.append, allow_code=allow_code
+        )
+    typer.echo(f"trial {chosen} of {search.name} is in {folder}. {search.verdict(chosen)}")
+    for note in notes:
+        typer.echo(note)
+
+
+@app.command(rich_help_panel=PANEL)
+def sync(name: SearchName, storage: Storage = STORAGE) -> None:
+    """Send a search to MLflow again: after the server was unreachable or wiped, or the driver was killed."""
+    from ftae import api
+
+    search = api.open_search(name, storage)
+    typer.echo(f"{search.name}: {api.sync_search(name, storage)} events sent; MLflow has everything the journal holds")
+
+
+@app.command(rich_help_panel=PANEL)
+def ui(
+    storage: LocalStorage = STORAGE,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 5000,
+) -> None:
+    """Open MLflow's user interface on the embedded store of a storage folder."""
+    database = Path(storage).absolute() / "mlflow.db"
+    if not database.is_file():
+        raise FtaeError(f"{storage} has no embedded MLflow store (mlflow.db); run a search first, or name --storage")
+    uri = f"sqlite:///{database}"
+    os.execv(
+        sys.executable,
+        [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)],
+    )
+
+
+def _weights(text: str | None, trial: int | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    if trial is not None:
+        raise typer.BadParameter("use --trial or --weights, not both")
+    try:
+        return {metric.strip(): float(weight) for metric, weight in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise typer.BadParameter("must be like val/psnr=1,val/ssim=0.5", param_hint="--weights") from None

@@ -1,0 +1,299 @@
+"""A tuned model for users of the Python API: NumPy arrays in and out."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ftae.engine.training.loop import process_state_kept
+from ftae.errors import FtaeError
+from ftae.inference import evaluate, generate
+from ftae.inference.evaluate import Evaluation
+from ftae.inference.model import TunedModel
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.user_code import code_allowed
+
+Floats = npt.NDArray[np.float32]
+
+
+class Model:
+    """A tuned autoencoder, loaded by ``ftae.load_model``.
+
+    Images are arrays of shape (N, H, W, C). H and W are the ``data.resolution`` of the model's run, C is 1 or 3 as its
+    ``data.color`` says. Given images are uint8 in [0, 255] or floats in [0, 1]; returned images are float32 in [0, 1].
+    Latents are float32 of shape (N, \\*latent_shape).
+
+    A model conditioned on labels takes ``labels``: N class names, of ``class_names``. Other models take none.
+
+    Example:
+        >>> model = ftae.load_model("exports/quickstart")
+        >>> latents = model.encode(images)
+        >>> halfway = model.decode((latents[:1] + latents[1:2]) / 2)
+
+    Attributes:
+        description: what the model is, in a few words.
+    """
+
+    def __init__(self, tuned: TunedModel, description: str, *, allow_code: bool = False) -> None:
+        self._tuned, self._allow_code = tuned, allow_code
+        self.description = description
+
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        return f"<ftae.Model: {self.description}; {self.spec.model.family}, images {height}x{width}x{channels}>"
+
+    @property
+    def spec(self) -> FinetuneSpec:
+        """The fine-tuning run that made the model."""
+        return self._tuned.spec
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes of the training images, in the order of their labels; None without labels."""
+        return self._tuned.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape (H, W, C) of one image."""
+        data = self.spec.data
+        return data.resolution, data.resolution, data.channels
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents of one image: (D,), or (C, h, w) for spatial latents."""
+        return tuple(self._tuned.example_encoding().mode.shape[1:])
+
+    # --------------------------------------------------------------------------------------------- arrays
+
+    def reconstruct(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
+        """Encode and decode images.
+
+        Args:
+            images: (N, H, W, C), uint8 in [0, 255] or floats in [0, 1].
+            labels: N class names, for a model conditioned on labels.
+
+        Returns:
+            The reconstructions: float32 (N, H, W, C) in [0, 1].
+
+        Raises:
+            FtaeError: the images have another shape, type or range, or the labels do not fit the model.
+        """
+        return self.decode(self.encode(images, labels), labels)
+
+    def encode(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
+        """Encode images to latents: the mode of the posterior, or the quantised latents; nothing is drawn.
+
+        Args:
+            images: (N, H, W, C), uint8 in [0, 255] or floats in [0, 1].
+            labels: N class names, for a model conditioned on labels.
+
+        Returns:
+            The latents: float32 (N, \\*latent_shape), without any scaling factor applied.
+
+        Raises:
+            FtaeError: the images have another shape, type or range, or the labels do not fit the model.
+        """
+        given = self._images(images)
+        return self._in_batches(lambda part, known: self._tuned.encode(part, known).mode, given, labels)
+
+    def decode(self, latents: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
+        """Decode latents to images.
+
+        Args:
+            latents: (N, \\*latent_shape), real numbers, as ``encode`` returns them.
+            labels: N class names, for a model conditioned on labels.
+
+        Returns:
+            The images: float32 (N, H, W, C), clamped to [0, 1].
+
+        Raises:
+            FtaeError: the latents have another shape, or the labels do not fit the model.
+        """
+        given = np.asarray(latents)
+        if given.dtype.kind not in "fiu" or given.shape[1:] != self.latent_shape:
+            expected = ", ".join(map(str, self.latent_shape))
+            raise FtaeError(f"latents must be real numbers of shape (N, {expected}), got {_described(given)}")
+        made = self._in_batches(self._tuned.decode, torch.from_numpy(given.astype(np.float32)), labels)
+        return np.ascontiguousarray(made.transpose(0, 2, 3, 1))
+
+    def sample(self, n: int, seed: int = 0, label: str | None = None, *, fitted: bool = False) -> Floats:
+        """Sample new images. The same seed gives the same images; NumPy's and torch's own generators are not used.
+
+        Latents come from the model's prior; for a model with codes, from the codes of the training images.
+
+        Args:
+            n: the number of images; for a model conditioned on labels, the number for each class.
+            seed: 0 or more.
+            label: the class to sample; by default every class in turn, in the order of ``class_names``.
+            fitted: draw latents from a Gaussian fitted to those of the training images instead of the prior.
+
+        Returns:
+            The images: float32 (n, H, W, C), or (n x classes, H, W, C), in [0, 1].
+
+        Raises:
+            FtaeError: the model has no prior, there is no such class, or the training images are needed and missing.
+        """
+        if n < 1 or seed < 0:
+            raise FtaeError(f"n must be at least 1 and seed at least 0, got n={n} and seed={seed}")
+        labels, names = self._tuned.labels_to_sample(n, label)
+        images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted)
+        return _as_array(images.permute(0, 2, 3, 1))
+
+    # ---------------------------------------------------------------------------------------------- files
+
+    def evaluate(
+        self,
+        folder: Path | str | None = None,
+        metrics: Sequence[str] | None = None,
+        *,
+        out: Path | str | None = None,
+        heatmaps: int = 0,
+        notify: Callable[[str], None] | None = None,
+    ) -> Evaluation:
+        """Measure the model, by default with the metrics and on the validation images of its run.
+
+        On the same machine the result has the digits of the run's own report.
+
+        Args:
+            folder: other images to measure on.
+            metrics: names of metrics, such as ``["psnr", "ssim"]``.
+            out: a folder for ``scores.csv`` with the scores of each image.
+            heatmaps: the number of worst images to draw in ``heatmaps.png`` in ``out``.
+            notify: receives lines about images that are skipped and metrics that cannot be measured.
+
+        Returns:
+            An object with ``metrics``, a dict from name to value, and ``num_images``.
+
+        Raises:
+            FtaeError: there are no images, or a metric cannot be measured on them.
+        """
+        with code_allowed(self._allow_code), process_state_kept():  # metrics may load further networks
+            return evaluate.evaluate_model(
+                self._tuned,
+                None if folder is None else str(folder),
+                metrics,
+                out=None if out is None else Path(out),
+                heatmaps=heatmaps,
+                notify=notify or _ignore,
+            )
+
+    def reconstruct_folder(
+        self,
+        folder: Path | str,
+        out: Path | str,
+        *,
+        overwrite: bool = False,
+        notify: Callable[[str], None] | None = None,
+    ) -> int:
+        """Write the reconstruction of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
+
+        Returns the number of images. Raises FtaeError if no image can be read, or ``out`` is not empty and
+        ``overwrite`` is false.
+        """
+        notify = notify or _ignore
+        return generate.reconstruct_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
+
+    def interpolate_files(
+        self,
+        first: Path | str,
+        last: Path | str,
+        out: Path | str,
+        *,
+        frames: int = 12,
+        spherical: bool = False,
+        label: str | None = None,
+        overwrite: bool = False,
+        notify: Callable[[str], None] | None = None,
+    ) -> str:
+        """Interpolate between two image files; writes ``sheet.png`` and ``frames.gif`` to ``out``.
+
+        Returns a description of the images. Raises FtaeError if an image cannot be read, or ``out`` is not empty and
+        ``overwrite`` is false.
+        """
+        return generate.interpolate_files(
+            self._tuned,
+            (Path(first), Path(last)),
+            Path(out),
+            frames=frames,
+            spherical=spherical,
+            label=label,
+            overwrite=overwrite,
+            notify=notify or _ignore,
+        )
+
+    def sample_files(
+        self,
+        n: int,
+        out: Path | str,
+        *,
+        seed: int = 0,
+        label: str | None = None,
+        fitted: bool = False,
+        overwrite: bool = False,
+    ) -> tuple[int, str]:
+        """Write sampled images to ``out`` as PNG, and all of them in ``sheet.png``; see ``sample``.
+
+        Returns the number of images and a description of where their latents come from.
+        """
+        return generate.sample_files(
+            self._tuned, Path(out), n, label=label, fitted=fitted, seed=seed, overwrite=overwrite
+        )
+
+    # -------------------------------------------------------------------------------------------- private
+
+    def _images(self, images: npt.ArrayLike) -> Tensor:
+        """Check images and convert them to float32 (N, C, H, W) in [0, 1]."""
+        given = np.asarray(images)
+        if given.ndim != 4 or given.shape[1:] != self.image_shape:
+            height, width, channels = self.image_shape
+            raise FtaeError(f"images must have the shape (N, {height}, {width}, {channels}), got {_described(given)}")
+        if given.dtype == np.uint8:
+            pixels = given.astype(np.float32) / np.float32(255)
+        elif given.dtype.kind == "f":
+            # The comparison is false for NaN, too.
+            if given.size and not (given.min() >= 0.0 and given.max() <= 1.0):
+                raise FtaeError(f"float images must lie in [0, 1], got values from {given.min():g} to {given.max():g}")
+            pixels = given.astype(np.float32)
+        else:
+            raise FtaeError(f"images must be uint8 in [0, 255] or floats in [0, 1], got {_described(given)}")
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+    def _labels(self, labels: Sequence[str] | None, count: int) -> Tensor | None:
+        if not self.spec.model.needs_labels:
+            if labels is not None:
+                raise FtaeError(f"{self.spec.model.family} is not conditioned on labels: leave out labels")
+            return None
+        if labels is None or isinstance(labels, str) or len(labels) != count:
+            known = ", ".join(self.class_names or ())
+            raise FtaeError(f"{self.spec.model.family} needs labels: one class name for each image, of {known}")
+        return torch.tensor([self._tuned.label(str(name)) for name in labels], dtype=torch.int64)
+
+    def _in_batches(
+        self, run: Callable[[Tensor, Tensor | None], Tensor], given: Tensor, labels: Sequence[str] | None
+    ) -> Floats:
+        known = self._labels(labels, len(given))
+        if not len(given):
+            raise FtaeError("there must be at least one image, got an array of none")
+        parts = []
+        for start in range(0, len(given), self.spec.batch_size):
+            part = slice(start, start + self.spec.batch_size)
+            on_device = None if known is None else known[part].to(self._tuned.device)
+            parts.append(run(given[part], on_device))
+        return _as_array(torch.cat(parts))
+
+
+def _as_array(values: Tensor) -> Floats:
+    result: Any = np.ascontiguousarray(values.float().cpu().numpy())
+    return result  # type: ignore[no-any-return]
+
+
+def _described(given: npt.NDArray[Any]) -> str:
+    return f"{given.dtype} of shape {given.shape}"
+
+
+def _ignore(line: str) -> None:
+    """The default of ``notify``."""
