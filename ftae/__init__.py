@@ -1,3 +1,3 @@
 """Distributed hyperparameter search for fine-tuning autoencoders."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

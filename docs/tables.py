@@ -1,0 +1,485 @@
+"""The generated parts of the site: tables of the specs, the registries, the commands and the modules.
+
+``generated(NAME)`` gives the Markdown for a marker ``<!-- generated: NAME -->``. What a field, a family or a source is
+comes from its docstring; what a loss term, a metric or a sampler is comes from ``terms.yaml`` beside this file.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import annotated_types
+import yaml
+from pydantic import JsonValue
+from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo, ParameterInfo
+
+from ftae.specs.finetune.losses import Losses
+from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.base import Spec, alternatives, constrained, mapping_values, model_of, tag_of
+from ftae.specs.search.search import ProductionSpec, SearchSpec
+from ftae.specs.search.settings import SearchSettings
+
+ROOT = Path(__file__).parents[1]
+
+Rows = Iterable[Sequence[str]]
+
+
+def generated(name: str) -> str:
+    """The Markdown of one marker."""
+    return _PARTS[name]()
+
+
+def table(head: Sequence[str], rows: Rows) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def terms(kind: str) -> dict[str, str]:
+    """What each term, metric or sampler is, in words."""
+    found: dict[str, str] = yaml.safe_load((Path(__file__).parent / "terms.yaml").read_text(encoding="utf-8"))[kind]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ docstrings
+
+
+@dataclass(frozen=True)
+class Told:
+    """A docstring, taken apart: ``about`` is what it says of the whole, ``fields`` what it says of single fields."""
+
+    about: str
+    fields: Mapping[str, str]
+
+
+_OF_FIELDS = re.compile(r"(?:^|(?<=[.;)]\s))((?:``\w+``(?: \([^)]*\))?(?:, | and )?)+): ")
+
+
+def told(spec: type[Spec]) -> Told:
+    """What the docstring of a spec class itself says; ````name``: text`` is of the field ``name``."""
+    about, fields = [], {}
+    for paragraph in inspect.cleandoc(spec.__dict__.get("__doc__") or "").split("\n\n"):
+        text = " ".join(paragraph.split())
+        parts = _OF_FIELDS.split(text)
+        about.append(parts[0].strip())
+        for names, said in zip(parts[1::2], parts[2::2], strict=True):
+            known = [name for name in re.findall(r"``(\w+)``", names) if name in spec.model_fields]
+            if known:
+                fields |= dict.fromkeys(known, _sentence(said))
+            else:
+                about.append(f"{names}: {said.strip()}")
+    return Told(plain("\n\n".join(part for part in about if part)), {k: plain(v) for k, v in fields.items()})
+
+
+def plain(text: str) -> str:
+    """A docstring's text as Markdown."""
+    return text.replace("``", "`").replace("`None`", "`null`").replace("`True`", "`true`").replace("`False`", "`false`")
+
+
+def summary(doc: str | None) -> str:
+    """The first sentence of a docstring."""
+    text = " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split())
+    return plain(re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", text)[0])
+
+
+def _sentence(text: str) -> str:
+    text = text.strip().rstrip(";")
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+# ---------------------------------------------------------------------------------------------------------- fields
+
+
+@dataclass
+class Section:
+    """One place of a file where fields stand: its path, and the specs that may stand there, by their tags."""
+
+    path: str
+    specs: list[tuple[str | None, type[Spec]]] = field(default_factory=list)
+
+
+@cache
+def sections() -> tuple[Section, ...]:
+    """All sections of a search file, each behind the one it stands in; one that may stand in several, in the first."""
+    found: dict[tuple[type[Spec], ...], Section] = {(SearchSpec,): Section("", [(None, SearchSpec)])}
+    waiting = list(found.values())
+    while waiting:  # breadth first, so that a section has its shortest path
+        here = waiting.pop(0)
+        for _, spec in here.specs:
+            for name, info in spec.model_fields.items():
+                members = members_of(info)
+                specs = tuple(member for _, member in members)
+                if specs and specs not in found:
+                    found[specs] = Section(f"{here.path}.{name}".strip("."), members)
+                    waiting.append(found[specs])
+    return tuple(_in_order(found.values(), ""))
+
+
+def _in_order(found: Iterable[Section], path: str) -> Iterator[Section]:
+    for section in found:
+        if section.path == path:
+            yield section
+        elif section.path.rpartition(".")[0] == path:
+            yield from _in_order(found, section.path)
+
+
+def members_of(info: FieldInfo) -> list[tuple[str | None, type[Spec]]]:
+    """The specs that may stand in a field, or in the mapping or list that it is, by their tags."""
+    kinds = [kind for option in alternatives(info.annotation) for kind in _items(option)]
+    return [(tag_of(kind), spec) for kind in kinds if (spec := _spec_of(kind)) is not None]
+
+
+def _items(kind: Any) -> list[Any]:
+    """The alternatives of what a mapping or a list holds; otherwise the type itself."""
+    if mapping_values(kind) is not None:
+        return alternatives(mapping_values(kind))
+    if get_origin(kind) is tuple:
+        return [inner for item in get_args(kind) if item is not Ellipsis for inner in alternatives(item)]
+    return [kind]
+
+
+def _spec_of(kind: Any) -> type[Spec] | None:
+    model = model_of(kind)
+    return model if model is not None and issubclass(model, Spec) else None
+
+
+def fields() -> str:
+    """A heading and a table for every section of a search file, then for what a production file has beside them."""
+    found = [*sections(), Section("production.yaml", [(None, ProductionSpec)])]
+    return "\n\n".join(_section(section) for section in found)
+
+
+def _section(section: Section) -> str:
+    heading = f"## `{section.path}`" if section.path else "## The file itself"
+    if len(section.specs) == 1:
+        about = [told(section.specs[0][1]).about]
+    else:
+        members = "\n".join(f"- `{tag}`: {_in_one(spec)}" for tag, spec in section.specs)
+        about = [*_of_bases(section), members]
+    return "\n\n".join(part for part in [heading, *about, _fields_table(section)] if part)
+
+
+def _in_one(spec: type[Spec]) -> str:
+    return told(spec).about.replace("\n\n", " ")
+
+
+def _of_bases(section: Section) -> list[str]:
+    """What the classes that several members of a union derive from say, and of which members they say it."""
+    heirs: dict[type[Spec], list[str]] = {}
+    for tag, spec in section.specs:
+        for base in spec.__mro__[1:]:
+            if isinstance(base, type) and issubclass(base, Spec) and base is not Spec:
+                heirs.setdefault(base, []).append(str(tag))
+    own = {spec for _, spec in section.specs}
+    texts = []
+    for base, tags in sorted(heirs.items(), key=lambda item: -len(item[1])):
+        if told(base).about and base not in own and len(tags) > 1:
+            which = "" if len(tags) == len(section.specs) else f"{', '.join(f'`{tag}`' for tag in tags)}: "
+            texts.append(which + _in_one(base))
+    return texts
+
+
+def _fields_table(section: Section) -> str:
+    """One row a field; of several specs, one for each way in which a field is declared, and which have it."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    tags = [str(tag) for tag, _ in section.specs]
+    for tag, spec in section.specs:
+        for name, info in spec.model_fields.items():
+            kind = type_of(info)
+            if len(tags) > 1 and kind == f"`{tag}`":  # what tells the members apart
+                kind = "one of " + ", ".join(f"`{each}`" for each in tags)
+            elif len(tags) > 1 and str(tag) == "package.module:attr" and name == "family":
+                continue
+            rows.setdefault((f"`{name}`", kind, default_of(info), range_of(info), meaning(spec, name)), []).append(
+                str(tag)
+            )
+    head = ["field", "type", "default", "range", "meaning"]
+    if len(tags) == 1:
+        return table(head, rows)
+    ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
+    return table([head[0], "of", *head[1:]], ((row[0], _which(found, tags), *row[1:]) for row, found in ordered))
+
+
+def _which(found: Sequence[str], tags: Sequence[str]) -> str:
+    """The members of a union that have a field, in few words."""
+    missing = [tag for tag in tags if tag not in found]
+    if not missing or (found == [tag for tag in tags if tag != "package.module:attr"] and len(found) > 8):
+        return "all"
+    if len(missing) < len(found) and len(tags) > 4:
+        return "all but " + ", ".join(f"`{tag}`" for tag in missing)
+    return ", ".join(f"`{tag}`" for tag in found)
+
+
+def meaning(spec: type[Spec], name: str) -> str:
+    """What a field is, by its description or by the nearest docstring that tells."""
+    described = spec.model_fields[name].description
+    if described:
+        return plain(described)
+    for base in spec.__mro__:
+        if isinstance(base, type) and issubclass(base, Spec) and name in told(base).fields:
+            return told(base).fields[name]
+    return ""
+
+
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+
+def type_of(info: FieldInfo) -> str:
+    """The type of a field in words; a section is a link to its table."""
+    texts = [_kind(kind) for kind in alternatives(info.annotation) if _spec_of(kind) is None]
+    members = tuple(spec for _, spec in members_of(info))
+    if members:
+        home = next(s for s in sections() if tuple(spec for _, spec in s.specs) == members)
+        holder = next((get_origin(kind) for kind in alternatives(info.annotation)), None)
+        word = {dict: "mapping to", tuple: "list of"}.get(holder, "")
+        texts = [f"{word} [{home.path}](#{slug(home.path)})".strip()]
+    null = ["null"] if type(None) in get_args(info.annotation) else []
+    return " or ".join(dict.fromkeys([*texts, *null]))
+
+
+def _kind(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _kind(get_args(kind)[0])
+    if origin is Literal and get_args(kind) == tuple(METRICS):
+        return "[metrics](search-file.md#metrics-finetunemetrics)"
+    if origin is Literal:
+        return ", ".join(f"`{_yaml(value)}`" for value in get_args(kind))
+    if origin in (tuple, dict):
+        arguments = get_args(kind)[1:] if origin is dict else [a for a in get_args(kind) if a is not Ellipsis]
+        inner = " or ".join(dict.fromkeys(_kind(item) for each in arguments for item in alternatives(each)))
+        if origin is dict:
+            return f"mapping to {inner}"
+        return f"list of {inner}" if get_args(kind)[-1] is Ellipsis else f"{len(arguments)} values: {inner}"
+    return _WORDS.get(kind, "any value" if kind is Any or kind is JsonValue else "text")
+
+
+def default_of(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if isinstance(value, Spec):
+        given = value.model_dump(exclude_defaults=True, mode="json")
+        name = getattr(value, "name", None)
+        return f"`{_yaml(name)}`" if name is not None else f"`{_yaml(given)}`" if given else "its defaults"
+    return f"`{_yaml(value)}`"
+
+
+def range_of(info: FieldInfo) -> str:
+    """The bounds of a field."""
+    found = list(_constraints(constrained(info)))
+    low = next((f"≥ {c.ge:g}" for c in found if isinstance(c, annotated_types.Ge)), None) or next(
+        (f"> {c.gt:g}" for c in found if isinstance(c, annotated_types.Gt)), None
+    )
+    high = next((f"≤ {c.le:g}" for c in found if isinstance(c, annotated_types.Le)), None) or next(
+        (f"< {_large(c.lt)}" for c in found if isinstance(c, annotated_types.Lt)), None
+    )
+    least = next((c.min_length for c in found if isinstance(c, annotated_types.MinLen)), None)
+    most = next((c.max_length for c in found if isinstance(c, annotated_types.MaxLen)), None)
+    lengths = [*([f"at least {least}"] if least else []), *([f"at most {most} long"] if most else [])]
+    return ", ".join(part for part in (low, high, *lengths) if part)
+
+
+def _large(value: float) -> str:
+    return f"{value:g}" if value < 1e6 else str(value)
+
+
+def _constraints(annotation: Any) -> Iterator[Any]:
+    """The constraints of an annotation, its items included."""
+    if get_origin(annotation) is Annotated:
+        for extra in annotation.__metadata__:
+            if isinstance(extra, FieldInfo):
+                yield from extra.metadata
+            else:
+                yield extra
+    if get_origin(annotation) is not Literal:
+        for inner in get_args(annotation):
+            if get_origin(inner) is not None:
+                yield from _constraints(inner)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+    return str(value) if isinstance(value, float) else text
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as the site makes it."""
+    return re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+
+
+# ------------------------------------------------------------------------------------------------------ registries
+
+
+def families() -> str:
+    return _members(FinetuneSpec, "model", "family")
+
+
+def sources() -> str:
+    return _members(FinetuneSpec, "data", "source")
+
+
+def schedulers() -> str:
+    return _members(SearchSettings, "scheduler", "name")
+
+
+def _members(spec: type[Spec], name: str, key: str) -> str:
+    members = [(tag_of(kind), model_of(kind)) for kind in alternatives(spec.model_fields[name].annotation)]
+    rows = []
+    for tag, model in members:
+        assert model is not None
+        own = [field for field in model.model_fields if field != key and field not in _common(spec, name)]
+        rows.append((f"`{tag}`", told(model).about.replace("\n\n", " "), " ".join(f"`{field}`" for field in own)))
+    return table([key, "what it is", "fields of its own"], rows)
+
+
+def _common(spec: type[Spec], name: str) -> set[str]:
+    models = [model_of(kind) for kind in alternatives(spec.model_fields[name].annotation)]
+    return set.intersection(*(set(model.model_fields) for model in models if model is not None))
+
+
+def samplers() -> str:
+    names = get_args(SearchSettings.model_fields["sampler"].annotation)
+    words = terms("samplers")
+    return table(["sampler", "what it does"], ((f"`{name}`", words[name]) for name in names))
+
+
+def losses() -> str:
+    words = terms("losses")
+    rows = ((f"`{name}`", words[name], _needs(needs)) for name, needs in Losses.TERMS.items())
+    return table(["term", "what it is", "needs"], rows)
+
+
+def metrics() -> str:
+    words = terms("metrics")
+    rows = []
+    for name, facts in METRICS.items():
+        better = {"minimize": "lower", "maximize": "higher", None: ""}[facts.better]
+        few = [f"{facts.least_images} images"] if facts.least_images > 1 else []
+        rows.append((f"`{name}`", words[name], better, f"{facts.low:g} … {facts.high:g}", _needs(facts.needs, few)))
+    return table(["metric", "what it is", "better", "bounds", "needs"], rows)
+
+
+def _needs(needs: Sequence[Callable[..., Any]], others: Sequence[str] = ()) -> str:
+    words = terms("needs")
+    found = []
+    for need in needs:
+        name = need.__qualname__.partition(".")[0]
+        values = inspect.getclosurevars(need).nonlocals
+        found.append(words[name].format(**values))
+    return ", ".join([*found, *others])
+
+
+# -------------------------------------------------------------------------------------------- commands and modules
+
+
+def commands() -> str:
+    """A heading for each panel of ``ftae --help`` and a section for each command."""
+    from ftae.cli.main import app
+
+    panels: dict[str, list[Any]] = {}
+    for info in _registered(app):
+        panels.setdefault(getattr(info, "rich_help_panel", None) or "Searches", []).append(info)
+    parts = []
+    for panel, found in sorted(panels.items(), key=lambda item: item[0] != "Searches"):
+        parts.append(f"## {panel if isinstance(panel, str) else 'Searches'}")
+        parts += [_command(info) for info in found]
+    return "\n\n".join(parts)
+
+
+def _registered(app: Any) -> Iterator[Any]:
+    """The commands of a typer app, those of the apps added to it included."""
+    for info in app.registered_commands:
+        if not info.hidden:
+            yield info
+    for group in app.registered_groups:
+        yield from _registered(group.typer_instance)
+
+
+def _command(info: Any) -> str:
+    name = info.name or info.callback.__name__.replace("_", "-")
+    hints = get_type_hints(info.callback, include_extras=True)
+    parameters = inspect.signature(info.callback).parameters.values()
+    found = [(p, next(m for m in hints[p.name].__metadata__ if isinstance(m, ParameterInfo))) for p in parameters]
+    shown = [(p, meta) for p, meta in found if not meta.hidden]
+    arguments = [meta.metavar or p.name.upper() for p, meta in shown if isinstance(meta, ArgumentInfo)]
+    rows = [_parameter(p, meta, get_args(hints[p.name])[0]) for p, meta in shown]
+    usage = " ".join(["ftae", name, *arguments, "[OPTIONS]"])
+    text = plain(inspect.cleandoc(info.callback.__doc__ or ""))
+    return f"### `ftae {name}`\n\n{text}\n\n```text\n{usage}\n```\n\n" + table(["", "what it is", "default"], rows)
+
+
+def _parameter(parameter: inspect.Parameter, meta: Any, annotation: Any) -> tuple[str, str, str]:
+    kinds = alternatives(annotation)
+    if isinstance(meta, ArgumentInfo):
+        return f"`{meta.metavar or parameter.name.upper()}`", meta.help or "", "required"
+    # Typer takes the first name of an option for its default until the command is made.
+    first = [meta.default] if isinstance(meta.default, str) and meta.default.startswith("-") else []
+    options = [*first, *(meta.param_decls or [])] or [f"--{parameter.name.replace('_', '-')}"]
+    value = "" if kinds == [bool] else " " + (meta.metavar or _METAVARS.get(kinds[0], "TEXT"))
+    default = meta.show_default if isinstance(meta.show_default, str) else parameter.default
+    if default is inspect.Parameter.empty:
+        default = "required"
+    shown = "" if default in (None, False) else str(default)
+    return ", ".join(f"`{option}{value}`" for option in options), meta.help or "", shown
+
+
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
+
+
+def modules() -> str:
+    """Every package with its docstring, and its modules with the first sentence of theirs."""
+    root = ROOT / "ftae"
+    folders = [root, *sorted(path.parent for path in root.rglob("__init__.py") if path.parent != root)]
+    parts = []
+    for folder in folders:
+        name = ".".join(folder.relative_to(ROOT).parts)
+        rows = [
+            (f"`{path.name}`", summary(_docstring(path)))
+            for path in sorted(folder.glob("*.py"))
+            if path.name != "__init__.py"
+        ]
+        about = plain(_docstring(folder / "__init__.py") or "")
+        parts.append(f"### `{name}`\n\n{about}\n\n" + (table(["module", "what it does"], rows) if rows else ""))
+    return "\n\n".join(parts)
+
+
+def _docstring(path: Path) -> str | None:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def recipes() -> str:
+    """Every file of ``search_spaces/``: what its header says, and the file itself."""
+    parts = []
+    for path in sorted((ROOT / "search_spaces").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        header = [line.removeprefix("#").strip() for line in text.split("\nname:")[0].splitlines()]
+        about = " ".join(line for line in "\n".join(header).split("\n\n")[0].splitlines() if line)
+        body = text.replace("\n", "\n    ")
+        parts.append(
+            f'## `{path.name}`\n\n{about}\n\n??? example "the file"\n\n    ```yaml\n    {body.rstrip()}\n    ```'
+        )
+    return "\n\n".join(parts)
+
+
+_PARTS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "families": families,
+    "fields": fields,
+    "losses": losses,
+    "metrics": metrics,
+    "modules": modules,
+    "recipes": recipes,
+    "samplers": samplers,
+    "schedulers": schedulers,
+    "sources": sources,
+}
