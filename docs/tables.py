@@ -33,7 +33,7 @@ Rows = Iterable[Sequence[str]]
 
 def generated(name: str) -> str:
     """The Markdown of one marker."""
-    return _PARTS[name]()
+    return PARTS[name]()
 
 
 def table(head: Sequence[str], rows: Rows) -> str:
@@ -42,6 +42,7 @@ def table(head: Sequence[str], rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+@cache
 def terms(kind: str) -> dict[str, str]:
     """What each term, metric or sampler is, in words."""
     found: dict[str, str] = yaml.safe_load((Path(__file__).parent / "terms.yaml").read_text(encoding="utf-8"))[kind]
@@ -60,33 +61,53 @@ class Told:
 
 
 _OF_FIELDS = re.compile(r"(?:^|(?<=[.;)]\s))((?:``\w+``(?: \([^)]*\))?(?:, | and )?)+): ")
+_SENTENCE = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`])")
 
 
+@cache
 def told(spec: type[Spec]) -> Told:
-    """What the docstring of a spec class itself says; ````name``: text`` is of the field ``name``."""
-    about, fields = [], {}
+    """What the docstring of a spec class itself says.
+
+    Of the field ``name`` is what follows ````name``:`` there, and a sentence that begins with ````name````.
+    """
+    about: list[str] = []
+    fields: dict[str, list[str]] = {}
     for paragraph in inspect.cleandoc(spec.__dict__.get("__doc__") or "").split("\n\n"):
-        text = " ".join(paragraph.split())
-        parts = _OF_FIELDS.split(text)
-        about.append(parts[0].strip())
+        parts = _OF_FIELDS.split(" ".join(paragraph.split()))
+        left = []
+        for sentence in _SENTENCE.split(parts[0].strip()):
+            name = re.match(r"``(\w+)``", sentence)
+            if about and name is not None and name[1] in spec.model_fields:
+                fields.setdefault(name[1], []).append(sentence)
+            else:
+                left.append(sentence)
+        about.append(" ".join(left))
         for names, said in zip(parts[1::2], parts[2::2], strict=True):
             known = [name for name in re.findall(r"``(\w+)``", names) if name in spec.model_fields]
-            if known:
-                fields |= dict.fromkeys(known, _sentence(said))
-            else:
-                about.append(f"{names}: {said.strip()}")
-    return Told(plain("\n\n".join(part for part in about if part)), {k: plain(v) for k, v in fields.items()})
+            first, *further = _SENTENCE.split(_sentence(said))
+            for name in known:
+                fields.setdefault(name, []).append(first)
+            if not known:
+                about.append(f"{names}: {first}")
+            for sentence in further:
+                other = re.match(r"``(\w+)``", sentence)
+                owners = [other[1]] if other is not None and other[1] in spec.model_fields else known
+                for name in owners:
+                    fields.setdefault(name, []).append(sentence)
+    return Told(plain("\n\n".join(part for part in about if part)), {k: plain(" ".join(v)) for k, v in fields.items()})
 
 
 def plain(text: str) -> str:
-    """A docstring's text as Markdown."""
-    return text.replace("``", "`").replace("`None`", "`null`").replace("`True`", "`true`").replace("`False`", "`false`")
+    """A docstring's text as Markdown, with the values of a file as YAML has them."""
+    parts = re.split(r"(``.+?``)", text)
+    parts[::2] = [re.sub(r"([*_])", r"\\\1", part) for part in parts[::2]]
+    text = re.sub(r"`?\bNone\b`?", "`null`", "".join(parts).replace("``", "`"))
+    return text.replace("`True`", "`true`").replace("`False`", "`false`")
 
 
 def summary(doc: str | None) -> str:
     """The first sentence of a docstring."""
-    text = " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split())
-    return plain(re.split(r"(?<=[^.]\.)\s+(?=[A-Z`])", text)[0])
+    return plain(_SENTENCE.split(" ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split()))[0])
 
 
 def _sentence(text: str) -> str:
@@ -150,10 +171,12 @@ def _spec_of(kind: Any) -> type[Spec] | None:
     return model if model is not None and issubclass(model, Spec) else None
 
 
+PRODUCTION = Section("production.yaml", [(None, ProductionSpec)])
+
+
 def fields() -> str:
     """A heading and a table for every section of a search file, then for what a production file has beside them."""
-    found = [*sections(), Section("production.yaml", [(None, ProductionSpec)])]
-    return "\n\n".join(_section(section) for section in found)
+    return "\n\n".join(_section(section) for section in (*sections(), PRODUCTION))
 
 
 def _section(section: Section) -> str:
@@ -193,18 +216,18 @@ def _fields_table(section: Section) -> str:
     for tag, spec in section.specs:
         for name, info in spec.model_fields.items():
             kind = type_of(info)
-            if len(tags) > 1 and kind == f"`{tag}`":  # what tells the members apart
+            if len(tags) > 1 and name in _TAGS:  # what tells the members apart
+                if tag != tags[0]:
+                    continue
                 kind = "one of " + ", ".join(f"`{each}`" for each in tags)
-            elif len(tags) > 1 and str(tag) == "package.module:attr" and name == "family":
-                continue
-            rows.setdefault((f"`{name}`", kind, default_of(info), range_of(info), meaning(spec, name)), []).append(
-                str(tag)
-            )
+            row = f"`{name}`", kind, default_of(info), range_of(info), meaning(section, spec, name)
+            rows.setdefault(row, []).append(str(tag))
     head = ["field", "type", "default", "range", "meaning"]
     if len(tags) == 1:
         return table(head, rows)
-    ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
-    return table([head[0], "of", *head[1:]], ((row[0], _which(found, tags), *row[1:]) for row, found in ordered))
+    of = {row: tags if row[1].startswith("one of") else found for row, found in rows.items()}
+    ordered = sorted(rows, key=lambda row: -len(of[row]))
+    return table([head[0], "of", *head[1:]], ((row[0], _which(of[row], tags), *row[1:]) for row in ordered))
 
 
 def _which(found: Sequence[str], tags: Sequence[str]) -> str:
@@ -217,18 +240,24 @@ def _which(found: Sequence[str], tags: Sequence[str]) -> str:
     return ", ".join(f"`{tag}`" for tag in found)
 
 
-def meaning(spec: type[Spec], name: str) -> str:
-    """What a field is, by its description or by the nearest docstring that tells."""
+def meaning(section: Section, spec: type[Spec], name: str) -> str:
+    """What a field is, by its description or the nearest docstring that says so, or by ``terms.yaml``."""
+    if issubclass(spec, Losses) and name in terms("losses"):
+        return terms("losses")[name]
     described = spec.model_fields[name].description
     if described:
         return plain(described)
     for base in spec.__mro__:
         if isinstance(base, type) and issubclass(base, Spec) and name in told(base).fields:
             return told(base).fields[name]
-    return ""
+    return terms("fields").get(f"{section.path}.{name}".strip("."), "")
 
+
+# The fields that tell the members of a union apart.
+_TAGS = ("family", "source", "name")
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_SEVERAL = {"whole number": "whole numbers", "number": "numbers", "any value": "any values"}
 
 
 def type_of(info: FieldInfo) -> str:
@@ -254,7 +283,8 @@ def _kind(kind: Any) -> str:
         return ", ".join(f"`{_yaml(value)}`" for value in get_args(kind))
     if origin in (tuple, dict):
         arguments = get_args(kind)[1:] if origin is dict else [a for a in get_args(kind) if a is not Ellipsis]
-        inner = " or ".join(dict.fromkeys(_kind(item) for each in arguments for item in alternatives(each)))
+        kinds = dict.fromkeys(_kind(item) for each in arguments for item in alternatives(each))
+        inner = " or ".join(_SEVERAL.get(kind, kind) for kind in kinds)
         if origin is dict:
             return f"mapping to {inner}"
         return f"list of {inner}" if get_args(kind)[-1] is Ellipsis else f"{len(arguments)} values: {inner}"
@@ -278,7 +308,7 @@ def range_of(info: FieldInfo) -> str:
     low = next((f"≥ {c.ge:g}" for c in found if isinstance(c, annotated_types.Ge)), None) or next(
         (f"> {c.gt:g}" for c in found if isinstance(c, annotated_types.Gt)), None
     )
-    high = next((f"≤ {c.le:g}" for c in found if isinstance(c, annotated_types.Le)), None) or next(
+    high = next((f"≤ {_large(c.le)}" for c in found if isinstance(c, annotated_types.Le)), None) or next(
         (f"< {_large(c.lt)}" for c in found if isinstance(c, annotated_types.Lt)), None
     )
     least = next((c.min_length for c in found if isinstance(c, annotated_types.MinLen)), None)
@@ -288,7 +318,7 @@ def range_of(info: FieldInfo) -> str:
 
 
 def _large(value: float) -> str:
-    return f"{value:g}" if value < 1e6 else str(value)
+    return f"{value:g}" if value < 1e5 else f"{value:,}"
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:
@@ -471,7 +501,7 @@ def recipes() -> str:
     return "\n\n".join(parts)
 
 
-_PARTS: dict[str, Callable[[], str]] = {
+PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "families": families,
     "fields": fields,
