@@ -8,7 +8,6 @@ files are validated, and a part of one is laid over the file of docs/search-file
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir
@@ -141,14 +140,11 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> P
 
 
 @pytest.fixture
-def workspace(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder for one snippet, which is the current one."""
-    folder = tmp_path / "work"
-    shutil.copytree(quickstart, folder)
-    monkeypatch.chdir(folder)
+def workspace(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That folder is the current one: snippets share it, and none writes where another has written."""
+    monkeypatch.chdir(quickstart)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "FTAE_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    return folder
 
 
 def run(command: str) -> None:
@@ -162,14 +158,16 @@ def run(command: str) -> None:
     assert not end.value.code, command
 
 
+@pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("block", chosen("python"))
-def test_python_runs(block: Block, workspace: Path) -> None:
+def test_python_runs(block: Block) -> None:
     code = compile("\n" * block.line + block.text, str(block.page), "exec")
     exec(code, {"__name__": "snippet"})
 
 
+@pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("block", chosen("bash"))
-def test_commands_run(block: Block, workspace: Path) -> None:
+def test_commands_run(block: Block) -> None:
     for command in block.commands:
         if command in QUICKSTART:
             continue
