@@ -45,4 +45,4 @@ test-slow: install
 
 # The documentation site, in site/. Every warning is an error.
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
