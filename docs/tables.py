@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 import yaml
@@ -437,19 +437,18 @@ def _registered(app: Any) -> Iterator[Any]:
 
 def _command(info: Any) -> str:
     name = info.name or info.callback.__name__.replace("_", "-")
-    hints = get_type_hints(info.callback, include_extras=True)
     parameters = inspect.signature(info.callback).parameters.values()
-    found = [(p, next(m for m in hints[p.name].__metadata__ if isinstance(m, ParameterInfo))) for p in parameters]
+    found = [(p, next(m for m in p.annotation.__metadata__ if isinstance(m, ParameterInfo))) for p in parameters]
     shown = [(p, meta) for p, meta in found if not meta.hidden]
     arguments = [meta.metavar or p.name.upper() for p, meta in shown if isinstance(meta, ArgumentInfo)]
-    rows = [_parameter(p, meta, get_args(hints[p.name])[0]) for p, meta in shown]
+    rows = [_parameter(p, meta) for p, meta in shown]
     usage = " ".join(["ftae", name, *arguments, "[OPTIONS]"])
     text = plain(inspect.cleandoc(info.callback.__doc__ or ""))
     return f"### `ftae {name}`\n\n{text}\n\n```text\n{usage}\n```\n\n" + table(["", "what it is", "default"], rows)
 
 
-def _parameter(parameter: inspect.Parameter, meta: Any, annotation: Any) -> tuple[str, str, str]:
-    kinds = alternatives(annotation)
+def _parameter(parameter: inspect.Parameter, meta: Any) -> tuple[str, str, str]:
+    kinds = alternatives(parameter.annotation)
     if isinstance(meta, ArgumentInfo):
         return f"`{meta.metavar or parameter.name.upper()}`", meta.help or "", "required"
     # Typer takes the first name of an option for its default until the command is made.
