@@ -351,7 +351,13 @@ def slug(heading: str) -> str:
 
 
 def families() -> str:
-    return _members(FinetuneSpec, "model", "family")
+    return _members(FinetuneSpec, "model", "family", {"latents": _latents})
+
+
+def _latents(model: Any) -> str:
+    if model.has_codes:
+        return "codes"
+    return {True: "posterior", False: "plain", None: "yours"}[model.has_posterior]
 
 
 def sources() -> str:
@@ -362,19 +368,15 @@ def schedulers() -> str:
     return _members(SearchSettings, "scheduler", "name")
 
 
-def _members(spec: type[Spec], name: str, key: str) -> str:
-    members = [(tag_of(kind), model_of(kind)) for kind in alternatives(spec.model_fields[name].annotation)]
+def _members(spec: type[Spec], name: str, key: str, facts: Mapping[str, Callable[[Any], str]] | None = None) -> str:
+    """A row for each member of a union: what it is, further ``facts`` of it, and the fields that not all have."""
+    members = members_of(spec.model_fields[name])
+    shared = set.intersection(*(set(model.model_fields) for _, model in members))
     rows = []
     for tag, model in members:
-        assert model is not None
-        own = [field for field in model.model_fields if field != key and field not in _common(spec, name)]
-        rows.append((f"`{tag}`", told(model).about.replace("\n\n", " "), " ".join(f"`{field}`" for field in own)))
-    return table([key, "what it is", "fields of its own"], rows)
-
-
-def _common(spec: type[Spec], name: str) -> set[str]:
-    models = [model_of(kind) for kind in alternatives(spec.model_fields[name].annotation)]
-    return set.intersection(*(set(model.model_fields) for model in models if model is not None))
+        own = " ".join(f"`{each}`" for each in model.model_fields if each not in {key, *shared})
+        rows.append((f"`{tag}`", _in_one(model), *(fact(model) for fact in (facts or {}).values()), own))
+    return table([key, "what it is", *(facts or {}), "fields of its own"], rows)
 
 
 def samplers() -> str:
