@@ -1,7 +1,7 @@
 """The generated parts of the site: tables of the specs, the registries, the commands and the modules.
 
-``generated(NAME)`` gives the Markdown for a marker ``<!-- generated: NAME -->``. What a field, a family or a source is
-comes from its docstring; what a loss term, a metric or a sampler is comes from ``terms.yaml`` beside this file.
+``generated(NAME)`` gives the Markdown for a marker ``<!-- generated: NAME -->``. All facts and all words come from the
+code: docstrings, descriptions of fields and metrics, roles, bounds, defaults.
 """
 
 import ast
@@ -15,14 +15,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 import yaml
+from ftae.specs.reading.roles import Governed, Means, NotSearched, Role
+from ftae.specs.reading.schema import alternatives, constrained, mapping_values, model_of, tag_of
 from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, ParameterInfo
 
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.needs import Need
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.base import Spec, alternatives, constrained, mapping_values, model_of, tag_of
+from ftae.specs.reading.base import Spec
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import SearchSettings
 
@@ -42,59 +45,15 @@ def table(head: Sequence[str], rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-@cache
-def terms(kind: str) -> dict[str, str]:
-    """What each term, metric or sampler is, in words."""
-    found: dict[str, str] = yaml.safe_load((Path(__file__).parent / "terms.yaml").read_text(encoding="utf-8"))[kind]
-    return found
-
-
 # ------------------------------------------------------------------------------------------------------ docstrings
 
 
-@dataclass(frozen=True)
-class Told:
-    """A docstring, taken apart: ``about`` is what it says of the whole, ``fields`` what it says of single fields."""
-
-    about: str
-    fields: Mapping[str, str]
-
-
-_OF_FIELDS = re.compile(r"(?:^|(?<=[.;)]\s))((?:``\w+``(?: \([^)]*\))?(?:, | and )?)+): ")
 _SENTENCE = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`])")
 
 
-@cache
-def told(spec: type[Spec]) -> Told:
-    """What the docstring of a spec class itself says.
-
-    Of the field ``name`` is what follows ````name``:`` there, and a sentence that begins with ````name````.
-    """
-    about: list[str] = []
-    fields: dict[str, list[str]] = {}
-    for paragraph in inspect.cleandoc(spec.__dict__.get("__doc__") or "").split("\n\n"):
-        parts = _OF_FIELDS.split(" ".join(paragraph.split()))
-        left = []
-        for sentence in _SENTENCE.split(parts[0].strip()):
-            name = re.match(r"``(\w+)``", sentence)
-            if about and name is not None and name[1] in spec.model_fields:
-                fields.setdefault(name[1], []).append(sentence)
-            else:
-                left.append(sentence)
-        about.append(" ".join(left))
-        for names, said in zip(parts[1::2], parts[2::2], strict=True):
-            known = [name for name in re.findall(r"``(\w+)``", names) if name in spec.model_fields]
-            first, *further = _SENTENCE.split(_sentence(said))
-            for name in known:
-                fields.setdefault(name, []).append(first)
-            if not known:
-                about.append(f"{names}: {first}")
-            for sentence in further:
-                other = re.match(r"``(\w+)``", sentence)
-                owners = [other[1]] if other is not None and other[1] in spec.model_fields else known
-                for name in owners:
-                    fields.setdefault(name, []).append(sentence)
-    return Told(plain("\n\n".join(part for part in about if part)), {k: plain(" ".join(v)) for k, v in fields.items()})
+def about(spec: type[Spec]) -> str:
+    """What the docstring of a spec class itself says, as Markdown."""
+    return plain(inspect.cleandoc(spec.__dict__.get("__doc__") or ""))
 
 
 def plain(text: str) -> str:
@@ -110,9 +69,10 @@ def summary(doc: str | None) -> str:
     return plain(_SENTENCE.split(" ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split()))[0])
 
 
-def _sentence(text: str) -> str:
-    text = text.strip().rstrip(";")
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+def sentence(text: str) -> str:
+    """A phrase as a sentence."""
+    text = plain(" ".join(text.split()))
+    return text[:1].upper() + text[1:] + ("" if not text or text.endswith(".") else ".")
 
 
 # ---------------------------------------------------------------------------------------------------------- fields
@@ -182,15 +142,15 @@ def fields() -> str:
 def _section(section: Section) -> str:
     heading = f"## `{section.path}`" if section.path else "## The file itself"
     if len(section.specs) == 1:
-        about = [told(section.specs[0][1]).about]
+        texts = [about(section.specs[0][1])]
     else:
         members = "\n".join(f"- `{tag}`: {_in_one(spec)}" for tag, spec in section.specs)
-        about = [*_of_bases(section), members]
-    return "\n\n".join(part for part in [heading, *about, _fields_table(section)] if part)
+        texts = [*_of_bases(section), members]
+    return "\n\n".join(part for part in [heading, *texts, _fields_table(section)] if part)
 
 
 def _in_one(spec: type[Spec]) -> str:
-    return told(spec).about.replace("\n\n", " ")
+    return " ".join(about(spec).split())
 
 
 def _of_bases(section: Section) -> list[str]:
@@ -203,7 +163,7 @@ def _of_bases(section: Section) -> list[str]:
     own = {spec for _, spec in section.specs}
     texts = []
     for base, tags in sorted(heirs.items(), key=lambda item: -len(item[1])):
-        if told(base).about and base not in own and len(tags) > 1:
+        if about(base) and base not in own and len(tags) > 1:
             which = "" if len(tags) == len(section.specs) else f"{', '.join(f'`{tag}`' for tag in tags)}: "
             texts.append(which + _in_one(base))
     return texts
@@ -215,12 +175,13 @@ def _fields_table(section: Section) -> str:
     tags = [str(tag) for tag, _ in section.specs]
     for tag, spec in section.specs:
         for name, info in spec.model_fields.items():
-            kind = type_of(info)
-            if len(tags) > 1 and name in _TAGS:  # what tells the members apart
+            if len(tags) > 1 and name in TAGS:  # what tells the members apart
                 if tag != tags[0]:
                     continue
-                kind = "one of " + ", ".join(f"`{each}`" for each in tags)
-            row = f"`{name}`", kind, default_of(info), range_of(info), meaning(section, spec, name)
+                kinds = "one of " + ", ".join(f"`{each}`" for each in tags)
+                row = f"`{name}`", kinds, "required", "", "Which of them."
+            else:
+                row = f"`{name}`", type_of(info), default_of(info), range_of(info), meaning(info)
             rows.setdefault(row, []).append(str(tag))
     head = ["field", "type", "default", "range", "meaning"]
     if len(tags) == 1:
@@ -240,21 +201,27 @@ def _which(found: Sequence[str], tags: Sequence[str]) -> str:
     return ", ".join(f"`{tag}`" for tag in found)
 
 
-def meaning(section: Section, spec: type[Spec], name: str) -> str:
-    """What a field is, by its description or the nearest docstring that says so, or by ``terms.yaml``."""
-    if issubclass(spec, Losses) and name in terms("losses"):
-        return terms("losses")[name]
-    described = spec.model_fields[name].description
-    if described:
-        return plain(described)
-    for base in spec.__mro__:
-        if isinstance(base, type) and issubclass(base, Spec) and name in told(base).fields:
-            return told(base).fields[name]
-    return terms("fields").get(f"{section.path}.{name}".strip("."), "")
+def meaning(info: FieldInfo) -> str:
+    """What a field is, and the conditions under which it may be given."""
+    roles = [role for role in info.metadata if isinstance(role, Role)]
+    notes = [note for role in roles if (note := _note(role)) is not None]
+    return " ".join([sentence(info.description or ""), *notes]).strip()
+
+
+def _note(role: Role) -> str | None:
+    match role:
+        case Governed(governor=governor, values=values):
+            allowed = " or ".join(f"`{value}`" for value in values)
+            return f"Only where `{governor}` is {allowed or 'on'}."
+        case NotSearched(reason=reason):
+            return f"Not searched: {reason}."
+        case Means():
+            return "May change on resume."
+    return None
 
 
 # The fields that tell the members of a union apart.
-_TAGS = ("family", "source", "name")
+TAGS = ("family", "source", "name")
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 _SEVERAL = {"whole number": "whole numbers", "number": "numbers", "any value": "any values"}
@@ -380,35 +347,30 @@ def _members(spec: type[Spec], name: str, key: str, facts: Mapping[str, Callable
 
 
 def samplers() -> str:
-    names = get_args(SearchSettings.model_fields["sampler"].annotation)
-    words = terms("samplers")
-    return table(["sampler", "what it does"], ((f"`{name}`", words[name]) for name in names))
+    from ftae.search.sampler import SAMPLERS
+
+    rows = ((f"`{name}`", sentence(make.__doc__ or make.__name__.replace("_", " "))) for name, make in SAMPLERS.items())
+    return table(["sampler", "what it is"], rows)
 
 
 def losses() -> str:
-    words = terms("losses")
-    rows = ((f"`{name}`", words[name], _needs(needs)) for name, needs in Losses.TERMS.items())
+    described = {name: sentence(Losses.model_fields[name].description or "") for name in Losses.TERMS}
+    rows = ((f"`{name}`", described[name], _needs(needs)) for name, needs in Losses.TERMS.items())
     return table(["term", "what it is", "needs"], rows)
 
 
 def metrics() -> str:
-    words = terms("metrics")
     rows = []
-    for name, facts in METRICS.items():
-        better = {"minimize": "lower", "maximize": "higher", None: ""}[facts.better]
-        few = [f"{facts.least_images} images"] if facts.least_images > 1 else []
-        rows.append((f"`{name}`", words[name], better, f"{facts.low:g} … {facts.high:g}", _needs(facts.needs, few)))
+    for name, metric in METRICS.items():
+        better = {"minimize": "lower", "maximize": "higher", None: ""}[metric.better]
+        few = [f"{metric.least_images} images"] if metric.least_images > 1 else []
+        bounds = f"{metric.low:g} … {metric.high:g}"
+        rows.append((f"`{name}`", sentence(metric.description), better, bounds, _needs(metric.needs, few)))
     return table(["metric", "what it is", "better", "bounds", "needs"], rows)
 
 
-def _needs(needs: Sequence[Callable[..., Any]], others: Sequence[str] = ()) -> str:
-    words = terms("needs")
-    found = []
-    for need in needs:
-        name = need.__qualname__.partition(".")[0]
-        values = inspect.getclosurevars(need).nonlocals
-        found.append(words[name].format(**values))
-    return ", ".join([*found, *others])
+def _needs(needs: Sequence[Need], others: Sequence[str] = ()) -> str:
+    return ", ".join([*(plain(need.description) for need in needs), *others])
 
 
 # -------------------------------------------------------------------------------------------- commands and modules
