@@ -1,8 +1,8 @@
 # The image of every node of a cluster: Ray, and ftae beside it. Neither CUDA nor a driver is in it: PyTorch brings
 # the one, the host lends the other.
 #
-#   docker build -t ghcr.io/your-org/ftae:0.1.0 .
-#   docker push ghcr.io/your-org/ftae:0.1.0
+#   docker build -t ghcr.io/your-org/ftae:0.2.0 .
+#   docker push ghcr.io/your-org/ftae:0.2.0
 FROM rayproject/ray:2.60.0-py311-cpu
 
 COPY --chown=ray:users pyproject.toml README.md LICENSE /home/ray/src/

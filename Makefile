@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test coverage test-faults test-slow lint format
+.PHONY: install quickstart test coverage test-faults test-slow lint format docs
 
 install: .venv/installed
 
@@ -36,9 +36,13 @@ test: lint
 coverage: install
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
-# One of each fault of the README's table, and the searches of several workers.
+# One of each fault of the table in docs/deciding.md, and the searches of several workers.
 test-faults: install
 	$(BIN)/pytest -m 'faults and not slow'
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# The documentation site, in site/. Every warning is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ftae.inference.arrays import Model
     from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Choices",
