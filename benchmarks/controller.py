@@ -57,7 +57,7 @@ def watched() -> Meter:
     meter.watch("progress", Progress, "update")
     meter.watch("retention", Retention, "ended")
     meter.watch("deleting", Retention, "_delete")
-    meter.watch("shipper", tracking_sync, "ship_new")
+    meter.watch("shipper", tracking_sync, "send_new")
     return meter
 
 
@@ -77,7 +77,7 @@ class Marks:
             if num_trials == len(self._readings) * self._size:
                 while ships and tracking_sync.unsent(state.store):
                     time.sleep(0.5)
-                self._readings.append((meter.read(), state.journal.path.stat().st_size))
+                self._readings.append((meter.read(), state.writer.journal.path.stat().st_size))
             return next_trial(state)
 
         SearchState.next_trial = watched

@@ -22,10 +22,11 @@ from ftae.search.progress import Progress
 from ftae.search.ray.adapters import Coordinator
 from ftae.search.retention import Retention
 from ftae.search.state import SearchState
-from ftae.search.tracking_sync import TrackingSync, tracker_of
+from ftae.search.tracking_sync import TrackingSync
 from ftae.specs import SearchSpec
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.storage.store import Store, open_store
+from ftae.tracking import tracker_for
 
 
 def search_spec(num_trials: int, workers: int, storage: Path, tracking: str | None) -> SearchSpec:
@@ -70,7 +71,7 @@ def run_alone(spec: SearchSpec) -> None:
     store.write("search.yaml", b"")
     with Progress(spec) as progress:
         state = SearchState(spec, store, notify=progress.notify)
-        tracking_sync = TrackingSync(store, lambda: tracker_of(spec, store), progress.notify)
+        tracking_sync = TrackingSync(store, lambda: tracker_for(spec, store), progress.notify)
         retention = Retention(state)
         progress.follow(state.record)
 

@@ -166,8 +166,8 @@ def run(state: SearchState, workers: int = 1, after_each: Callable[[], object] =
 
 def kill(state: SearchState) -> None:
     """Leave what a killed driver leaves: its lease, but not its lock."""
-    state.journal.close()
-    state._lease._released.set()
+    state.writer.journal.close()
+    state.writer.lease._released.set()
 
 
 # --------------------------------------------------------------------------- comparing two searches

@@ -193,7 +193,7 @@ def test_a_cluster_grows_for_a_search_and_shrinks_after_it(machine: Machine) -> 
     folder = machine.folder / "searches" / "grows"
     record = replay(folder)
     assert record.close is not None
-    assert record.close["status"] == "complete"
+    assert record.close.status == "complete"
     assert {number: trial.status for number, trial in record.trials.items()} == dict.fromkeys(range(7), "finished")
     events = [event for event, _ in journal.read(folder)]
     assert sorted(e["trial"] for e in events if e["event"] == "suggest") == list(range(7))

@@ -1,6 +1,5 @@
 """From a search file to a production model by the command line, with a driver that is killed on the way."""
 
-import json
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from mlflow import MlflowClient
 
 from ftae.cli.main import main
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord
+from ftae.results.search_record import Close, SearchRecord
 from ftae.storage import journal
 from ftae.tracking import store_uri
 
@@ -125,7 +124,7 @@ def test_ctrl_c_leaves_in_order(disturbed: Disturbed) -> None:
     assert "small is not complete" not in output
     record = disturbed.after_interrupt
     assert record.close is not None
-    assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
+    assert (record.close.status, record.close.reason) == ("interrupted", "stopped by the user")
     assert len(disturbed.after_kill.trials) < len(record.trials) < 11
 
 
@@ -157,7 +156,7 @@ def test_mlflow_has_it_all_once(disturbed: Disturbed) -> None:
     assert runs[None].info.status == "FINISHED"
     for trial in record.trials.values():
         run = runs[str(trial.number)]
-        assert run.data.tags["ftae.cluster.status"] == trial.status
+        assert run.data.tags["ftae.status"] == trial.status
         points = client.get_metric_history(run.info.run_id, "val/psnr")
         assert [(point.step, point.value) for point in points] == [(r["step"], r["value"]) for r in trial.reports]
 
@@ -187,8 +186,10 @@ def test_the_winner_goes_into_production(
     assert ftae("train", "exports/small", "--out", "again", "--register", "digits").startswith(
         f"small-trial-{best.number}: val/psnr {best.value:.4f}, "
     )
-    reports = [json.loads(line) for line in Path("again/reports.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["metrics"]) for r in reports] == [(r["step"], r["metrics"]) for r in best.reports]
+    again = replay(Path("again"))
+    assert again.close == Close("complete")
+    repeated, expected = ([(r["step"], r["metrics"]) for r in t.reports] for t in (again.trials[1], best))
+    assert repeated == expected
     for file in Path("exports/small/model").iterdir():
         assert (Path("again/model") / file.name).read_bytes() == file.read_bytes()
     uri = store_uri(None, disturbed.folder.parent)

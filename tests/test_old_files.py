@@ -12,10 +12,11 @@ import pytest
 from builders import eval_report, small_search
 from commands import Ftae, commands_in
 
-from ftae.cluster.status import UnreadableSearch, describe, look, record_of, state
+from ftae.cluster.status import describe, state
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import run_of, search_of
+from ftae.results.summary import UnreadableSearch, leaderboard, read_record, record_of, verdict
 from ftae.search.state import SearchState
 from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME
@@ -112,14 +113,14 @@ def test_every_command_refuses_a_bad_journal_in_one_message(kind: str, ftae: Fta
 
 def test_a_storage_that_cannot_be_read_has_its_own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_search(tmp_path / "small")
-    assert look("other", str(tmp_path)) is None
+    assert read_record("other", str(tmp_path)) is None
     assert describe("other", [], None)["state"] == "not visible here"
 
     def refused(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("ftae.cluster.status.replay", refused)
-    found = look("small", str(tmp_path))
+    monkeypatch.setattr("ftae.results.summary.replay", refused)
+    found = read_record("small", str(tmp_path))
     assert isinstance(found, UnreadableSearch)
     assert (state([], found), str(found.error)) == ("unreadable", f"[Errno 13] Permission denied: '{tmp_path}/small'")
     assert record_of("small", str(tmp_path)) is None
@@ -142,9 +143,9 @@ def test_a_field_that_is_missing_or_of_another_type_is_never_a_traceback(tmp_pat
                 with suppress(FtaeError):
                     record = replay(tmp_path / "small")
                     describe("small", [], record)
-                    record.leaderboard()
+                    leaderboard(record)
                     for trial in record.ranked():
-                        record.verdict(trial)
+                        verdict(record, trial)
                         run_of(record, trial)
     assert tried > 200
 

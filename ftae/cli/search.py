@@ -145,9 +145,9 @@ def stop(name: SearchName, address: Address = ADDRESS) -> None:
     from ftae.cluster.status import attempts_of, described
 
     client = jobs.connect(address)
-    newest = jobs.drop_inactive(client, attempts_of(client, name)[-1])
+    newest = jobs.wait_for_successor(client, attempts_of(client, name)[-1])
     if newest.is_over:
-        raise FtaeError(f"{newest.search} is not running: {newest.told()}")
+        raise FtaeError(f"{newest.search} is not running: {newest.description()}")
     to_stderr(f"{newest.search}: stopping attempt {newest.number}")
     print_status(described(client, [jobs.stop(client, newest)], to_stderr))
     to_stderr(f"to continue: ftae resume {newest.search}")
@@ -212,8 +212,6 @@ def _run(name: str, command: list[str], run: "Callable[[], Search]") -> None:
     Raises:
         FtaeError: see ``ftae.run_search``; or no trial ran to its full budget.
     """
-    from ftae.results.search_record import BY_USER
-
     again = shlex.join(command)
     try:
         with _signals_interrupt(), _stdout_discarded():
@@ -230,7 +228,7 @@ def _run(name: str, command: list[str], run: "Callable[[], Search]") -> None:
         typer.echo(f"{found.name}: best is trial {ranked[0].number}. {found.verdict(ranked[0].number)}")
     if found.status != "complete":
         to_stderr(f"{found.name} is not complete ({found.reason}); to continue: {again}")
-        raise typer.Exit(130 if found.reason == BY_USER else 0)
+        raise typer.Exit(130 if found.stopped_by_user else 0)
     if not ranked:
         raise FtaeError(f"{found.name}: no trial ran to its full budget; see ftae show {found.name}")
 

@@ -112,7 +112,7 @@ def follow_log(client: "Client", attempt: "Attempt", *, to_stderr: bool) -> None
         typer.echo(f"{attempt.search} is still running; to stop it: ftae stop {attempt.search}", err=True)
         raise typer.Exit(130) from None
     if last.status != "SUCCEEDED":
-        raise FtaeError(f"{last.told()}; to continue: ftae resume {last.search}")
+        raise FtaeError(f"{last.description()}; to continue: ftae resume {last.search}")
 
 
 def print_status(found: dict[str, Any], as_json: bool = False) -> None:

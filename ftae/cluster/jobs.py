@@ -1,7 +1,7 @@
-"""The jobs of a search: submitted, listed, stopped, and their logs followed.
+"""The jobs of a search: submits, lists and stops them, and follows their logs.
 
-A job's entrypoint carries the whole spec on standard input, so the client needs neither the storage nor a
-folder on the cluster.
+The entrypoint of a job passes the whole spec on standard input, so the client needs neither the storage nor a folder on
+the cluster. No text of Ray is interpreted, only statuses and exit codes.
 """
 
 import os
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 Client: TypeAlias = "JobSubmissionClient"
 
-# How ``ftae search`` ends by itself: done, a fault to fix, a wrong call, stopped. Any other driver died.
+# The exit codes of ``ftae search``: done, the user can fix it, wrong usage, stopped. Any other driver died.
 OWN_EXIT_CODES = (0, 1, 2, 130)
 
 SUCCESSOR_SECONDS = 20.0  # how long the next attempt may take to appear
 
 LOG_SECONDS = 1.0
 
-RETRY_SECONDS = 60.0  # how long the cluster may be out of reach while a log is followed
+RETRY_SECONDS = 60.0  # how long the cluster may be unreachable while a log is followed
 
 END_OF_SPEC = "END_OF_SEARCH"
 
-LOG_BEGINS = "--- ftae ---"  # the first line of a driver that is a job: what is before it in the log is Ray's
+LOG_BEGINS = "--- ftae ---"  # the first line that a driver writes as a job; the lines before it are Ray's
 
-# A job is stopped as Ctrl-C stops a driver; Ray's own way kills it after 3 s.
+# Stops a job as Ctrl-C stops a driver; by default Ray would kill it after 3 s.
 ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
@@ -48,8 +48,10 @@ ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"
 class Attempt:
     """One job of a search.
 
-    ``status`` is Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED. ``started`` and ``ended`` are
-    seconds since the epoch. ``last`` is the number of the last attempt to be made without the user.
+    Attributes:
+        status: Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        started, ended: seconds since the epoch.
+        last: the number of the last attempt that is made without the user.
     """
 
     search: str
@@ -74,17 +76,17 @@ class Attempt:
 
     @property
     def died(self) -> bool:
-        """Whether the driver was killed, or lost with its supervisor: the search did not end by itself."""
+        """Whether the driver was killed, or lost with its node, so that the search did not end by itself."""
         return self.status == "FAILED" and self.exit_code not in OWN_EXIT_CODES
 
     @property
     def has_successor(self) -> bool:
-        """Whether the watcher makes another attempt."""
+        """Whether the watcher submits another attempt."""
         return self.died and self.number < self.last
 
     @property
     def may_have_begun(self) -> bool:
-        """Whether there may be something to go on with: it did not end by a fault that its user was to mend."""
+        """Whether the search may have begun: the attempt did not end with a fault that the user has to fix."""
         return not (self.status == "FAILED" and self.exit_code in (1, 2))
 
     @property
@@ -97,30 +99,30 @@ class Attempt:
         lines = self.message.strip().splitlines() or ["the cluster gives no reason"]
         return lines[0] if self.exit_code is None else lines[-1].removeprefix("error: ")
 
-    def told(self) -> str:
-        """What became of it and when, as one clause."""
+    def description(self) -> str:
+        """What became of the attempt, and when, as one clause."""
         verbs = {"STOPPED": "was stopped", "SUCCEEDED": "ended in order", "FAILED": "failed"}
         what = f"{verbs[self.status]} at" if self.is_over else f"is {self.status.lower()} since"
         reason = "" if self.reason is None else f": {self.reason}"
         return f"attempt {self.number} of {self.search} {what} {at(self.ended or self.started)}{reason}"
 
     def spec(self) -> SearchSpec:
-        """The search it runs.
+        """Read the search that the job runs.
 
         Raises:
-            FtaeError: another version of ftae sent it, which has other fields.
+            FtaeError: another version of ftae submitted the job, with other fields.
         """
         sent = self.entrypoint.partition("\n")[2].removesuffix(f"{END_OF_SPEC}\n")
         return stored(SearchSpec, yaml.safe_load(sent), f"attempt {self.number} of {self.search}")
 
 
 def connect(address: str) -> Client:
-    """A client of the cluster at ``address``, whatever the environment names.
+    """Return a client of the cluster at ``address``, whatever cluster the environment names.
 
-    ``address``: the URL of its dashboard; or where Ray itself listens (``head:6379``, ``auto``), from inside.
+    ``address``: the URL of the dashboard; inside the cluster also the address of Ray itself (``head:6379``, ``auto``).
 
     Raises:
-        FtaeError: there is no cluster, or it wants another token.
+        FtaeError: there is no cluster, or it requires another token.
     """
     import requests
     from ray.exceptions import AuthenticationError, RayError
@@ -151,19 +153,19 @@ def connect(address: str) -> Client:
 
 
 def attempts(client: Client, search: str | None = None) -> list[Attempt]:
-    """The attempts at one search, or at all searches; in order of their numbers."""
+    """Return the attempts at one search, or at all searches, in the order of their numbers."""
     found = [_attempt(job) for job in client.list_jobs() if "ftae.search" in (job.metadata or {})]
     return sorted((a for a in found if search in (None, a.search)), key=lambda attempt: attempt.number)
 
 
 def newest(client: Client, search: str) -> Attempt | None:
-    """The newest attempt at a search, if any; see ``drop_inactive``."""
+    """Return the newest attempt at a search, if any; waits for the successor of one that died."""
     found = attempts(client, search)
-    return drop_inactive(client, found[-1]) if found else None
+    return wait_for_successor(client, found[-1]) if found else None
 
 
-def drop_inactive(client: Client, attempt: Attempt) -> Attempt:
-    """``attempt``, or the one that the watcher makes after it if it died; that one is waited for."""
+def wait_for_successor(client: Client, attempt: Attempt) -> Attempt:
+    """Return the attempt that the watcher submits after ``attempt``, or ``attempt`` itself if there is none."""
     deadline = time.monotonic() + SUCCESSOR_SECONDS
     while attempt.has_successor and time.monotonic() < deadline:
         following = attempts(client, attempt.search)[-1]
@@ -174,12 +176,12 @@ def drop_inactive(client: Client, attempt: Attempt) -> Attempt:
 
 
 def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, python: str, last: int) -> str:
-    """Submit attempt ``number`` at a search, which with ``resume`` goes on where it is; returns the job's name.
+    """Submit attempt ``number`` at a search, which continues it with ``resume``; returns the name of the job.
 
-    ``spec`` has absolute paths only. The driver runs on the head node, for no resources are asked for.
+    ``spec`` has absolute paths only. The driver runs on the head node, because it requests no resources.
 
     Raises:
-        FtaeError: the attempt was submitted by somebody else just now, or the cluster refuses it.
+        FtaeError: somebody else has just submitted this attempt, or the cluster refuses it.
     """
     job, storage = f"{spec.name}-a{number}", spec.search.storage
     metadata = {"search": spec.name, "attempt": number, "last": last, "storage": storage, "python": python}
@@ -189,7 +191,7 @@ def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, pytho
     assert END_OF_SPEC not in text.splitlines(), "every line of a dumped mapping has a key, or is indented"
     try:
         return client.submit_job(
-            # By ``exec`` the driver is the job's own process: what ends the one ends the other.
+            # With ``exec`` the driver is the job's own process: what ends one ends the other.
             entrypoint=f"exec {shlex.join(command)} <<'{END_OF_SPEC}'\n{text}{END_OF_SPEC}\n",
             submission_id=job,
             metadata={f"ftae.{key}": str(value) for key, value in metadata.items()},
@@ -197,42 +199,42 @@ def submit(client: Client, spec: SearchSpec, *, number: int, resume: bool, pytho
         )
     except RuntimeError as error:
         if _is_known(client, job):
-            raise FtaeError(f"{job} was submitted by somebody else just now; see ftae status {spec.name}") from error
+            raise FtaeError(f"somebody else has just submitted {job}; see ftae status {spec.name}") from error
         raise FtaeError(f"the cluster refuses the job {job}: {error}") from error
 
 
 def _is_known(client: Client, job: str) -> bool:
     try:
         client.get_job_info(job)
-    except RuntimeError:  # Ray's for any answer but 200
+    except RuntimeError:  # what Ray raises for every answer but 200
         return False
     return True
 
 
 def stop(client: Client, attempt: Attempt) -> Attempt:
-    """Stop an attempt as Ctrl-C does, and wait until it is over; returns what has become of it."""
+    """Stop an attempt as Ctrl-C does, and wait until it is over; returns its last state."""
     while not attempt.is_over:
-        client.stop_job(attempt.job)  # again and again: at first there may be nobody yet to hear it
+        client.stop_job(attempt.job)  # repeatedly: the driver may not handle signals yet
         time.sleep(LOG_SECONDS / 2)
         attempt = _attempt(client.get_job_info(attempt.job))
     return attempt
 
 
 def log(client: Client, attempt: Attempt) -> str:
-    """What the driver has written so far, without what Ray writes before it."""
+    """Return what the driver has written so far, without what Ray wrote before it."""
     text: str = client.get_job_logs(attempt.job)
     _, begun, written = f"\n{text}".partition(f"\n{LOG_BEGINS}\n")
     return written if begun or not attempt.is_over else text
 
 
 def follow(client: Client, attempt: Attempt, write: Callable[[str], None]) -> Attempt:
-    """Pass on the log of an attempt, and of those after it, as they grow; returns the last when it is over.
+    """Pass on the log of an attempt and of its successors as they grow; returns the last attempt when it is over.
 
-    The whole log is asked for each time: it is small, and Ray's stream ends whenever a proxy or the
-    dashboard drops it, to begin again from the first line.
+    Fetches the whole log each time: it is small, and Ray's stream ends whenever a proxy or the dashboard drops it, and
+    then starts from the first line.
 
     Raises:
-        FtaeError: the cluster is out of reach.
+        FtaeError: the cluster cannot be reached.
     """
     seen, deadline = 0, time.monotonic() + RETRY_SECONDS
     while True:
@@ -243,19 +245,19 @@ def follow(client: Client, attempt: Attempt, write: Callable[[str], None]) -> At
             seen, deadline = len(text), time.monotonic() + RETRY_SECONDS
             if attempt.is_over:
                 if attempt.has_successor:
-                    write(f"{attempt.told()}; the next attempt is on its way\n")
-                following = drop_inactive(client, attempt)
+                    write(f"{attempt.description()}; the next attempt is on its way\n")
+                following = wait_for_successor(client, attempt)
                 if following is attempt:
                     return attempt
                 attempt, seen = following, 0
-        except (OSError, RuntimeError) as error:  # the latter is Ray's for any answer but 200
+        except (OSError, RuntimeError) as error:  # Ray raises RuntimeError for every answer but 200
             if time.monotonic() > deadline:
-                raise FtaeError(f"the cluster is out of reach, the search may go on: {error}") from error
+                raise FtaeError(f"the cluster cannot be reached; the search may still be running: {error}") from error
         time.sleep(LOG_SECONDS)
 
 
 def at(seconds: float) -> str:
-    """A moment, in seconds since the epoch, in local time."""
+    """Return a time in seconds since the epoch as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 

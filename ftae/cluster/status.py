@@ -1,53 +1,16 @@
-"""What a search is doing: its attempts on a cluster, and how far its journal says it got."""
+"""The status of a search on a cluster: the attempts of its jobs, joined with what its journal says."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftae.cluster.jobs import Attempt, Client, at, attempts, connect, log
 from ftae.errors import FtaeError
-from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.search_record import SearchRecord
+from ftae.results.summary import UnreadableSearch, progress, read_record, state_of
 from ftae.specs.reading.names import redacted
-from ftae.storage.journal import UnreadableJournal
-from ftae.storage.store import open_store, searches_in
+from ftae.storage.store import searches_in
 from ftae.wording import done_of_asked
-
-
-@dataclass(frozen=True)
-class UnreadableSearch:
-    """A journal that cannot be read: its state in a word or two, and what reading it raised."""
-
-    state: str
-    error: FtaeError | OSError
-
-
-def look(search: str, storage: str) -> SearchRecord | UnreadableSearch | None:
-    """What the journal of a search holds; None if this machine sees none in ``storage``."""
-    try:
-        store = open_store(storage, search, "reader")
-        if not store.exists():
-            return None
-        store.refresh()
-        return replay(store.folder)
-    except UnreadableJournal as error:
-        return UnreadableSearch(error.state, error)
-    except (FtaeError, OSError) as error:  # such as an object store that this machine may not read
-        return UnreadableSearch("unreadable", error)
-
-
-def record_of(search: str, storage: str) -> SearchRecord | None:
-    """What the journal of a search holds; None if this machine sees none in ``storage``, or it never began.
-
-    Raises:
-        UnreadableJournal: it is damaged.
-    """
-    found = look(search, storage)
-    if isinstance(found, UnreadableSearch) and found.state == "damaged":
-        raise found.error
-    return found if isinstance(found, SearchRecord) else None
 
 
 def describe(
@@ -56,10 +19,9 @@ def describe(
     found: SearchRecord | UnreadableSearch | None,
     last_line: str | None = None,
 ) -> dict[str, Any]:
-    """The status of a search as one plain object.
+    """Return the status of a search as plain values; times are seconds since the epoch.
 
-    ``progress`` is None where the journal is not visible; ``last_line`` of the driver's log may then tell.
-    Times are seconds since the epoch.
+    ``progress`` is None where the journal is not visible; the ``last_line`` of the driver's log stands in for it.
     """
     return {
         "search": search,
@@ -81,18 +43,16 @@ def describe(
 
 
 def state(attempts: Sequence[Attempt], found: SearchRecord | UnreadableSearch | None) -> str:
-    """What an attempt that is not over does; else complete, interrupted or failed, as its journal says.
+    """Return what a search is doing, in a word or two.
 
-    Without the journal it is the newest attempt's status; without either attempts or the end of the
-    journal nobody can tell.
+    While an attempt runs, that is its job's status; afterwards the journal says: complete, interrupted or failed. Where
+    the journal is not visible, it is the status of the newest attempt.
     """
     if attempts and (not isinstance(found, SearchRecord) or not attempts[-1].is_over):
         return attempts[-1].status.lower()
     if not isinstance(found, SearchRecord):
         return "not visible here" if found is None else found.state
-    if found.close is not None:
-        return str(found.close["status"])
-    return "killed" if attempts else "running or killed"
+    return "killed" if attempts and found.close is None else state_of(found)
 
 
 def statuses(where: str, *, on_cluster: bool, notify: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -133,50 +93,33 @@ def described(client: Client, tries: Sequence[Attempt], notify: Callable[[str], 
 
 
 def _visible(search: str, tries: Sequence[Attempt], storage: str, notify: Callable[[str], None]) -> dict[str, Any]:
-    found = look(search, storage)
+    found = read_record(search, storage)
     # A machine that only follows a cluster need not have access to the storage.
     if isinstance(found, UnreadableSearch) and not (tries and found.state == "unreadable"):
         notify(f"warning: {search}: {found.error}")
     return describe(search, tries, found)
 
 
-def progress(record: SearchRecord) -> dict[str, Any]:
-    """How far a search got: counts of tuned trials, the best of them, and the untuned model's objective."""
-    tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
-    counts = Counter(trial.status for trial in tuned)
-    ranked, baseline = record.ranked(), record.baseline
-    times = [t for trial in record.trials.values() for t in (trial.started, trial.ended, *_reported(trial)) if t]
-    return {
-        "num_trials": record.search["search"]["num_trials"],
-        "done": len(tuned) - counts["running"],
-        **{status: counts[status] for status in ("running", "finished", "pruned", "diverged", "failed")},
-        "metric": record.objective.first.metric,
-        "best": _told(record, ranked[0]) if ranked else None,
-        "baseline": None if baseline is None else baseline.value,
-        "began": min(times, default=None),
-        "newest_event": max(times, default=None),
-    }
-
-
 def lines(status: dict[str, Any]) -> list[str]:
-    """A status for people to read."""
-    shown = [f"{status['search']}: {status['state']}"]
+    """Return a status as lines for people to read."""
+    result = [f"{status['search']}: {status['state']}"]
     if (found := status["progress"]) is not None:
-        shown += [f"trials       {_trials(status)}", f"best         {_best(found)}"]
+        amount = _steps(found) if found["max_steps"] else _trials(status)
+        result += [amount, f"best         {_best(found)}"]
         if found["began"] is not None:
-            shown.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
+            result.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
     if status["last_line"] is not None:
-        shown.append(f"log          {status['last_line']}")
+        result.append(f"log          {status['last_line']}")
     for attempt in status["attempts"]:
         end = "" if attempt["ended"] is None else f" - {at(attempt['ended'])}"
         reason = "" if attempt["reason"] is None else f": {attempt['reason']}"
         began = f"{'since ' if not end else ''}{at(attempt['started'])}"
-        shown.append(f"attempt {attempt['number']:<4} {attempt['status'].lower()} {began}{end}{reason}")
-    return shown
+        result.append(f"attempt {attempt['number']:<4} {attempt['status'].lower()} {began}{end}{reason}")
+    return result
 
 
 def row(status: dict[str, Any]) -> dict[str, Any]:
-    """A status as one row of a table."""
+    """Return a status as one row of a table."""
     found, attempts = status["progress"] or {}, status["attempts"]
     began = attempts[0]["started"] if attempts else found.get("began")
     return {
@@ -187,8 +130,13 @@ def row(status: dict[str, Any]) -> dict[str, Any]:
         "metric": found.get("metric"),
         "best": (found.get("best") or {}).get("value"),
         "baseline": found.get("baseline"),
-        "began": began and at(began)[:-3],  # the minute will do
+        "began": began and at(began)[:-3],  # to the minute
     }
+
+
+def _steps(found: dict[str, Any]) -> str:
+    """The progress of a production run."""
+    return f"steps        {found['step']} of {found['max_steps']}"
 
 
 def _trials(status: dict[str, Any]) -> str:
@@ -196,7 +144,7 @@ def _trials(status: dict[str, Any]) -> str:
     begun = {"running": "running" if "running" in status["state"] else "unfinished"}
     kinds = [s for s in ("running", "pruned", "diverged", "failed") if found[s]]
     counts = "".join(f", {found[kind]} {begun.get(kind, kind)}" for kind in kinds)
-    return f"{done_of_asked(found['done'], found['num_trials'], ' of ')} done{counts}"
+    return f"trials       {done_of_asked(found['done'], found['num_trials'], ' of ')} done{counts}"
 
 
 def _best(found: dict[str, Any]) -> str:
@@ -208,13 +156,3 @@ def _best(found: dict[str, Any]) -> str:
         return text
     gain = "" if best is None else f" ({best['value'] - baseline:+.4f})"
     return f"{text}; baseline {baseline:.4f}{gain}"
-
-
-def _told(record: SearchRecord, best: TrialRecord) -> dict[str, Any]:
-    """A trial; ``feasible`` only where there are constraints."""
-    kept = {"feasible": record.is_feasible(best)} if record.objective.constraints else {}
-    return {"trial": best.number, "value": best.value, **kept}
-
-
-def _reported(trial: TrialRecord) -> list[float]:
-    return [report["time"] for report in trial.reports]

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ftae.cluster.jobs import Attempt, Client, newest, submit
-from ftae.cluster.status import record_of, state
 from ftae.errors import FtaeError
+from ftae.results.summary import record_of, state_of
 from ftae.specs.search.search import SearchSpec
 from ftae.user_code import check_code_allowed
 
@@ -32,7 +32,7 @@ def check_stopped(before: Attempt | None) -> None:
         FtaeError: it is not over.
     """
     if before is not None and not before.is_over:
-        raise FtaeError(f"{before.told()}; stop it first (ftae stop {before.search})")
+        raise FtaeError(f"{before.description()}; stop it first (ftae stop {before.search})")
 
 
 def submit_again(
@@ -59,7 +59,7 @@ def extended(spec: SearchSpec, trials: int | None, max_hours: float | None) -> S
     """
     if trials is not None:
         spec = with_settings(spec, num_trials=spec.search.num_trials + trials)
-    elif (record := record_of(spec.name, spec.search.storage)) is not None and state([], record) == "complete":
+    elif (record := record_of(spec.name, spec.search.storage)) is not None and state_of(record) == "complete":
         done = f"{spec.name} has finished all its {spec.search.num_trials} trials"
         raise FtaeError(f"{done}; to add trials: ftae extend {spec.name} --trials N")
     return spec if max_hours is None else with_settings(spec, max_hours=max_hours)
@@ -75,12 +75,12 @@ def _check_new(spec: SearchSpec, before: Attempt | None) -> None:
     rename = "or give the new search another name (--set name=...)"
     if before is not None and not before.is_over:
         status, stop = f"ftae status {spec.name}", f"ftae stop {spec.name}"
-        raise FtaeError(f"{before.told()}. Look at it ({status}), stop it ({stop}), {rename}")
+        raise FtaeError(f"{before.description()}. Look at it ({status}), stop it ({stop}), {rename}")
     record = record_of(spec.name, spec.search.storage)
     if record is not None and record.trials:
         found = f"{spec.search.storage} already contains a search {spec.name}"
     elif before is not None and before.may_have_begun:
-        found = before.told()
+        found = before.description()
     else:
         return
     resume, extend = f"ftae resume {spec.name}", f"ftae extend {spec.name} --trials N"

@@ -1,4 +1,4 @@
-"""Whoever starts a search again when its driver has died: a small actor on the head node."""
+"""Restarts a search whose driver has died, from a small actor on the head node."""
 
 import logging
 import os
@@ -21,9 +21,9 @@ START_SECONDS = 60.0
 
 
 def watch(search: str, notify: Callable[[str], None]) -> None:
-    """Have the next attempt made if this one dies; called by the driver's job.
+    """Make sure that the next attempt is submitted if this one dies; called by the driver of a job.
 
-    There is one watcher for each search. It outlives the drivers, and goes when one ends by itself.
+    There is one watcher per search. It outlives the drivers, and ends when one of them ends by itself.
     """
     # The actor imports this module from where the driver does.
     environment = {name: os.environ[name] for name in ("PYTHONPATH", ALLOW_CODE) if name in os.environ}
@@ -36,9 +36,9 @@ def watch(search: str, notify: Callable[[str], None]) -> None:
     )
     try:
         address = f"http://{context.dashboard_url}"
-        # The watcher that is found may be leaving just now.
+        # The watcher that is found may just be ending.
         if not _is_watched(address, search) and not _is_watched(address, search):
-            notify(f"nothing watches this attempt; should it die, run: ftae resume {search}")
+            notify(f"this attempt is not watched; if it dies, run: ftae resume {search}")
     finally:
         ray.shutdown()
 
@@ -50,7 +50,7 @@ def _is_watched(address: str, search: str) -> bool:
         lifetime="detached",
         max_restarts=-1,
         num_cpus=0,
-        # Where the driver is, which is the head node; a later head's, if that one is started anew.
+        # The driver's node, which is the head node; another one, if the head node is restarted.
         scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
     )
     try:
@@ -62,29 +62,29 @@ def _is_watched(address: str, search: str) -> bool:
 
 
 class Watcher:
-    """Submits the next attempt when one has died. All it knows, it asks the cluster, so it can be restarted."""
+    """Submits the next attempt when one has died. It has no state but the cluster's, so Ray can restart it."""
 
     def __init__(self, address: str, search: str) -> None:
         self._address, self._search = address, search
         self._me = ray.get_runtime_context().current_actor
-        self._looking = threading.Lock()
+        self._checking = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ping(self) -> None:
-        """Answers if it stays: whoever asks was submitted before, and is seen at the next look."""
-        with self._looking:
+        """Answers only if the watcher stays: the next check then finds the attempt of whoever called."""
+        with self._checking:
             return
 
     def _watch(self) -> None:
         while True:
             time.sleep(WATCH_SECONDS)
-            with self._looking:
+            with self._checking:
                 try:
-                    self._look()
-                except (OSError, RuntimeError, FtaeError) as error:  # the dashboard is away, or starts again
+                    self._check()
+                except (OSError, RuntimeError, FtaeError) as error:  # the dashboard is down, or restarting
                     logging.getLogger(__name__).warning("%s", error)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         client = connect(self._address)
         newest = next(reversed(attempts(client, self._search)), None)
         if newest is not None and newest.has_successor:
@@ -92,4 +92,4 @@ class Watcher:
             submit(client, newest.spec(), number=number, resume=True, python=python, last=last)
         elif newest is None or newest.is_over:
             ray.kill(self._me, no_restart=True)
-            threading.Event().wait()  # for the end, with the lock: nobody may count on this watcher any more
+            threading.Event().wait()  # until killed, with the lock held: no driver may rely on this watcher any more

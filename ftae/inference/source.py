@@ -115,7 +115,8 @@ def changed(spec: FinetuneSpec, values: Mapping[str, Any]) -> FinetuneSpec:
 
 
 def _search(name: str, path: Path, storage: str) -> Store | None:
-    if path.exists() and not (path / FILE_NAME).is_file():
+    # A production run has a journal, too, but its folder is one model.
+    if path.exists() and (not (path / FILE_NAME).is_file() or (path / PRODUCTION).is_file()):
         return None
     if not path.exists() and ("/" in name or name not in searches_in(storage)):
         return None

@@ -1,4 +1,4 @@
-"""From a finished search to one folder that a production run starts from."""
+"""Writes a trial of a search as one folder that a production run starts from."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord, run_of, search_of
+from ftae.results.summary import choose, verdict
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
@@ -21,20 +22,19 @@ from ftae.storage.store import Store
 def export(
     store: Store, out: Path, trial_number: int | None = None, weights: Mapping[str, float] | None = None
 ) -> tuple[TrialRecord, ExportedModel]:
-    """Write the best trial of a search to ``out``, or the given one, or the best by ``weights``.
-
-    See ``SearchRecord.chosen`` for what is best.
+    """Write a trial of a search to the new folder ``out``: the given one, or the best (see ``choose``).
 
     ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
     ``README.md`` and ``reconstructions.png``; it appears whole or not at all.
 
     Raises:
-        FtaeError: no trial ran to its full budget, the given one did not or its checkpoint was not
-            kept, or ``out`` exists or lies among the images; the search was run by another version of ftae.
+        FtaeError: no trial ran to its full budget, the given one did not, or its checkpoint was not kept; ``out``
+            exists or lies among the images; another version of ftae ran the search.
     """
     record = replay(store.folder)
+    search = search_of(record)
     trial = chosen_trial(record, store, trial_number, weights)
-    search, spec = search_of(record), run_of(record, trial)
+    spec = run_of(record, trial)
     check_output(out, spec.data.image_folders())
     if out.exists():
         raise FtaeError(f"{out} exists; remove it or choose another folder with --out")
@@ -43,33 +43,23 @@ def export(
     parts.mkdir(parents=True)
     try:
         assert trial.checkpoint is not None
-        released = export_model(spec, store.fetch(trial.checkpoint), parts / "model")
-        production = ProductionSpec(
-            name=f"{search.name}-trial-{trial.number}",
-            finetune=spec,
-            tracking=search.tracking,
-            from_search={
-                "search": search.name,
-                "trial": trial.number,
-                "dataset_fingerprint": record.facts.get("dataset_fingerprint"),
-            },
-        )
-        (parts / "production.yaml").write_text(dump(production), encoding="utf-8")
-        provenance = _provenance(record, search, trial, released)
+        assert trial.picture is not None
+        model = export_model(spec, store.fetch(trial.checkpoint), parts / "model")
+        (parts / "production.yaml").write_text(dump(_production(record, search, trial)), encoding="utf-8")
+        provenance = _provenance(record, search, trial, model)
         (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        picture = store.fetch(trial.reports[-1]["images"])
-        shutil.copyfile(picture, parts / "reconstructions.png")
-        (parts / "README.md").write_text(_readme(record, search, trial, released), encoding="utf-8")
+        shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")
+        (parts / "README.md").write_text(_readme(record, search, trial, model), encoding="utf-8")
         parts.rename(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
-    return trial, released
+    return trial, model
 
 
 def chosen_trial(
     record: SearchRecord, store: Store, number: int | None = None, weights: Mapping[str, float] | None = None
 ) -> TrialRecord:
-    """The trial to hand out: the best (by ``weights``, of several metrics), or the one of this number.
+    """Return the trial whose model to use: trial ``number``, or the best (see ``choose``).
 
     Raises:
         FtaeError: no trial ran to its full budget, or the chosen one has no checkpoint.
@@ -78,7 +68,7 @@ def chosen_trial(
     if not ranked:
         raise FtaeError(f"{store.name}: no tuned trial ran to its full budget yet, so there is no tuned model")
     kept = [t.number for t in ranked if t.checkpoint and store.names(t.checkpoint)]
-    chosen = record.chosen(None, weights).number if number is None else number
+    chosen = choose(record, None, weights).number if number is None else number
     if chosen not in kept:
         raise FtaeError(
             f"{store.name}: trial {chosen} has no checkpoint; choose one of {', '.join(map(str, kept))} "
@@ -87,9 +77,21 @@ def chosen_trial(
     return record.trials[chosen]
 
 
-def _provenance(
-    record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: ExportedModel
-) -> dict[str, Any]:
+def _production(record: SearchRecord, search: SearchSpec, trial: TrialRecord) -> ProductionSpec:
+    return ProductionSpec(
+        name=f"{search.name}-trial-{trial.number}",
+        finetune=run_of(record, trial),
+        tracking=search.tracking,
+        from_search={
+            "search": search.name,
+            "trial": trial.number,
+            "dataset_fingerprint": record.facts.get("dataset_fingerprint"),
+            "objective": search.objective.model_dump(mode="json"),
+        },
+    )
+
+
+def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> dict[str, Any]:
     baseline = record.baseline
     return {
         "search": search.name,
@@ -103,12 +105,12 @@ def _provenance(
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
         "metrics": trial.metrics,
-        "latents": asdict(released),
+        "latents": asdict(model),
         **record.facts,
     }
 
 
-def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, released: ExportedModel) -> str:
+def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> str:
     baseline = record.baseline
     names = [name for name in trial.metrics if is_held_out(name)]
     rows = "\n".join(f"| {name} | {_cell(baseline, name)} | {trial.metrics[name]:.6g} |" for name in names)
@@ -117,7 +119,7 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, releas
     params = "\n".join(f"- `{path}`: {value}" for path, value in trial.settings.items())
     return f"""# {search.name}, trial {trial.number}
 
-{record.verdict(trial)}
+{verdict(record, trial)}
 
 | metric | baseline (untuned) | trial {trial.number} |
 |---|---|---|
@@ -129,7 +131,7 @@ Params:
 
 {params}
 
-{_latents_note(search, released)}
+{_latents_note(search, model)}
 
 ![input, reconstruction, difference](reconstructions.png)
 
@@ -137,7 +139,7 @@ Fixed validation images, each as input | reconstruction | absolute difference.
 
 - `model/`: the tuned model, as measured above.
 - `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
-  kind of machine; `--max-steps N` trains for longer, `--resume` goes on with an interrupted run.
+  kind of machine; `--max-steps N` trains for longer, `--resume` continues an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
 """
 
@@ -146,14 +148,14 @@ def _cell(baseline: TrialRecord | None, metric: str) -> str:
     return "" if baseline is None or metric not in baseline.metrics else f"{baseline.metrics[metric]:.6g}"
 
 
-def _latents_note(search: SearchSpec, released: ExportedModel) -> str:
+def _latents_note(search: SearchSpec, model: ExportedModel) -> str:
     if search.finetune.model.pretrained is None:
         return "The model was trained from scratch: there are no earlier latents to be compatible with."
-    if released.latents_compatible:
+    if model.latents_compatible:
         return "The encoder gives the latents of the pretrained model: models trained on those still fit."
     note = (
         "The encoder side moved: **latents are no longer compatible** with models trained on the pretrained encoder's."
     )
-    if released.scaling_factor is not None:
-        note += f" `scaling_factor` was recomputed on the training images: {released.scaling_factor:.6g}."
+    if model.scaling_factor is not None:
+        note += f" `scaling_factor` was recomputed on the training images: {model.scaling_factor:.6g}."
     return note

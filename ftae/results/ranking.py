@@ -1,4 +1,4 @@
-"""Which of many trials is better, where one number or several say so."""
+"""Orders trials by one metric or by several."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,16 @@ from ftae.errors import FtaeError
 from ftae.specs.reading.problems import one_of, quoted
 from ftae.specs.search.objective import AnyObjective, Metrics
 
-Point = Sequence[float]  # values of which more is better
+Point = Sequence[float]  # values; more is better
 
 
 def ordered(points: Mapping[int, Point]) -> list[int]:
-    """The keys of ``points``, best first; ties go to the smaller key.
+    """Return the keys of ``points``, best first; ties go to the smaller key.
 
-    One value is sorted by. By several, a point comes the earlier the fewer others are at least as good
-    in all of them and better in one (Fonseca & Fleming, ICGA 1993), so the Pareto front comes first. Among
-    equals of that, the lonely come first (crowding distance: Deb et al., NSGA-II, 2002), led by the best of
-    the first value: whatever number is kept of a front is spread over it.
+    Points of one value are sorted by that value. Points of several are sorted by the number of points that dominate
+    them (Fonseca & Fleming, ICGA 1993), so the Pareto front comes first. Points with the same number are sorted by
+    their distance to their neighbours, the farthest first (crowding distance: Deb et al., NSGA-II, 2002), and then by
+    the first value: the first K of a front are spread over it.
     """
     if all(len(point) == 1 for point in points.values()):
         return sorted(points, key=lambda key: (-points[key][0], key))
@@ -28,20 +28,20 @@ def ordered(points: Mapping[int, Point]) -> list[int]:
 
 
 def pareto_front(points: Mapping[int, Point]) -> list[int]:
-    """The keys of the points that no other dominates, best first as ``ordered`` has it."""
+    """Return the keys of the points that no other point dominates, in the order of ``ordered``."""
     return [key for key in ordered(points) if not any(dominates(other, points[key]) for other in points.values())]
 
 
 def dominates(point: Point, other: Point) -> bool:
-    """Whether ``point`` is at least as good in everything and better in something."""
+    """Whether ``point`` is at least as good in every value and better in one."""
     return all(a >= b for a, b in zip(point, other, strict=True)) and tuple(point) != tuple(other)
 
 
 def check_weights(objective: AnyObjective, weights: Mapping[str, float]) -> None:
-    """Refuse weights that cannot choose.
+    """Check weights for ``scores``.
 
     Raises:
-        FtaeError: one names no metric of the objective or is negative, all are 0, or there is one metric only.
+        FtaeError: a weight is negative or names no metric of the objective, all are 0, or there is only one metric.
     """
     metrics = [goal.metric for goal in objective.goals]
     if len(metrics) == 1:
@@ -56,11 +56,11 @@ def check_weights(objective: AnyObjective, weights: Mapping[str, float]) -> None
 
 
 def scores(objective: AnyObjective, found: Mapping[int, Metrics], weights: Mapping[str, float]) -> dict[int, float]:
-    """For each of ``found``, usually a front, how good it is by ``weights``: 1 is best in all that weigh, 0 worst.
+    """Score each of ``found``, usually a front, between 0 and 1; more is better.
 
-    Each metric is scaled to its best (1) and worst (0) among ``found``, and the mean is taken by weight:
-    ``sum(w_m * (v_m - worst_m) / (best_m - worst_m)) / sum(w_m)``. A metric that is not named weighs 0, one that
-    is the same everywhere counts 1.
+    The score is the weighted mean of the metrics, each scaled to its best (1) and worst (0) value among ``found``:
+    ``sum(w_m * (v_m - worst_m) / (best_m - worst_m)) / sum(w_m)``. A metric without a weight weighs 0. A metric with
+    the same value everywhere counts as 1.
     """
     points = {key: objective.point(metrics) for key, metrics in found.items()}
     total = sum(weights.values())
@@ -74,7 +74,7 @@ def scores(objective: AnyObjective, found: Mapping[int, Metrics], weights: Mappi
 
 
 def _crowding(points: Mapping[int, Point]) -> dict[int, float]:
-    """For each point how far apart its neighbours are, summed over the values; infinite for the best and worst."""
+    """Return the distance between each point's neighbours, summed over the values; infinite for the best and worst."""
     result = dict.fromkeys(points, 0.0)
     for i in range(len(next(iter(points.values())))):
         along = sorted(points, key=lambda key: (points[key][i], key))

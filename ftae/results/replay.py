@@ -1,5 +1,6 @@
-"""From a journal to a SearchRecord: every event checked, then folded."""
+"""From a journal to a SearchRecord: checks every event, then folds it in."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,11 @@ from ftae.storage.journal import FILE_NAME, Event, UnreadableJournal, logger, re
 from ftae.storage.store import open_store
 from ftae.wording import done_of_asked
 
-LAST_TIME = 2.5e11  # of the calendar, in the year 9892
+REPORTS = "reports.jsonl"  # what a production run of version 1 wrote instead of a journal
 
-# What readers rely on; an event may hold more.
+LATEST_TIME = 2.5e11  # seconds since the epoch: the year 9892, near the end of Python's calendar
+
+# The fields that readers rely on; an event may hold more.
 _FIELDS: dict[str, dict[str, Any]] = {
     "open": {"search": dict, "digest": str},
     "suggest": {"trial": int, "params": dict, "kind": str},
@@ -40,11 +43,11 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 
 def replay(folder: Path) -> SearchRecord:
-    """The whole journal, folded.
+    """Fold the whole journal in ``folder``.
 
     Raises:
-        FtaeError: there is no journal in ``folder``.
-        UnreadableJournal: it is damaged, by another version of ftae, or empty.
+        FtaeError: there is no journal in ``folder``, or a newer ftae wrote it.
+        UnreadableJournal: the journal is damaged, by another version of ftae, or empty.
     """
     if not (folder / FILE_NAME).exists():
         raise FtaeError(f"{folder} holds no search (no {FILE_NAME})")
@@ -57,45 +60,58 @@ def replay(folder: Path) -> SearchRecord:
 
 
 def fold(folder: Path) -> SearchRecord:
-    """What the journal in ``folder`` holds, if only nothing yet. Events of kinds that this version lacks are logged.
+    """Fold the journal in ``folder``, which may be empty. Unknown kinds of events are left out and logged.
 
     Raises:
-        UnreadableJournal: it is damaged, or by another version of ftae.
+        UnreadableJournal: the journal is damaged, or by another version of ftae.
+        FtaeError: a newer ftae wrote the journal.
     """
-    record, unknown = SearchRecord(search={}), dict[str, int]()
+    record, unknown, intact = SearchRecord(search={}), dict[str, int](), 0
     for event, offset in read(folder):
         if event["event"] not in _FIELDS:
             unknown[event["event"]] = unknown.get(event["event"], 0) + 1
-            continue
-        if wrong := _wrong(event, record):
+        elif fault := _fault(event, record):
             place = f"{folder / FILE_NAME}: the event before byte {offset}"
-            raise UnreadableJournal(f"{place} is damaged, or by another version of ftae: {wrong}")
-        record.apply(event)
+            message = f"{place} is damaged, or by another version of ftae: {fault}"
+            raise UnreadableJournal(message, intact_bytes=intact)
+        else:
+            record.apply(event)
+        intact = offset
     if unknown:
-        told = ", ".join(f"{count} of {kind!r}" for kind, count in unknown.items())
-        logger.warning("%s: events of a kind that this version of ftae lacks are left out: %s", folder, told)
+        counts = ", ".join(f"{count} of {kind!r}" for kind, count in unknown.items())
+        logger.warning("%s: events of a kind that this version of ftae lacks are left out: %s", folder, counts)
     return record
 
 
-def _wrong(event: Event, record: SearchRecord) -> str | None:
+def _fault(event: Event, record: SearchRecord) -> str | None:
     """Why an event cannot be folded into ``record``; None if it can."""
     kind, at = event["event"], event.get("time", -1)
-    if not _is(at, float | int) or not 0 <= at < LAST_TIME:
+    if not _is(at, float | int) or not 0 <= at < LATEST_TIME:
         return f"{kind!r} has no time"
     for name, wanted in _FIELDS[kind].items():
         if name not in event or not _is(event[name], wanted):
             return f"{kind!r} has no {name}" if name not in event else f"{kind!r} has a {name} of another type"
     if kind == "open":
-        has_facts = isinstance(event.get("facts", {}), dict)
-        return _wrong_search(event["search"]) if has_facts else "'open' has facts of another type"
+        return _fault_of_open(event)
     if not record.search:
         return f"{kind!r} comes before any 'open'"
-    return _wrong_trial(event, record) if "trial" in event else None
+    return _fault_of_trial(event, record) if "trial" in event else None
 
 
-def _wrong_search(search: Mapping[str, Any]) -> str | None:
+def _fault_of_open(event: Event) -> str | None:
+    if not isinstance(event.get("facts", {}), dict):
+        return "'open' has facts of another type"
+    kind, search = event.get("kind", "search"), event["search"]
+    if kind not in ("search", "production"):
+        return f"'open' has the kind {kind!r}"
     if not isinstance(search.get("name"), str) or not isinstance(search.get("search_space"), dict):
         return "'open' holds no search"
+    if kind == "production" and not isinstance(search.get("finetune"), dict):
+        return "'open' holds no run"
+    return _fault_of_settings(search)
+
+
+def _fault_of_settings(search: Mapping[str, Any]) -> str | None:
     settings = search.get("search")
     if not isinstance(settings, dict) or not _is(settings.get("num_trials"), int):
         return "'open' holds no search.num_trials"
@@ -106,14 +122,16 @@ def _wrong_search(search: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _wrong_trial(event: Event, record: SearchRecord) -> str | None:
+def _fault_of_trial(event: Event, record: SearchRecord) -> str | None:
     kind, number = event["event"], event["trial"]
     if kind == "suggest":
-        has_kind = event["kind"] in get_args(Kind)
-        return None if has_kind and number not in record.trials else f"it suggests trial {number} in an unknown way"
+        is_known = event["kind"] in get_args(Kind)
+        return None if is_known and number not in record.trials else f"it suggests trial {number} in an unknown way"
     if number not in (record.running if kind == "end" else record.trials):
         return f"{kind!r} is of trial {number}, which is not {'running' if kind == 'end' else 'known'}"
     trial, metrics = record.trials[number], record.objective.shown_metrics
+    if kind == "start" and record.kind == "production" and not _is(event.get("step"), int):
+        return "'start' of a production run without a step"
     if kind == "report" and not all(_is(event["metrics"].get(name), float | int) for name in metrics):
         return f"a report without {', '.join(metrics)}"
     if kind == "report" and event["checkpoint"] and not event["images"]:
@@ -126,17 +144,17 @@ def _wrong_trial(event: Event, record: SearchRecord) -> str | None:
 
 
 def _is(value: Any, wanted: Any) -> bool:
-    """Whether it is of a type, where true is no number, and a number is finite."""
+    """Whether ``value`` has a type; a truth value is no number, and numbers are finite."""
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         return False
     return isinstance(value, wanted)
 
 
 def find_existing_search(spec: SearchSpec, resume: bool | None) -> SearchRecord | None:
-    """The record of the search to resume; None if no trial of it has begun.
+    """Return the record of the search that ``spec`` continues; None if the search is new.
 
     Raises:
-        FtaeError: ``resume`` is True and there is none, or ``resume`` is False and there is one.
+        FtaeError: with ``resume``: there is no such search; with ``resume=False``: there is one already.
     """
     store = open_store(spec.search.storage, spec.name, "reader")
     store.refresh()
@@ -145,9 +163,27 @@ def find_existing_search(spec: SearchSpec, resume: bool | None) -> SearchRecord 
     if resume and before is None:
         raise FtaeError(f"there is nothing to resume in {store}; start the search without --resume")
     if before is not None and resume is False:
-        ended, asked = before.ended.total(), before.search["search"]["num_trials"]
         raise FtaeError(
-            f"{store} holds a search already ({done_of_asked(ended, asked, ' of ')} trials done). "
-            "Continue it with --resume, or give the new one another name (--set name=...)"
+            f"{store} holds a search already ({done_of_asked(before.ended.total(), before.num_trials, ' of ')} trials "
+            "done). Continue it with --resume, or give the new one another name (--set name=...)"
         )
     return before
+
+
+def reports_of_version_1(folder: Path, trial: int, metric: str) -> list[Event]:
+    """Read the reports of a production run of version 1 as events of a journal, up to the first damaged line.
+
+    ``metric``: the objective.
+    """
+    events: list[Event] = []
+    if (folder / REPORTS).is_file():
+        for line in (folder / REPORTS).read_bytes().splitlines():
+            try:
+                report = dict(json.loads(line))
+                event = {"event": "report", "trial": trial, "value": report["metrics"][metric], **report}
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break
+            if any(not _is(event.get(name), wanted) for name, wanted in (_FIELDS["report"] | {"time": float}).items()):
+                break
+            events.append(event)
+    return events

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord, search_of
-from ftae.results.summary import best, find_search, state_of
+from ftae.results.summary import best, choose, find_search, leaderboard, state_of, verdict
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.store import Store
 from ftae.user_code import code_allowed
@@ -95,7 +95,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        return str(self._record.search["name"])
+        return self._record.name
 
     @property
     def folder(self) -> Path:
@@ -115,8 +115,12 @@ class Search:
     @property
     def reason(self) -> str | None:
         """Why the search ended as it did; None if there is nothing to say."""
-        reason = None if self._record.close is None else self._record.close["reason"]
-        return None if reason is None else str(reason)
+        return None if self._record.close is None else self._record.close.reason
+
+    @property
+    def stopped_by_user(self) -> bool:
+        """Whether a person stopped the search, as Ctrl-C does."""
+        return self._record.close is not None and self._record.close.by_user
 
     # --------------------------------------------------------------------------------------------- trials
 
@@ -155,11 +159,11 @@ class Search:
         Raises:
             FtaeError: there is no such trial, or the weights do not fit the objective.
         """
-        return Trial.of(self._record.chosen(trial, weights))
+        return Trial.of(choose(self._record, trial, weights))
 
     def verdict(self, trial: int | None = None) -> str:
         """Compare a trial, by default the best, with the baseline and the constraints, in a sentence or two."""
-        return self._record.verdict(self._record.chosen(trial))
+        return verdict(self._record, choose(self._record, trial))
 
     def summary(self, trial: int | None = None, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Return what ``ftae best --json`` prints: the chosen trial, its checkpoint, and how it compares.
@@ -176,7 +180,7 @@ class Search:
 
         The trials that ran to their full budget come first, the best on top, then the baseline and the other trials.
         """
-        return self._record.leaderboard()
+        return leaderboard(self._record)
 
     def leaderboard(self) -> "pandas.DataFrame":
         """Return the leaderboard as a table with a row for each trial, indexed by the number of the trial.
@@ -234,7 +238,7 @@ class Search:
     def _state(self) -> str:
         ranked, number = self._record.ranked(), len(self._record.trials)
         state = f"{self.status}, {number} trial{'s' * (number != 1)}"
-        return f"{state}, best is trial {ranked[0].number} ({self._record.verdict(ranked[0])})" if ranked else state
+        return f"{state}, best is trial {ranked[0].number} ({verdict(self._record, ranked[0])})" if ranked else state
 
     def _repr_html_(self) -> str:
         """Show the first rows of the leaderboard in a notebook."""

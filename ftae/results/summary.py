@@ -1,20 +1,28 @@
-"""What a search has found: the best trial, and the leaderboard."""
+"""What a search has found so far, in words and plain values: state, progress, best trial, leaderboard."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
+from ftae.results import ranking
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord
+from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
+from ftae.storage.journal import UnreadableJournal
 from ftae.storage.store import Store, open_store, searches_in
+
+RUNNING_OR_KILLED = "running or killed"
+
+# ------------------------------------------------------------------------------------- finding a search
 
 
 def find_search(name: str, storage: str) -> Store:
-    """A search, by its name below ``storage`` or by the path of its folder, its journal up to date.
+    """Find a search by its name below ``storage`` or by the path of its folder; its journal is up to date.
 
     Raises:
-        FtaeError: there is none; the message lists those in ``storage``.
+        FtaeError: there is none; the message lists the searches in ``storage``.
     """
     by_path = Path(name).absolute()
     for store in (open_store(storage, name, "reader"), open_store(str(by_path.parent), by_path.name, "reader")):
@@ -26,41 +34,192 @@ def find_search(name: str, storage: str) -> Store:
     raise FtaeError(f"there is no search {name!r} in {storage}; {choices}")
 
 
-def best(store: Store, number: int | None = None, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The best trial that ran to its full budget (see ``SearchRecord.chosen``), or the given one, as one plain object.
+@dataclass(frozen=True)
+class UnreadableSearch:
+    """A journal that cannot be read: its state in a word or two, and the error."""
 
-    ``value`` and ``baseline`` are the objective (of several metrics, the first); ``checkpoint`` is a folder, None if it
-    was not kept; ``verdict`` and ``beats_baseline`` say whether tuning helped at all, ``warning`` that the verdict is
-    one. Where there are constraints, ``feasible`` and ``baseline_feasible`` say who keeps them; where there are
-    several metrics, ``pareto_front`` lists the trials that no other dominates.
+    state: str
+    error: FtaeError | OSError
+
+
+def read_record(search: str, storage: str) -> SearchRecord | UnreadableSearch | None:
+    """Read the journal of a search; None if this machine sees no such search in ``storage``."""
+    try:
+        store = open_store(storage, search, "reader")
+        if not store.exists():
+            return None
+        store.refresh()
+        return replay(store.folder)
+    except UnreadableJournal as error:
+        return UnreadableSearch(error.state, error)
+    except (FtaeError, OSError) as error:  # such as an object store that this machine may not read
+        return UnreadableSearch("unreadable", error)
+
+
+def record_of(search: str, storage: str) -> SearchRecord | None:
+    """Read the journal of a search; None if this machine sees no such search in ``storage``, or it never began.
 
     Raises:
-        FtaeError: no tuned trial ran to its full budget yet, or not the given one; the weights cannot choose.
+        UnreadableJournal: the journal is damaged.
+    """
+    found = read_record(search, storage)
+    if isinstance(found, UnreadableSearch) and found.state == "damaged":
+        raise found.error
+    return found if isinstance(found, SearchRecord) else None
+
+
+# ---------------------------------------------------------------------------------------------- progress
+
+
+def state_of(record: SearchRecord) -> str:
+    """complete, interrupted or failed; ``running or killed`` where no driver has written its end."""
+    return RUNNING_OR_KILLED if record.close is None else record.close.status
+
+
+def progress(record: SearchRecord) -> dict[str, Any]:
+    """Return counts of the tuned trials, the best of them, and the objective of the untuned model, as plain values.
+
+    Times are seconds since the epoch. ``step`` and ``max_steps`` are those of a production run, None for a search.
+    """
+    tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
+    counts = Counter(trial.status for trial in tuned)
+    ranked, untuned = record.ranked(), record.baseline
+    times = [t for trial in record.trials.values() for t in (trial.started, trial.ended, *_report_times(trial)) if t]
+    production = record.trials.get(PRODUCTION_TRIAL) if record.kind == "production" else None
+    return {
+        "num_trials": record.num_trials,
+        "done": len(tuned) - counts["running"],
+        **{status: counts[status] for status in ("running", "finished", "pruned", "diverged", "failed")},
+        "step": None if production is None else production.step,
+        "max_steps": None if production is None else record.search["finetune"].get("max_steps"),
+        "metric": record.objective.first.metric,
+        "best": _best_so_far(record, ranked[0]) if ranked else None,
+        "baseline": None if untuned is None else untuned.value,
+        "began": min(times, default=None),
+        "newest_event": max(times, default=None),
+    }
+
+
+def _best_so_far(record: SearchRecord, trial: TrialRecord) -> dict[str, Any]:
+    feasible = {"feasible": record.is_feasible(trial)} if record.objective.constraints else {}
+    return {"trial": trial.number, "value": trial.value, **feasible}
+
+
+def _report_times(trial: TrialRecord) -> list[float]:
+    return [report["time"] for report in trial.reports]
+
+
+# ----------------------------------------------------------------------------------------------- results
+
+
+def choose(record: SearchRecord, number: int | None = None, weights: Mapping[str, float] | None = None) -> TrialRecord:
+    """Return trial ``number``; or the trial of the Pareto front with the best of ``ranking.scores`` by ``weights``;
+    or, without either, the first of the ranking.
+
+    Raises:
+        FtaeError: no tuned trial, or not trial ``number``, ran to its full budget; the weights cannot choose.
+    """
+    ranked = record.ranked()
+    if not ranked:
+        raise FtaeError(f"{record.name}: no tuned trial ran to its full budget yet")
+    if number is not None:
+        if number not in (trial.number for trial in ranked):
+            numbers = ", ".join(str(trial.number) for trial in ranked)
+            raise FtaeError(f"{record.name}: trial {number} did not run to its full budget; choose one of {numbers}")
+        return record.trials[number]
+    if weights is None:
+        return ranked[0]
+    ranking.check_weights(record.objective, weights)
+    front = record.pareto_front() or ranked[:1]  # where none keeps the constraints, the one nearest to them
+    scores = ranking.scores(record.objective, {t.number: t.metrics for t in front}, weights)
+    return max(front, key=lambda trial: (scores[trial.number], -trial.number))
+
+
+def best(store: Store, number: int | None = None, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return the trial that ``choose`` returns as plain values.
+
+    ``value`` and ``baseline`` are the objective (of several metrics, the first); ``checkpoint`` is a folder, None if it
+    was not kept; ``verdict`` and ``beats_baseline`` say whether tuning helped, ``warning`` whether the verdict is a
+    warning. With constraints, ``feasible`` and ``baseline_feasible`` say which model keeps them; with several metrics,
+    ``front`` lists the trials that no other dominates.
+
+    Raises:
+        FtaeError: as ``choose``.
     """
     record = replay(store.folder)
-    trial, baseline = record.chosen(number, weights), record.baseline
+    trial, untuned = choose(record, number, weights), record.baseline
     kept = trial.checkpoint if trial.checkpoint and store.names(trial.checkpoint) else None
     result = {
-        "search": record.search["name"],
+        "search": record.name,
         "trial": trial.number,
         "metric": record.objective.first.metric,
         "value": trial.value,
-        "baseline": None if baseline is None else baseline.value,
+        "baseline": None if untuned is None else untuned.value,
         "beats_baseline": record.beats_baseline(trial),
-        "verdict": record.verdict(trial),
-        "warning": record.warns_of(trial),
+        "verdict": verdict(record, trial),
+        "warning": record.needs_warning(trial),
         "params": trial.params,
         "metrics": trial.metrics,
         "checkpoint": str(store.fetch(kept)) if kept else None,
     }
     if record.objective.constraints:
-        untuned = None if baseline is None else record.is_feasible(baseline)
-        result |= {"feasible": record.is_feasible(trial), "baseline_feasible": untuned}
+        baseline_feasible = None if untuned is None else record.is_feasible(untuned)
+        result |= {"feasible": record.is_feasible(trial), "baseline_feasible": baseline_feasible}
     if len(record.objective.goals) > 1:
         result["front"] = [other.number for other in record.pareto_front()]
     return result
 
 
-def state_of(record: SearchRecord) -> str:
-    """complete, interrupted or failed; ``running`` when its driver has not left (or was killed)."""
-    return "running or killed" if record.close is None else str(record.close["status"])
+def verdict(record: SearchRecord, trial: TrialRecord) -> str:
+    """Compare a trial with the constraints and the untuned model, in a sentence or two."""
+    text = _comparison(record, trial)
+    return f"WARNING: {text}" if record.needs_warning(trial) else text
+
+
+def _comparison(record: SearchRecord, trial: TrialRecord) -> str:
+    objective, untuned = record.objective, record.baseline
+    changes = "; ".join(_change(goal.metric, trial, untuned) for goal in objective.goals)
+    missed = objective.missed(trial.metrics) if trial.reports else []
+    if missed and not any(record.is_feasible(t) for t in record.ranked()):
+        return f"no trial keeps the constraints. This one misses {', '.join(missed)}. {changes}."
+    if missed:
+        return f"this trial misses {', '.join(missed)}. {changes}."
+    if untuned is None or not untuned.reports or not trial.reports:
+        return f"{changes}; the baseline was not measured."
+    if not record.beats_baseline(trial):
+        return f"the untuned model was not beaten. {changes}. Use the model as it was."
+    missed = objective.missed(untuned.metrics)
+    return f"{changes}. The untuned model misses {', '.join(missed)}" if missed else changes
+
+
+def _change(metric: str, trial: TrialRecord, untuned: TrialRecord | None) -> str:
+    value = trial.metrics.get(metric)
+    if untuned is None or not untuned.reports or value is None:
+        return f"{metric} {value}"
+    before = untuned.metrics[metric]
+    return f"{metric} {before:.4f} -> {value:.4f} ({value - before:+.4f})"
+
+
+def leaderboard(record: SearchRecord) -> list[dict[str, Any]]:
+    """Return one row per trial: the ranked ones first, then the baseline, however it ended, and the rest by number.
+
+    ``front`` (with several metrics): whether the trial is on the Pareto front. ``feasible`` (with constraints): whether
+    it keeps them.
+    """
+    others = [t for t in record.trials.values() if t.kind == "baseline" or t.status != "finished"]
+    ordered = [*record.ranked(), *sorted(others, key=lambda trial: trial.number)]
+    front = {trial.number for trial in record.pareto_front()} if len(record.objective.goals) > 1 else None
+    return [
+        {
+            "trial": trial.number,
+            "kind": trial.kind,
+            "status": trial.status,
+            **({} if front is None else {"front": trial.number in front}),
+            **({"feasible": record.is_feasible(trial)} if record.objective.constraints else {}),
+            **{metric: trial.metrics.get(metric) for metric in record.objective.shown_metrics},
+            "step": trial.step,
+            **{f"params.{path}": trial.params.get(path) for path in record.searched},
+            "reason": trial.reason,
+        }
+        for trial in ordered
+    ]

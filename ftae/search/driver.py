@@ -12,7 +12,7 @@ from ftae.engine.data.listing import check_output
 from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
 from ftae.results.replay import find_existing_search, replay
-from ftae.results.search_record import BY_USER, SearchRecord, search_of
+from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord, search_of
 from ftae.search.coordinator import StateCoordinator
 from ftae.search.preflight import ClusterCapacity, check_measured, preflight
 from ftae.search.progress import Progress
@@ -23,7 +23,7 @@ from ftae.search.ray.session import ray_session, start_worker
 from ftae.search.retention import Retention
 from ftae.search.sizing import check_search, longest_report_seconds, search_seconds
 from ftae.search.state import SearchState
-from ftae.search.tracking_sync import TrackingSync, publish, tracker_of
+from ftae.search.tracking_sync import TrackingSync, publish
 from ftae.specs.files import dump
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.roles import Means, fields_with
@@ -32,14 +32,12 @@ from ftae.specs.search.settings import SearchSettings
 from ftae.storage.journal import FILE_NAME, Journal
 from ftae.storage.retry import with_retries
 from ftae.storage.store import Store, open_store
+from ftae.tracking import tracker_for
 
 FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 
 # What may change between the start of a search and its resumption: its means, not its question.
 MAY_CHANGE = fields_with(SearchSettings, Means)
-
-
-Outcome = tuple[str, str | None]  # status and reason of the journal's ``close`` event
 
 
 def run_search(
@@ -89,37 +87,37 @@ def drive(
     _make_folder(store)
     with Progress(spec, notify) as progress:
         state = SearchState(spec, store, facts, progress.notify)
-        tracking_sync = TrackingSync(store, lambda: tracker_of(spec, store), progress.notify)
-        outcome: Outcome = "failed", "the driver failed"
+        tracking_sync = TrackingSync(store, lambda: tracker_for(spec, store), progress.notify)
+        outcome = Close("failed", "the driver failed")
         try:
             store.write("search.yaml", dump(spec).encode())
             for note in data.notes:
                 progress.notify(note)
             tracking_sync.start()
             if state.is_complete:
-                outcome = "complete", state.ended_early
+                outcome = Close("complete", state.ended_early)
             else:
                 capacity = preflight(spec, store, data, checkpoint_bytes, progress.notify, is_local=is_local)
                 outcome = _run_trials(state, capacity, progress)
             if state.is_complete and state.ended_early:
                 progress.notify(state.ended_early)
         except (KeyboardInterrupt, SystemExit):
-            outcome = "interrupted", BY_USER
+            outcome = STOPPED_BY_USER
             raise
         except FtaeError as error:
-            outcome = "failed", str(error)
+            outcome = Close("failed", str(error))
             raise
         finally:
             try:
-                _close(state, *outcome)
+                _close(state, outcome)
             finally:
                 _finish_tracking(store, spec, tracking_sync, progress)
-    if outcome[0] == "failed":
-        raise FtaeError(f"{spec.name} stopped: {outcome[1]}")
+    if outcome.status == "failed":
+        raise FtaeError(f"{spec.name} stopped: {outcome.reason}")
     return replay(store.folder)
 
 
-def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progress) -> Outcome:
+def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progress) -> Close:
     spec, settings = state.spec, state.spec.search
     fingerprint = state.record.facts["dataset_fingerprint"]
     probe = dry_run(spec, fingerprint, progress.notify)
@@ -142,21 +140,21 @@ def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progres
     return _outcome(state, coordinator)
 
 
-def _outcome(state: SearchState, coordinator: StateCoordinator) -> Outcome:
+def _outcome(state: SearchState, coordinator: StateCoordinator) -> Close:
     if isinstance(coordinator.failure, OSError):
         raise _unwritable(coordinator.failure) from coordinator.failure
     if coordinator.failure is not None:
         raise coordinator.failure
     if coordinator.baseline_failed():
-        return "failed", f"the untuned model cannot be evaluated: {state.record.trials[0].reason}"
+        return Close("failed", f"the untuned model cannot be evaluated: {state.record.trials[0].reason}")
     if state.is_complete:
-        return "complete", state.ended_early
-    return "interrupted", "max_hours is over" if coordinator.is_overdue() else BY_USER
+        return Close("complete", state.ended_early)
+    return Close("interrupted", "max_hours is over") if coordinator.is_overdue() else STOPPED_BY_USER
 
 
-def _close(state: SearchState, status: str, reason: str | None) -> None:
+def _close(state: SearchState, outcome: Close) -> None:
     try:
-        state.close(status, reason)
+        state.close(outcome.status, outcome.reason, by_user=outcome.by_user)
     except OSError as error:
         raise _unwritable(error) from error
 
@@ -168,7 +166,7 @@ def _unwritable(error: OSError) -> FtaeError:
 def _finish_tracking(store: Store, spec: SearchSpec, tracking_sync: TrackingSync, progress: Progress) -> None:
     try:
         if tracking_sync.finish(FLUSH_SECONDS):
-            publish(store, tracker_of(spec, store))
+            publish(store, tracker_for(spec, store))
             return
     except (FtaeError, OSError) as error:
         progress.notify(str(error))

@@ -15,7 +15,7 @@ from ftae.engine.models.model_folder import model_digest, weights_digest
 from ftae.results.search_record import SearchRecord
 from ftae.specs.finetune.models import DiffusersModel
 from ftae.specs.search.distributions import Choices
-from ftae.specs.search.search import SearchSpec
+from ftae.specs.search.search import ProductionSpec, SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
 
@@ -25,7 +25,7 @@ PRETRAINED = "model.pretrained"
 SAME_FOR_ALL = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
 
 
-def provenance(spec: SearchSpec, data: Dataset) -> dict[str, Any]:
+def provenance(spec: SearchSpec | ProductionSpec, data: Dataset) -> dict[str, Any]:
     """Data, weights, versions and commit, as JSON values."""
     run = spec.finetune
     return {

@@ -4,21 +4,18 @@ Live events and replayed ones take the same path, so that a resumed search has t
 scheduler in the same state, as one that never stopped. Knows nothing of Ray.
 """
 
-import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from ftae.engine.training.checkpoint import EvalReport
-from ftae.results.search_record import SearchRecord, Status, TrialRecord, trial_folder
+from ftae.results.search_record import Close, SearchRecord, Status, TrialRecord, trial_folder
 from ftae.search.ray.messages import Assignment
 from ftae.search.sampler import Sampler
 from ftae.search.scheduler import make_scheduler
+from ftae.specs.reading.formats import FORMAT
 from ftae.specs.search.search import SearchSpec
-from ftae.storage import journal
-from ftae.storage.journal import Event, Journal
-from ftae.storage.lease import Lease
-from ftae.storage.retry import with_retries
+from ftae.storage.journal import Event, new_event
+from ftae.storage.lease import JournalWriter
 from ftae.storage.store import Store
 
 
@@ -40,28 +37,23 @@ class SearchState:
         provenance: Mapping[str, Any] | None = None,
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.spec, self.store, self._notify = spec, store, notify
+        self.spec, self.store = spec, store
         self.record = SearchRecord(search={})
         self.sampler, self.scheduler = Sampler(spec), make_scheduler(spec)
         self._to_end: dict[int, Status] = {}  # trials whose last report ends them, without an end event so far
-        self.journal = Journal(store.folder, store.replicate)
-        self._lease = Lease(store, self.journal.path, notify)
+        self.writer = JournalWriter(store, notify)
         try:
-            self._lease.take()
             self._open(provenance or {})
         except BaseException:
-            self._leave()
+            self.writer.close()
             raise
         self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
 
     def _open(self, provenance: Mapping[str, Any]) -> None:
-        self.store.refresh()
-        self.journal.take_up()
-        for event, _ in journal.read(self.store.folder):
+        for event in self.writer.take_up():
             self._apply(event, live=False)
-        self._append(
-            "open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts=dict(provenance)
-        )
+        search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
+        self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance))
         for number, status in list(self._to_end.items()):
             self.end(number, status)
 
@@ -101,7 +93,7 @@ class SearchState:
             return True
         value = report.metrics[self.spec.objective.first.metric]
         folder = trial_folder(number)
-        event = _event(
+        event = new_event(
             "report",
             trial=number,
             step=report.step,
@@ -113,8 +105,8 @@ class SearchState:
         )
         events, status = [event], self._status_after(trial, report.step, value)
         if status is not None:
-            events.append(_event("end", trial=number, status=status, reason=None, value=value, step=report.step))
-        self._write(events)
+            events.append(new_event("end", trial=number, status=status, reason=None, value=value, step=report.step))
+        self.writer.append(events, self._apply_live)
         return status is None
 
     def preflight(self, probe: Mapping[str, Any]) -> None:
@@ -140,16 +132,12 @@ class SearchState:
             value = self.spec.objective.first.worst() if status == "diverged" else trial.value
             self._append("end", trial=number, status=status, reason=reason, value=value, step=trial.step)
 
-    def close(self, status: str, reason: str | None = None) -> None:
+    def close(self, status: str, reason: str | None = None, *, by_user: bool = False) -> None:
         """The driver leaves: close the journal and give the lease back."""
         try:
-            self._append("close", status=status, reason=reason)
+            self._append("close", **Close(status, reason, by_user).fields())
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._lease.release()
-        self.journal.close()
+            self.writer.close()
 
     # ----------------------------------------------------------------------------------- questions
 
@@ -170,18 +158,10 @@ class SearchState:
     # ----------------------------------------------------------------------------------- the fold
 
     def _append(self, event: str, **fields: Any) -> None:
-        self._write([_event(event, **fields)])
+        self.writer.append([new_event(event, **fields)], self._apply_live)
 
-    def _write(self, events: list[Event]) -> None:
-        """Write events into the journal, in one write if the storage allows it; then apply them."""
-        for batch in [events] if self.store.appends_atomically else [[event] for event in events]:
-            with_retries(partial(self._write_batch, batch), self._notify)
-            for event in batch:
-                self._apply(event, live=True)
-
-    def _write_batch(self, events: list[Event]) -> None:
-        self._lease.check()
-        self.journal.append_all(events)
+    def _apply_live(self, event: Event) -> None:
+        self._apply(event, live=True)
 
     def _apply(self, event: Event, *, live: bool) -> None:
         self.record.apply(event)
@@ -214,8 +194,3 @@ class SearchState:
         if trial.kind == "baseline" or step >= self.spec.finetune.max_steps:
             return "finished"
         return None if step == 0 or self.scheduler.goes_on(trial.number, step, value) else "pruned"
-
-
-def _event(event: str, **fields: Any) -> Event:
-    # The time is set once, before any retry: an object store may hold the line of a try that seemed to fail.
-    return {"event": event, "time": time.time(), **fields}

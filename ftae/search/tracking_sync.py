@@ -1,27 +1,27 @@
-"""From the journal to MLflow: a thread of the driver that never holds up the search.
+"""From the journal to a tracker: sends what is new, and never holds up or ends a search.
 
-What was sent is remembered as a byte offset of the journal, saved after each batch together with the
-server and experiment it was sent to. A tracker's ``ship`` is idempotent, so what is sent again does no harm.
+What was sent is remembered as a byte offset of the journal, saved after each batch together with the destination.
+``Tracker.send`` is idempotent, so sending something again does no harm.
 """
 
 import json
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.search_record import run_of, search_of
+from ftae.results.search_record import SearchRecord, run_of, spec_of
+from ftae.results.summary import leaderboard
+from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
-from ftae.specs.search.search import SearchSpec
 from ftae.storage import journal
 from ftae.storage.store import Store
-
-if TYPE_CHECKING:
-    from ftae.tracking import SearchTracker
-
+from ftae.tracking import Outcome, Tracker, TrackingUnavailable, tracker_for
+from ftae.tracking.tracker import MODEL
 
 BATCH_EVENTS = 500
 
@@ -34,130 +34,187 @@ CURSOR = "tracking.json"
 SEARCH_FILE = "search.yaml"
 
 
-def tracker_of(spec: SearchSpec, store: Store) -> "SearchTracker":
-    """The tracker that a search's spec names."""
-    from ftae.tracking import SearchTracker
-
-    folder = store.folder
-    return SearchTracker(
-        spec.tracking.uri, storage=folder.parent, search_folder=folder, search=spec.model_dump(mode="json")
-    )
-
-
-def ship_new(store: Store, tracker: "SearchTracker") -> int:
-    """Send what this tracker's destination was not sent yet; returns the number of events sent.
+def send_new(store: Store, tracker: Tracker) -> int:
+    """Send what this tracker's destination does not have yet; returns the number of events sent.
 
     Raises:
-        TrackingUnavailable: the server is away; what was sent until then is remembered.
-        OSError: the storage is away.
+        TrackingUnavailable: the tracker is unreachable, or refuses; what was sent until then is remembered.
+        OSError: the storage cannot be read or written.
     """
     cursor = _cursor(store)
     offset: int = cursor.pop("offset")
-    return _ship_from(offset if cursor == tracker.destination else 0, store, tracker)
+    return _send_from(offset if cursor == tracker.destination else 0, store, tracker)
 
 
 def unsent(store: Store) -> int:
-    """How many events of the journal have not been sent."""
+    """Count the events of the journal that have not been sent."""
     return sum(1 for _ in journal.read(store.folder, _cursor(store)["offset"]))
 
 
-class TrackingSync(threading.Thread):
-    """Ships in the background until ``finish``. ``notify`` is told, once each, when the server goes and comes."""
+class Sender:
+    """Sends what is new whenever it is asked to.
+
+    Calls ``notify`` once when the tracker becomes unreachable, and once when it is back. ``what``, the search or the
+    run, continues meanwhile, as the messages say.
+
+    Attributes:
+        failure: why the last attempt failed; None if it did not.
+        is_stopped: whether further attempts are useless.
+    """
 
     def __init__(
-        self, store: Store, make_tracker: Callable[[], "SearchTracker"], notify: Callable[[str], None]
+        self, store: Store, make_tracker: Callable[[], Tracker], notify: Callable[[str], None], what: str = "the search"
     ) -> None:
-        super().__init__(name="shipper", daemon=True)
-        self._store, self._make_tracker, self._notify = store, make_tracker, notify
+        self._store, self._make_tracker, self._notify, self._what = store, make_tracker, notify, what
+        self.failure: Exception | None = None
+        self.is_stopped = False
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The tracker, made at the first use and after a failure to make it."""
+        return self._make_tracker()
+
+    def check(self) -> None:
+        """Ask whether the tracker takes this search.
+
+        Raises:
+            TrackingUnavailable: the tracker refuses; that it is unreachable is only reported.
+        """
+        try:
+            self.tracker.check()
+        except TrackingUnavailable as error:
+            if error.permanent:
+                raise
+            self._unavailable(error)
+
+    def send(self) -> None:
+        """Send what is new. Never raises."""
+        self._attempt(lambda: send_new(self._store, self.tracker))
+
+    def send_all(self) -> bool:
+        """Send what is new, and the outcome; returns whether everything arrived. Never raises."""
+        self.send()
+        if self.failure is None:
+            self._attempt(lambda: publish(self._store, self.tracker))
+        return self.failure is None
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except TrackingUnavailable as error:
+            self._unavailable(error)
+        except OSError as error:
+            self._failed(error, f"tracking waits for the storage: {error}")
+        except Exception as error:  # tracking must never end a search
+            message = f"tracking stopped: {type(error).__name__}: {error}; {self._what} continues"
+            self._failed(error, message, is_final=True)
+        else:
+            if self.failure is not None:
+                self._notify("tracking is back; everything missed was sent")
+            self.failure = None
+
+    def _unavailable(self, error: TrackingUnavailable) -> None:
+        later = "without tracking" if error.permanent else "and sends the rest later"
+        self._failed(error, f"{error}; {self._what} continues {later}", is_final=error.permanent)
+
+    def _failed(self, error: Exception, message: str, *, is_final: bool = False) -> None:
+        if self.failure is None:
+            self._notify(message)
+        self.failure, self.is_stopped = error, is_final
+
+
+class TrackingSync(threading.Thread):
+    """Sends in the background until ``finish``, with the messages of ``Sender``."""
+
+    def __init__(self, store: Store, make_tracker: Callable[[], Tracker], notify: Callable[[str], None]) -> None:
+        super().__init__(name="tracking", daemon=True)
+        self._store, self._sender = store, Sender(store, make_tracker, notify)
         self._finishing = threading.Event()
-        self._away = False
 
     def run(self) -> None:
-        """Ship what is new, over and over; once more after ``finish``. Never raises."""
-        try:
-            self._ship()
-        except Exception as error:  # tracking must never end a search
-            self._gone(f"tracking stopped: {type(error).__name__}: {error}; the search goes on")
-
-    def _ship(self) -> None:
-        tracker: SearchTracker | None = None
-        while True:
+        """Send what is new, again and again; once more after ``finish``. Never raises."""
+        is_last_round = False
+        while not is_last_round and not self._sender.is_stopped:
             # Also before the first round: the driver has enough to import meanwhile.
-            last_round = self._finishing.wait(RETRY_SECONDS if self._away else INTERVAL_SECONDS)
-            from ftae.tracking import TrackingUnavailable
-
-            try:
-                tracker = tracker or self._make_tracker()
-                ship_new(self._store, tracker)
-                self._back()
-            except TrackingUnavailable as error:
-                self._gone(f"{error}; the search goes on {'without it' if error.permanent else 'and sends it later'}")
-                if error.permanent:
-                    return
-            except OSError as error:
-                self._gone(f"tracking waits for the storage: {error}")
-            if last_round:
-                return
+            is_last_round = self._finishing.wait(RETRY_SECONDS if self._sender.failure else INTERVAL_SECONDS)
+            self._sender.send()
 
     def finish(self, timeout_seconds: float) -> bool:
-        """Send what is left, waiting at most ``timeout_seconds``; returns whether all was sent."""
+        """Send what is left, waiting at most ``timeout_seconds``; returns whether everything was sent."""
         self._finishing.set()
         if self.ident is not None:  # it was started
             self.join(timeout_seconds)
         return not self.is_alive() and unsent(self._store) == 0
 
-    def _gone(self, message: str) -> None:
-        if not self._away:
-            self._notify(message)
-        self._away = True
 
-    def _back(self) -> None:
-        if self._away:
-            self._notify("tracking is back; everything missed was sent")
-        self._away = False
-
-
-def publish(store: Store, tracker: "SearchTracker") -> None:
-    """Put the outcome of a search onto its parent run: the leaderboard, and the best trial if there is one.
+def publish(store: Store, tracker: Tracker) -> None:
+    """Publish the outcome: of a search the leaderboard and the best trial, of a production run the model.
 
     Raises:
-        TrackingUnavailable: the server is away.
+        TrackingUnavailable: the tracker is unreachable, or refuses.
     """
-    from ftae.specs.files import dump
-
     record = replay(store.folder)
-    best_config: str | None = None
-    files: dict[str, Path] = {}
-    tags: dict[str, str] = {}
+    tracker.publish(_outcome(record, store) if record.kind == "search" else _model(store))
+
+
+def _outcome(record: SearchRecord, store: Store) -> Outcome:
     metrics: dict[str, float] = {}
     if record.baseline is not None:
         metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
-    if ranked := record.ranked():
-        best = ranked[0]
-        best_config = dump(run_of(record, best))
-        if best.checkpoint is not None:
-            # A folder of its own, or a later winner's files would mix with those of an earlier one.
-            files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
-        tags["ftae.best_trial"] = str(best.number)
-        if record.objective.constraints:
-            tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
-        if len(record.objective.goals) > 1:
-            tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.pareto_front())
-        metrics |= {f"best/{name}": value for name, value in best.metrics.items() if is_held_out(name)}
-    tracker.publish(leaderboard=record.leaderboard(), best_config=best_config, files=files, tags=tags, metrics=metrics)
+    rows = leaderboard(record)
+    if not (ranked := record.ranked()):
+        return Outcome(rows, metrics=metrics)
+    best = ranked[0]
+    tags = {"ftae.best_trial": str(best.number)}
+    if record.objective.constraints:
+        tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
+    if len(record.objective.goals) > 1:
+        tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.pareto_front())
+    metrics |= {f"best/{name}": value for name, value in best.metrics.items() if is_held_out(name)}
+    files: dict[str, Path] = {}
+    if best.checkpoint is not None:
+        # A folder of its own, or a later winner's files would mix with those of an earlier one.
+        files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
+    return Outcome(rows, dump(run_of(record, best)), files, tags, metrics)
 
 
-def _ship_from(offset: int, store: Store, tracker: "SearchTracker") -> int:
+def _model(store: Store) -> Outcome:
+    folder = store.folder / MODEL
+    return Outcome(files={MODEL: folder} if folder.is_dir() else {})
+
+
+def sync(store: Store) -> int:
+    """Send the whole journal and the outcome, whatever was sent before; returns the number of events.
+
+    Afterwards the tracker has everything, even if it was wiped or replaced by another one.
+
+    Raises:
+        TrackingUnavailable: the tracker is still unreachable, or refuses.
+    """
+    record = replay(store.folder)
+    tracker = tracker_for(spec_of(record), store, _storage(record))
+    sent = _send_from(0, store, tracker)
+    publish(store, tracker)
+    return sent
+
+
+def _storage(record: SearchRecord) -> Path | None:
+    """The folder that the embedded tracking store is in; None for that of the search itself."""
+    folder = record.search["search"].get("storage")
+    return Path(folder) if record.kind == "production" and isinstance(folder, str) else None
+
+
+def _send_from(offset: int, store: Store, tracker: Tracker) -> int:
     """Send the events from a byte offset of the journal on; returns their number."""
     sent = 0
     while batch := list(islice(journal.read(store.folder, offset), BATCH_EVENTS)):
         for event, _ in batch:
             if event["event"] == "open":
-                store.release(SEARCH_FILE)  # an earlier open's
+                store.release(SEARCH_FILE)  # the mirror's may be of an earlier driver
                 store.fetch(SEARCH_FILE)
             if event.get("images"):
                 store.fetch(event["images"])
-        tracker.ship([event for event, _ in batch])
+        tracker.send([event for event, _ in batch])
         offset = batch[-1][1]
         store.write(CURSOR, json.dumps({"offset": offset, **tracker.destination}).encode())
         sent += len(batch)
@@ -165,25 +222,11 @@ def _ship_from(offset: int, store: Store, tracker: "SearchTracker") -> int:
 
 
 def _cursor(store: Store) -> dict[str, Any]:
-    """The ``offset`` up to which the journal was sent, and the ``uri`` and ``experiment`` it was sent to."""
+    """The ``offset`` up to which the journal was sent, and the destination that it was sent to."""
     try:
         cursor: dict[str, Any] = json.loads(store.read(CURSOR) or '{"offset": 0}')
         offset = int(cursor["offset"])
-        # What was sent of a journal that has lost its end since says nothing of the lines written there instead.
+        # A journal that has lost its end since may have other lines in place of the sent ones.
         return cursor | {"offset": offset if journal.ends_line(store.folder, offset) else 0}
     except (ValueError, KeyError, TypeError) as error:
-        raise FtaeError(f"{store}/{CURSOR} is damaged: run ftae sync, which sends everything and mends it") from error
-
-
-def sync(store: Store) -> int:
-    """Send the whole journal and the outcome, whatever was sent before; returns the number of events.
-
-    So what MLflow lacks is there afterwards, even if the server was wiped or replaced by another.
-
-    Raises:
-        TrackingUnavailable: the server is away still.
-    """
-    tracker = tracker_of(search_of(replay(store.folder)), store)
-    sent = _ship_from(0, store, tracker)
-    publish(store, tracker)
-    return sent
+        raise FtaeError(f"{store}/{CURSOR} is damaged: run ftae sync, which sends everything and repairs it") from error

@@ -3,16 +3,21 @@
 The journal is the truth. The state of the sampler and of the scheduler, MLflow and every report are projections of the
 journal, and can be rebuilt from it. The events, each with ``time`` (seconds since the epoch):
 
-    open      a driver opened the search: search (the whole spec), digest, facts (data, weights, versions)
+    open      a driver opened the search: format, search (the whole spec), digest, facts (data, weights, versions),
+              kind (search | production; left out for a search)
     suggest   a trial begins: trial, params, kind (baseline | file | sampled)
-    start     a worker started the trial, or continued it: trial, node, pid, step
+    start     a worker started the trial, or continued it: trial, node, pid, step. A production run may continue with
+              other settings: what it reported behind that step, and its end, are void
     adapt     the trial continues with other settings: trial, changes (leaves of finetune, like params), reason
     note      the trial recovered from a fault: trial, text
     report    trial, step, value (the objective, or its first metric), metrics, timing,
               checkpoint, images (paths below the search folder)
     end       trial, status (finished | pruned | diverged | failed), reason, value, step
     preflight probe: time and memory that one step of the file's own configuration took on a worker
-    close     the driver left: status (complete | interrupted | failed), reason
+    close     the driver left: status (complete | interrupted | failed), reason, by (user, if a person stopped it)
+
+A production run (``ftae train``) is a search of one trial, number 1, without a baseline: the untuned model is the
+trial's report at step 0. Its spec has an empty ``search_space``.
 """
 
 import errno
@@ -26,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
+from ftae.specs.reading.formats import migrate
 
 FILE_NAME = "journal.jsonl"
 
@@ -35,10 +41,15 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableJournal(FtaeError):
-    """A journal does not describe a search. ``state`` is a short name of the fault, for tables."""
+    """A journal does not describe a search.
 
-    def __init__(self, message: str, state: str = "damaged") -> None:
-        self.state = state
+    Attributes:
+        state: a short name of the fault, for tables.
+        intact_bytes: the length of the readable part, up to the damaged event.
+    """
+
+    def __init__(self, message: str, state: str = "damaged", intact_bytes: int = 0) -> None:
+        self.state, self.intact_bytes = state, intact_bytes
         super().__init__(message)
 
 
@@ -69,7 +80,7 @@ class Journal:
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event; raises what ``append_all`` raises."""
-        record = {"event": event, "time": time.time(), **fields}
+        record = new_event(event, **fields)
         self.append_all([record])
         return record
 
@@ -111,11 +122,22 @@ class Journal:
         self._file.close()
 
 
+def new_event(event: str, **fields: Any) -> Event:
+    """An event of now.
+
+    The time is set once, before any retry: an object store may hold the line of an attempt that seemed to fail.
+    """
+    return {"event": event, "time": time.time(), **fields}
+
+
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """The events from byte ``offset`` on, each with the offset of the next one. A half-written line ends the journal.
+    """The events from byte ``offset`` on, in the current format, each with the offset of the next one.
+
+    A half-written line ends the journal.
 
     Raises:
         UnreadableJournal: a complete line is not an event.
+        FtaeError: a newer ftae wrote the journal.
     """
     path = folder / FILE_NAME
     with path.open("rb") as file:
@@ -123,14 +145,15 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
         for line in file:
             if not line.endswith(b"\n"):
                 return
-            offset += len(line)
+            begin, offset = offset, offset + len(line)
             try:
                 event = json.loads(line)
+                if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                    raise ValueError("it is not an event")
             except (ValueError, RecursionError) as error:  # neither JSON nor even text
-                raise UnreadableJournal(f"{path}: the line before byte {offset} is damaged: {error}") from error
-            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-                raise UnreadableJournal(f"{path}: the line before byte {offset} is damaged: it is no event")
-            yield event, offset
+                message = f"{path}: the line before byte {offset} is damaged: {error}"
+                raise UnreadableJournal(message, intact_bytes=begin) from error
+            yield migrate(event, "journal", str(path)), offset
 
 
 def ends_line(folder: Path, offset: int) -> bool:

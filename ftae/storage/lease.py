@@ -1,4 +1,4 @@
-"""A search has one driver at a time, on whatever machine.
+"""A search has one driver at a time, on whatever machine; only that driver writes to its journal.
 
 Between drivers on one machine a lock of the operating system decides. Between machines a lease decides: a file of the
 search that names its owner, and that the owner rewrites every ``RENEW_SECONDS``. No clocks are compared: a driver that
@@ -12,11 +12,14 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
+from ftae.storage.journal import Event, Journal, read
+from ftae.storage.retry import with_retries
 from ftae.storage.store import Store
 
 FILE_NAME = "lease.json"
@@ -140,3 +143,46 @@ class Lease:
 
 def _named(lease: dict[str, Any]) -> str:
     return f"{lease['host']} (process {lease['pid']})"
+
+
+class JournalWriter:
+    """Appends to the journal of one search while no other driver can, and retries while the storage fails.
+
+    ``notify`` receives messages about faults of the storage.
+
+    Raises:
+        FtaeError: another driver holds the search.
+        OSError: the storage fails for too long.
+    """
+
+    def __init__(self, store: Store, notify: Callable[[str], None]) -> None:
+        self._store, self.notify = store, notify
+        self.journal = Journal(store.folder, store.replicate)
+        self.lease = Lease(store, self.journal.path, notify)
+        try:
+            self.lease.take()
+        except BaseException:
+            self.close()
+            raise
+
+    def take_up(self) -> list[Event]:
+        """Bring the journal up to date, cut off a half-written line, and return the events so far."""
+        self._store.refresh()
+        self.journal.take_up()
+        return [event for event, _ in read(self._store.folder)]
+
+    def append(self, events: Sequence[Event], apply: Callable[[Event], None]) -> None:
+        """Append events, in one write if the storage allows it; calls ``apply`` with each once it is stored."""
+        for batch in [events] if self._store.appends_atomically else [[event] for event in events]:
+            with_retries(partial(self._write, batch), self.notify)
+            for event in batch:
+                apply(event)
+
+    def _write(self, events: Sequence[Event]) -> None:
+        self.lease.check()
+        self.journal.append_all(events)
+
+    def close(self) -> None:
+        """Leave the journal to other drivers."""
+        self.lease.release()
+        self.journal.close()

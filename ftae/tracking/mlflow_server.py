@@ -1,15 +1,18 @@
-"""Values in the form MLflow takes: names, lengths, points, tables, times."""
+"""The connection to an MLflow server or database; its failures become TrackingUnavailable.
+
+The only module that imports mlflow. MLflow takes its timeouts from variables of the environment alone: they are set
+while it is imported and while it is called, and then restored.
+"""
 
 import fcntl
-import json
 import logging
 import math
 import os
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,31 +20,96 @@ from typing import Any
 import PIL.Image
 import requests
 import sqlalchemy
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import InvalidUrlException, MlflowException
 
 from ftae.errors import FtaeError
 from ftae.specs.reading.names import redacted
+from ftae.tracking.tracker import TrackingUnavailable, store_uri
+
+logger = logging.getLogger(__name__)
 
 # Lengths that servers of all versions accept.
 MAX_PARAM, MAX_TAG, MAX_NAME = 500, 5000, 250
 
+IMAGE_KEY = "reconstruction"
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values by dotted name, as text; characters that MLflow refuses in a name as ``_<hex>``."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            name = re.sub(r"[^\w.\- ]", lambda match: f"_{ord(match[0]):x}", prefix + key)
-            flat[name[:MAX_NAME]] = clip(value if isinstance(value, str) else json.dumps(value), MAX_PARAM)
-    return flat
+CHAMPION = "champion"
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+TEMPORARY_4XX = (408, 409, 425, 429, 499)
+
+# A user's own values stay. The caller keeps what could not be sent, so giving up early costs nothing; MLflow's
+# defaults wait four minutes for a server that is away.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+UPLOAD_SECONDS = 120  # a server may pass a large file on before it answers
+
+_in_use = threading.RLock()
+
+
+@contextmanager
+def _variables(wanted: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+    """Inside the block the environment has the ``wanted`` values.
+
+    The lock keeps two searches of one process from restoring each other's values.
+    """
+    with _in_use:
+        values = wanted()
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _for_all_calls() -> Mapping[str, str]:
+    return {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+
+
+def _for_uploads() -> Mapping[str, str]:
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    return {name: str(max(UPLOAD_SECONDS, int(os.environ[name])))}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the block MLflow and urllib3 log nothing: what fails is raised, and is then reported once."""
+    levels = {"urllib3.connectionpool": logging.ERROR}
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        levels["mlflow"] = logging.CRITICAL
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+with _variables(_for_all_calls):
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.exceptions import InvalidUrlException, MlflowException
+
+
+def clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def points(metrics: Mapping[str, Any], at: int, step: int) -> list[Metric]:
-    """MLflow keeps an infinity as 1.8e308, which spoils every chart: only finite values are points."""
+    """Return the finite values as points; MLflow stores an infinity as 1.8e308, which spoils every chart."""
     return [
         Metric(key, float(value), at, step)
         for key, value in metrics.items()
@@ -49,65 +117,12 @@ def points(metrics: Mapping[str, Any], at: int, step: int) -> list[Metric]:
     ]
 
 
-def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in the form of pandas' ``orient="split"``, which MLflow shows as a table.
+class Server:
+    """A tracking server or database, connected to at the first use. ``uri`` None: a SQLite store in ``storage``.
 
-    It takes a dot in a column's name for a path into the cell and shows nothing, so dots become slashes.
-    """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-
-    def cell(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    names = [column.replace(".", "/") for column in columns]
-    return json.dumps({"columns": names, "data": [[cell(row.get(column)) for column in columns] for row in rows]})
-
-
-def milliseconds(event: Mapping[str, Any]) -> int:
-    return int(event["time"] * 1000)
-
-
-def now() -> int:
-    return int(time.time() * 1000)
-
-
-def clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-logger = logging.getLogger(__name__)
-
-IMAGE_KEY = "reconstruction"
-
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-
-TEMPORARY_4XX = (408, 409, 425, 429, 499)
-
-
-class TrackingUnavailable(FtaeError):
-    """MLflow did not take what was sent. ``permanent``: it refused, and trying again will not help."""
-
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
-        self.permanent = permanent
-        super().__init__(message)
-
-
-def store_uri(uri: str | None, storage: Path) -> str:
-    """``uri``, or where it is None, the URI of the SQLite store embedded in ``storage``."""
-    return uri if uri is not None else f"sqlite:///{storage.absolute() / 'mlflow.db'}"
-
-
-def check_experiment(uri: str | None, storage: Path, name: str) -> None:
-    """Make sure that runs can be logged to the experiment ``name``, which is made if missing.
-
-    Raises:
+    Raises (every method):
         TrackingUnavailable: MLflow cannot be reached, or refuses.
     """
-    Server(uri, storage).experiment(name)
-
-
-class Server:
-    """The tracking server or database: connected to on first use, its failures made TrackingUnavailable."""
 
     def __init__(self, uri: str | None, storage: Path) -> None:
         self.uri, self._storage, self._embedded = store_uri(uri, storage), storage.absolute(), uri is None
@@ -115,11 +130,12 @@ class Server:
 
     @contextmanager
     def client(self) -> Iterator[MlflowClient]:
-        """The client, for a few calls: whatever they raise is a TrackingUnavailable outside."""
+        """The client, for a few calls; whatever they raise becomes a TrackingUnavailable."""
         try:
-            if self._client is None:
-                self._client = self._connect()
-            yield self._client
+            with _variables(_for_all_calls), _quiet():
+                if self._client is None:
+                    self._client = self._connect()
+                yield self._client
         except FtaeError:
             raise
         except Exception as error:  # noqa: BLE001  # SQLAlchemy's, requests', boto's: whatever lies between
@@ -143,14 +159,14 @@ class Server:
             return MlflowClient(self.uri, registry_uri=self.uri)
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, made if missing."""
-        # A server decides itself where artifacts go; a database alone would take the current folder.
+        """Return the id of an experiment; creates it if it is missing."""
+        # A server decides where artifacts go; with a database alone, MLflow would take the current folder.
         served = self.uri.startswith(("http:", "https:"))
         location = None if served else (self._storage / "mlartifacts").as_uri()
         with self.client() as client:
             found = client.get_experiment_by_name(name)
             if found is None:
-                with unless_it_exists():  # another search may make it at the same time
+                with _unless_it_exists():  # another search may create it at the same time
                     client.create_experiment(name, location)
                 found = client.get_experiment_by_name(name)
         assert found is not None
@@ -163,7 +179,7 @@ class Server:
         return experiment_id
 
     def runs(self, experiment: str, condition: str) -> list[Run]:
-        """The runs of an experiment that meet a condition, those that hold more first."""
+        """Return the runs of an experiment that meet a condition, the run with the most content first."""
         found: list[Run] = []
         token: str | None = ""
         with self.client() as client:
@@ -173,7 +189,7 @@ class Server:
         return sorted(found, key=lambda run: -len(run.data.params) - len(run.data.metrics))
 
     def log(self, run_id: str, metrics: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Write points, params and tags; the client cuts them into requests of at most 1000 of all."""
+        """Write points, params and tags; the client splits them into requests of at most 1000 values."""
         with self.client() as client:
             client.log_batch(
                 run_id,
@@ -193,17 +209,17 @@ class Server:
         """Upload a file, or the content of a folder."""
         if not path.exists():
             raise FtaeError(f"cannot log {path} to MLflow: it does not exist")
-        with self.client() as client, patience():
+        with self.client() as client, _variables(_for_uploads):
             if path.is_dir():
                 client.log_artifacts(run_id, str(path), artifact_path)
             else:
                 client.log_artifact(run_id, str(path), artifact_path)
 
     def upload_images(self, run_id: str, images: Mapping[int, Path], started: int) -> bool:
-        """Put PNGs, by step, into the run's image grid; returns whether there were any to put.
+        """Put PNGs, by step, into the image grid of a run; returns whether there were any.
 
-        The files are named as ``MlflowClient.log_image`` names them, which the grid relies on, but for the
-        time and the random part: a second upload replaces the first.
+        The grid relies on the names that ``MlflowClient.log_image`` gives to files. These are the same but for the
+        time and the random part, so that a second upload replaces the first.
         """
         if not images:
             return False
@@ -214,9 +230,9 @@ class Server:
                     with PIL.Image.open(path) as image:
                         small = image.convert("RGB")
                     small.thumbnail((512, 512))
-                    small.save(f"{stem}+compressed.webp", method=0)  # a fifth of the time that it takes by default
+                    small.save(f"{stem}+compressed.webp", method=0)  # takes a fifth of the default's time
                     shutil.copyfile(path, f"{stem}.png")
-                except (OSError, SyntaxError, ValueError) as error:  # deleted meanwhile, or cut short
+                except (OSError, SyntaxError, ValueError) as error:  # deleted meanwhile, or truncated
                     Path(f"{stem}+compressed.webp").unlink(missing_ok=True)
                     logger.warning("no image of step %d in MLflow: %s", step, error)
             any_left = any(Path(folder).iterdir())
@@ -225,16 +241,29 @@ class Server:
                     client.log_artifacts(run_id, folder, "images")
         return any_left
 
+    def register(self, run_id: str, artifact_path: str, name: str) -> str:
+        """Make an artifact of a run the newest version and the champion of a registered model; returns the version.
+
+        From then on ``models:/<name>@champion`` names it.
+        """
+        with self.client() as client:
+            with _unless_it_exists():
+                client.create_registered_model(name)
+            source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
+            version = client.create_model_version(name, source, run_id, await_creation_for=0).version
+            client.set_registered_model_alias(name, CHAMPION, version)
+        return str(version)
+
 
 def _reason(error: Exception) -> str:
-    """The telling part of a message: without SQL, and without the layers around a failed request."""
+    """Return the useful part of a message: without SQL, and without the layers around a failed request."""
     text = " ".join(str(error).split()).partition(" [SQL:")[0]
     cause = re.search(r"\(Caused by (.*)\)$", text)
     return f"{type(error).__name__}: {cause[1] if cause else text}"
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Whether the server understood and refused, so that the same request would be refused again."""
+    """Whether the server understood the request and refused it, so that it would refuse it again."""
     if isinstance(error, ImportError | InvalidUrlException | sqlalchemy.exc.ArgumentError):
         return True
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -247,7 +276,7 @@ def _is_permanent(error: Exception) -> bool:
 
 
 @contextmanager
-def unless_it_exists() -> Iterator[None]:
+def _unless_it_exists() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
@@ -255,22 +284,10 @@ def unless_it_exists() -> Iterator[None]:
             raise
 
 
-@contextmanager
-def patience() -> Iterator[None]:
-    """Wait as long as MLflow itself would: a server may pass a large file on before it answers."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ[name]
-    os.environ[name] = str(max(120, int(before)))
-    try:
-        yield
-    finally:
-        os.environ[name] = before
-
-
 def _redacted(text: str, uri: str) -> str:
-    """``text`` without what is secret in ``uri`` or in the environment."""
+    """Return ``text`` without the secrets of ``uri`` and of the environment."""
     for variable in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         secret = os.environ.get(variable, "")
-        if len(secret) > 3:  # a shorter one would be hit in the middle of words, and so be told
+        if len(secret) > 3:  # a shorter one would match inside other words, and so be revealed
             text = text.replace(secret, "***")
     return redacted(text, uri)

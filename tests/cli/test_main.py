@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from ftae import __version__
 from ftae.cli import main as cli
 from ftae.results.search_record import SearchRecord
+from ftae.results.summary import leaderboard
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
@@ -294,7 +295,7 @@ def test_show_prints_every_trial(ftae: Ftae, tmp_path: Path) -> None:
     assert rows[3].strip().endswith("non-finite loss at step 3")
     shown = json.loads(ftae("show", "elsewhere/small", "--json").out)
     assert (shown["search"], shown["state"]) == ("small", "complete")
-    assert shown["trials"] == json.loads(json.dumps(record.leaderboard()))
+    assert shown["trials"] == json.loads(json.dumps(leaderboard(record)))
 
 
 @pytest.mark.parametrize(("status", "state"), [(None, "running or killed"), ("interrupted", "interrupted")])
@@ -328,7 +329,7 @@ def test_train_writes_to_a_folder_of_its_own(ftae: Ftae, tmp_path: Path) -> None
     assert "MLflow at http://127.0.0.1:9: " in result.err
     again = ftae("train", "production.yaml", *nowhere)
     assert (again.status, again.out) == (1, "")
-    assert again.err.startswith("error: runs/small holds a run already; go on with it by --resume")
+    assert again.err.startswith("error: runs/small holds a run already; continue it with --resume")
     # An exported folder stands for the production file in it.
     longer = ftae("train", "runs/small", "--out", "runs/small", "--resume", "--max-steps", "8", *nowhere)
     assert longer.status == 0

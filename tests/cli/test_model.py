@@ -9,6 +9,7 @@ from builders import production_spec, run_dict
 from commands import Ftae, commands_in
 from PIL import Image
 
+from ftae.results.replay import replay
 from ftae.search.production import train
 
 
@@ -27,7 +28,7 @@ def ftae(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def test_evaluate_is_read_by_machines_and_people(ftae: Ftae) -> None:
-    last = json.loads(Path("runs/digits/reports.jsonl").read_text().splitlines()[-1])["metrics"]["val/psnr"]
+    last = replay(Path("runs/digits")).trials[1].metrics["val/psnr"]
     result = ftae("evaluate", "runs/digits", "--json")
     assert result.status == 0
     told = "runs/digits at step-00000012"

@@ -16,7 +16,7 @@ from ftae.search.state import SearchState
 from ftae.specs.files import load_search
 from ftae.storage import journal
 from ftae.storage.folder_store import FolderStore
-from ftae.tracking.search_tracker import RUN_STATUS
+from ftae.tracking.mlflow_run import RUN_STATUS
 
 
 def undisturbed(file: Path, folder: Path, *overrides: str) -> SearchRecord:
@@ -90,8 +90,8 @@ def compare_with_mlflow(folder: Path, uri: str) -> Compared:
         here = Counter(_points(trial))
         lost += [(number, *point) for point in here - there]
         doubled += [(number, *point) for point in there - here]
-        if (run.info.status, run.data.tags["ftae.cluster.status"]) != (RUN_STATUS[trial.status], trial.status):
-            differing.append((number, run.info.status, run.data.tags["ftae.cluster.status"]))
+        if (run.info.status, run.data.tags["ftae.status"]) != (RUN_STATUS[trial.status], trial.status):
+            differing.append((number, run.info.status, run.data.tags["ftae.status"]))
     return Compared(lost, doubled, differing)
 
 
@@ -123,7 +123,7 @@ class Tally:
         assert twice_in_journal(search_folder) == []
         assert compared == NOTHING
         assert record.close is not None
-        assert record.close["status"] == "complete"
+        assert record.close.status == "complete"
 
     def __str__(self) -> str:
         counts = f"{len(self.seconds):5d} {self.trials_lost:11d} {self.metrics_lost:12d} {self.metrics_doubled:15d}"

@@ -90,7 +90,7 @@ def test_in_the_end_it_is_the_search_to_which_nothing_happened(
 def test_mlflow_has_all_of_it_once(ordeal: Ordeal, server: MlflowServer) -> None:
     assert unsent(FolderStore(ordeal.search.folder)) == 0
     assert compare_with_mlflow(ordeal.search.folder, server.database) == NOTHING
-    assert "the search goes on and sends it later" in ordeal.first.said
+    assert "the search continues and sends the rest later" in ordeal.first.said
 
 
 def test_no_process_is_left(ordeal: Ordeal, drivers: Drivers, server: MlflowServer) -> None:

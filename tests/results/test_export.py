@@ -1,4 +1,4 @@
-"""From a search folder to one folder for production, on a search that was really trained (without Ray)."""
+"""From a search to one folder for production, on a search that was really trained (without Ray)."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import search_spec
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.export_model import ExportedModel
@@ -14,6 +15,7 @@ from ftae.errors import FtaeError
 from ftae.results.export import _latents_note, export
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.summary import verdict
 from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
@@ -21,29 +23,21 @@ from ftae.specs.files import load_production
 from ftae.storage import journal
 from ftae.storage.folder_store import FolderStore
 
-SEARCH = SearchSpec.model_validate(
-    {
-        "name": "small",
-        "finetune": {
-            "model": {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0, "kl": 1e-3},
-            "optimizer": {"lr": 1e-6},
-            "ema_half_life_fraction": 0.1,
-            "max_steps": 12,
-            "num_evals": 3,
-            "metrics": ["psnr", "ssim"],
-            "seed": 5,
-        },
-        "search_space": {
-            "optimizer.lr": {"low": 1e-6, "high": 1e-2, "log": True},
-            "freeze_depth": {"choices": [0, 2]},  # 2: encoder and bottleneck
-        },
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-        "search": {"num_trials": 4, "scheduler": {"name": "fifo"}, "seed": 1},
-        "tracking": {"experiment": "ours"},
-    }
-)
+CHANGES: dict[str, Any] = {
+    "finetune.data": {"source": "digits", "resolution": 16},
+    "finetune.optimizer.lr": 1e-6,
+    "finetune.ema_half_life_fraction": 0.1,
+    "finetune.num_evals": 3,
+    "finetune.metrics": ["psnr", "ssim"],
+    "finetune.seed": 5,
+    "search_space": {
+        "optimizer.lr": {"low": 1e-6, "high": 1e-2, "log": True},
+        "freeze_depth": {"choices": [0, 2]},  # 2: encoder and bottleneck
+    },
+    "search": {"num_trials": 4, "scheduler": {"name": "fifo"}, "seed": 1},
+    "tracking.experiment": "ours",
+}
+SEARCH = search_spec(**CHANGES)
 
 
 def run_trials(folder: Path, search: SearchSpec) -> SearchRecord:
@@ -82,7 +76,7 @@ def trial_with(record: SearchRecord, freeze_depth: int) -> TrialRecord:
     return next(trial for trial in record.ranked() if trial.params["freeze_depth"] == freeze_depth)
 
 
-def test_the_best_trial_is_written_whole(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
+def test_the_best_trial_is_written_as_one_folder(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
     trial, _ = export(FolderStore(folder), tmp_path / "out")
     assert trial == record.ranked()[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -102,6 +96,7 @@ def test_the_production_file_is_the_trials_run(exported: Path, record: SearchRec
             "search": "small",
             "trial": best.number,
             "dataset_fingerprint": record.facts["dataset_fingerprint"],
+            "objective": {"metric": "val/psnr", "direction": "maximize", "constraints": []},
         },
     )
 
@@ -119,7 +114,7 @@ def test_the_model_measures_as_the_trial_did(exported: Path, record: SearchRecor
     assert untouched.metrics == {name: best[name] for name in ("val/psnr", "val/ssim")}
 
 
-def test_where_it_came_from_is_told(exported: Path, record: SearchRecord) -> None:
+def test_the_provenance_says_where_the_model_came_from(exported: Path, record: SearchRecord) -> None:
     best = record.ranked()[0]
     provenance: dict[str, Any] = json.loads((exported / "provenance.json").read_text())
     assert record.baseline is not None
@@ -145,7 +140,7 @@ def test_where_it_came_from_is_told(exported: Path, record: SearchRecord) -> Non
 def test_the_readme_holds_the_verdict_and_every_metric(exported: Path, record: SearchRecord) -> None:
     best, text = record.ranked()[0], (exported / "README.md").read_text()
     assert record.baseline is not None
-    assert text.startswith(f"# small, trial {best.number}\n\n{record.verdict(best)}\n")
+    assert text.startswith(f"# small, trial {best.number}\n\n{verdict(record, best)}\n")
     for name in ("val/psnr", "val/ssim"):
         assert f"| {name} | {record.baseline.metrics[name]:.6g} | {best.metrics[name]:.6g} |" in text
     assert "over 4 tuned trials" in text
@@ -158,8 +153,8 @@ def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
 ) -> None:
     for freeze_depth in (0, 2):
         out = tmp_path / str(freeze_depth)
-        _, released = export(FolderStore(folder), out, trial_with(record, freeze_depth).number)
-        assert released.latents_compatible is (freeze_depth == 2)
+        _, model = export(FolderStore(folder), out, trial_with(record, freeze_depth).number)
+        assert model.latents_compatible is (freeze_depth == 2)
         provenance = json.loads((out / "provenance.json").read_text())
         assert provenance["latents"] == {"latents_compatible": freeze_depth == 2, "scaling_factor": None}
         assert "trained from scratch" in (out / "README.md").read_text()  # so nothing to be compatible with
@@ -174,7 +169,7 @@ def test_the_readme_says_whether_the_latents_still_fit() -> None:
     assert "`scaling_factor` was recomputed on the training images: 0.5" in moved
 
 
-def test_a_search_that_did_not_beat_the_baseline_says_so_loudly(folder: Path, tmp_path: Path) -> None:
+def test_the_readme_warns_of_a_search_that_did_not_beat_the_baseline(folder: Path, tmp_path: Path) -> None:
     lines = (folder / journal.FILE_NAME).read_text().splitlines()
     events = [json.loads(line) for line in lines]
     for event in events:
@@ -213,13 +208,13 @@ def test_an_export_is_never_overwritten(folder: Path, exported: Path) -> None:
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
 
 
-def test_a_trial_without_a_checkpoint_is_refused_and_the_others_named(
+def test_a_trial_without_a_checkpoint_is_refused_and_the_others_are_named(
     folder: Path, record: SearchRecord, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "small")
-    *kept, gone = [trial.number for trial in record.ranked()]
-    shutil.rmtree(tmp_path / "small" / "trials" / f"{gone:04d}" / "checkpoints")
-    for number in (gone, 0, 99):
+    *kept, lost = [trial.number for trial in record.ranked()]
+    shutil.rmtree(tmp_path / "small" / "trials" / f"{lost:04d}" / "checkpoints")
+    for number in (lost, 0, 99):
         with pytest.raises(FtaeError) as refusal:
             export(FolderStore(tmp_path / "small"), tmp_path / "out", number)
         choices = ", ".join(str(n) for n in kept)

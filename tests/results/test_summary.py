@@ -1,37 +1,27 @@
-"""What a search has found, told from a journal that was written by plain calls."""
+"""What a search has found, from journals that are written by plain calls."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import eval_report
+from builders import eval_report, search_spec
 
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.summary import best, find_search, state_of
+from ftae.results.summary import best, find_search, leaderboard, state_of, verdict
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage.folder_store import FolderStore
 
 
 def spec(direction: str) -> SearchSpec:
-    return SearchSpec.model_validate(
-        {
-            "name": "made-up",
-            "finetune": {
-                "model": {"family": "conv_ae"},
-                "data": {"source": "digits", "resolution": 16},
-                "losses": {"mse": 1.0},
-                "optimizer": {"lr": 1e-3},
-                "max_steps": 12,
-                "num_evals": 3,
-                "metrics": ["psnr", "mse"],
-            },
-            "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0}, "max_grad_norm": {"choices": [1.0, None]}},
-            "objective": {"metric": "val/psnr" if direction == "maximize" else "val/mse", "direction": direction},
-            "search": {"num_trials": 4, "scheduler": {"name": "fifo"}},
-        }
-    )
+    changes: dict[str, Any] = {
+        "finetune.metrics": ["psnr", "mse"],
+        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0}, "max_grad_norm": {"choices": [1.0, None]}},
+        "objective": {"metric": "val/psnr" if direction == "maximize" else "val/mse", "direction": direction},
+        "search.num_trials": 4,
+    }
+    return search_spec(name="made-up", **changes)
 
 
 def make_search(folder: Path, values: dict[int, float | None], direction: str = "maximize") -> SearchState:
@@ -86,14 +76,14 @@ def test_a_search_without_a_full_trial_has_no_best(tmp_path: Path) -> None:
 
 def test_the_leaderboard_has_the_ranked_trials_then_the_baseline_then_the_rest(tmp_path: Path) -> None:
     state = make_search(tmp_path / "made-up", {0: 20.0, 1: 21.0, 2: None, 3: 22.0})
-    rows = state.record.leaderboard()
+    rows = leaderboard(state.record)
     assert [(row["trial"], row["kind"], row["status"], row["val/psnr"], row["step"]) for row in rows] == [
         (3, "sampled", "finished", 22.0, 12),
         (1, "file", "finished", 21.0, 12),
         (0, "baseline", "finished", 20.0, 0),
         (2, "sampled", "diverged", None, 0),
     ]
-    assert rows[1]["params.optimizer.lr"] == 1e-3
+    assert rows[1]["params.optimizer.lr"] == 1e-2
     assert rows[1]["params.max_grad_norm"] == 1.0
     assert (rows[2]["params.optimizer.lr"], rows[3]["reason"]) == (None, "non-finite loss at step 3")
 
@@ -104,7 +94,7 @@ def test_a_baseline_that_was_not_measured_is_on_the_leaderboard(tmp_path: Path, 
     state.next_trial()
     if status != "running":
         state.end(0, status, "RuntimeError: boom")
-    [row] = state.record.leaderboard()
+    [row] = leaderboard(state.record)
     assert (row["trial"], row["kind"], row["status"], row["val/psnr"]) == (0, "baseline", status, None)
     assert row["reason"] == (None if status == "running" else "RuntimeError: boom")
 
@@ -118,7 +108,7 @@ def test_a_search_is_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest
     assert find_search(str(folder), "searches").folder == folder
 
 
-def test_where_there_is_no_such_search_the_others_are_named(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_search_names_the_others(tmp_path: Path) -> None:
     with pytest.raises(FtaeError, match=rf"there is no search 'made-upp' in {tmp_path}; it holds none"):
         find_search("made-upp", str(tmp_path))
     make_search(tmp_path / "made-up", {0: 20.0})
@@ -157,11 +147,11 @@ def make(folder: Path, objective: Any, values: dict[int, tuple[float, float] | N
     return state
 
 
-def test_a_trial_that_keeps_the_constraints_comes_before_any_that_does_not(tmp_path: Path) -> None:
+def test_trials_that_keep_the_constraints_come_first(tmp_path: Path) -> None:
     values = {0: (20.0, 0.6), 1: (25.0, 0.9), 2: (21.0, 0.4), 3: (30.0, 0.7)}
     record = make(tmp_path / "made-up", CONSTRAINED, values).record
     assert [trial.number for trial in record.ranked()] == [2, 3, 1]
-    rows = record.leaderboard()
+    rows = leaderboard(record)
     assert [(row["trial"], row["feasible"], row["val/psnr"], row["val/mse"]) for row in rows] == [
         (2, True, 21.0, 0.4),
         (3, False, 30.0, 0.7),
@@ -177,20 +167,20 @@ def test_a_trial_that_keeps_the_constraints_comes_before_any_that_does_not(tmp_p
     )
 
 
-def test_where_no_trial_keeps_the_constraints_the_nearest_is_best_and_that_is_said(tmp_path: Path) -> None:
+def test_without_a_feasible_trial_the_nearest_is_best_with_a_warning(tmp_path: Path) -> None:
     record = make(tmp_path / "made-up", CONSTRAINED, {0: (20.0, 0.1), 1: (25.0, 0.9), 2: (21.0, 0.6), 3: None}).record
     result = best(FolderStore(tmp_path / "made-up"))
     assert (result["trial"], result["feasible"], result["beats_baseline"]) == (2, False, False)
     assert result["verdict"].startswith(
         "WARNING: no trial keeps the constraints. This one misses val/mse <= 0.5 (it is 0.6)"
     )
-    assert [(row["trial"], row["feasible"]) for row in record.leaderboard()] == [
+    assert [(row["trial"], row["feasible"]) for row in leaderboard(record)] == [
         (2, False),
         (1, False),
         (0, True),
         (3, False),
     ]
-    assert record.verdict(record.trials[1]).startswith("WARNING: no trial keeps")
+    assert verdict(record, record.trials[1]).startswith("WARNING: no trial keeps")
 
 
 @pytest.mark.parametrize(
@@ -208,13 +198,14 @@ def test_only_a_trial_within_bounds_beats_the_baseline(
 ) -> None:
     record = make(tmp_path / "made-up", CONSTRAINED, {0: untuned, 1: tuned}).record
     assert record.beats_baseline(record.trials[1]) is beats
-    assert record.verdict(record.trials[1]).startswith("WARNING") is not beats
+    assert record.needs_warning(record.trials[1]) is not beats
+    assert verdict(record, record.trials[1]).startswith("WARNING: ") is not beats
 
 
-def test_of_two_metrics_the_front_is_marked_and_weights_choose_from_it(tmp_path: Path) -> None:
+def test_with_two_metrics_the_front_is_marked_and_weights_choose_from_it(tmp_path: Path) -> None:
     values = {0: (20.0, 0.2), 1: (24.0, 0.3), 2: (30.0, 0.9), 3: (23.0, 0.4), 4: None}
     state = make(tmp_path / "made-up", TWO, values)
-    assert [(row["trial"], row["front"]) for row in state.record.leaderboard()] == [
+    assert [(row["trial"], row["front"]) for row in leaderboard(state.record)] == [
         (2, True),
         (1, True),
         (3, False),
@@ -234,7 +225,7 @@ def test_of_two_metrics_the_front_is_marked_and_weights_choose_from_it(tmp_path:
 
 
 @pytest.mark.parametrize(("tuned", "beats"), [((20.0, 0.2), False), ((19.0, 0.3), False), ((19.0, 0.1), True)])
-def test_of_two_metrics_to_beat_the_baseline_is_to_be_better_in_one(
+def test_with_two_metrics_a_trial_beats_the_baseline_if_it_is_better_in_one(
     tmp_path: Path, tuned: tuple[float, float], beats: bool
 ) -> None:
     record = make(tmp_path / "made-up", TWO, {0: (20.0, 0.2), 1: tuned}).record
@@ -244,7 +235,7 @@ def test_of_two_metrics_to_beat_the_baseline_is_to_be_better_in_one(
 def test_two_metrics_and_a_constraint(tmp_path: Path) -> None:
     both = TWO | {"constraints": ["val/mse <= 0.5"]}
     record = make(tmp_path / "made-up", both, {0: (20.0, 0.2), 1: (24.0, 0.3), 2: (30.0, 0.9), 3: (23.0, 0.4)}).record
-    assert [(row["trial"], row["front"], row["feasible"]) for row in record.leaderboard()] == [
+    assert [(row["trial"], row["front"], row["feasible"]) for row in leaderboard(record)] == [
         (1, True, True),
         (3, False, True),
         (2, False, False),

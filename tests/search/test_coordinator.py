@@ -21,7 +21,7 @@ from ftae.storage.folder_store import FolderStore
 def state(tmp_path: Path) -> Iterator[SearchState]:
     state = SearchState(state_spec(num_trials=3), FolderStore(tmp_path))
     yield state
-    state._leave()
+    state.writer.close()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def report(step: int, psnr: float = 20.0) -> Report:
 def full_disk(state: SearchState, spare_bytes: int = 20) -> Iterator[None]:
     """No file can grow beyond the journal's size and a few bytes, so that the next event is cut short."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = state.journal.path.stat().st_size
+    size = state.writer.journal.path.stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + spare_bytes, before[1]))
     try:
         yield
@@ -134,8 +134,8 @@ def test_a_trial_that_is_given_up_has_failed(state: SearchState) -> None:
 def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -> None:
     coordinator = coordinate(state, num_assigned=2)
     faults: list[str] = []
-    state._notify = faults.append
-    content = state.journal.path.read_bytes()
+    state.writer.notify = faults.append
+    content = state.writer.journal.path.read_bytes()
     with full_disk(state):
         assert not coordinator.must_stop()
         assert coordinator.receive(1, report(0)) is False
@@ -148,8 +148,8 @@ def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -
         coordinator.fail(RuntimeError("a later error"))
         assert coordinator.failure is first
         assert len(faults) == 1, "the storage is not tried again for every trial"
-    assert state.journal.path.read_bytes() == content
-    state.journal.close()
+    assert state.writer.journal.path.read_bytes() == content
+    state.writer.journal.close()
     again = SearchState(state.spec, state.store)
     assert [trial.status for trial in again.record.trials.values()] == ["running", "running"]
     assert again.record.trials[1].reports == []

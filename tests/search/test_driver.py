@@ -161,14 +161,14 @@ def test_a_refused_driver_leaves_the_mirror_of_the_running_one_alone(
     search = spec(Path("unused"), search__storage=bucket, tracking__uri="http://127.0.0.1:9")
     state = SearchState(search, open_store(bucket, search.name, "driver"))
     state.next_trial()
-    with state.journal.path.open("ab") as file:
+    with state.writer.journal.path.open("ab") as file:
         file.write(b"half a line")
-    before = state.journal.path.read_bytes()
+    before = state.writer.journal.path.read_bytes()
     with pytest.raises(FtaeError, match=f"^{bucket}/made-up holds a search already"):
         run_search(search)
     with pytest.raises(FtaeError, match="is being run by another ftae process"):
         run_search(search, resume=True)
-    assert state.journal.path.read_bytes() == before
+    assert state.writer.journal.path.read_bytes() == before
 
 
 def test_a_search_is_not_resumed_with_other_images_or_weights(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from ftae.search.ray import preflight_tasks
 from ftae.search.ray.nodes import live_nodes
 from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
 from ftae.search.ray.ray_text import reason_of
-from ftae.search.tracking_sync import TrackingSync, tracker_of
+from ftae.search.tracking_sync import TrackingSync
 from ftae.specs import SearchSpec
 from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store, open_store
+from ftae.tracking import tracker_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -219,7 +220,7 @@ def test_tracking_that_cannot_be_reached_is_noted(tmp_path: Path) -> None:
     search, notes = spec(tmp_path, tracking={"uri": "http://127.0.0.1:9"}), Notes()
     store = store_of(search)
     Journal(store.folder).append("open", search=search.model_dump(mode="json"), digest="", facts={})
-    tracking_sync = TrackingSync(store, lambda: tracker_of(search, store), notes)
+    tracking_sync = TrackingSync(store, lambda: tracker_for(search, store), notes)
     tracking_sync.start()
     while not notes:
         time.sleep(0.05)
@@ -227,4 +228,4 @@ def test_tracking_that_cannot_be_reached_is_noted(tmp_path: Path) -> None:
     [reason] = notes
     assert reason.startswith("MLflow at http://127.0.0.1:9: ")
     assert "Connection refused" in reason
-    assert reason.endswith("; the search goes on and sends it later")
+    assert reason.endswith("; the search continues and sends the rest later")

@@ -13,7 +13,7 @@ from ftae.errors import FtaeError
 from ftae.results.export import chosen_trial
 from ftae.results.summary import best, find_search
 from ftae.search.state import SearchState
-from ftae.search.tracking_sync import SEARCH_FILE, ship_new
+from ftae.search.tracking_sync import SEARCH_FILE, send_new
 from ftae.storage import journal, lease
 from ftae.storage.folder_store import FolderStore
 from ftae.storage.object_store import JOURNAL_PIECES
@@ -59,7 +59,7 @@ def run(state: SearchState, until: int = 99) -> SearchState:
 
 def die(state: SearchState) -> None:
     """Leave what a killed driver leaves: nothing is closed or released."""
-    state._lease._released.set()
+    state.writer.lease._released.set()
 
 
 def events(folder: Path) -> list[tuple[str, int | None]]:
@@ -91,8 +91,8 @@ def test_the_same_machine_resumes_at_once(on_machine: OnMachine) -> None:
     with pytest.raises(FtaeError, match="is being run by another ftae process"):
         SearchState(SPEC, on_machine("one"))
     die(first)
-    first.journal.close()
-    path = first.journal.path
+    first.writer.journal.close()
+    path = first.writer.journal.path
     path.write_bytes(path.read_bytes()[:-100])  # the mirror is behind the store, which counts
     notes: list[str] = []
     again = SearchState(SPEC, on_machine("one"), notify=notes.append)
@@ -135,12 +135,12 @@ def test_an_event_that_reached_the_store_but_not_the_disk_is_stored_once(on_mach
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
     state = SearchState(SPEC, on_machine("one"), notify=notify)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (state.journal.path.stat().st_size + 20, unlimited[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (state.writer.journal.path.stat().st_size + 20, unlimited[1]))
     assert state.next_trial() is not None
     assert [message.split(":")[0] for message in notes] == ["the storage fails", "the storage works again"]
     reader = on_machine("two", "reader")
     reader.refresh()
-    assert (reader.folder / journal.FILE_NAME).read_bytes() == state.journal.path.read_bytes()
+    assert (reader.folder / journal.FILE_NAME).read_bytes() == state.writer.journal.path.read_bytes()
     assert events(reader.folder) == [("open", None), ("suggest", 0)]
     state.close("interrupted")
 
@@ -161,11 +161,11 @@ def test_results_are_read_and_sent_from_any_machine(on_machine: OnMachine, bucke
     class Tracker:
         destination = {"uri": "http://there"}
 
-        def ship(self, batch: list[dict[str, Any]]) -> None:
+        def send(self, batch: list[dict[str, Any]]) -> None:
             images = [store.folder / event["images"] for event in batch if event.get("images")]
             assert {image.read_bytes() for image in images} == {b"picture"}
             assert (store.folder / SEARCH_FILE).read_bytes() == b"name: made-up"
 
-    assert ship_new(store, Tracker()) == len(events(store.folder))  # type: ignore[arg-type]
+    assert send_new(store, Tracker()) == len(events(store.folder))  # type: ignore[arg-type]
     on_machine("three")
-    assert ship_new(find_search("made-up", bucket), Tracker()) == 0  # type: ignore[arg-type]
+    assert send_new(find_search("made-up", bucket), Tracker()) == 0  # type: ignore[arg-type]

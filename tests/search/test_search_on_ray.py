@@ -20,6 +20,7 @@ from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
 from ftae.results.replay import fold, replay
 from ftae.results.search_record import SearchRecord
+from ftae.results.summary import leaderboard
 from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.ray.ray_text import WORKER_TITLE
@@ -112,10 +113,10 @@ def test_a_search_is_in_its_journal_from_start_to_end(searched: SearchRecord, st
     assert ("pruned", [0, 4]) in ended
     assert ("pruned", [0, 4, 8]) in ended
     assert searched.close is not None
-    assert (searched.close["status"], searched.close["reason"]) == ("complete", None)
+    assert (searched.close.status, searched.close.reason) == ("complete", None)
     values = {trial.number: trial.value for trial in searched.trials.values() if trial.status == "finished"}
     del values[0]
-    rows = [row["trial"] for row in searched.leaderboard()]
+    rows = [row["trial"] for row in leaderboard(searched)]
     assert rows[: len(values)] == sorted(values, key=lambda number: -values[number])
     assert len(rows) == 7
 
@@ -174,7 +175,7 @@ def test_a_search_with_constraints_two_metrics_and_conditional_params(storage: P
     )
     record = run_search(search)
     assert record.close is not None
-    assert record.close["status"] == "complete"
+    assert record.close.status == "complete"
     tuned = [trial for trial in record.trials.values() if trial.number > 0]
     assert {"losses.kl_capacity" in trial.params for trial in tuned} == {True, False}
     assert all(("losses.kl_capacity" in trial.params) is (trial.params["losses.kl"] > 0) for trial in tuned)
@@ -231,7 +232,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
         trial = record.trials[int(number)]
         assert run.info.status == expected[trial.status]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags["ftae.cluster.status"] == trial.status
+        assert run.data.tags["ftae.status"] == trial.status
         assert run.data.tags.get("ftae.reason") == trial.reason
         assert run.data.params.keys() == trial.params.keys()
         points = {
@@ -256,7 +257,7 @@ def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: Mlflow
     artifacts = {artifact.path for artifact in client.list_artifacts(parent)}
     assert artifacts == {"best_checkpoint", "best_config.yaml", "leaderboard.json", "search.yaml"}
     table = json.loads(Path(client.download_artifacts(parent, "leaderboard.json")).read_text())
-    assert [row[0] for row in table["data"]] == [row["trial"] for row in searched.leaderboard()]
+    assert [row[0] for row in table["data"]] == [row["trial"] for row in leaderboard(searched)]
 
 
 # ------------------------------------------------------------------------------------------ resuming
@@ -276,7 +277,7 @@ def test_a_complete_search_that_is_resumed_has_nothing_to_do(searched: SearchRec
     again = run_search(spec(storage), resume=True)
     assert numbers(again) == numbers(searched)
     assert again.close is not None
-    assert again.close["status"] == "complete"
+    assert again.close.status == "complete"
 
 
 def test_two_drivers_cannot_run_one_search(searched: SearchRecord, storage: Path) -> None:
@@ -292,7 +293,7 @@ def test_two_drivers_cannot_run_one_search(searched: SearchRecord, storage: Path
 def test_a_search_past_its_time_is_interrupted(storage: Path) -> None:
     record = run_search(spec(storage, name="short", search__max_hours=1e-6))
     assert record.close is not None
-    assert (record.close["status"], record.close["reason"]) == ("interrupted", "max_hours is over")
+    assert (record.close.status, record.close.reason) == ("interrupted", "max_hours is over")
     assert record.ranked() == []
 
 
@@ -311,7 +312,7 @@ def test_checkpoints_that_cannot_be_deleted_end_the_search(storage: Path, monkey
         run_search(spec(storage, name="undeletable"))
     record = replay(storage / "undeletable")
     assert record.close is not None
-    assert record.close["status"] == "failed"
+    assert record.close.status == "failed"
     monkeypatch.undo()
     record = run_search(spec(storage, name="undeletable"), resume=True)
     left = {path.parts[-3] for path in (storage / "undeletable" / "trials").glob("*/checkpoints/*")}
@@ -341,7 +342,7 @@ def test_a_configuration_that_cannot_be_run_is_refused_before_the_first_trial(tm
     record = fold(tmp_path / "small")
     assert record.trials == {}, "the search may still begin under this name"
     assert record.close is not None
-    assert (record.close["status"], record.close["reason"]) == ("failed", message)
+    assert (record.close.status, record.close.reason) == ("failed", message)
 
 
 def test_a_search_without_a_baseline_stops_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +364,7 @@ def test_a_search_without_a_baseline_stops_with_the_reason(tmp_path: Path, monke
         run_search(broken)
     record = replay(tmp_path / "small")
     assert record.close is not None
-    assert record.close["status"] == "failed"
+    assert record.close.status == "failed"
 
 
 # ---------------------------------------------------------------------------------- a worker is killed
@@ -465,7 +466,7 @@ def test_a_trial_that_loses_too_many_workers_has_failed(
 def test_a_search_without_mlflow_is_complete(harmed: tuple[SearchSpec, list[int], SearchRecord]) -> None:
     search, _, record = harmed
     assert record.close is not None
-    assert record.close["status"] == "complete"
+    assert record.close.status == "complete"
     folder = Path(search.search.storage) / search.name
     assert unsent(FolderStore(folder)) == len((folder / FILE_NAME).read_text().splitlines())
     with pytest.raises(TrackingUnavailable, match=r"127\.0\.0\.1:9"):

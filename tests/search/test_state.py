@@ -204,7 +204,7 @@ def test_closing_releases_the_journal(state: SearchState) -> None:
     state.close("interrupted", "stopped by the user")
     record = replay(state.store.folder)
     assert record.close is not None
-    assert (record.close["status"], record.close["reason"]) == ("interrupted", "stopped by the user")
+    assert (record.close.status, record.close.reason) == ("interrupted", "stopped by the user")
     assert replay(SearchState(state.spec, state.store).store.folder).close is None
 
 
@@ -257,7 +257,7 @@ def test_an_object_store_gets_one_event_at_a_time(bucket: str, tmp_path: Path) -
             raise OSError("away")
         replicate(offset, line)
 
-    state.journal._replicate = fails_once
+    state.writer.journal._replicate = fails_once
     assert not state.report(2, last)
     assert away == ["report"], "the mirror has the events of the store, also when the next one fails"
     state.close("interrupted")

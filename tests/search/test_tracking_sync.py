@@ -1,6 +1,6 @@
-"""From the journal to a tracker: nothing lost, nothing twice, and never a reason for the search to stop.
+"""From the journal to a tracker: nothing is lost, nothing is sent twice, and no fault stops the search.
 
-The tracker is the edge of the network, and the one thing that is made up here: it notes what arrives.
+The tracker is the edge of the network and the only fake here: it notes what arrives.
 """
 
 import json
@@ -8,61 +8,52 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import search_spec
 from mlflow import MlflowClient
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import Event
-from ftae.search import tracking_sync as tracking_sync
-from ftae.search.tracking_sync import CURSOR, TrackingSync, publish, ship_new, sync, unsent
-from ftae.specs import SearchSpec
+from ftae.search import tracking_sync
+from ftae.search.tracking_sync import CURSOR, TrackingSync, publish, send_new, sync, unsent
 from ftae.storage.folder_store import FolderStore
-from ftae.storage.journal import Journal
-from ftae.tracking import TrackingUnavailable, store_uri
+from ftae.storage.journal import Event, Journal
+from ftae.tracking import Outcome, TrackingUnavailable, store_uri, tracker_for
 
-SPEC = SearchSpec.model_validate(
-    {
-        "name": "made-up",
-        "finetune": {
-            "model": {"family": "conv_ae"},
-            "data": {"source": "digits", "resolution": 16},
-            "losses": {"mse": 1.0},
-            "optimizer": {"lr": 1e-3},
-            "max_steps": 12,
-            "metrics": ["psnr"],
-        },
-        "search_space": {"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}},
-        "objective": {"metric": "val/psnr", "direction": "maximize"},
-    }
-)
+SPEC = search_spec(name="made-up", **{"finetune.metrics": ["psnr"], "search": {}})
 
 
 class Tracker:
-    """Notes events. ``failures``: what the next calls raise, one each; None is a call that works."""
+    """Notes what arrives. ``failures``: what the next calls of ``send`` raise; None for a call that works."""
 
     def __init__(self, *failures: Exception | None, experiment: str = "made-up") -> None:
         self.destination = {"uri": "http://there", "experiment": experiment}
         self.arrived: list[Event] = []
-        self.published: dict[str, Any] = {}
+        self.published = Outcome()
         self.failures = list(failures)
         self.calls = 0
 
-    def ship(self, events: list[Event]) -> None:
+    def check(self) -> None:
+        raise AssertionError("only production runs check")
+
+    def send(self, events: Sequence[Event]) -> None:
         self.calls += 1
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
         self.arrived += events
 
-    def publish(self, **outcome: Any) -> None:
+    def publish(self, outcome: Outcome) -> None:
         self.published = outcome
 
+    def register(self, name: str) -> str:
+        raise AssertionError("only production runs register")
 
-class Said(list[str]):
+
+class Messages(list[str]):
     def __call__(self, message: str) -> None:
         self.append(message)
 
@@ -114,9 +105,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def start(folder: Path, tracker: Tracker) -> tuple[TrackingSync, Said]:
-    said = Said()
-    thread = TrackingSync(FolderStore(folder), lambda: tracker, said)  # type: ignore[arg-type, return-value]
+def start(folder: Path, tracker: Tracker) -> tuple[TrackingSync, Messages]:
+    said = Messages()
+    thread = TrackingSync(FolderStore(folder), lambda: tracker, said)
     thread.start()
     return thread, said
 
@@ -125,10 +116,10 @@ def start(folder: Path, tracker: Tracker) -> tuple[TrackingSync, Said]:
 
 
 def test_what_was_sent_is_not_sent_again(journal: Journal, tmp_path: Path) -> None:
-    tracker: Any = Tracker()
+    tracker = Tracker()
     add(journal, 0)
     assert unsent(FolderStore(tmp_path)) == 4
-    assert ship_new(FolderStore(tmp_path), tracker) == 4
+    assert send_new(FolderStore(tmp_path), tracker) == 4
     assert unsent(FolderStore(tmp_path)) == 0
     assert json.loads((tmp_path / CURSOR).read_text()) == {
         "offset": journal.path.stat().st_size,
@@ -136,66 +127,66 @@ def test_what_was_sent_is_not_sent_again(journal: Journal, tmp_path: Path) -> No
         "experiment": "made-up",
     }
     add(journal, 1)
-    assert ship_new(FolderStore(tmp_path), Tracker()) == 3  # type: ignore[arg-type]  # another process goes on from there
-    assert ship_new(FolderStore(tmp_path), tracker) == 0
+    assert send_new(FolderStore(tmp_path), Tracker()) == 3  # another process continues there
+    assert send_new(FolderStore(tmp_path), tracker) == 0
     assert tracker.arrived == written(tmp_path)[:4]
 
 
 def test_another_destination_gets_everything(journal: Journal, tmp_path: Path) -> None:
     add(journal, 0)
-    assert ship_new(FolderStore(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
-    other: Any = Tracker(away(), experiment="other")
+    assert send_new(FolderStore(tmp_path), Tracker()) == 4
+    other = Tracker(away(), experiment="other")
     with pytest.raises(TrackingUnavailable):
-        ship_new(FolderStore(tmp_path), other)
-    assert ship_new(FolderStore(tmp_path), other) == 4
+        send_new(FolderStore(tmp_path), other)
+    assert send_new(FolderStore(tmp_path), other) == 4
     assert other.arrived == written(tmp_path)
-    assert ship_new(FolderStore(tmp_path), other) == 0
+    assert send_new(FolderStore(tmp_path), other) == 0
 
 
 def test_a_long_journal_goes_in_batches_remembered_one_by_one(journal: Journal, tmp_path: Path) -> None:
-    with journal.path.open("ab") as file:  # quicker than a thousand synced appends
+    with journal.path.open("ab") as file:  # faster than a thousand appends, each on disk
         file.writelines(json.dumps({"event": "report", "n": n}).encode() + b"\n" for n in range(1100))
-    tracker: Any = Tracker(None, away())
+    tracker = Tracker(None, away())
     with pytest.raises(TrackingUnavailable):
-        ship_new(FolderStore(tmp_path), tracker)
+        send_new(FolderStore(tmp_path), tracker)
     assert unsent(FolderStore(tmp_path)) == 601
-    assert ship_new(FolderStore(tmp_path), tracker) == 601
+    assert send_new(FolderStore(tmp_path), tracker) == 601
     assert tracker.arrived == written(tmp_path)
     assert tracker.calls == 4
 
 
 def test_a_line_that_is_being_written_waits(journal: Journal, tmp_path: Path) -> None:
-    tracker: Any = Tracker()
+    tracker = Tracker()
     with journal.path.open("ab") as file:
         file.write(b'{"event": "close"')
         file.flush()
-        assert ship_new(FolderStore(tmp_path), tracker) == 1
+        assert send_new(FolderStore(tmp_path), tracker) == 1
         file.write(b"}\n")
-    assert ship_new(FolderStore(tmp_path), tracker) == 1
+    assert send_new(FolderStore(tmp_path), tracker) == 1
     assert tracker.arrived[-1] == {"event": "close"}
 
 
 @pytest.mark.parametrize("written_since", [0, 1, 2])
 def test_a_journal_that_lost_its_end_is_sent_anew(journal: Journal, tmp_path: Path, written_since: int) -> None:
     add(journal, 0)
-    assert ship_new(FolderStore(tmp_path), Tracker()) == 4  # type: ignore[arg-type]
+    assert send_new(FolderStore(tmp_path), Tracker()) == 4
     journal.close()
     os.truncate(journal.path, journal.path.stat().st_size - 7)
     again, tracker = Journal(tmp_path), Tracker()
     again.take_up()
     for trial in range(written_since):
         add(again, trial + 1)
-    assert ship_new(FolderStore(tmp_path), tracker) == 3 + 3 * written_since  # type: ignore[arg-type]
+    assert send_new(FolderStore(tmp_path), tracker) == 3 + 3 * written_since
     assert tracker.arrived == written(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"offset": null}', "half a li"])
-def test_a_damaged_cursor_is_named(journal: Journal, tmp_path: Path, content: str) -> None:
+def test_a_damaged_cursor_is_an_error_that_names_it(journal: Journal, tmp_path: Path, content: str) -> None:
     (tmp_path / CURSOR).write_text(content)
     with pytest.raises(FtaeError, match=r"tracking\.json is damaged: run ftae sync"):
         unsent(FolderStore(tmp_path))
     with pytest.raises(FtaeError, match="damaged"):
-        ship_new(FolderStore(tmp_path), Tracker())  # type: ignore[arg-type]
+        send_new(FolderStore(tmp_path), Tracker())
 
 
 # ------------------------------------------------------------------------------------------ the thread
@@ -221,12 +212,15 @@ def test_after_an_outage_everything_is_there_once(journal: Journal, tmp_path: Pa
         add(journal, trial)
         wait_until(lambda calls=2 * trial: tracker.calls > calls)  # type: ignore[misc]
     wait_until(lambda: len(said) == 2)
-    assert said == [f"{away()}; the search goes on and sends it later", "tracking is back; everything missed was sent"]
+    assert said == [
+        f"{away()}; the search continues and sends the rest later",
+        "tracking is back; everything missed was sent",
+    ]
     assert thread.finish(10.0)
     assert tracker.arrived == written(tmp_path)
 
 
-def test_a_second_outage_is_told_again(journal: Journal, tmp_path: Path) -> None:
+def test_a_second_outage_is_reported_again(journal: Journal, tmp_path: Path) -> None:
     tracker = Tracker(away(), away(), None, away())
     thread, said = start(tmp_path, tracker)
     wait_until(lambda: len(said) == 2)
@@ -237,7 +231,7 @@ def test_a_second_outage_is_told_again(journal: Journal, tmp_path: Path) -> None
 
 
 def test_a_tracker_that_cannot_be_made_yet_is_made_later(journal: Journal, tmp_path: Path) -> None:
-    tracker, attempts, said = Tracker(), iter([away(), None]), Said()
+    tracker, attempts, said = Tracker(), iter([away(), None]), Messages()
 
     def make() -> Any:
         failure = next(attempts)
@@ -252,13 +246,13 @@ def test_a_tracker_that_cannot_be_made_yet_is_made_later(journal: Journal, tmp_p
     assert len(said) == 2
 
 
-def test_a_server_that_never_comes_leaves_everything_for_sync(journal: Journal, tmp_path: Path) -> None:
+def test_what_an_unreachable_server_lacks_is_left_to_sync(journal: Journal, tmp_path: Path) -> None:
     tracker = Tracker(*[away()] * 1000)
     thread, said = start(tmp_path, tracker)
     add(journal, 0)
     assert not thread.finish(10.0)
     assert not thread.is_alive()
-    assert said == [f"{away()}; the search goes on and sends it later"]
+    assert said == [f"{away()}; the search continues and sends the rest later"]
     assert unsent(FolderStore(tmp_path)) == 4
 
 
@@ -268,7 +262,7 @@ def test_a_refusal_ends_the_thread_with_one_message(journal: Journal, tmp_path: 
     thread.join(10.0)
     assert not thread.is_alive()
     assert tracker.calls == 1
-    assert said == ["MLflow at http://there: 403; the search goes on without it"]
+    assert said == ["MLflow at http://there: 403; the search continues without tracking"]
     assert not thread.finish(10.0)
     assert unsent(FolderStore(tmp_path)) == 1
 
@@ -282,7 +276,7 @@ def test_nothing_escapes_the_thread(
     thread, said = start(tmp_path, Tracker(error))
     thread.join(10.0)
     assert escaped == []
-    assert said == [f"tracking stopped: {type(error).__name__}: {error}; the search goes on"]
+    assert said == [f"tracking stopped: {type(error).__name__}: {error}; the search continues"]
     assert not thread.finish(10.0)
 
 
@@ -291,13 +285,13 @@ def test_finishing_tries_once_more(journal: Journal, tmp_path: Path) -> None:
     finisher = threading.Thread(target=lambda: finished.append(thread.finish(10.0)))
 
     def notify(message: str) -> None:
-        """The search ends while the thread still tells that the server is away."""
+        """End the search while the thread still reports that the server is unreachable."""
         if not finisher.ident:
             journal.append("close", status="complete", reason=None)
             finisher.start()
             wait_until(thread._finishing.is_set)
 
-    thread = TrackingSync(FolderStore(tmp_path), lambda: tracker, notify)  # type: ignore[arg-type, return-value]
+    thread = TrackingSync(FolderStore(tmp_path), lambda: tracker, notify)
     thread.start()
     wait_until(lambda: len(finished) == 1)
     assert finished == [True]
@@ -307,24 +301,26 @@ def test_finishing_tries_once_more(journal: Journal, tmp_path: Path) -> None:
 def test_not_even_an_import_escapes_the_thread(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ftae.tracking", None)
-    thread, said = start(tmp_path, Tracker())
+    monkeypatch.setitem(sys.modules, "ftae.tracking.mlflow_tracker", None)
+    said, store = Messages(), FolderStore(tmp_path)
+    thread = TrackingSync(store, lambda: tracker_for(SPEC, store), said)
+    thread.start()
     assert not thread.finish(120.0)
     assert not thread.is_alive()
     assert said[0].startswith("tracking stopped: ModuleNotFoundError: ")
 
 
-def test_finishing_waits_no_longer_than_it_is_told(journal: Journal, tmp_path: Path) -> None:
+def test_finishing_waits_no_longer_than_the_timeout(journal: Journal, tmp_path: Path) -> None:
     release = threading.Event()
 
     class Slow(Tracker):
-        def ship(self, events: list[Event]) -> None:
+        def send(self, events: Sequence[Event]) -> None:
             release.wait(300.0)
 
     thread, _ = start(tmp_path, Slow())
     assert not thread.finish(0.2)
-    assert thread.is_alive(), "it still sends"
-    assert thread.daemon, "or the process would not end"
+    assert thread.is_alive(), "it is still sending"
+    assert thread.daemon, "or the process could not end"
     release.set()
     thread.join()
 
@@ -332,38 +328,34 @@ def test_finishing_waits_no_longer_than_it_is_told(journal: Journal, tmp_path: P
 # ------------------------------------------------------------------------------------------ the outcome
 
 
-def test_the_outcome_names_the_best_trial_and_the_baseline(journal: Journal, tmp_path: Path) -> None:
+def test_the_outcome_has_the_best_trial_and_the_baseline(journal: Journal, tmp_path: Path) -> None:
     for trial, psnr, end in ((0, 20.0, "finished"), (1, 21.0, "finished"), (2, 24.0, "finished"), (3, 25.0, "pruned")):
         add(journal, trial, psnr, end)
-    tracker: Any = Tracker()
+    tracker = Tracker()
     publish(FolderStore(tmp_path), tracker)
     outcome = tracker.published
-    assert [(row["trial"], row["status"]) for row in outcome["leaderboard"]] == [
+    assert [(row["trial"], row["status"]) for row in outcome.leaderboard or ()] == [
         (2, "finished"),
         (1, "finished"),
         (0, "finished"),
         (3, "pruned"),
     ]
-    assert "lr: 0.002" in outcome["best_config"]
-    assert outcome["files"] == {"best_checkpoint/trial-0002": tmp_path / "trials/0002/checkpoints/step-00000012"}
-    assert outcome["tags"] == {"ftae.best_trial": "2"}
-    assert outcome["metrics"]["best/val/psnr"] == 24.0
-    assert outcome["metrics"]["baseline/val/psnr"] == 20.0
-    assert "best/train/loss" not in outcome["metrics"]
+    assert "lr: 0.002" in str(outcome.best_config)
+    assert outcome.files == {"best_checkpoint/trial-0002": tmp_path / "trials/0002/checkpoints/step-00000012"}
+    assert outcome.tags == {"ftae.best_trial": "2"}
+    assert outcome.metrics["best/val/psnr"] == 24.0
+    assert outcome.metrics["baseline/val/psnr"] == 20.0
+    assert "best/train/loss" not in outcome.metrics
 
 
 def test_without_a_full_trial_the_outcome_is_the_leaderboard(journal: Journal, tmp_path: Path) -> None:
     add(journal, 0)
     add(journal, 1, end="pruned")
-    tracker: Any = Tracker()
+    tracker = Tracker()
     publish(FolderStore(tmp_path), tracker)
-    assert [row["trial"] for row in tracker.published.pop("leaderboard")] == [0, 1]
-    assert tracker.published == {
-        "best_config": None,
-        "files": {},
-        "tags": {},
-        "metrics": {"baseline/val/psnr": 20.0, "baseline/train/loss": 0.5},
-    }
+    assert [row["trial"] for row in tracker.published.leaderboard or ()] == [0, 1]
+    metrics = {"baseline/val/psnr": 20.0, "baseline/train/loss": 0.5}
+    assert tracker.published == Outcome(tracker.published.leaderboard, metrics=metrics)
 
 
 @pytest.mark.parametrize("cursor", ["kept", "damaged"])
@@ -372,20 +364,20 @@ def test_sync_sends_everything_to_a_server_that_may_be_empty(
 ) -> None:
     add(journal, 0)
     add(journal, 1, 21.0)
-    ship_new(FolderStore(tmp_path), Tracker())  # type: ignore[arg-type]
+    send_new(FolderStore(tmp_path), Tracker())
     if cursor == "damaged":
         (tmp_path / CURSOR).write_text("half a li")
     add(journal, 2, 22.0)
     wiped = Tracker()
-    monkeypatch.setattr(tracking_sync, "tracker_of", lambda spec, store: wiped)
+    monkeypatch.setattr(tracking_sync, "tracker_for", lambda *arguments: wiped)
     assert sync(FolderStore(tmp_path)) == 10
     assert wiped.arrived == written(tmp_path)
-    assert wiped.published["tags"] == {"ftae.best_trial": "2"}
+    assert wiped.published.tags == {"ftae.best_trial": "2"}
     assert unsent(FolderStore(tmp_path)) == 0
 
 
 def test_sync_repairs_a_store_that_was_deleted(journal: Journal, tmp_path: Path) -> None:
-    """On MLflow itself, which an unfinished search reaches without a winner."""
+    """On MLflow itself, with an unfinished search that has no winner."""
     storage, folder = tmp_path / "searches", tmp_path / "searches" / "made-up"
     storage.mkdir()
     add(journal, 0)

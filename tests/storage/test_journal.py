@@ -13,7 +13,8 @@ import pytest
 
 from ftae.errors import FtaeError
 from ftae.results.replay import fold, replay
-from ftae.results.search_record import SearchRecord, trial_folder
+from ftae.results.search_record import Close, SearchRecord, trial_folder
+from ftae.results.summary import leaderboard
 from ftae.storage.journal import FILE_NAME, Journal, read
 
 SEARCH = {
@@ -338,7 +339,7 @@ def test_starts_changes_and_notes_of_a_trial_change_nothing_else(tmp_path: Path)
     assert (trial.starts, trial.notes) == (starts, ["its worker was lost", "and again"])
     assert trial.settings == {"optimizer.lr": 0.6, "batch_size": 4, "grad_accumulation": 2}
     assert trial.params == before.trials[6].params
-    assert record.leaderboard() == before.leaderboard()
+    assert leaderboard(record) == leaderboard(before)
     assert {n: t for n, t in record.trials.items() if n != 6} == {n: t for n, t in before.trials.items() if n != 6}
 
 
@@ -380,7 +381,7 @@ def test_the_baseline_counts_once_it_is_measured(tmp_path: Path) -> None:
 
 def test_leaderboard(tmp_path: Path) -> None:
     a_search(tmp_path)
-    rows = replay(tmp_path).leaderboard()
+    rows = leaderboard(replay(tmp_path))
     assert [row["trial"] for row in rows] == [2, 3, 1, 0, 4, 5, 6]
     assert rows[0] == {
         "trial": 2,
@@ -399,8 +400,8 @@ def test_leaderboard(tmp_path: Path) -> None:
 def test_a_search_that_is_reopened_is_not_closed(tmp_path: Path) -> None:
     a_search(tmp_path)
     journal = Journal(tmp_path)
-    closed = journal.append("close", status="interrupted", reason="SIGINT")
-    assert replay(tmp_path).close == closed
+    journal.append("close", status="interrupted", reason="SIGINT")
+    assert replay(tmp_path).close == Close("interrupted", "SIGINT")
     extended = SEARCH | {"search": {"num_trials": 9}}
     journal.append("open", search=extended, digest="e", versions={})
     journal.close()

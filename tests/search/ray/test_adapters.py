@@ -28,7 +28,7 @@ def state(tmp_path: Path) -> Iterator[SearchState]:
     (tmp_path / "small").mkdir()
     state = SearchState(state_spec(num_trials=3), FolderStore(tmp_path / "small"))
     yield state
-    state._leave()
+    state.writer.close()
 
 
 @pytest.fixture

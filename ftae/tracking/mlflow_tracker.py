@@ -1,0 +1,255 @@
+"""Searches and production runs in MLflow.
+
+A search is a parent run with a child run per trial; a production run is one run. All of it is a projection of the
+journal. Sending events again changes nothing, because a metric point is identified by its values, runs are found by
+their tags before they are made, and the name of an image depends on nothing but its run and step.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ftae.specs.search.search import ProductionSpec, SearchSpec
+from ftae.storage import journal
+from ftae.storage.journal import Event
+from ftae.storage.store import Store
+from ftae.tracking.mlflow_run import RunState, flatten, milliseconds, now, table_json
+from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
+from ftae.tracking.tracker import MODEL, Outcome, Tracker, TrackingUnavailable
+
+LEADERBOARD = "leaderboard.json"
+
+Runs = dict[int | None, RunState]  # by trial; the main run, of the search or the production run, at None
+
+S = TypeVar("S", SearchSpec, ProductionSpec)
+
+
+def make_tracker(spec: SearchSpec | ProductionSpec, store: Store, storage: Path) -> Tracker:
+    """See ``tracker_for``."""
+    if isinstance(spec, ProductionSpec):
+        return ProductionTracker(spec, store.folder, storage)
+    return SearchTracker(spec, store.folder, storage)
+
+
+class MlflowTracker(ABC, Generic[S]):
+    """What both kinds of searches have in common. Nothing is contacted before the first call of a method.
+
+    ``folder`` holds the journal, whose first event tells this search from another of the same name.
+    """
+
+    _has_children: bool  # a run per trial
+
+    def __init__(self, spec: S, folder: Path, storage: Path) -> None:
+        self._spec: S = spec
+        self._folder = folder
+        self._server = Server(spec.tracking.uri, storage)
+        self._experiment_name = spec.tracking.experiment or spec.name
+        self._experiment = ""  # its id
+        self._runs: Runs | None = None  # None: not looked up yet
+
+    @property
+    def destination(self) -> dict[str, str]:
+        return {"uri": self._server.uri, "experiment": self._experiment_name}
+
+    def check(self) -> None:
+        self._server.experiment(self._experiment_name)
+
+    def send(self, events: Sequence[Event]) -> None:
+        looked_up_before = self._runs is not None
+        try:
+            self._send(events)
+        except TrackingUnavailable as error:
+            if not (looked_up_before and error.permanent):
+                raise
+            self._send(events)  # somebody may have deleted a run: find the runs again
+
+    def _send(self, events: Sequence[Event]) -> None:
+        with self._known_runs() as runs:
+            for event in events:
+                self._fold(runs, event)
+            for run in runs.values():
+                if not run.run_id:
+                    self._create(run)
+                if not run.is_written:
+                    run.write(self._server)
+
+    def publish(self, outcome: Outcome) -> None:
+        with self._known_runs() as runs:
+            run_id = runs[None].run_id
+            with self._server.client() as client:
+                found = client.get_run(run_id).data
+                tags = dict(outcome.tags)
+                if outcome.leaderboard is not None:
+                    client.log_text(run_id, table_json(outcome.leaderboard), LEADERBOARD)
+                    tables: list[Any] = json.loads(found.tags.get("mlflow.loggedArtifacts", "[]"))
+                    table = {"path": LEADERBOARD, "type": "table"}
+                    tags["mlflow.loggedArtifacts"] = json.dumps(tables if table in tables else [*tables, table])
+                if outcome.best_config is not None:
+                    client.log_text(run_id, outcome.best_config, "best_config.yaml")
+            for artifact_path, path in outcome.files.items():
+                self._server.upload(run_id, path, artifact_path)
+            # A point has a time, so the same value sent twice would be two points.
+            changed = {key: value for key, value in outcome.metrics.items() if found.metrics.get(key) != value}
+            self._server.log(run_id, points(changed, now(), 0), {}, tags)
+
+    def register(self, name: str) -> str:
+        with self._known_runs() as runs:
+            return self._server.register(runs[None].run_id, MODEL, name)
+
+    # ------------------------------------------------------------------------- what differs by the kind
+
+    @abstractmethod
+    def _identity(self) -> tuple[str, str]:
+        """The tag, as name and value, that all runs of this search have and no other run has."""
+
+    @abstractmethod
+    def _main_tags(self) -> dict[str, str]:
+        """The other tags of the main run."""
+
+    @abstractmethod
+    def _fold(self, runs: Runs, event: Event) -> None:
+        """Note what an event changes."""
+
+    # --------------------------------------------------------------------------------------------- runs
+
+    @contextmanager
+    def _known_runs(self) -> Iterator[Runs]:
+        """The runs of this search, looked up at the first use and again after a failure."""
+        try:
+            if self._runs is None:
+                self._runs = self._look_up()
+            yield self._runs
+        except BaseException:
+            self._runs = None  # what arrived is uncertain, and the server may come back as another one
+            raise
+
+    def _look_up(self) -> Runs:
+        """Find the runs that the server has of this search; creates the main run if it is missing."""
+        self._experiment = self._server.experiment(self._experiment_name)
+        runs: Runs = {}
+        tag, value = self._identity()
+        for found in self._server.runs(self._experiment, f"tags.`{tag}` = '{value}'"):
+            trial = found.data.tags.get("ftae.trial") if self._has_children else None
+            key = None if trial is None else int(trial)
+            if key not in runs:
+                runs[key] = RunState.of(found)
+            elif not (found.data.params or found.data.metrics):
+                # A request that was answered too late was repeated, and made the run twice.
+                with self._server.client() as client:
+                    client.delete_run(found.info.run_id)
+        if None not in runs:
+            tags = dict([self._identity()]) | {"ftae.status": "running"} | self._main_tags()
+            runs[None] = RunState(self._spec.name, milliseconds(self._first_event), tags)
+            self._create(runs[None])
+        return runs
+
+    def _create(self, run: RunState) -> None:
+        with self._server.client() as client:
+            run.run_id = client.create_run(self._experiment, run.started, run.tags, run.name).info.run_id
+        run.new_tags.clear()
+
+    @cached_property
+    def _first_event(self) -> Event:
+        first, _ = next(journal.read(self._folder))
+        assert first["event"] == "open"
+        return first
+
+
+class SearchTracker(MlflowTracker[SearchSpec]):
+    """A search: its trials are child runs of the main run."""
+
+    _has_children = True
+
+    def _identity(self) -> tuple[str, str]:
+        return "ftae.search_id", f"{self._first_event['digest']}-{milliseconds(self._first_event)}"
+
+    def _main_tags(self) -> dict[str, str]:
+        return {"ftae.search": self._spec.name, "ftae.kind": "search"}
+
+    def _fold(self, runs: Runs, event: Event) -> None:
+        kind, at, main = event["event"], milliseconds(event), runs[None]
+        if kind == "open":
+            main.resume()
+            main.set_params(_search_params(event["search"]))
+            main.files.append(self._folder / "search.yaml")
+        elif kind == "suggest":
+            run = self._trial_run(runs, event)
+            run.resume()
+            run.set_tags({"ftae.kind": event["kind"]})
+            run.set_params(flatten(event["params"]))
+        elif kind == "adapt":
+            self._trial_run(runs, event).set_tags({"ftae.changes": json.dumps(event["changes"])})
+        elif kind == "report":
+            run = self._trial_run(runs, event)
+            run.resume()
+            run.add_report(event, self._folder)
+            run.set_tags(self._feasibility(event["metrics"]))
+        elif kind == "end":
+            run = self._trial_run(runs, event)
+            run.end(event["status"], at, event["reason"])
+            if event["status"] == "diverged" and self._spec.objective.constraints:
+                run.set_tags({"ftae.feasible": "false"})
+        elif kind == "close":
+            for run in runs.values():
+                if run is not main and run.status == "RUNNING":
+                    run.end("interrupted", at)
+            main.end(event["status"], at, event["reason"])
+
+    def _feasibility(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        if not self._spec.objective.constraints:
+            return {}
+        missed = self._spec.objective.missed(metrics)
+        return {"ftae.feasible": json.dumps(not missed), "ftae.missed": clip(", ".join(missed), MAX_TAG)}
+
+    def _trial_run(self, runs: Runs, event: Event) -> RunState:
+        trial = event["trial"]
+        if trial not in runs:
+            name = "baseline" if event.get("kind") == "baseline" else f"trial-{trial:04d}"
+            tags = {"ftae.search": self._spec.name, "ftae.status": "running", "ftae.trial": str(trial)}
+            tags |= dict([self._identity()]) | {"mlflow.parentRunId": runs[None].run_id}
+            runs[trial] = RunState(name, milliseconds(event), tags)
+        return runs[trial]
+
+
+class ProductionTracker(MlflowTracker[ProductionSpec]):
+    """A production run: one run, with the metrics of its only trial."""
+
+    _has_children = False
+
+    def _identity(self) -> tuple[str, str]:
+        return "ftae.run_id", f"{self._spec.name}-{milliseconds(self._first_event)}"
+
+    def _main_tags(self) -> dict[str, str]:
+        """The search that the run came from, as far as that are single values: search, trial, dataset_fingerprint."""
+        facts = {key: value for key, value in (self._spec.from_search or {}).items() if not isinstance(value, dict)}
+        return {"ftae.kind": "production"} | {f"ftae.{key}": str(value) for key, value in facts.items()}
+
+    def _fold(self, runs: Runs, event: Event) -> None:
+        kind, run = event["event"], runs[None]
+        if kind == "open":
+            run.resume()
+            run.set_params(flatten(event["search"]["finetune"]))
+        elif kind == "report":
+            run.add_report(event, self._folder)
+        elif kind == "close":
+            run.end(event["status"], milliseconds(event), event["reason"])
+
+
+def _search_params(search: Mapping[str, Any]) -> dict[str, str]:
+    """The question that a search asks, and its means; the whole file is an artifact."""
+    finetune = search["finetune"]
+    return flatten(
+        {
+            "objective": search["objective"],
+            "search": {key: value for key, value in search["search"].items() if key != "storage"},
+            "search_space": {path: json.dumps(distribution) for path, distribution in search["search_space"].items()},
+            "model": finetune["model"],
+            "data": finetune["data"],
+            "max_steps": finetune["max_steps"],
+            "batch_size": finetune["batch_size"],
+        }
+    )
