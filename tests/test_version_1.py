@@ -118,7 +118,9 @@ def test_a_search_is_listed_and_shown(old: Path) -> None:
     by_number = {row["trial"]: row for row in rows}
     assert by_number[1]["params.model.resolution_adapters"] == 1
     assert by_number[1]["val/psnr"] == TRIAL_1
-    assert "trial 1" in ftae(old, "best", "old")
+    best = ftae(old, "best", "old")
+    assert "trial: 1\n" in best
+    assert "model.resolution_adapters" in best
 
 
 def test_a_checkpoint_is_read(old: Path) -> None:
