@@ -15,6 +15,8 @@ from ftae.errors import Reason
 
 MODEL = "model"  # the name of a task's first network: the one that is evaluated and exported
 
+AVERAGE = "average"  # names the files of moving averages
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -116,7 +118,7 @@ class NetworkInTraining:
 
     @property
     def _average_name(self) -> str:
-        return "average" if self.name == MODEL else f"{self.name}_average"
+        return AVERAGE if self.name == MODEL else f"{self.name}_{AVERAGE}"
 
 
 class Task(Protocol):

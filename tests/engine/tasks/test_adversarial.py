@@ -183,7 +183,7 @@ def test_the_loss_of_the_model_changes_nothing_in_the_discriminator() -> None:
     assert any(after[name] != value for name, value in before.items() if name.endswith("_v"))
 
 
-def test_its_gradient_is_clipped_by_its_own_norm() -> None:
+def test_the_gradient_of_the_discriminator_is_clipped_by_its_own_limit() -> None:
     for limit in (None, 1e-3):
         task = task_of(max_grad_norm=limit)
         before_clipping = turn(task, (REAL, FAKE))["discriminator_grad_norm"]
@@ -192,7 +192,7 @@ def test_its_gradient_is_clipped_by_its_own_norm() -> None:
         assert before_clipping > 0.01
 
 
-def test_the_weight_scales_the_terms_part_of_the_total() -> None:
+def test_the_weight_scales_the_share_of_the_term_in_the_total() -> None:
     def first_step(weight: float) -> dict[str, float]:
         losses = {"mse": 1.0, "adversarial": weight}
         return trained(spec_of({**AT_ONCE, "adaptive": False}, losses=losses), 1).measured()

@@ -228,7 +228,7 @@ def test_after_its_half_life_the_average_is_halfway() -> None:
         torch.testing.assert_close(weight, start[name] + 0.75, atol=1e-5, rtol=0)
 
 
-def test_applied_puts_everything_back_even_after_an_error() -> None:
+def test_the_own_weights_are_restored_even_after_an_error() -> None:
     ae = autoencoder()
     average = WeightAverage(ae, half_life_steps=1.0)
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_the_half_life_is_a_fraction_of_the_budget(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------- clipping
 
 
-def test_the_gradient_norm_is_reported_as_before_clipping(tmp_path: Path) -> None:
+def test_the_reported_gradient_norm_is_that_before_clipping(tmp_path: Path) -> None:
     def run(limit: float | None) -> tuple[float, torch.Tensor]:
         spec = spec_of(max_grad_norm=limit, max_steps=1, optimizer={"name": "sgd", "lr": 1.0})
         *_, last = finetune(spec, tmp_path)

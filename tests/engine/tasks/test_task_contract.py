@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from ftae.engine.data.batches import Batch
 from ftae.engine.models.families import build_model
 from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.tasks.optim import WeightAverage
 from ftae.engine.tasks.registry import TASKS, check_workers, task_kind
-from ftae.engine.tasks.task import MODEL, NetworkInTraining
+from ftae.engine.tasks.task import MODEL, Loss, NetworkInTraining
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer
@@ -86,6 +87,24 @@ class TestEveryTask:
         else:
             with pytest.raises(FtaeError, match="2 workers cannot share"):
                 check_workers(spec_of(kind), 2)
+
+
+def test_networks_take_turns_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer asks the task alone what to do: here the second network is due in every other step."""
+    trainer = Trainer(spec_of("adversarial", grad_accumulation=2))
+    task, turns, batches = trainer.task, [], []
+    loss = task.loss
+
+    def noted(network: NetworkInTraining, batch: Batch, step: int) -> Loss:
+        turns.append((step, network.name))
+        batches.append(batch)
+        return loss(network, batch, step)
+
+    monkeypatch.setattr(task, "loss", noted)
+    monkeypatch.setattr(task, "is_due", lambda network, step: network.name == MODEL or step % 2 == 0)
+    trainer.train_to(2)
+    assert turns == [(0, "model")] * 2 + [(0, "discriminator")] * 2 + [(1, "model")] * 2
+    assert [batches[0] is batches[2], batches[1] is batches[3]] == [True, True]
 
 
 # ------------------------------------------------------------------------------- a network in training

@@ -110,14 +110,14 @@ def test_another_configuration_is_refused(changes: dict[str, Any], differing: st
     assert "train into another folder" in str(caught.value)
 
 
-def test_a_run_may_go_on_for_longer(tmp_path: Path) -> None:
+def test_a_run_may_be_extended(tmp_path: Path) -> None:
     list(finetune(spec_of(), tmp_path))
     longer = spec_of(max_steps=8, num_evals=4, num_threads=None)
     reports = list(finetune(longer, tmp_path, resume_from=latest_checkpoint(tmp_path)))
     assert [report.step for report in reports] == [4, 6, 8]
 
 
-def test_a_run_may_go_on_with_smaller_batches_of_the_same_images(tmp_path: Path) -> None:
+def test_a_run_may_continue_with_smaller_batches_of_the_same_images(tmp_path: Path) -> None:
     list(finetune(spec_of(max_steps=2, num_evals=1), tmp_path))
     (whole, half) = (
         list(finetune(spec_of(**changes), tmp_path, resume_from=tmp_path / "checkpoints" / "step-00000002"))

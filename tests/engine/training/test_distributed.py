@@ -1,4 +1,4 @@
-"""Several workers train as one does: the same numbers, and one fate. Real processes, which meet over loopback."""
+"""Several workers train as one does: they give the same numbers and fail together. Real processes, over loopback."""
 
 import multiprocessing
 import os
@@ -41,7 +41,7 @@ from ftae.engine.training.local_workers import local_workers
 
 
 def lead(spec, folder, connection):
-    """Train with two workers and tell of the other in the middle of it."""
+    """Train with two workers; halfway, send the process id of the other."""
     with local_workers(spec, 2) as group:
         for report in finetune(spec, folder, group=group):
             if report.step == 4:
@@ -197,7 +197,7 @@ def test_the_noise_of_all_shares_is_that_of_the_batch(layout: str, size: int) ->
     ],
     ids=["mlp_vae in bf16", "conv_vae", "autoencoder_kl"],
 )
-def test_two_workers_have_the_numbers_of_one(changes: dict[str, Any], home: Path, tmp_path: Path) -> None:
+def test_two_workers_give_the_numbers_of_one(changes: dict[str, Any], home: Path, tmp_path: Path) -> None:
     if changes.get("model") == "kl":
         model = {"family": "autoencoder_kl", "pretrained": str(home / "kl")}
         changes = changes | {"model": model, "data": {"source": "digits", "resolution": 16, "color": "rgb"}}
@@ -209,7 +209,7 @@ def test_two_workers_have_the_numbers_of_one(changes: dict[str, Any], home: Path
     assert two[-1].metrics["val/mse"] != pytest.approx(one[0].metrics["val/mse"], rel=0.01)
 
 
-def test_a_run_goes_on_exactly_with_as_many_workers_and_closely_with_another_number(tmp_path: Path) -> None:
+def test_a_resume_is_exact_with_as_many_workers_and_close_with_another_number(tmp_path: Path) -> None:
     spec = spec_of()
     whole = run(spec, tmp_path / "whole", workers=2)
     for folder in ("two", "one"):
@@ -225,7 +225,7 @@ def test_a_run_goes_on_exactly_with_as_many_workers_and_closely_with_another_num
         assert report.metrics == pytest.approx(expected.metrics, rel=TOLERANCE["fp32"])
 
 
-# ----------------------------------------------------------------------------------------- one fate
+# ------------------------------------------------------------------------------------ failing together
 
 RAISED_AT = f"parallel_nets.py:{1 + USER_MODULE.splitlines().index('        raise faults[self.fault]')}"
 
@@ -240,7 +240,7 @@ RAISED_AT = f"parallel_nets.py:{1 + USER_MODULE.splitlines().index('        rais
         ("first", TrainingFailed(f"raised ValueError: an odd batch ({RAISED_AT})", 2)),
     ],
 )
-def test_what_happens_to_one_worker_is_raised_by_the_first(fault: str, expected: Exception, tmp_path: Path) -> None:
+def test_an_error_in_one_worker_is_raised_by_rank_0(fault: str, expected: Exception, tmp_path: Path) -> None:
     with local_workers(faulty(fault), 2) as group:
         [other] = workers()
         reports = finetune(faulty(fault), tmp_path, group=group)
@@ -265,7 +265,7 @@ def test_a_worker_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     assert gone([other])
 
 
-def test_workers_end_with_a_first_that_is_killed(home: Path, tmp_path: Path) -> None:
+def test_workers_end_when_rank_0_is_killed(home: Path, tmp_path: Path) -> None:
     from parallel_nets import lead
 
     context = multiprocessing.get_context("forkserver")
@@ -312,7 +312,7 @@ def test_a_buffer_that_follows_the_images_is_refused(home: Path) -> None:
         buffers.check()
 
 
-def test_what_one_of_several_does_can_be_tried_alone(home: Path) -> None:
+def test_the_share_of_one_worker_can_be_tried_alone(home: Path) -> None:
     training = Trainer(spec_of(), Group(size=2))
     training.train_to(2)
     assert training.step == 2

@@ -1,4 +1,4 @@
-"""What is released: the judged weights, in a format others open, with the right latent scale."""
+"""Exported models: the evaluated weights, in a format that other programs read, with the right scale of latents."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SCALING, SHIFT = 0.7, 0.25
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small pretrained models: ``kl``, ``shifted`` (with a shift_factor) and ``tiny``."""
-    folder = tmp_path_factory.mktemp("release")
+    folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(1)
     for name, shift in [("kl", None), ("shifted", SHIFT)]:
         AutoencoderKL(
@@ -65,7 +65,7 @@ def kl(home: Path, name: str = "kl", **changes: Any) -> FinetuneSpec:
     return spec_of({"family": "autoencoder_kl", "pretrained": str(home / name)}, **changes)
 
 
-def released(spec: FinetuneSpec, folder: Path) -> tuple[ExportedModel, Path]:
+def exported(spec: FinetuneSpec, folder: Path) -> tuple[ExportedModel, Path]:
     *_, last = finetune(spec, folder)
     assert last.checkpoint is not None
     return export_model(spec, folder / last.checkpoint, folder / "model"), folder / last.checkpoint
@@ -80,7 +80,7 @@ def all_training_images(spec: FinetuneSpec) -> torch.Tensor:
 @pytest.mark.parametrize("freeze", [("encoder", "quant_conv"), ("encoder", "bottleneck")])
 def test_a_tuned_decoder_keeps_latents_and_scale(freeze: tuple[str, ...], home: Path, tmp_path: Path) -> None:
     spec = kl(home, freeze=freeze)
-    result, _ = released(spec, tmp_path)
+    result, _ = exported(spec, tmp_path)
     assert result == ExportedModel(latents_compatible=True, scaling_factor=None)
     before, after = (AutoencoderKL.from_pretrained(folder) for folder in (home / "kl", tmp_path / "model"))
     assert after.config.scaling_factor == SCALING
@@ -96,7 +96,7 @@ def test_a_tuned_decoder_keeps_latents_and_scale(freeze: tuple[str, ...], home: 
 @pytest.mark.parametrize("freeze", [(), ("encoder", "decoder", "post_quant_conv")])
 def test_tuned_latents_get_a_new_scale(name: str, freeze: tuple[str, ...], home: Path, tmp_path: Path) -> None:
     spec = kl(home, name, freeze=freeze)
-    result, _ = released(spec, tmp_path)
+    result, _ = exported(spec, tmp_path)
     model = AutoencoderKL.from_pretrained(tmp_path / "model")
     with torch.no_grad():
         posterior = model.encode(all_training_images(spec)).latent_dist
@@ -114,7 +114,7 @@ def test_tuned_latents_get_a_new_scale(name: str, freeze: tuple[str, ...], home:
 
 def test_the_scale_makes_latents_of_unit_variance(home: Path, tmp_path: Path) -> None:
     spec = kl(home, "shifted")
-    released(spec, tmp_path)
+    exported(spec, tmp_path)
     model = AutoencoderKL.from_pretrained(tmp_path / "model")
     torch.manual_seed(0)
     with torch.no_grad():
@@ -125,9 +125,11 @@ def test_the_scale_makes_latents_of_unit_variance(home: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("freeze", "compatible"), [(("encoder",), True), ((), False)])
-def test_the_tiny_one(freeze: tuple[str, ...], compatible: bool, home: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_tiny_gets_a_new_scale_and_shift(
+    freeze: tuple[str, ...], compatible: bool, home: Path, tmp_path: Path
+) -> None:
     spec = spec_of({"family": "autoencoder_tiny", "pretrained": str(home / "tiny")}, freeze=freeze)
-    result, _ = released(spec, tmp_path)
+    result, _ = exported(spec, tmp_path)
     model = AutoencoderTiny.from_pretrained(tmp_path / "model")
     assert result.latents_compatible == compatible
     if compatible:
@@ -141,7 +143,7 @@ def test_the_tiny_one(freeze: tuple[str, ...], compatible: bool, home: Path, tmp
 
 def test_plain_diffusers_gives_the_same_images(home: Path, tmp_path: Path) -> None:
     spec = kl(home, ema_half_life_fraction=0.5)
-    _, checkpoint = released(spec, tmp_path)
+    _, checkpoint = exported(spec, tmp_path)
     tuned = build_model(spec, None)
     tuned.load_state_dict(evaluated_weights(checkpoint))
     images = all_training_images(spec)[:4]
@@ -154,14 +156,14 @@ def test_plain_diffusers_gives_the_same_images(home: Path, tmp_path: Path) -> No
 
 def test_families_without_a_scale(tmp_path: Path) -> None:
     spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4})
-    assert released(spec, tmp_path / "whole")[0] == ExportedModel(latents_compatible=False, scaling_factor=None)
+    assert exported(spec, tmp_path / "whole")[0] == ExportedModel(latents_compatible=False, scaling_factor=None)
     spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4}, freeze=("encoder", "bottleneck"))
-    assert released(spec, tmp_path / "decoder")[0] == ExportedModel(latents_compatible=True, scaling_factor=None)
+    assert exported(spec, tmp_path / "decoder")[0] == ExportedModel(latents_compatible=True, scaling_factor=None)
 
 
 def test_a_head_is_written_beside_the_model(tmp_path: Path) -> None:
     spec = spec_of({"family": "conv_vae", "channels": 4, "latent_dim": 4}, losses={"mse": 1.0, "ce": 1.0})
-    _, checkpoint = released(spec, tmp_path)
+    _, checkpoint = exported(spec, tmp_path)
     head = load_file(tmp_path / "model" / "head.safetensors")
     trained = load_file(checkpoint / "model.safetensors")
     assert torch.equal(head["linear.weight"], trained["head.linear.weight"])

@@ -25,6 +25,7 @@ from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
+from tests.builders import run_spec
 
 USER_MODULE = '''
 import torch
@@ -98,16 +99,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def spec_of(**changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
-        "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
-        "data": {"source": "digits", "resolution": 16, "classes": [0, 1]},
-        "losses": {"mse": 1.0, "kl": 1e-3},
-        "optimizer": {"lr": 1e-2},
+        "model.depth": ...,
+        "data.classes": [0, 1],
         "max_steps": 6,
         "num_evals": 3,
         "metrics": ["mse", "psnr"],
         "num_threads": 1,
     }
-    return FinetuneSpec.model_validate(fields | changes)
+    return run_spec(**fields | changes)
 
 
 def net(**kwargs: Any) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------ reports
 
 
-def test_the_first_report_is_the_untouched_model(tmp_path: Path) -> None:
+def test_the_first_report_is_of_the_untuned_model(tmp_path: Path) -> None:
     spec = spec_of(ema_half_life_fraction=0.5)
     first = next(finetune(spec, tmp_path))
     autoencoder = build_model(spec, None).to(memory_format=torch.channels_last)
@@ -184,7 +183,7 @@ def test_the_picture_shows_input_reconstruction_and_difference(tmp_path: Path) -
     assert (abs(abs(inputs - reconstructions) - differences) <= 1).all()
 
 
-def test_what_is_reported(tmp_path: Path) -> None:
+def test_reports_have_every_term_rate_and_time(tmp_path: Path) -> None:
     first, *others = finetune(spec_of(schedule={"name": "linear", "warmup_fraction": 0.0}), tmp_path)
     assert first.timing.keys() == {"time/eval_seconds"}
     for report in others:
@@ -223,7 +222,7 @@ def test_the_posterior_is_sampled_only_where_asked(tmp_path: Path) -> None:
     assert sampled[0] != mode[0]
 
 
-def test_judged_are_the_averaged_weights(tmp_path: Path) -> None:
+def test_the_averaged_weights_are_evaluated(tmp_path: Path) -> None:
     spec = spec_of(ema_half_life_fraction=0.5, losses={"mse": 1.0})
     *_, last = finetune(spec, tmp_path)
     assert last.checkpoint is not None
@@ -358,7 +357,7 @@ def test_an_evaluation_that_does_not_fit_fails_too(tmp_path: Path) -> None:
     assert (failure.reason, failure.step) == ("out of memory", 0)
 
 
-def test_a_model_that_gives_nan_from_the_start_is_the_users_to_fix(tmp_path: Path) -> None:
+def test_a_pretrained_model_that_gives_nan_is_an_error_of_the_user(tmp_path: Path) -> None:
     spec = spec_of(model=net() | {"family": "loop_nets:Damaged", "kwargs": {}}, losses={"mse": 1.0}, metrics=["mse"])
     with pytest.raises(FtaeError, match=r"val/mse of the model as it was given is nan") as caught:
         next(finetune(spec, tmp_path))
@@ -384,7 +383,7 @@ def test_posterior_collapse_fails_also_after_a_resume(tmp_path: Path) -> None:
     assert str(caught.value) == str(failure)
 
 
-def test_a_model_from_scratch_that_has_no_active_units_yet_goes_on(tmp_path: Path) -> None:
+def test_a_model_from_scratch_without_active_units_is_trained_on(tmp_path: Path) -> None:
     spec = spec_of(
         model={"family": "mlp_vae", "hidden": 32, "latent_dim": 4},
         losses={"mse": 1.0},
@@ -399,7 +398,7 @@ def test_a_model_from_scratch_that_has_no_active_units_yet_goes_on(tmp_path: Pat
     assert units[-1] > 0
 
 
-def test_failures_cross_processes(tmp_path: Path) -> None:
+def test_failures_can_be_pickled() -> None:
     failure = pickle.loads(pickle.dumps(TrainingFailed("non-finite loss", 17)))
     assert (failure.reason, failure.step) == ("non-finite loss", 17)
     assert str(failure) == "non-finite loss at step 17"

@@ -20,6 +20,7 @@ from ftae.engine.training.model_reuse import ModelReuse
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
+from tests.builders import run_spec
 
 CPU = torch.device("cpu")
 VAE = {"family": "conv_vae", "channels": 4, "latent_dim": 4}
@@ -76,17 +77,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def spec_of(**changes: Any) -> FinetuneSpec:
-    fields: dict[str, Any] = {
-        "model": VAE,
-        "data": {"source": "digits", "resolution": 16, "color": "grey", "classes": [0, 1]},
-        "losses": {"mse": 1.0, "kl": 1e-3},
-        "optimizer": {"lr": 1e-2},
-        "max_steps": 4,
-        "num_evals": 2,
-        "metrics": ["mse", "psnr"],
-        "num_threads": 1,
-    }
-    return FinetuneSpec.model_validate(fields | changes)
+    fields = {"model": VAE, "max_steps": 4, "metrics": ["mse", "psnr"], "num_threads": 1}
+    return run_spec(**fields | changes)
 
 
 def kl_spec(folder: Path, **changes: Any) -> FinetuneSpec:
@@ -126,7 +118,7 @@ def check_interleaved(specs: list[FinetuneSpec], folder: Path) -> None:
             assert outcome(spec, folder / f"{time}-{number}", reuse) == expected[number]
 
 
-def test_runs_of_a_model_from_scratch_come_out_as_alone(tmp_path: Path, built: list[str]) -> None:
+def test_runs_of_a_model_from_scratch_give_the_same_numbers_as_alone(tmp_path: Path, built: list[str]) -> None:
     with_head = {"losses": {"mse": 1.0, "ce": 0.1}, "metrics": ["mse", "accuracy"]}
     specs = [
         spec_of(),
@@ -143,7 +135,7 @@ def test_runs_of_a_model_from_scratch_come_out_as_alone(tmp_path: Path, built: l
     assert len(built) == len(specs) + 1
 
 
-def test_runs_of_a_quantised_model_come_out_as_alone(tmp_path: Path, built: list[str]) -> None:
+def test_runs_of_a_quantised_model_give_the_same_numbers_as_alone(tmp_path: Path, built: list[str]) -> None:
     model = {"family": "vq_vae", "channels": 4, "codebook_size": 8, "dead_code_threshold": 1.0}
     losses = {"mse": 1.0, "commitment": 0.25}
     specs = [
@@ -155,7 +147,9 @@ def test_runs_of_a_quantised_model_come_out_as_alone(tmp_path: Path, built: list
     assert len(built) == len(specs) + 1
 
 
-def test_runs_of_a_pretrained_model_come_out_as_alone(pretrained: Path, tmp_path: Path, built: list[str]) -> None:
+def test_runs_of_a_pretrained_model_give_the_same_numbers_as_alone(
+    pretrained: Path, tmp_path: Path, built: list[str]
+) -> None:
     anchored = {"losses": {"mse": 1.0, "latent_anchor": 0.1, "l2_sp": 1e-3}, "metrics": ["mse", "latent_drift"]}
     specs = [
         kl_spec(pretrained),
@@ -166,7 +160,7 @@ def test_runs_of_a_pretrained_model_come_out_as_alone(pretrained: Path, tmp_path
     assert len(built) == len(specs) + 1
 
 
-def test_other_models_seeds_and_shapes_come_out_as_alone(pretrained: Path, tmp_path: Path) -> None:
+def test_other_models_seeds_and_shapes_give_the_same_numbers_as_alone(pretrained: Path, tmp_path: Path) -> None:
     specs = [
         spec_of(),
         spec_of(seed=1),
@@ -180,7 +174,7 @@ def test_other_models_seeds_and_shapes_come_out_as_alone(pretrained: Path, tmp_p
 # ---------------------------------------------------------------------------------- what is kept, and what not
 
 
-def test_two_at_a_time_share_no_tensor() -> None:
+def test_two_runs_at_a_time_share_no_tensor() -> None:
     reuse = ModelReuse()
     first, second = (Trainer(spec_of(), reuse=reuse) for _ in range(2))
     addresses = [{p.data_ptr() for p in training.autoencoder.parameters()} for training in (first, second)]
@@ -264,7 +258,7 @@ def test_the_weights_of_a_pretrained_model_are_mapped_from_one_file(pretrained: 
 
 
 @pytest.mark.parametrize("damage", ["cut", "other numbers", "no room"])
-def test_a_file_that_is_not_as_it_should_be_is_not_used(
+def test_a_damaged_file_of_weights_is_not_used(
     damage: str, pretrained: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = kl_spec(pretrained)
@@ -310,7 +304,9 @@ def test_the_untuned_model_is_evaluated_once(evaluated: list[int], tmp_path: Pat
         {"num_threads": 2},
     ],
 )
-def test_another_untuned_model_is_evaluated_too(changes: dict[str, Any], evaluated: list[int], tmp_path: Path) -> None:
+def test_a_different_untuned_model_is_evaluated_too(
+    changes: dict[str, Any], evaluated: list[int], tmp_path: Path
+) -> None:
     reuse = ModelReuse()
     next(finetune(spec_of(), tmp_path, reuse=reuse))
     found = next(finetune(spec_of(**changes), tmp_path, reuse=reuse))
@@ -319,7 +315,7 @@ def test_another_untuned_model_is_evaluated_too(changes: dict[str, Any], evaluat
     torch.set_num_threads(1)
 
 
-def test_a_collapse_is_told_also_where_the_first_report_was_known(tmp_path: Path) -> None:
+def test_a_collapse_is_found_also_where_the_baseline_was_known(tmp_path: Path) -> None:
     spec = spec_of(losses={"mse": 1.0, "kl": 100.0}, max_steps=60, num_evals=20, metrics=["active_units"])
     reuse, failures = ModelReuse(), []
     for number in range(2):
