@@ -107,11 +107,11 @@ def test_it_is_refused_before_anything_is_written(
 
 
 def _search_without_ray(spec: SearchSpec, **_: object) -> None:
-    from ftae.search import run
+    from ftae.search import driver
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "ray_session", lambda: pytest.fail("Ray is asked for"))
-        run.run_search(spec)
+        patch.setattr(driver, "ray_session", lambda: pytest.fail("Ray is asked for"))
+        driver.run_search(spec)
 
 
 def test_images_to_judge_by_are_images_too(
