@@ -58,23 +58,32 @@ def ray_session() -> Iterator[bool]:
         FtaeError: no cluster answers at the address, or Ray cannot start on this machine.
     """
     if ray.is_initialized():
-        with _environment(ENVIRONMENT):
+        with _environment(ENVIRONMENT), _quiet_ray():
             yield False
         return
     address = cluster_address()
     if address is not None:
         _check_reachable(address)
-    logger = logging.getLogger("ray")
-    level = logger.level
-    with _environment(ENVIRONMENT):
+    with _environment(ENVIRONMENT), _quiet_ray():
         try:
             with _signals_restored(), _no_folder_on_the_path():
                 _start() if address is None else _join(address)
-            logger.setLevel(logging.CRITICAL)  # the journal and the progress show what goes wrong
+            logging.getLogger("ray").setLevel(logging.CRITICAL)  # Ray sets its own level as it starts
             yield address is None
         finally:
             ray.shutdown()
-            logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_ray() -> Iterator[None]:
+    """Inside, Ray and Tune do not log: the journal and the progress show what goes wrong."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _start() -> None:
