@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 import yaml
-from ftae.specs.reading.roles import Governed, Means, NotSearched, Role
-from ftae.specs.reading.schema import alternatives, constrained, mapping_values, model_of, tag_of
 from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, ParameterInfo
@@ -26,6 +24,8 @@ from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.needs import Need
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
+from ftae.specs.reading.roles import Governed, Means, NotSearched, Role
+from ftae.specs.reading.schema import alternatives, constrained, mapping_values, model_of, tag_of
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import SearchSettings
 

@@ -106,18 +106,18 @@ class NetworkInTraining:
         """The tensors to save, by the name of the file that takes them."""
         found = {self.name: self._saved.state_dict()}
         if self.average is not None:
-            found[self._average_name] = self.average.weights
+            found[self.averages_file] = self.average.weights
         return found
 
     def load(self, read: Callable[[str], dict[str, Tensor]], optimizer: dict[str, Any]) -> None:
         """Restore everything in place. ``read``: file name -> the tensors that ``tensors`` gave under that name."""
         self._saved.load_state_dict(read(self.name))
         if self.average is not None:
-            self.average.load(read(self._average_name))
+            self.average.load(read(self.averages_file))
         self.optimizer.load_state_dict(optimizer)
 
     @property
-    def _average_name(self) -> str:
+    def averages_file(self) -> str:
         return AVERAGE if self.name == MODEL else f"{self.name}_{AVERAGE}"
 
 
