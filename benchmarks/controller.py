@@ -31,31 +31,33 @@ from benchmarks.meter import Meter, Reading
 from benchmarks.searches import mlflow_server, run_alone, run_on_ray, search_spec
 from benchmarks.stock import compare
 from ftae.search import tracking_sync as tracking_sync
+from ftae.search.coordinator import StateCoordinator
 from ftae.search.progress import Progress
-from ftae.search.ray.adapters import Coordinator
+from ftae.search.ray.messages import Assignment
 from ftae.search.retention import Retention
-from ftae.search.sampler import Study
+from ftae.search.sampler import Sampler
 from ftae.search.scheduler import SuccessiveHalving
-from ftae.search.state import Assignment, SearchState
+from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import FILE_NAME, Journal
 
 ASIDE = ("deleting", "shipper")  # by threads of their own
-PARTS = ("propose", "study", "rungs", "journal", "state", "progress", "retention", *ASIDE, "Ray's threads", "rest")
+DRIVER = ("propose", "sampler", "scheduler", "journal", "state", "progress", "retention")
+PARTS = (*DRIVER, *ASIDE, "Ray's threads", "rest")
 
 
 def watched() -> Meter:
     """A meter of all that the driver does for a report; what is left is Tune's, or the formula's."""
     meter = Meter()
-    meter.watch("propose", Study, "propose")
-    meter.watch("study", Study, "adopt", "report", "tell")
-    meter.watch("rungs", SuccessiveHalving, "goes_on", "record")
+    meter.watch("propose", Sampler, "propose")
+    meter.watch("sampler", Sampler, "adopt", "report", "end")
+    meter.watch("scheduler", SuccessiveHalving, "goes_on", "record")
     meter.watch("journal", Journal, "append_all")
-    meter.watch("state", Coordinator, "assign", "message", "must_stop")
+    meter.watch("state", StateCoordinator, "assign", "receive", "must_stop")
     meter.watch("state", SearchState, "report")
     meter.watch("progress", Progress, "update")
-    meter.watch("retention", Retention, "ended")
+    meter.watch("retention", Retention, "trial_ended")
     meter.watch("deleting", Retention, "_delete")
     meter.watch("shipper", tracking_sync, "send_new")
     return meter

@@ -1,6 +1,5 @@
 """Searches to measure: real, but for the engine, which is a formula (``benchmarks/curves.py``)."""
 
-import json
 import os
 import signal
 import socket
@@ -11,15 +10,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import ftae.search  # noqa: F401  # sets what Ray reads while it is imported
 from benchmarks import curves
 from ftae.errors import TrainingFailed
 from ftae.results.search_record import trial_folder
 from ftae.search import driver
+from ftae.search.coordinator import StateCoordinator
 from ftae.search.progress import Progress
-from ftae.search.ray.adapters import Coordinator
+from ftae.search.ray import adapters
+from ftae.search.ray.messages import Diverged, Message, Report, Start, from_json, to_json
 from ftae.search.retention import Retention
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import TrackingSync
@@ -61,7 +60,7 @@ def search_spec(num_trials: int, workers: int, storage: Path, tracking: str | No
 
 def run_on_ray(spec: SearchSpec) -> None:
     """``run_search`` without the engine."""
-    driver.run_trial = curves.run_trial
+    adapters.run_trial = curves.run_trial
     driver.run_search(spec)
 
 
@@ -73,7 +72,7 @@ def run_alone(spec: SearchSpec) -> None:
         state = SearchState(spec, store, notify=progress.notify)
         tracking_sync = TrackingSync(store, lambda: tracker_for(spec, store), progress.notify)
         retention = Retention(state)
-        progress.follow(state.record)
+        progress.follow(state.record, 0.0)
 
         def on_change(number: int) -> None:
             progress.update(number)
@@ -81,7 +80,7 @@ def run_alone(spec: SearchSpec) -> None:
                 retention.trial_ended(number)
 
         tracking_sync.start()
-        coordinator = Coordinator(state, None, on_change, progress.notify)
+        coordinator = StateCoordinator(state, None, on_change, progress.notify)
         working = [_worker(spec, store, coordinator) for _ in range(spec.search.max_concurrent or 1)]
         while working and not coordinator.must_stop():
             working = [worker for worker in working if next(worker, False)]
@@ -92,24 +91,24 @@ def run_alone(spec: SearchSpec) -> None:
         tracking_sync.finish(600.0)
 
 
-def _worker(spec: SearchSpec, store: Store, coordinator: Coordinator) -> Iterator[bool]:
+def _worker(spec: SearchSpec, store: Store, coordinator: StateCoordinator) -> Iterator[bool]:
     """One trial after another, a message at a time."""
     while (trial := coordinator.assign()) is not None:
-        workdir = store.folder / trial_folder(trial["number"])
-        for message in _messages(spec.trial_spec(trial["params"]), workdir):
-            goes_on = coordinator.message(trial["number"], json.loads(json.dumps(message)))
+        workdir = store.folder / trial_folder(trial.number)
+        for message in _messages(spec.trial_spec(trial.params), workdir):
+            goes_on = coordinator.receive(trial.number, from_json(to_json(message)))
             yield True
             if not goes_on:
                 break
 
 
-def _messages(spec: FinetuneSpec, workdir: Path) -> Iterator[dict[str, Any]]:
-    yield {"start": {"node": "here", "pid": os.getpid(), "step": 0}}
+def _messages(spec: FinetuneSpec, workdir: Path) -> Iterator[Message]:
+    yield Start("here", os.getpid(), 0)
     try:
         for report in curves.finetune(spec, workdir):
-            yield {"report": vars(report)}
+            yield Report(**vars(report))
     except TrainingFailed as failure:
-        yield {"diverged": str(failure)}
+        yield Diverged(str(failure))
 
 
 @contextmanager

@@ -51,8 +51,8 @@ JOIN = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_
 def ray_session() -> Iterator[bool]:
     """Inside, Ray is up: the one this process uses already, the cluster of ``RAY_ADDRESS``, or a new local one.
 
-    Yields whether it is a new local one. Afterwards the process is as before, except that a Ray that was in use stays
-    up, and that the token of a local Ray stays in the environment (see ``_set_token``).
+    Yields whether it is a new local one. Afterwards a Ray that was in use is still up, and environment, signal handlers
+    and log level are as before, except for what ``ray.init`` itself leaves and the token (see ``_set_token``).
 
     Raises:
         FtaeError: no cluster answers at the address, or Ray cannot start on this machine.
