@@ -31,6 +31,7 @@ def worker():
     return {"imports": found, "token": os.environ.get("RAY_AUTH_TOKEN"), "tune": os.environ["TUNE_GLOBAL_CHECKPOINT_S"]}
 
 signal.signal(signal.SIGTERM, handler := lambda *_: None)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 try:
     with ray_session() as is_local:
         kept = signal.getsignal(signal.SIGTERM) is handler and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
