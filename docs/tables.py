@@ -25,7 +25,7 @@ from ftae.specs.finetune.needs import Need
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
 from ftae.specs.reading.roles import Governed, Means, NotSearched, Role
-from ftae.specs.reading.schema import alternatives, constrained, mapping_values, model_of, tag_of
+from ftae.specs.reading.schema import alternatives, constrained, descriptions, mapping_values, model_of, tag_of
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import SearchSettings
 
@@ -174,6 +174,7 @@ def _fields_table(section: Section) -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     tags = [str(tag) for tag, _ in section.specs]
     for tag, spec in section.specs:
+        described = descriptions(spec)
         for name, info in spec.model_fields.items():
             if len(tags) > 1 and name in TAGS:  # what tells the members apart
                 if tag != tags[0]:
@@ -181,7 +182,8 @@ def _fields_table(section: Section) -> str:
                 kinds = "one of " + ", ".join(f"`{each}`" for each in tags)
                 row = f"`{name}`", kinds, "required", "", "Which of them."
             else:
-                row = f"`{name}`", type_of(info), default_of(info), range_of(info), meaning(info)
+                text = meaning(info, described.get(name, ""))
+                row = f"`{name}`", type_of(info), default_of(info), range_of(info), text
             rows.setdefault(row, []).append(str(tag))
     head = ["field", "type", "default", "range", "meaning"]
     if len(tags) == 1:
@@ -201,11 +203,11 @@ def _which(found: Sequence[str], tags: Sequence[str]) -> str:
     return ", ".join(f"`{tag}`" for tag in found)
 
 
-def meaning(info: FieldInfo) -> str:
+def meaning(info: FieldInfo, description: str) -> str:
     """What a field is, and the conditions under which it may be given."""
     roles = [role for role in info.metadata if isinstance(role, Role)]
     notes = [note for role in roles if (note := _note(role)) is not None]
-    return " ".join([sentence(info.description or ""), *notes]).strip()
+    return " ".join([sentence(description), *notes]).strip()
 
 
 def _note(role: Role) -> str | None:
@@ -354,7 +356,7 @@ def samplers() -> str:
 
 
 def losses() -> str:
-    described = {name: sentence(Losses.model_fields[name].description or "") for name in Losses.TERMS}
+    described = {name: sentence(text) for name, text in descriptions(Losses).items() if name in Losses.TERMS}
     rows = ((f"`{name}`", described[name], _needs(needs)) for name, needs in Losses.TERMS.items())
     return table(["term", "what it is", "needs"], rows)
 

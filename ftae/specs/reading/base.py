@@ -36,7 +36,6 @@ class Spec(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
         protected_namespaces=(),
-        use_attribute_docstrings=True,
     )
 
     def __init__(self, **values: Any) -> None:

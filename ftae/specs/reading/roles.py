@@ -9,6 +9,7 @@ when a run is resumed, and the untuned model is measured again wherever it diffe
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -103,7 +104,7 @@ def roles_in(spec_type: type[BaseModel], kind: type[R]) -> dict[str, R]:
 
 def roles_below(spec_type: type[BaseModel], kind: type[R]) -> dict[str, R]:
     """The same for a section and all sections below it, by dotted path."""
-    return {".".join(path): role for path, role in _below(spec_type, kind, ())}
+    return {path: role for path, role in _all_roles(spec_type) if isinstance(role, kind)}
 
 
 def fields_with(spec_type: type[BaseModel], *kinds: type[Role]) -> tuple[str, ...]:
@@ -112,13 +113,15 @@ def fields_with(spec_type: type[BaseModel], *kinds: type[Role]) -> tuple[str, ..
     return tuple(name for name, field in fields if any(isinstance(extra, kinds) for extra in field.metadata))
 
 
-def _below(
-    spec_type: type[BaseModel], kind: type[R], above: tuple[type[BaseModel], ...]
-) -> Iterator[tuple[tuple[str, ...], R]]:
-    roles, here = roles_in(spec_type, kind), (*above, spec_type)
+@cache
+def _all_roles(spec_type: type[BaseModel]) -> tuple[tuple[str, Role], ...]:
+    return tuple((".".join(path), role) for path, role in _roles(spec_type, ()))
+
+
+def _roles(spec_type: type[BaseModel], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Role]]:
     for name, field in spec_type.model_fields.items():
-        if name in roles:
-            yield (name,), roles[name]
-        for section in filter(None, map(model_of, alternatives(field.annotation))):
-            if section not in here:  # the sources of replayed images have a field for replayed images
-                yield from (((name, *path), role) for path, role in _below(section, kind, here))
+        path = (*above, name)
+        yield from ((path, extra) for extra in field.metadata if isinstance(extra, Role))
+        if name not in above:  # replayed images have a field for replayed images
+            for section in filter(None, map(model_of, alternatives(field.annotation))):
+                yield from _roles(section, path)

@@ -4,8 +4,12 @@ An *alternative* is one type of a union, without None and without constraints. A
 their ``Tag``.
 """
 
+import ast
+import inspect
 import types
 from collections.abc import Mapping
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, Tag
@@ -92,6 +96,20 @@ def children(alternative: Any, part: str | int) -> list[Any]:
         return alternatives(values)
     items = [item for item in get_args(alternative) if item is not Ellipsis]
     return alternatives(items[min(int(part), len(items) - 1)])
+
+
+def descriptions(spec_type: type[BaseModel]) -> dict[str, str]:
+    """The docstrings behind the fields of a section, also of inherited ones, read from its source for documentation."""
+    found: dict[str, str] = {}
+    for base in reversed(spec_type.__mro__):
+        if not issubclass(base, BaseModel) or base is BaseModel:
+            continue
+        (definition,) = ast.parse(dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return {name: found[name] for name in spec_type.model_fields if name in found}
 
 
 def _is_container(alternative: Any) -> bool:
