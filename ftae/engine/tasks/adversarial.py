@@ -90,9 +90,10 @@ class Adversarial(Reconstruct):
     def stepped(self, network: NetworkInTraining, parts: list[dict[str, float]], grad_norm: float) -> dict[str, float]:
         if network is self.model:
             return super().stepped(network, parts, grad_norm)
-        means = [sum(part[name] / len(parts) for part in parts) for name in ("logits_real", "logits_fake")]
-        self._logit_averages.lerp_(torch.tensor(means, device=self._logit_averages.device), 1.0 - LECAM_DECAY)
-        return {"discriminator_grad_norm": grad_norm}
+        means = {name: sum(part[name] / len(parts) for part in parts) for name in parts[0]}
+        logits = torch.tensor([means["logits_real"], means["logits_fake"]], device=self._logit_averages.device)
+        self._logit_averages.lerp_(logits, 1.0 - LECAM_DECAY)
+        return means | {"discriminator_grad_norm": grad_norm}
 
     @staticmethod
     def why_one_worker(workers: int) -> str | None:

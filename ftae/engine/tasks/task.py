@@ -144,7 +144,8 @@ class Task(Protocol):
     def stepped(self, network: NetworkInTraining, parts: list[dict[str, float]], grad_norm: float) -> dict[str, float]:
         """Take note of a step that ``network`` has taken; returns what reports say of the step as a whole.
 
-        ``parts``: the terms of the loss on every batch. ``grad_norm``: the norm of the gradient before clipping.
+        ``parts``: the terms of the loss on every batch; a value for the step replaces the terms of the same name.
+        ``grad_norm``: the norm of the gradient before clipping.
         """
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:

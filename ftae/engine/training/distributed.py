@@ -45,11 +45,7 @@ class UnchangedBuffers:
         self._before = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def check(self) -> None:
-        """Refuse the model if a buffer has changed, such as the codebook of a VQ model.
-
-        Raises:
-            FtaeError: one has.
-        """
+        """Raise an FtaeError if a buffer has changed, such as the codebook of a VQ model."""
         for name, buffer in self._model.named_buffers():
             if not torch.equal(buffer, self._before[name]):
                 raise FtaeError(_refusal(f"the buffer {name.removeprefix('net.')} moves with the images it has seen"))

@@ -178,9 +178,10 @@ class Trainer:
             self._warn_of_unreached_stages(network)
         parts, norm = self._read(network, terms)
         network.take_step(self.step, norm)
+        of_step = self.task.stepped(network, parts, norm)
         for part in parts:
-            self._measure(part, share=1.0 / count)
-        self._measure(self.task.stepped(network, parts, norm))
+            self._measure({name: value for name, value in part.items() if name not in of_step}, share=1.0 / count)
+        self._measure(of_step)
 
     def _backward(self, network: NetworkInTraining, batch: Batch) -> dict[str, Tensor]:
         """Add the gradient of the loss on one batch; returns its terms, which are not yet read from the device."""

@@ -64,8 +64,7 @@ def turn(task: Adversarial, *pairs: tuple[Tensor, Tensor], step: int = 0) -> dic
         parts.append({name: term.item() for name, term in loss.terms.items()})
     norm = network.grad_norm().item()
     network.take_step(step, norm)
-    means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    return means | task.stepped(network, parts, norm)
+    return task.stepped(network, parts, norm)
 
 
 def trained(spec: FinetuneSpec, steps: int) -> Trainer:
