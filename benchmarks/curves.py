@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae.engine.run_folder import CHECKPOINTS, KEPT
-from ftae.engine.sizing.probe import Probe
+from ftae.engine.sizing import Probe
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.errors import TrainingFailed
 from ftae.search.ray import trial

@@ -31,7 +31,7 @@ from benchmarks.images import SPAWN, Decoded, endless, one_thread, pss, script_l
 from ftae.engine.data.batches import Batch, train_batch
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.models.families import build_model
-from ftae.engine.tasks.optim import build_optimizer
+from ftae.engine.tasks.task import build_optimizer
 from ftae.engine.training import trainer as training
 from ftae.engine.training.trainer import Trainer
 from ftae.specs.finetune.run import FinetuneSpec

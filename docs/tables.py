@@ -24,8 +24,18 @@ from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.needs import Need
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
-from ftae.specs.reading.roles import Governed, Means, NotSearched, Role
-from ftae.specs.reading.schema import alternatives, constrained, descriptions, mapping_values, model_of, tag_of
+from ftae.specs.reading.schema import (
+    Governed,
+    Means,
+    NotSearched,
+    Role,
+    alternatives,
+    constrained,
+    descriptions,
+    mapping_values,
+    model_of,
+    tag_of,
+)
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import SearchSettings
 

@@ -8,7 +8,7 @@ import torch
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
-from ftae.engine.tasks.registry import build_task
+from ftae.engine.tasks import build_task
 from ftae.engine.tasks.task import Task
 from ftae.engine.training.checkpoint import CheckpointWriter, EvalReport
 from ftae.specs.finetune.run import FinetuneSpec

@@ -26,7 +26,7 @@ LAYERS = [
     {"specs.search"},
     {"specs.files", "specs"},
     {"storage"},
-    {"engine.rng", "engine.run_folder", "engine.process"},
+    {"engine.run_folder", "engine.process"},
     {"engine.models", "engine.data"},
     {"engine.frozen_cache"},
     {"engine.objectives"},

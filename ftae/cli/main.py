@@ -4,8 +4,7 @@
 |---------------|---------------------------------------------------|
 | `search.py`   | validate, search, submit, resume, extend, stop    |
 | `status.py`   | list, status, logs                                |
-| `results.py`  | best, show, export, sync, ui                      |
-| `training.py` | train                                             |
+| `results.py`  | best, show, export, train, sync, ui               |
 | `model.py`    | evaluate, reconstruct, interpolate, sample        |
 """
 
@@ -16,7 +15,7 @@ from typing import Annotated
 import typer
 
 from ftae import __version__
-from ftae.cli import model, results, search, status, training
+from ftae.cli import model, results, search, status
 from ftae.cli.options import to_stderr
 from ftae.errors import FtaeError
 
@@ -27,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for module in (search, status, results, training, model):
+for module in (search, status, results, model):
     app.add_typer(module.app)
 
 

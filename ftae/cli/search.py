@@ -247,7 +247,7 @@ def _job_of(name: str, attempt: int) -> Iterator[None]:
         to_stderr(f"{name}: attempt {attempt}")
         # The jobs of a cluster that a script started in the background inherit that they ignore this signal.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from ftae.cluster.watcher import watch
+        from ftae.cluster.submission import watch
 
         watch(name, to_stderr)
     yield

@@ -1,8 +1,9 @@
-"""Settings of the process that a run needs: device, kernels, memory, silence of libraries."""
+"""What a run asks of its process and gives back: device, kernels, memory, random state, quiet libraries."""
 
 import ctypes
 import logging
 import os
+import random
 import sys
 import threading
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +19,57 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import size
+
+
+def seed_generators(seed: int) -> None:
+    """Start every random generator of the process from ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator of the process, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore a state that ``rng_state`` returned."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate((3, tuple(state["python"]), state["python_gauss"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two states that ``rng_state`` returned are equal."""
+
+    def plain(state: dict[str, Any]) -> list[Any]:
+        parts = [part for value in state.values() for part in (value if isinstance(value, list) else [value])]
+        return [part.tolist() if isinstance(part, torch.Tensor) else part for part in parts]
+
+    return plain(a) == plain(b)
+
+
+@contextmanager
+def keep_random_state() -> Iterator[None]:
+    """Restore the random generators at the end of the block to their state at its start."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
 
 
 def device_of(spec: FinetuneSpec) -> torch.device:
@@ -110,6 +163,7 @@ def _call_libc(name: str, *arguments: int) -> None:
 # --------------------------------------------------------------------------------------------- libraries
 
 LIBRARIES = ("diffusers", "huggingface_hub", "transformers")
+
 
 _QUIET_LOCK = threading.RLock()  # of two overlapping blocks, the first to end would restore what the second had set
 

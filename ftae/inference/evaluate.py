@@ -12,16 +12,15 @@ import torch
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import ImagesChanged, load_dataset
-from ftae.engine.data.image_names import named_folder, validation_names
-from ftae.engine.data.image_set import ImageSet
 from ftae.engine.data.listing import as_text, check_output
+from ftae.engine.data.source import ImageSet
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import mse, psnr
 from ftae.engine.training.evaluator import Metrics, check_metrics, evaluate, missing_for, run_batch
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
-from ftae.inference.pictures import beside, heat, pixels_of, save_sheet
+from ftae.inference.pictures import beside, heat, named_folder, pixels_of, save_sheet, validation_names
 from ftae.inference.source import changed
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.losses import Losses

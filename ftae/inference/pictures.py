@@ -1,7 +1,8 @@
-"""Reads a user's image files, and writes PNG files, sheets of images and animations."""
+"""Pictures in and out: a user's own images, names of images, and grids of reconstructions."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,100 @@ from PIL import Image
 from torch import Tensor
 
 from ftae.engine.data.batches import val_batches
+from ftae.engine.data.cache import StoredImages
+from ftae.engine.data.checks import skipped_message
+from ftae.engine.data.dataset import load_dataset, separate_anomalies, store_part
 from ftae.engine.data.decoding import UnreadableImage, decode_image, quiet_pillow, read_bytes
-from ftae.engine.data.image_set import ImageSet
+from ftae.engine.data.image_folder import folder_part
+from ftae.engine.data.source import ImageSet, ListedImages, num_held_out
+from ftae.engine.data.sources import source_of
 from ftae.engine.data.survey import check_levels, survey_image
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
+from ftae.specs.finetune.data import DataSpec
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of images, in order. ``classes``: the class of each; None where images have no labels."""
+
+    images: tuple[str, ...]
+    classes: tuple[str, ...] | None
+
+    def from_index(self, first: int) -> "Names":
+        return Names(self.images[first:], self.classes and self.classes[first:])
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Images and their names; those of ``anomalies`` come last.
+
+    ``images``: the normal ones; their labels index ``class_names``. ``anomalies``: the images of
+    ``data.anomaly_classes``; None where there are none. ``notes``: what the user should know of the files.
+    """
+
+    images: ImageSet
+    anomalies: ImageSet | None
+    names: Names
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def named_folder(folder: str, spec: DataSpec) -> NamedImages:
+    """All images of a folder in the size and colour of ``spec``, named by their paths below the folder.
+
+    Raises:
+        FtaeError: the folder holds no readable images, ``spec`` does not say what values mean, or the cache cannot
+            be written.
+    """
+    part = folder_part(folder, spec)
+    stored = store_part(part, spec)
+    named = _named(part.listed(), stored, spec)
+    skipped = sorted([*stored.skipped, *part.unusable])
+    notes = (skipped_message(skipped), *part.notes) if skipped else tuple(part.notes)
+    return replace(named, notes=notes)
+
+
+def validation_names(spec: DataSpec) -> Names | None:
+    """The names of the validation images of ``load_dataset(spec)``, in order; the anomalies come last.
+
+    None where the cache holds images whose files have gone or changed. In a built-in source a name is the number of
+    the image there.
+    """
+    now = spec.model_copy(update={"fingerprint": None})
+    try:
+        if spec.fingerprint not in (None, load_dataset(now).fingerprint):
+            return None
+    except FtaeError:
+        return None
+    parts = source_of(now).parts()
+    named = _named(parts[-1].listed(), store_part(parts[-1], now), now)
+    if len(parts) > 1:
+        return named.names
+    assert isinstance(spec.val, float)
+    return named.names.from_index(len(named.images) - num_held_out(len(named.images), spec.val))
+
+
+def _named(listed: ListedImages, stored: StoredImages, spec: DataSpec) -> NamedImages:
+    normal, anomalies, class_names = separate_anomalies(stored, spec.anomaly_classes)
+    readable = _without(listed.names, stored.skipped)
+    assert len(readable) == len(stored.images)
+    rows = np.arange(len(readable))
+    order = rows if normal.rows is None or anomalies.rows is None else np.concatenate([normal.rows, anomalies.rows])
+    classes = None
+    if stored.labels is not None and stored.class_names is not None:
+        classes = tuple(stored.class_names[label] for label in stored.labels[order])
+    names = Names(tuple(readable[row] for row in order), classes)
+    return NamedImages(replace(normal, factors=None), anomalies if len(anomalies) else None, names, class_names)
+
+
+def _without(names: Sequence[str], skipped: Sequence[str]) -> tuple[str, ...]:
+    """The names that have no entry "name: reason" in ``skipped``; a name may itself contain a colon."""
+    known = set(names)
+    for entry in skipped:
+        ends = [i for i in range(len(entry)) if entry.startswith(": ", i)]
+        known.discard(next(entry[:end] for end in reversed(ends) if entry[:end] in known))
+    return tuple(name for name in names if name in known)
 
 
 def read_image(model: TunedModel, path: Path) -> Tensor:
@@ -88,16 +178,22 @@ def png_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
 
 Pixels = npt.NDArray[np.uint8]
 
+
 MIN_SIDE = 96  # pixels; smaller images are enlarged
+
 
 GAP = 2  # white pixels between the cells of a sheet
 
+
 SHEET_COLUMNS = 6
+
 
 FRAME_MS = 120
 
+
 # Ten evenly spaced colours of matplotlib's inferno (van der Walt and Smith 2015), which is perceptually uniform.
 _INFERNO = "000004 1b0c42 4b0c6b 781c6d a52c60 cf4446 ed6925 fb9a06 f7d03c fcffa4"
+
 
 INFERNO = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour in _INFERNO.split()])
 

@@ -20,7 +20,7 @@ from ftae.specs.files import load_any, load_production
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import apply_overrides
 from ftae.specs.reading.problems import dotted, problems
-from ftae.specs.reading.roles import AfterTraining, fields_with
+from ftae.specs.reading.schema import AfterTraining, fields_with
 from ftae.specs.reading.yaml_file import read_value
 from ftae.storage.journal import FILE_NAME
 from ftae.storage.store import Store, searches_in

@@ -26,12 +26,11 @@ from ftae.search.state import SearchState
 from ftae.search.tracking_sync import TrackingSync, publish
 from ftae.specs.files import dump
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.roles import Means, fields_with
+from ftae.specs.reading.schema import Means, fields_with
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import SearchSettings
 from ftae.storage.journal import FILE_NAME, Journal
-from ftae.storage.retry import with_retries
-from ftae.storage.store import Store, open_store
+from ftae.storage.store import Store, open_store, with_retries
 from ftae.tracking import tracker_for
 
 FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow

@@ -8,9 +8,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ftae.specs.reading.overrides import value_at
-from ftae.specs.reading.roles import Governed
-from ftae.specs.search.configurations import conditions_of, has_effect, in_order
-from ftae.specs.search.distributions import Choices, Distribution, Range
+from ftae.specs.reading.schema import Governed
+from ftae.specs.search.distributions import Choices, Distribution, Range, conditions_of, has_effect, in_order
 from ftae.specs.search.search import SearchSpec
 
 SWITCH = CategoricalDistribution([False, True])

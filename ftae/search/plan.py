@@ -8,8 +8,7 @@ from ftae.errors import SpecError
 from ftae.results.replay import fold
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, quoted
-from ftae.specs.search.configurations import conditions_of
-from ftae.specs.search.distributions import Choices, Distribution
+from ftae.specs.search.distributions import Choices, Distribution, conditions_of
 from ftae.specs.search.lint import missing_folders, warnings
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Resources
@@ -18,7 +17,7 @@ from ftae.wording import duration, size
 
 if TYPE_CHECKING:
     from ftae.engine.frozen_cache.plan import FrozenCachePlan
-    from ftae.engine.sizing.summary import StageSummary
+    from ftae.engine.sizing import StageSummary
 
 
 def plan(spec: SearchSpec | ProductionSpec) -> list[str]:
@@ -117,7 +116,7 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
 def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
     from ftae.engine.data.dataset import load_dataset
     from ftae.engine.data.sources import normal_class_names
-    from ftae.engine.sizing.summary import summarize
+    from ftae.engine.sizing import summarize
     from ftae.engine.training.evaluator import check_images
     from ftae.search.sizing import check_search
 
@@ -224,7 +223,7 @@ def _space_line(spec: SearchSpec, checkpoint_bytes: int) -> str:
 
 def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
     """What the preflight of the search measured, if the search has begun in a folder that this machine sees."""
-    from ftae.engine.sizing.probe import Probe, trial_seconds
+    from ftae.engine.sizing import Probe, trial_seconds
 
     if not (folder / FILE_NAME).is_file():
         return []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ftae.engine.data.dataset import Dataset
-from ftae.engine.sizing.probe import Probe, trial_seconds
+from ftae.engine.sizing import Probe, trial_seconds
 from ftae.errors import FtaeError
 from ftae.search.ray.nodes import Node, at_a_time, nodes_with_room, this_node, wait_for_room
 from ftae.search.ray.preflight_tasks import check_nodes

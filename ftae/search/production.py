@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ftae.engine.data.dataset import Dataset, load_run_dataset
 from ftae.engine.data.listing import check_output
 from ftae.engine.models.hub import pinned
-from ftae.engine.sizing.summary import summarize
+from ftae.engine.sizing import summarize
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint, read_spec, usable_checkpoint
 from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.engine.training.local_workers import local_workers, with_shared_cores
@@ -29,11 +29,10 @@ from ftae.specs.finetune.metrics import metric_facts
 from ftae.specs.reading.formats import FORMAT
 from ftae.specs.search.objective import AnyObjective, Objective, read_objective
 from ftae.specs.search.search import ProductionSpec
-from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import UnreadableJournal, new_event
 from ftae.storage.lease import JournalWriter
-from ftae.tracking import tracker_for
-from ftae.tracking.tracker import MODEL
+from ftae.storage.stores import FolderStore
+from ftae.tracking import MODEL, tracker_for
 
 Notify = Callable[[str], None]
 

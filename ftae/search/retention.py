@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ftae.engine.run_folder import CHECKPOINTS
 from ftae.results.search_record import TrialRecord, trial_folder
 from ftae.search.state import SearchState
-from ftae.storage.retry import with_retries
+from ftae.storage.store import with_retries
 
 
 class Retention:

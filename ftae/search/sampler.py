@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ftae.results import ranking
 from ftae.search.params import Params
-from ftae.specs.search.configurations import configurations, count_up_to, identity
+from ftae.specs.search.distributions import configurations, count_up_to, identity
 from ftae.specs.search.objective import Metrics
 from ftae.specs.search.search import SearchSpec
 

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 from ftae.engine.models.families import build_model
 from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE, KEPT
-from ftae.engine.sizing.probe import Probe, trial_seconds
-from ftae.engine.sizing.summary import ModelSummary, summarize
+from ftae.engine.sizing import ModelSummary, Probe, summarize, trial_seconds
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import apply_overrides

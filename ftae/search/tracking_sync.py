@@ -20,8 +20,7 @@ from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.storage import journal
 from ftae.storage.store import Store
-from ftae.tracking import Outcome, Tracker, TrackingUnavailable, tracker_for
-from ftae.tracking.tracker import MODEL
+from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable, tracker_for
 
 BATCH_EVENTS = 500
 

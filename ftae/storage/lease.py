@@ -19,8 +19,7 @@ from typing import Any
 
 from ftae.errors import FtaeError
 from ftae.storage.journal import Event, Journal, read
-from ftae.storage.retry import with_retries
-from ftae.storage.store import Store
+from ftae.storage.store import Store, with_retries
 
 FILE_NAME = "lease.json"
 

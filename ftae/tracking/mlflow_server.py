@@ -23,7 +23,7 @@ import sqlalchemy
 
 from ftae.errors import FtaeError
 from ftae.specs.reading.names import redacted
-from ftae.tracking.tracker import TrackingUnavailable, store_uri
+from ftae.tracking import TrackingUnavailable, store_uri
 
 logger = logging.getLogger(__name__)
 

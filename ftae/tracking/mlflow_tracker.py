@@ -17,9 +17,9 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage import journal
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
+from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable
 from ftae.tracking.mlflow_run import RunState, flatten, milliseconds, now, table_json
 from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
-from ftae.tracking.tracker import MODEL, Outcome, Tracker, TrackingUnavailable
 
 LEADERBOARD = "leaderboard.json"
 

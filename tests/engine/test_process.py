@@ -13,7 +13,7 @@ from builders import run_spec
 
 from ftae.engine import process
 from ftae.engine.models.families import build_model
-from ftae.engine.rng import rng_state, same_state
+from ftae.engine.process import rng_state, same_state
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
 

@@ -9,11 +9,10 @@ import pytest
 from builders import small_search
 from PIL import Image
 
-from ftae.engine.data.image_names import named_folder, validation_names
 from ftae.errors import FtaeError
 from ftae.inference import evaluate
 from ftae.inference.model import TunedModel, load_model
-from ftae.inference.pictures import INFERNO, heat
+from ftae.inference.pictures import INFERNO, heat, named_folder, validation_names
 from ftae.inference.source import find_model, with_settings
 from ftae.results.replay import replay
 

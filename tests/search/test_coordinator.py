@@ -13,8 +13,8 @@ from ftae.errors import FtaeError
 from ftae.search.coordinator import StateCoordinator
 from ftae.search.ray.messages import Adapted, Diverged, Failed, Message, Note, Report, Start, StorageFailed
 from ftae.search.state import SearchState
-from ftae.storage import retry
-from ftae.storage.folder_store import FolderStore
+from ftae.storage import store as retry
+from ftae.storage.stores import FolderStore
 
 
 @pytest.fixture

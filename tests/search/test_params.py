@@ -8,7 +8,7 @@ from simulated import ONE, TWO, measured, proposed, sampler_spec
 
 from ftae.search.sampler import SAMPLERS, Sampler
 from ftae.specs import SearchSpec
-from ftae.specs.search.configurations import count_up_to, identity
+from ftae.specs.search.distributions import count_up_to, identity
 
 CONDITIONAL: dict[str, Any] = {
     "losses.huber_delta": {"low": 0.01, "high": 1.0, "log": True},

@@ -12,7 +12,7 @@ from builders import search_dict
 from PIL import Image
 
 from ftae.engine.models.families import build_model
-from ftae.engine.sizing.probe import Probe
+from ftae.engine.sizing import Probe
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, SpecError

@@ -10,18 +10,18 @@ import ray
 from builders import search_spec
 
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.sizing.probe import Probe
+from ftae.engine.sizing import Probe
 from ftae.errors import FtaeError
 from ftae.search.preflight import _check_memory, check_measured, preflight
 from ftae.search.ray import preflight_tasks
+from ftae.search.ray.hang_detector import reason_of
 from ftae.search.ray.nodes import live_nodes
 from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
-from ftae.search.ray.ray_text import reason_of
 from ftae.search.tracking_sync import TrackingSync
 from ftae.specs import SearchSpec
-from ftae.storage.folder_store import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store, open_store
+from ftae.storage.stores import FolderStore
 from ftae.tracking import tracker_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -23,14 +23,15 @@ from ftae.results.search_record import SearchRecord
 from ftae.results.summary import leaderboard
 from ftae.search import driver
 from ftae.search.driver import run_search
-from ftae.search.ray.ray_text import WORKER_TITLE
+from ftae.search.ray.hang_detector import WORKER_TITLE
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import sync, unsent
 from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
-from ftae.storage import journal, retry
-from ftae.storage.folder_store import FolderStore
+from ftae.storage import journal
+from ftae.storage import store as retry
 from ftae.storage.journal import FILE_NAME
+from ftae.storage.stores import FolderStore
 from ftae.tracking import TrackingUnavailable, store_uri
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from builders import search_spec
 
-from ftae.engine.sizing.probe import Probe, trial_seconds
-from ftae.engine.sizing.summary import summarize
+from ftae.engine.sizing import Probe, summarize, trial_seconds
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
 from ftae.search.sizing import Space, check_quota, longest_report_seconds, search_seconds, space_needed

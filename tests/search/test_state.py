@@ -13,10 +13,10 @@ from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage import journal, retry
-from ftae.storage.folder_store import FolderStore
+from ftae.storage import journal
+from ftae.storage import store as retry
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.object_store import ObjectStore
+from ftae.storage.stores import FolderStore, ObjectStore
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ftae.storage import retry as module
-from ftae.storage.retry import LONGEST_WAIT_SECONDS, RETRY_SECONDS, StorageRetry, with_retries
+from ftae.storage import store as module
+from ftae.storage.store import LONGEST_WAIT_SECONDS, RETRY_SECONDS, StorageRetry, with_retries
 
 
 class Clock:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.decoding import Pixels
-from ftae.engine.data.image_set import ImageSet, Indices, Labels
+from ftae.engine.data.source import ImageSet, Indices, Labels
 from ftae.specs.finetune.data import DataSpec
 from ftae.specs.finetune.degradation import Blocks, Degradation
 from ftae.specs.finetune.run import FinetuneSpec

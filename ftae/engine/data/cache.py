@@ -31,9 +31,8 @@ import numpy as np
 from filelock import FileLock
 
 from ftae.engine.data.decoding import Pixels, UnreadableImage, quiet_pillow
-from ftae.engine.data.image_set import Labels
 from ftae.engine.data.listing import legible
-from ftae.engine.data.source import ListedImages
+from ftae.engine.data.source import Labels, ListedImages
 from ftae.errors import FtaeError
 from ftae.wording import count
 

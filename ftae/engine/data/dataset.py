@@ -31,9 +31,8 @@ from ftae.engine.data.checks import (
     skipped_message,
 )
 from ftae.engine.data.decoding import image_shape
-from ftae.engine.data.image_set import ImageSet, Labels, SetId
 from ftae.engine.data.listing import legible
-from ftae.engine.data.source import Listing, Part, Source, num_held_out
+from ftae.engine.data.source import ImageSet, Labels, Listing, Part, SetId, Source, num_held_out
 from ftae.engine.data.sources import normal_class_names, source_of
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec

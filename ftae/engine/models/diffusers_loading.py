@@ -27,8 +27,7 @@ from ftae.engine.models.model_folder import (
     suggested,
 )
 from ftae.engine.models.weights import best_fit, check_content, fill, note, read_state
-from ftae.engine.process import first_line, quiet_libraries
-from ftae.engine.rng import keep_random_state
+from ftae.engine.process import first_line, keep_random_state, quiet_libraries
 from ftae.errors import FtaeError
 from ftae.wording import did_you_mean
 

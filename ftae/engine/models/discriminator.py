@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.models.weights import load_state, save_state
-from ftae.engine.rng import keep_random_state
+from ftae.engine.process import keep_random_state
 from ftae.specs.finetune.networks import DiscriminatorSpec
 
 SLOPE = 0.2  # of the leaky ReLUs

@@ -18,7 +18,7 @@ from ftae.engine.models.diffusers_families import (
 )
 from ftae.engine.models.hierarchical import HierarchicalVaeNet
 from ftae.engine.models.vector_quantized import VqVae2Net, VqVaeNet
-from ftae.engine.rng import keep_random_state, seed_generators
+from ftae.engine.process import keep_random_state, seed_generators
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import DataSpec

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_autoencoder
 from ftae.engine.models.weights import best_fit, read_state
-from ftae.engine.rng import keep_random_state
+from ftae.engine.process import keep_random_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.losses import Losses

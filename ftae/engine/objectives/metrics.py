@@ -1,45 +1,4 @@
-"""METRICS: how well a model does. Fixed, unweighted, on the mode of the posterior, in fp32.
-
-A metric is one entry here and one in the table of ``ftae.specs.finetune.metrics``.
-
-Per-image metrics are computed for each image on reconstructions clamped to [0, 1] and averaged over
-the validation images:
-
-    mse, l1       mean over pixels and channels
-    psnr          10 * log10(1 / mse) in dB, mse floored at 1e-10; averaged over images, not pixels
-    input_psnr    psnr of the degraded input: the score of a model that returns its input unchanged
-    ssim          structural similarity (Wang et al. 2004), 11x11 Gaussian window, borders reflected
-    ms_ssim       the same over five scales (Wang et al. 2003)
-    kl            sum over latent elements of the KL from the prior, in nats an image
-    accuracy      1 where the largest logit of the head is the label, else 0
-    lpips         perceptual distance (Zhang et al. 2018)
-
-Over the whole validation set:
-
-    active_units  latent units (channels, for spatial latents) whose posterior mean varies over the
-                  images by more than 0.01 (Burda et al. 2015); relative to the prior if it is learned
-    auroc         area under the ROC curve with the mse of an image as its anomaly score: the share of pairs of
-                  an anomaly and a normal image in which the anomaly has the larger error, ties counting half
-                  (Hanley & McNeil 1982)
-    latent_drift  mean squared distance of the latents from those of the untuned model, over the variance of
-                  those: 0 where nothing moved, 1 for latents that all equal their mean
-    codebook_usage  share of the codes that are used at all; the least of several codebooks
-    perplexity    exp of the entropy of the code frequencies (van den Oord et al. 2017): how many codes, used
-                  equally often, would have that entropy; the least of several codebooks
-    sharpness     mean gradient magnitude of the reconstructions over that of the targets: below 1 they are
-                  blurred, above 1 they are noisy
-    edge_distance distance between the distributions of gradient magnitudes of each reconstruction and its
-                  target (1-Wasserstein), over the mean of the latter: 0 is as sharp as the target, 1 is flat
-    linear_probe  accuracy of a linear classifier on the latents that is fitted on training images
-    mig, dci      whether each factor of variation has a latent to itself, and each latent one factor
-                  (latent_metrics.py says how all three are computed)
-    rfid, kid     Fréchet and kernel distance between features of reconstructions and of originals; not
-                  comparable with published values (feature_metrics.py says why)
-
-Memory does not grow with the validation set, except for 4 bytes an image for auroc. Metrics keep sums (active_units
-two numbers a latent, rfid two matrices of features by features), counts (one a code), or the first images: linear_probe
-2,000 training images; mig, dci and kid 10,000 images.
-"""
+"""METRICS: how each metric of the specs is computed; and the detector of collapsed models."""
 
 import math
 from collections.abc import Callable
@@ -48,9 +7,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
 from ftae.engine.objectives.feature_metrics import Kid, Rfid, lpips_of
-from ftae.engine.objectives.image_measures import EdgeDistance, Sharpness, ms_ssim, ssim
+from ftae.engine.objectives.image_measures import EdgeDistance, ImagePairs, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
     ActiveUnits,
     CodebookUsage,
@@ -61,8 +20,11 @@ from ftae.engine.objectives.latent_metrics import (
     Perplexity,
     posterior_of,
 )
+from ftae.errors import Reason
+from ftae.specs.finetune.run import FinetuneSpec
 
 MSE_FLOOR = 1e-10
+
 
 LARGEST = 1e30  # beyond this, sums over fp32 may overflow
 
@@ -204,3 +166,73 @@ class Evaluation:
 def _is_finite(x: EvalBatch) -> bool:
     outputs = [x.reconstruction, x.encoding.mode, *([] if x.logits is None else [x.logits])]
     return all(bool(tensor.abs().amax() < LARGEST) for tensor in outputs)
+
+
+ACTIVE_SHARE = 0.01
+
+
+POSITION_IMAGES = 2000  # most images on which the codes of positions are compared
+
+
+class CollapseDetector:
+    """The indicators of a run, each by the reason for which the run fails once it falls to 0.
+
+    Active units where the model has a posterior, active positions where it has codes, explained variance where it
+    trains against a discriminator.
+    """
+
+    def __init__(self, spec: FinetuneSpec) -> None:
+        self._indicators: dict[str, Metric] = {}
+        if spec.losses.adversarial > 0.0:
+            self._indicators[Reason.BLOW_UP] = ExplainedVariance()
+
+    def update(self, x: EvalBatch) -> None:
+        if x.encoding.posterior is not None:
+            self._indicators.setdefault("posterior collapse", ActiveUnits())
+        if x.encoding.codes:
+            self._indicators.setdefault("codebook collapse", ActivePositions())
+        for indicator in self._indicators.values():
+            indicator.update(x)
+
+    def compute(self) -> dict[str, float]:
+        return {reason: indicator.compute() for reason, indicator in self._indicators.items()}
+
+
+class ActivePositions:
+    """Number of positions where more than 1 % of the first images have another code than the commonest one there.
+
+    With several codebooks, the least of their numbers. At 0 the latents hardly tell one image from another. Usage of
+    the codebook does not show that: at the borders, where convolutions see padding, a collapsed model still uses
+    another code than inside.
+    """
+
+    def __init__(self) -> None:
+        self._levels: list[FirstRows] = []
+
+    def update(self, x: EvalBatch) -> None:
+        self._levels = self._levels or [FirstRows(POSITION_IMAGES) for _ in x.encoding.codes]
+        for level, codes in zip(self._levels, x.encoding.codes, strict=True):
+            level.update(codes.indices.int())
+
+    def compute(self) -> float:
+        levels = (level.rows() for level in self._levels)
+        others = [level.ne(level.mode(dim=0).values).double().mean(0) for level in levels]
+        return float(min(share.gt(ACTIVE_SHARE).sum() for share in others))
+
+
+class ExplainedVariance:
+    """Share of the variance of pixels within images that the reconstructions explain.
+
+    0 where reconstructions are no better than one colour an image, its mean.
+    """
+
+    def __init__(self) -> None:
+        self._error = self._variance = 0.0
+
+    def update(self, x: ImagePairs) -> None:
+        flat = x.target.mean((2, 3), keepdim=True)
+        self._error += float((x.reconstruction - x.target).double().square().sum())
+        self._variance += float((flat - x.target).double().square().sum())
+
+    def compute(self) -> float:
+        return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0

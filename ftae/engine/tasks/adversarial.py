@@ -14,9 +14,8 @@ from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import weighted_sum, weights_at
-from ftae.engine.tasks.optim import lr_factor
 from ftae.engine.tasks.reconstruct import Reconstruct, total_loss
-from ftae.engine.tasks.task import Loss, NetworkInTraining
+from ftae.engine.tasks.task import Loss, NetworkInTraining, lr_factor
 from ftae.errors import Reason
 from ftae.specs.finetune.networks import not_shared
 from ftae.specs.finetune.run import FinetuneSpec

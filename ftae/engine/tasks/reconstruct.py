@@ -11,8 +11,7 @@ from ftae.engine.frozen_cache.plan import precision
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import LossInputs, loss_terms, weighted_sum, weights_at
-from ftae.engine.tasks.optim import WeightAverage, base_lr, build_optimizer
-from ftae.engine.tasks.task import MODEL, Loss, NetworkInTraining
+from ftae.engine.tasks.task import MODEL, Loss, NetworkInTraining, WeightAverage, base_lr, build_optimizer
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 

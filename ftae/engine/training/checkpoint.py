@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ftae.engine.rng import rng_state, same_state, set_rng_state
+from ftae.engine.process import rng_state, same_state, set_rng_state
 from ftae.engine.run_folder import ASIDE, CHECKPOINTS, KEPT, AtomicFolder, put_back
-from ftae.engine.tasks.registry import read_state
+from ftae.engine.tasks import read_state
 from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.formats import FORMAT, migrate, stored
-from ftae.specs.reading.roles import MayDiffer, Means, fields_with
+from ftae.specs.reading.schema import MayDiffer, Means, fields_with
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 

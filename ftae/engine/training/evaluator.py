@@ -12,13 +12,12 @@ from torch import Tensor
 from ftae.engine.data.batches import Batch, val_batches
 from ftae.engine.data.checks import missing_images, missing_labels, missing_to_train
 from ftae.engine.data.dataset import Dataset
-from ftae.engine.data.image_set import ImageSet
+from ftae.engine.data.source import ImageSet
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.objectives.collapse import CollapseDetector
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import probe_rows, varying
-from ftae.engine.objectives.metrics import Evaluation
+from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ftae.engine.process import device_of, keep_freed_memory
-from ftae.engine.tasks.registry import check_workers
+from ftae.engine.tasks import check_workers
 from ftae.engine.training.distributed import ALONE, Follower, Group, leading
 from ftae.engine.training.loop import follow
 from ftae.errors import FtaeError

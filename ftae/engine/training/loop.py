@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from ftae.engine.rng import rng_state, set_rng_state
+from ftae.engine.process import rng_state, set_rng_state
 from ftae.engine.run_folder import CHECKPOINTS
 from ftae.engine.training.checkpoint import CheckpointWriter, EvalReport, load_checkpoint, remove_older_checkpoints
 from ftae.engine.training.distributed import ALONE, Group

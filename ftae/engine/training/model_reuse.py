@@ -19,14 +19,14 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_seeded_model, new_model, prepare_model
 from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, build_auxiliary_networks
-from ftae.engine.rng import rng_state, set_rng_state
-from ftae.engine.tasks.registry import task_kind
+from ftae.engine.process import rng_state, set_rng_state
+from ftae.engine.tasks import task_kind
 from ftae.engine.training.evaluator import Findings
 from ftae.errors import FtaeError
 from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.networks import NetworkSpec
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.roles import TrainingOnly, fields_with
+from ftae.specs.reading.schema import TrainingOnly, fields_with
 
 BASELINES = 16  # the number of untuned models whose results are kept
 

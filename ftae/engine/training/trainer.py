@@ -15,9 +15,8 @@ from ftae.engine.data.batches import Batch, replay_run, training_batch
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.frozen_cache.plan import build_frozen_caches
 from ftae.engine.objectives.eval_batch import EvalContext
-from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
-from ftae.engine.rng import rng_state, set_rng_state
-from ftae.engine.tasks.registry import build_task, check_workers
+from ftae.engine.process import device_of, rng_state, set_deterministic_kernels, set_memory_format, set_rng_state
+from ftae.engine.tasks import build_task, check_workers
 from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.distributed import ALONE, Group, UnchangedBuffers, check_batch_independence
 from ftae.engine.training.evaluator import EvalSet, check_images

@@ -13,10 +13,9 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ftae.search.ray.hang_detector import HangDetector
+from ftae.search.ray.hang_detector import HangDetector, newest_error
 from ftae.search.ray.messages import Coordinator, from_json
 from ftae.search.ray.nodes import placement, room
-from ftae.search.ray.ray_text import newest_error
 from ftae.search.ray.trial import run_trial
 from ftae.specs.search.search import SearchSpec
 

@@ -1,25 +1,65 @@
-"""Workers that hang: found by the time between the reports of a trial, and killed.
-
-Tune sees the worker die, and starts the trial again from its newest checkpoint, as after any fault of a machine.
-"""
+"""Workers that have stopped reporting: found by the time between reports, and killed on their own node."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.search.ray.messages import Message, Report, Start
-from ftae.search.ray.ray_text import is_worker
+
+MAX_TEXT = 300  # characters
+
+
+WORKER_TITLE = "ray::"  # begins the title of every process that runs a task or an actor
+
+
+# Errors of a process that has another token than the cluster it tries to join, or none.
+_OTHER_TOKEN = ("InvalidAuthToken", "AuthenticationError")
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a process of this machine is a worker of Ray, not one that has got the number since."""
+    return psutil.pid_exists(pid) and WORKER_TITLE in " ".join(psutil.Process(pid).cmdline())
+
+
+def is_other_token(errors: str) -> bool:
+    """Whether a cluster refused the process that wrote ``errors`` to stderr because of its token."""
+    return any(name in errors for name in _OTHER_TOKEN)
+
+
+def reason_of(error: RayError) -> str:
+    """The line of an error that names its cause: the last one of a traceback, else the first one."""
+    lines = str(error).strip().splitlines()
+    return lines[-1 if isinstance(error, RayTaskError) else 0][:MAX_TEXT]
+
+
+def newest_error(file: str | None) -> str:
+    """The message of the newest error in the file that Tune keeps for a trial.
+
+    Tune may have written nothing, and the bytes may be in any encoding.
+    """
+    try:
+        lines = Path(file).read_text(errors="replace").split("\n") if file else []
+    except OSError:
+        lines = []
+    return next((line[:MAX_TEXT] for line in reversed(lines) if line.strip()), "the worker died")
+
 
 TOLERANCE = 10.0  # times the longest that any trial took from one report to the next
 
+
 MIN_SILENCE_SECONDS = 120.0
 
+
 START_SECONDS = 900.0  # before the first report, when weights are read and images decoded
+
 
 BLOCKED_SECONDS = 5.0  # a driver that was busy for longer did not read the messages of its trials
 

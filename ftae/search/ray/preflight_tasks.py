@@ -13,10 +13,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.sizing.probe import Probe, probe
+from ftae.engine.sizing import Probe, probe
 from ftae.errors import FtaeError, Reason, TrainingFailed
+from ftae.search.ray.hang_detector import reason_of
 from ftae.search.ray.nodes import Node, live_nodes
-from ftae.search.ray.ray_text import reason_of
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.store import Store, open_store
 from ftae.wording import duration

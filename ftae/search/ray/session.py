@@ -18,7 +18,7 @@ import ray
 
 from ftae.engine.process import first_line
 from ftae.errors import FtaeError
-from ftae.search.ray.ray_text import is_other_token
+from ftae.search.ray.hang_detector import is_other_token
 from ftae.user_code import ALLOW_CODE
 
 ADDRESS = "RAY_ADDRESS"

@@ -40,8 +40,7 @@ from ftae.search.ray.nodes import this_node
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import Resources
-from ftae.storage.retry import StorageRetry
-from ftae.storage.store import Store, open_store
+from ftae.storage.store import StorageRetry, Store, open_store
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, create_model, field_validator, model
 from ftae.specs.finetune.degradation import Degradation
 from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import Problem, one_of, quoted, refusal
-from ftae.specs.reading.roles import KeepsValidation
+from ftae.specs.reading.schema import KeepsValidation
 
 
 def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.needs import Need
 from ftae.specs.reading.base import Fraction, Spec, Weight
-from ftae.specs.reading.roles import Governed, Role, roles_in
+from ftae.specs.reading.schema import Governed, Role, roles_in
 
 
 @dataclass(frozen=True)

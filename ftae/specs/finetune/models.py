@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, Vali
 
 from ftae.specs.reading.base import Spec, Weight
 from ftae.specs.reading.problems import matching
-from ftae.specs.reading.roles import Revisable, fields_with
+from ftae.specs.reading.schema import Revisable, fields_with
 
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; whether it fits into memory, the machine decides
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ftae.specs.finetune.data import DataSpec
 from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
-from ftae.specs.reading.roles import Role
+from ftae.specs.reading.schema import Role
 
 
 @dataclass(frozen=True)

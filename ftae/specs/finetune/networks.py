@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
-from ftae.specs.reading.roles import Governed
+from ftae.specs.reading.schema import Governed
 
 
 class NetworkSpec(Spec):

@@ -17,7 +17,7 @@ from ftae.specs.finetune.needs import Enables, Parts
 from ftae.specs.finetune.networks import Beta, DiscriminatorSpec, FeatureNet, PerceptualNet
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.problems import Problem, refusal
-from ftae.specs.reading.roles import (
+from ftae.specs.reading.schema import (
     AfterTraining,
     Governed,
     Joint,

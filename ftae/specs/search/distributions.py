@@ -1,11 +1,17 @@
-"""What the sampler may choose for one leaf; in a file ``{low, high, log, step, or_off}`` or ``{choices}``."""
+"""What may be chosen for each searched leaf: ranges and choices, when a leaf has an effect, and all configurations."""
 
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from itertools import count, islice
+from typing import Any, Protocol
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
 from ftae.specs.reading.problems import quoted, refusal
+from ftae.specs.reading.schema import Governed, roles_below
 
 
 class Range(Spec):
@@ -104,3 +110,118 @@ class Choices(Spec):
 
 
 Distribution = Range | Choices
+
+
+Space = Mapping[str, Distribution]
+
+
+class Search(Protocol):
+    """The parts of a ``SearchSpec`` that its configurations depend on."""
+
+    @property
+    def finetune(self) -> FinetuneSpec: ...
+
+    @property
+    def search_space(self) -> Space: ...
+
+
+# The governed settings by path, each a leaf of finetune or a section.
+CONDITIONS: dict[str, Governed] = roles_below(FinetuneSpec, Governed)
+
+
+def covers(setting: str, path: str) -> bool:
+    """Whether ``path`` is ``setting`` or lies below it."""
+    return path == setting or path.startswith(f"{setting}.")
+
+
+def conditions_of(path: str) -> list[Governed]:
+    """Everything that must hold for the leaf at ``path`` to have an effect, conditions of its governors included."""
+    direct = [condition for setting, condition in CONDITIONS.items() if covers(setting, path)]
+    return direct + [further for condition in direct for further in conditions_of(condition.governor)]
+
+
+def has_effect(run: Spec, path: str, values: Mapping[str, Any]) -> bool:
+    """Whether the leaf at ``path`` has an effect in ``run`` with the leaves of ``values`` replaced."""
+    conditions = conditions_of(path)
+    return all(c.holds(values[c.governor] if c.governor in values else c.governing(run)) for c in conditions)
+
+
+def drop_inactive(run: Spec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without those that have no effect beside the others.
+
+    Settings that ``values`` leave without effect go back to their defaults, which every value of a governor accepts.
+    """
+    result = {path: value for path, value in values.items() if has_effect(run, path, values)}
+    for setting in CONDITIONS:
+        touched = any(c.governor in values for c in conditions_of(setting))
+        if touched and not has_effect(run, setting, values):
+            result[setting] = default_of(run, setting)
+    return result
+
+
+def default_of(run: Spec, setting: str) -> Any:
+    """The value of a setting that a file leaves out; a section as a dict."""
+    *sections, name = setting.split(".")
+    holder: Any = run
+    for section in sections:
+        holder = getattr(holder, section)
+    default = type(holder).model_fields[name].default
+    return default.model_dump() if isinstance(default, Spec) else default
+
+
+def in_order(space: Space) -> list[str]:
+    """The leaves of a space; a leaf that governs others comes before them."""
+    return sorted(space, key=lambda path: sum(c.governor in space for c in conditions_of(path)))
+
+
+def configurations(spec: Search) -> Iterator[dict[str, Any]]:
+    """The params of every trial that the space allows, each once; endless where a range is continuous."""
+    return _combined(spec, in_order(spec.search_space), {})
+
+
+def count_up_to(limit: int, spec: Search) -> int:
+    """The number of configurations, or ``limit`` if there are more."""
+    return sum(1 for _ in islice(configurations(spec), limit))
+
+
+def identity(spec: Search, params: Mapping[str, Any]) -> str:
+    """The same text for params that train the same: inactive ones do not count, and steps of a range count as steps."""
+    space = spec.search_space
+    active = {path: _step(space[path], params[path]) for path in params if has_effect(spec.finetune, path, params)}
+    return json.dumps(active, sort_keys=True)
+
+
+def _combined(spec: Search, paths: Sequence[str], chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if not paths:
+        yield chosen
+        return
+    path, rest = paths[0], paths[1:]
+    if not has_effect(spec.finetune, path, chosen):
+        yield from _combined(spec, rest, chosen)
+        return
+    for value in _values(spec.search_space[path]):
+        yield from _combined(spec, rest, {**chosen, path: value})
+
+
+def _values(distribution: Distribution) -> Iterator[Any]:
+    if isinstance(distribution, Choices):
+        yield from distribution.choices
+        return
+    if distribution.or_off:
+        yield distribution.off
+    low, high = distribution.low, distribution.high
+    step = distribution.step or (1 if isinstance(low, int) else None)
+    if step is None:
+        yield from (low + (high - low) / part for part in count(1))
+    elif isinstance(low, int):
+        yield from range(low, int(high) + 1, int(step))
+    else:  # in decimals, as Optuna calculates: 0.1 + 2 * 0.1 is above 0.3
+        first, wide = Decimal(str(low)), Decimal(str(step))
+        yield from (float(first + k * wide) for k in range(int((high - low) / step + 1e-9) + 1))
+
+
+def _step(distribution: Distribution, value: Any) -> Any:
+    """The number of a value's step in a range with steps, since 0.1 * 3 and 0.3 differ in the last digit."""
+    if isinstance(distribution, Range) and distribution.step and not distribution.is_off(value):
+        return round((value - distribution.low) / distribution.step)
+    return value

@@ -10,8 +10,8 @@ from ftae.specs.finetune.needs import Enables, Need
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.reading.problems import Problem, dotted, quoted
-from ftae.specs.reading.roles import KeepsValidation, roles_below, roles_in
-from ftae.specs.search.configurations import CONDITIONS, Space, count_up_to, covers, default_of
+from ftae.specs.reading.schema import KeepsValidation, roles_below, roles_in
+from ftae.specs.search.distributions import CONDITIONS, Space, count_up_to, covers, default_of
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 
 _SIDE = {"minimize": "lower", "maximize": "higher"}

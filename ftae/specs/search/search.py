@@ -12,8 +12,7 @@ from ftae.specs.reading.base import Spec
 from ftae.specs.reading.names import search_name_problem
 from ftae.specs.reading.overrides import apply_overrides, value_at
 from ftae.specs.reading.problems import matching, quoted, refusal
-from ftae.specs.search.configurations import drop_inactive, has_effect
-from ftae.specs.search.distributions import Choices
+from ftae.specs.search.distributions import Choices, drop_inactive, has_effect
 from ftae.specs.search.objective import AnyObjective, check_measured
 from ftae.specs.search.settings import SearchSettings, Tracking
 from ftae.specs.search.space import FileDistribution, checked_space, typed_space

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import quoted, refusal
-from ftae.specs.reading.roles import Means
+from ftae.specs.reading.schema import Means
 from ftae.specs.search.distributions import Choices, Distribution, Range
 
 

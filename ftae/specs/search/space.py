@@ -12,10 +12,8 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
 from ftae.specs.reading.overrides import Leaf, apply_overrides, leaf, leaf_in, value_at
 from ftae.specs.reading.problems import Problem, dotted, problems, quoted, refusal
-from ftae.specs.reading.roles import Governed, Joint, Means, NotSearched, roles_below
-from ftae.specs.reading.schema import Location
-from ftae.specs.search.configurations import covers, drop_inactive, has_effect
-from ftae.specs.search.distributions import Choices, Distribution, Range
+from ftae.specs.reading.schema import Governed, Joint, Location, Means, NotSearched, roles_below
+from ftae.specs.search.distributions import Choices, Distribution, Range, covers, drop_inactive, has_effect
 
 # The leaves that cannot be searched, and why.
 NOT_SEARCHED = {

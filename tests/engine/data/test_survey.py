@@ -19,9 +19,9 @@ from PIL import Image, TiffImagePlugin
 from ftae.engine.data.dataset import Dataset, check_listed, load_dataset, part_keys
 from ftae.engine.data.decoding import decode_image
 from ftae.engine.data.image_folder import folder_part
-from ftae.engine.data.image_names import named_folder, validation_names
 from ftae.engine.data.survey import NUM_GLANCED, survey_image
 from ftae.errors import FtaeError
+from ftae.inference.pictures import named_folder, validation_names
 from ftae.specs.finetune.run import FinetuneSpec
 
 pytestmark = pytest.mark.usefixtures("cache")

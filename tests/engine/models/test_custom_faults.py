@@ -11,7 +11,7 @@ import torch
 from builders import run_spec
 
 from ftae.engine.models.families import build_model
-from ftae.engine.sizing.summary import summarize
+from ftae.engine.sizing import summarize
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import configuration_fails
 from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, one_message, raised

@@ -11,7 +11,7 @@ from builders import run_spec
 from safetensors.torch import load_file
 
 from ftae.engine.models.families import build_model
-from ftae.engine.sizing.summary import StageSummary, summarize
+from ftae.engine.sizing import StageSummary, summarize
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
 from ftae.search.plan import plan

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.models.staged_model import Stage
-from ftae.engine.tasks.optim import WeightAverage, build_optimizer
+from ftae.engine.tasks.task import WeightAverage, build_optimizer
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError

@@ -12,7 +12,7 @@ from torch import Tensor
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.discriminator import Discriminator, build_discriminator
 from ftae.engine.models.staged_model import Stage, StagedModel
-from ftae.engine.tasks.optim import build_optimizer
+from ftae.engine.tasks.task import build_optimizer
 from ftae.specs.finetune.networks import DiscriminatorSpec
 from ftae.specs.finetune.run import Optimizer
 

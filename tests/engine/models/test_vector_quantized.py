@@ -14,7 +14,7 @@ from torch import Tensor
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_autoencoder, build_model
 from ftae.engine.models.vector_quantized import Quantizer
-from ftae.engine.sizing.summary import summarize
+from ftae.engine.sizing import summarize
 from ftae.engine.training.distributed import UnchangedBuffers
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer

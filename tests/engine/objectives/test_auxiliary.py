@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 from vision_weights import NAMES, random_weights
 
-from ftae.engine.data.image_set import ImageSet
+from ftae.engine.data.source import ImageSet
 from ftae.engine.models.autoencoder import Encoding
 from ftae.engine.objectives.auxiliary import (
     AuxiliaryNetworks,
@@ -28,7 +28,7 @@ from ftae.engine.objectives.auxiliary import (
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.feature_metrics import Kid, Rfid
 from ftae.engine.objectives.metrics import METRICS
-from ftae.engine.sizing.summary import summarize
+from ftae.engine.sizing import summarize
 from ftae.engine.training.evaluator import check_metrics
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError

@@ -8,8 +8,8 @@ from builders import run_spec
 from torch import Tensor
 
 from ftae.engine.models.autoencoder import Codes, Encoding, Posterior
-from ftae.engine.objectives.collapse import CollapseDetector, ExplainedVariance
 from ftae.engine.objectives.eval_batch import EvalBatch
+from ftae.engine.objectives.metrics import CollapseDetector, ExplainedVariance
 from ftae.errors import Reason
 
 

@@ -22,7 +22,7 @@ from ftae.engine.models.staged_model import Stage
 from ftae.engine.models.vector_quantized import chosen
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, PerceptualNetwork
 from ftae.engine.objectives.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
-from ftae.engine.tasks.optim import build_optimizer
+from ftae.engine.tasks.task import build_optimizer
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError

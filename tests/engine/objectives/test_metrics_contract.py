@@ -16,12 +16,11 @@ from vision_weights import random_weights
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.data.image_set import ImageSet
+from ftae.engine.data.source import ImageSet
 from ftae.engine.objectives.auxiliary import SIDES
-from ftae.engine.objectives.collapse import CollapseDetector
 from ftae.engine.objectives.eval_batch import EvalContext
-from ftae.engine.objectives.metrics import Evaluation
-from ftae.engine.sizing.probe import probe
+from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
+from ftae.engine.sizing import probe
 from ftae.engine.training.evaluator import (
     EvalSet,
     check_images,

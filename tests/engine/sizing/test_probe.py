@@ -16,7 +16,7 @@ from vision_weights import random_weights
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import METRICS
-from ftae.engine.sizing.probe import TIMED_STEPS, Probe, probe, trial_seconds
+from ftae.engine.sizing import TIMED_STEPS, Probe, probe, trial_seconds
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
@@ -100,7 +100,7 @@ def test_no_more_steps_are_taken_than_there_are(max_steps: int, steps: int) -> N
 def test_slow_steps_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     import probe_nets
 
-    monkeypatch.setattr("ftae.engine.sizing.probe.TIMED_SECONDS", 0.01)
+    monkeypatch.setattr("ftae.engine.sizing.TIMED_SECONDS", 0.01)
     probe_nets.Net.steps = 0
     probe(spec_of(model=net(seconds=0.04)))
     assert probe_nets.Net.steps == 2  # one to warm up, one that is timed
@@ -125,7 +125,7 @@ def test_what_an_evaluation_takes_once_is_counted_once(
             clock[0] += 5.0
             return 0.0
 
-    monkeypatch.setattr("ftae.engine.sizing.probe.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("ftae.engine.sizing.time.perf_counter", lambda: clock[0])
     for metric in metrics:
         monkeypatch.setitem(METRICS, metric, Timed)
     features = {"net": "resnet18", "weights": random_weights("resnet18")}

@@ -11,7 +11,7 @@ from torch import nn
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.models.staged_model import Stage
-from ftae.engine.tasks.optim import WeightAverage, base_lr, build_optimizer, lr_factor, set_lr
+from ftae.engine.tasks.task import WeightAverage, base_lr, build_optimizer, lr_factor, set_lr
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError

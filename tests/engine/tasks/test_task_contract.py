@@ -10,9 +10,8 @@ from torch import nn
 from ftae.engine.data.batches import Batch
 from ftae.engine.models.families import build_model
 from ftae.engine.models.staged_model import Stage, StagedModel
-from ftae.engine.tasks.optim import WeightAverage
-from ftae.engine.tasks.registry import TASKS, check_workers, task_kind
-from ftae.engine.tasks.task import MODEL, Loss, NetworkInTraining
+from ftae.engine.tasks import TASKS, check_workers, task_kind
+from ftae.engine.tasks.task import MODEL, Loss, NetworkInTraining, WeightAverage
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer

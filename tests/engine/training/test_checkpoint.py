@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftae.engine.rng import rng_state, set_rng_state
+from ftae.engine.process import rng_state, set_rng_state
 from ftae.engine.tasks.task import Task
 from ftae.engine.training.checkpoint import evaluated_weights, latest_checkpoint, load_checkpoint, read_spec
 from ftae.engine.training.loop import finetune

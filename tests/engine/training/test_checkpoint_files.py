@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftae.engine.rng import rng_state, same_state
+from ftae.engine.process import rng_state, same_state
 from ftae.engine.training.checkpoint import (
     CheckpointWriter,
     damage,

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 
 from ftae.engine.models import families as build
 from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.sizing.probe import probe
+from ftae.engine.sizing import probe
 from ftae.engine.training import loop
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.engine.training.loop import finetune

@@ -11,7 +11,7 @@ import pytest
 from builders import search_spec
 
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.sizing.probe import Probe
+from ftae.engine.sizing import Probe
 from ftae.errors import FtaeError
 from ftae.search.ray import preflight_tasks
 from ftae.search.ray.preflight_tasks import dry_run, dry_run_step

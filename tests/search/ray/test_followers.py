@@ -14,8 +14,8 @@ from ftae.engine.training.distributed import ALONE
 from ftae.engine.training.loop import finetune
 from ftae.results.search_record import SearchRecord
 from ftae.search.driver import run_search
+from ftae.search.ray.hang_detector import WORKER_TITLE
 from ftae.search.ray.nodes import placement
-from ftae.search.ray.ray_text import WORKER_TITLE
 from ftae.search.ray.trial import followers
 from ftae.specs import SearchSpec
 from ftae.specs.search.settings import Resources

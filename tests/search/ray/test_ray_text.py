@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 
-from ftae.search.ray.ray_text import is_other_token, is_worker, newest_error, reason_of
+from ftae.search.ray.hang_detector import is_other_token, is_worker, newest_error, reason_of
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -25,7 +25,7 @@ from ftae.engine.training.trainer import Trainer
 from ftae.search.ray import trial
 from ftae.search.ray.messages import Adapted, Diverged, Failed, Message, Note, Report, Start, StorageFailed, from_json
 from ftae.search.ray.trial import run_trial
-from ftae.storage import retry
+from ftae.storage import store as retry
 from ftae.storage.store import open_store
 
 USER_MODULE = '''

@@ -14,7 +14,7 @@ from ftae.specs import METRICS, DiscriminatorSpec, FinetuneSpec, Losses, Optimiz
 from ftae.specs.finetune.losses import Term
 from ftae.specs.finetune.needs import Enables
 from ftae.specs.reading.base import Spec
-from ftae.specs.reading.roles import (
+from ftae.specs.reading.schema import (
     AfterTraining,
     Governed,
     Joint,
@@ -28,7 +28,7 @@ from ftae.specs.reading.roles import (
     roles_below,
     roles_in,
 )
-from ftae.specs.search.configurations import CONDITIONS
+from ftae.specs.search.distributions import CONDITIONS
 from ftae.specs.search.lint import warnings
 from ftae.specs.search.space import JOINT_GROUPS, NOT_SEARCHED
 

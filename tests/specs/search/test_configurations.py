@@ -8,8 +8,8 @@ from builders import run_spec, search_spec
 
 from ftae.specs import FinetuneSpec, SearchSpec
 from ftae.specs.reading.overrides import apply_overrides, value_at
-from ftae.specs.reading.roles import Governed
-from ftae.specs.search.configurations import CONDITIONS, conditions_of, covers, default_of, drop_inactive, has_effect
+from ftae.specs.reading.schema import Governed
+from ftae.specs.search.distributions import CONDITIONS, conditions_of, covers, default_of, drop_inactive, has_effect
 
 
 def run(**changes: Any) -> FinetuneSpec:
@@ -57,7 +57,7 @@ def test_a_section_is_covered_with_all_below_it() -> None:
 
 def test_a_leaf_depends_on_its_governor_and_on_what_governs_that(monkeypatch: pytest.MonkeyPatch) -> None:
     chain = {"losses.kl_capacity": Governed("losses.kl"), "losses.kl": Governed("losses.huber")}
-    monkeypatch.setattr("ftae.specs.search.configurations.CONDITIONS", chain)
+    monkeypatch.setattr("ftae.specs.search.distributions.CONDITIONS", chain)
     assert [c.governor for c in conditions_of("losses.kl_capacity")] == ["losses.kl", "losses.huber"]
     assert conditions_of("optimizer.lr") == []
     on = run(losses={"huber": 1.0, "kl": 1e-3, "kl_capacity": 5.0})

@@ -1,1 +1,0 @@
-"""Measures and estimates what a run needs: parameters, bytes, seconds."""
