@@ -71,7 +71,7 @@ def freeze_inside(driver: Driver, folder: Path, first_trial: int) -> None:
     """Stop the driver in the middle of a trial, so that there it is killed."""
     while True:
         wait_until(lambda: is_inside(folder, first_trial) or driver.poll() is not None)
-        assert driver.poll() is None, driver.said
+        assert driver.poll() is None, driver.messages
         os.kill(driver.pid, signal.SIGSTOP)
         if is_inside(folder, first_trial):
             return

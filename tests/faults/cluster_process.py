@@ -13,7 +13,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's own words go elsewhere
+os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the output of Ray goes to stderr
 
 
 def answer(**values: Any) -> None:
@@ -22,7 +22,7 @@ def answer(**values: Any) -> None:
 
 
 def kill(cluster: Cluster, node_id: str, what: str) -> None:
-    """As a machine that loses its power, or a raylet that is killed for its memory: its workers find out later."""
+    """Kill a node, like a power failure, or only its raylet, as for lack of memory: the workers notice later."""
     node = next(node for node in cluster.worker_nodes if node.node_id == node_id)
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     others = raylet.children(recursive=True) if what == "all" else []
@@ -30,14 +30,14 @@ def kill(cluster: Cluster, node_id: str, what: str) -> None:
     for process in others:
         try:
             process.kill()
-        except psutil.NoSuchProcess:  # it has found out already
+        except psutil.NoSuchProcess:  # it has noticed already
             continue
     answer(time=time.time())
     cluster.remove_node(node, allow_graceful=False)
 
 
 def main() -> None:
-    scratch = tempfile.mkdtemp(prefix="ftae-")  # short: sockets below it have names of limited length
+    scratch = tempfile.mkdtemp(prefix="ftae-")  # a short path, because the names of sockets are limited
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": scratch})
     try:
         answer(address=cluster.address)

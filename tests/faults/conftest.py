@@ -60,15 +60,15 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drivers]:
 
 @pytest.fixture(scope="module")
 def server(drivers: Drivers) -> Iterator[MlflowServer]:
-    """Not running yet."""
+    """A server that is not started yet."""
     server = MlflowServer(drivers.folder, drivers.environment())
     yield server
-    server.go()
+    server.stop()
 
 
 @pytest.fixture(scope="module")
 def disk(drivers: Drivers) -> Iterator[Disk | None]:
-    """None where none can be mounted."""
+    """A small disk; None where none can be mounted."""
     try:
         disk = Disk(drivers.folder / "disk")
     except subprocess.CalledProcessError:
@@ -87,7 +87,7 @@ def nodes(drivers: Drivers) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], SearchRecord]:
-    """The same search with nothing befalling it, by its number of trials."""
+    """The same search without faults, by its number of trials."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_search(folder)
 
@@ -101,7 +101,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Searc
 
 @pytest.fixture
 def tally() -> Callable[[str], Tally]:
-    """Makes a line of the table that ends the test run."""
+    """Adds a row to the table at the end of the test run."""
 
     def line(fault: str) -> Tally:
         tallies.append(Tally(fault))

@@ -1,4 +1,4 @@
-"""What became of a search: against one that nothing befell, and in MLflow."""
+"""The outcome of a search, compared with an undisturbed one and with MLflow."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from ftae.tracking.mlflow_run import RUN_STATUS
 
 
 def undisturbed(file: Path, folder: Path, *overrides: str) -> SearchRecord:
-    """The search as it is without Ray: one trial after the other in this process."""
+    """Run the search without Ray: one trial after the other in this process."""
     spec = load_search(file, list(overrides))
     folder.mkdir()
     state = SearchState(spec, FolderStore(folder))
@@ -36,7 +36,7 @@ def undisturbed(file: Path, folder: Path, *overrides: str) -> SearchRecord:
 
 
 def numbers(record: SearchRecord) -> dict[int, Any]:
-    """All that a search has found, but for times."""
+    """All results of a search, without times."""
     return {
         n: (t.kind, t.params, t.status, t.reason, [(r["step"], r["value"], r["metrics"]) for r in t.reports])
         for n, t in record.trials.items()
@@ -44,13 +44,13 @@ def numbers(record: SearchRecord) -> dict[int, Any]:
 
 
 def lost_trials(record: SearchRecord, reference: SearchRecord) -> list[int]:
-    """The trials that are not what they are in ``reference``, or are in one of the two only."""
+    """The trials that differ from those of ``reference``, or exist in only one of the two."""
     found, expected = numbers(record), numbers(reference)
     return [n for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n)]
 
 
 def twice_in_journal(folder: Path) -> list[tuple[Any, ...]]:
-    """Suggestions, reports and ends that the journal holds more than once."""
+    """Suggestions, reports and ends that are in the journal more than once."""
     kinds = ("suggest", "report", "end")
     events = [event for event, _ in journal.read(folder) if event["event"] in kinds]
     counts = Counter((e["event"], e["trial"], e["step"] if e["event"] == "report" else None) for e in events)
@@ -59,7 +59,7 @@ def twice_in_journal(folder: Path) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class Compared:
-    """Between a journal and MLflow: what MLflow lacks, what it has too much, and trials whose status differs."""
+    """MLflow compared with a journal: missing points, points that exist twice, and trials whose status differs."""
 
     lost: list[Any]
     doubled: list[Any]
@@ -70,7 +70,7 @@ NOTHING = Compared([], [], [])
 
 
 def compare_with_mlflow(folder: Path, uri: str) -> Compared:
-    """Every trial is one run, every metric of every report one point, every status that of the trial."""
+    """Every trial should be one run with the trial's status, and every metric of every report one point."""
     record = replay(folder)
     client = MlflowClient(uri, registry_uri=uri)
     experiment = client.get_experiment_by_name(record.search["name"])
@@ -105,7 +105,7 @@ def _points(trial: TrialRecord) -> list[tuple[str, int, float, int]]:
 
 @dataclass
 class Tally:
-    """A line of the fault table. ``seconds``: from each fault until the search had recovered."""
+    """A row of the fault table. ``seconds``: from each fault until the search has recovered."""
 
     fault: str
     seconds: list[float] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Tally:
     metrics_doubled: int = 0
 
     def close(self, search_folder: Path, reference: SearchRecord, uri: str) -> None:
-        """Count what was lost, and find that nothing was."""
+        """Count what was lost, and assert that nothing was."""
         record = replay(search_folder)
         lost, compared = lost_trials(record, reference), compare_with_mlflow(search_folder, uri)
         self.trials_lost, self.metrics_lost = len(lost), len(compared.lost)

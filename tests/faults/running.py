@@ -1,4 +1,4 @@
-"""Searches run by real processes, and watched through their journals."""
+"""Searches in real processes, watched through their journals."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
 
 
 class Driver(subprocess.Popen[bytes]):
-    """An ``ftae`` command, a process group of its own. What it says goes to files, which never fill up."""
+    """An ``ftae`` command in its own process group. Its output goes to files, which unlike pipes never fill up."""
 
     def __init__(self, arguments: tuple[str, ...], log: Path, environment: dict[str, str]) -> None:
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
@@ -36,16 +36,16 @@ class Driver(subprocess.Popen[bytes]):
             super().__init__(command, cwd=log.parent, env=environment, stdout=out, stderr=err, start_new_session=True)
 
     @property
-    def said(self) -> str:
-        """On stderr, up to now."""
+    def messages(self) -> str:
+        """The output on stderr so far."""
         return self._err.read_text()
 
     def result(self, seconds: float = 600.0) -> tuple[int, str, str]:
-        """Wait for its end: exit status, stdout, stderr."""
-        return self.wait(seconds), self._out.read_text(), self.said
+        """Wait for the end; returns exit status, stdout and stderr."""
+        return self.wait(seconds), self._out.read_text(), self.messages
 
     def lose(self) -> float:
-        """Kill it; returns when that was."""
+        """Kill the driver; returns the time of its death."""
         self.kill()
         killed = time.time()
         self.wait()
@@ -54,7 +54,7 @@ class Driver(subprocess.Popen[bytes]):
 
 @dataclass
 class Drivers:
-    """Runs ``ftae`` in a folder of its own."""
+    """Runs ``ftae`` commands in one folder."""
 
     folder: Path
     started: list[Driver] = field(default_factory=list)
@@ -66,16 +66,16 @@ class Drivers:
         return driver
 
     def environment(self) -> dict[str, str]:
-        """That of a user who has no cluster, and a mark that all processes below inherit."""
+        """The environment of a user without a cluster, with a mark that all child processes inherit."""
         mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return mine | {MARK: str(self.folder)}
 
     def left_over(self) -> list[int]:
-        """The processes that still run of all those started here."""
+        """The processes started here, at any depth, that still run."""
         mark = f"{MARK}={self.folder}".encode()
         found = []
         for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # gone meanwhile, or another user's
+            with suppress(OSError):  # the process has ended, or belongs to another user
                 if mark in (path / "environ").read_bytes().split(b"\0"):
                     found.append(int(path.name))
         return found
@@ -90,7 +90,7 @@ class Drivers:
 
 
 class Search:
-    """A search of ``drivers``, watched through its journal. ``sets``: what ``--set`` takes."""
+    """A search of ``drivers``, watched through its journal. ``sets``: arguments of ``--set``."""
 
     def __init__(self, drivers: Drivers, folder: Path, *sets: str, **environment: str) -> None:
         self.drivers, self.folder, self._environment = drivers, folder, environment
@@ -99,12 +99,12 @@ class Search:
         self._begin()
 
     def start(self) -> Driver:
-        """A driver for it: its first, or one that resumes it."""
+        """Start a driver, which resumes the search if there is one."""
         resume = ["--resume"] if self.look().trials else []
         return self.drivers.start(*self._command, *resume, **self._environment)
 
     def start_two(self) -> tuple[Driver, tuple[int, str, str]]:
-        """Two drivers at the same instant: the one that runs, and the result of the other."""
+        """Start two drivers at the same time; returns the one that runs, and the result of the other."""
         pair = [self.start(), self.start()]
         wait_until(lambda: any(driver.poll() is not None for driver in pair))
         pair.sort(key=lambda driver: driver.poll() is not None)
@@ -114,10 +114,10 @@ class Search:
         self.record, self.events, self._offset = SearchRecord(search={}), list[Event](), 0
 
     def look(self) -> SearchRecord:
-        """What the journal says by now."""
+        """Read the new events of the journal."""
         path = self.folder / journal.FILE_NAME
         size = path.stat().st_size if path.exists() else 0
-        if size < self._offset:  # a part was lost
+        if size < self._offset:  # the journal has lost its end
             self._begin()
         if size > self._offset:
             for event, end in journal.read(self.folder, self._offset):
@@ -127,18 +127,18 @@ class Search:
         return self.record
 
     def wait_for(self, condition: Callable[[SearchRecord], bool], driver: Driver, seconds: float = 600.0) -> None:
-        """Wait until the journal fulfils ``condition``, which it does while ``driver`` runs."""
+        """Wait until ``condition`` holds for the journal; fails if ``driver`` ends before that."""
 
         def is_so() -> bool:
             ended = driver.poll() is not None
             found = condition(self.look())
-            assert found or not ended, driver.said
+            assert found or not ended, driver.messages
             return found
 
         wait_until(is_so, seconds)
 
     def wait_inside(self, first_trial: int, driver: Driver, reports: int = 2) -> None:
-        """Wait until a trial, ``first_trial`` or a later one, has made some reports and has more to make."""
+        """Wait until ``first_trial`` or a later trial is between two reports, after more than ``reports`` of them."""
 
         def is_inside(record: SearchRecord) -> bool:
             trial = next(reversed(record.trials.values()), None)
@@ -149,9 +149,9 @@ class Search:
         self.wait_for(is_inside, driver)
 
     def seconds_until(self, kind: str, moment: float, driver: Driver, other_than: int = 0) -> float:
-        """Wait for the first event of this kind since ``moment``; returns the seconds from then to it.
+        """Wait for the first event of this kind after ``moment``; returns the seconds between the two.
 
-        Those that the process ``other_than`` caused do not count.
+        Events of the process ``other_than`` do not count.
         """
 
         def first() -> float | None:
@@ -162,38 +162,38 @@ class Search:
         return (first() or moment) - moment
 
     def wait_for_report(self, driver: Driver) -> None:
-        """Wait until the search has got on by one more report."""
+        """Wait for the next report."""
         self.seconds_until("report", time.time(), driver)
 
     @property
     def last_start(self) -> Event:
-        """When a process took up a trial last."""
+        """The newest start of a trial by a worker."""
         self.look()
         return next(event for event in reversed(self.events) if event["event"] == "start")
 
     def wait_between_trials(self, driver: Driver) -> None:
-        """Wait until a trial is handed out to the worker that the one before it has left."""
+        """Wait until the next trial is assigned."""
         seen = len(self.look().trials)
         self.wait_for(lambda record: len(record.trials) > seen, driver)
 
     def lose_worker(self, driver: Driver) -> float:
-        """Kill the process that trains, and wait for another to take up a trial; returns the seconds that it took."""
+        """Kill the worker that trains; returns the seconds until another one starts a trial."""
         worker = self.last_start["pid"]
         os.kill(worker, signal.SIGKILL)
         return self.seconds_until("start", time.time(), driver, other_than=worker)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is trained meanwhile."""
+        """Inside, the worker is suspended."""
         worker = self.last_start["pid"]
         os.kill(worker, signal.SIGSTOP)
         yield
         os.kill(worker, signal.SIGCONT)
 
     def spoil_checkpoint(self, chance: random.Random) -> Path | None:
-        """Cut short a file of the newest checkpoint of the trial that runs, while its worker is stopped for good.
+        """Suspend the worker, and truncate a file of the newest checkpoint of the running trial.
 
-        Returns the checkpoint; None if at that moment there was none that the trial would need.
+        Returns the checkpoint; None if the trial needs no checkpoint at this moment.
         """
         os.kill(self.last_start["pid"], signal.SIGSTOP)
         newest = next(reversed(self.look().trials.values()))
@@ -209,16 +209,16 @@ class Search:
         return f"step-{self.record.search['finetune']['max_steps']:08d}"
 
     def cut_last_line(self, chance: random.Random) -> None:
-        """Leave the journal as a driver does that loses its power while writing, however much was made of the line."""
+        """Truncate the last line of the journal at any byte, like a power failure during a write."""
         path = self.folder / journal.FILE_NAME
         *_, last = path.read_bytes().splitlines(keepends=True)
         os.truncate(path, path.stat().st_size - chance.randint(1, len(last) - 1))
         self._begin()
 
     def stop_while_saving(self, driver: Driver, number: int = signal.SIGINT) -> tuple[float, bool]:
-        """Stop the driver, as Ray's jobs are stopped, while a checkpoint is written.
+        """Stop the driver, like a job of Ray is stopped, while a checkpoint is written.
 
-        Returns when that was, and whether it hit: a checkpoint takes milliseconds, and is not waited for forever.
+        Returns the time, and whether a checkpoint was being written: that takes milliseconds, and may not come in time.
         """
         folder = self.folder / trial_folder(max(self.look().trials)) / CHECKPOINTS
 
@@ -227,8 +227,8 @@ class Search:
                 return set(folder.glob(".step-*.tmp"))
             return set()
 
-        deadline, of_the_killed = time.monotonic() + 1.0, being_written()
-        while not (hit := bool(being_written() - of_the_killed)) and time.monotonic() < deadline:
+        deadline, left_before = time.monotonic() + 1.0, being_written()
+        while not (hit := bool(being_written() - left_before)) and time.monotonic() < deadline:
             pass
         driver.send_signal(number)
         return time.time(), hit

@@ -1,4 +1,4 @@
-"""What a search depends on, and can lose: a disk, an MLflow server, the nodes of a cluster, images."""
+"""Things a search depends on, and can lose: a disk, an MLflow server, the nodes of a cluster, images."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def write_images(folder: Path, count: int = 300) -> None:
 
 
 def spoil_images(folder: Path, chance: random.Random) -> None:
-    """A JPEG that breaks off, which was not there, and garbage in place of an image that was."""
+    """Add a truncated JPEG, and replace one of the images by garbage."""
     whole = folder / f".whole-{chance.random()}"
     Image.new("L", (64, 64), chance.randrange(256)).save(whole, "JPEG")
     (folder / f"new-{chance.randrange(10**9)}.jpg").write_bytes(whole.read_bytes()[: chance.randrange(10, 200)])
@@ -36,7 +36,7 @@ def spoil_images(folder: Path, chance: random.Random) -> None:
 
 
 class Disk:
-    """A disk so small that it can be filled up."""
+    """A disk small enough to be filled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Disk:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,nr_inodes=4000", "none", str(folder)], check=True)
 
     def refuse(self, seconds: float, what: str = "bytes") -> None:
-        """Have no room left for any ``bytes``, or for any new ``files``, for so long, whatever is freed meanwhile."""
+        """Keep the disk full of bytes, or of files, for ``seconds``, even if something is deleted meanwhile."""
         filler = self.folder / "filler"
         filler.mkdir()
         deadline = time.monotonic() + seconds
@@ -67,7 +67,7 @@ class Disk:
 
 
 class MlflowServer:
-    """A server on SQLite, that goes and comes."""
+    """A server on SQLite that can be stopped and started."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         with closing(socket.socket()) as free:
@@ -77,23 +77,23 @@ class MlflowServer:
         self._folder, self._environment = folder, environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def come(self) -> None:
-        """Start it, or let it go on; returns when it answers."""
+    def start(self) -> None:
+        """Start the server, or continue a suspended one; returns when it answers."""
         if self._process is None:
-            self._start()
+            self._launch()
         else:
             os.killpg(self._process.pid, signal.SIGCONT)
         wait_until(self._answers)
 
-    def go(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the server and its workers, if it runs: to kill it, or to let it hang."""
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the server and its workers, which kills or suspends them."""
         if self._process is not None:
             os.killpg(self._process.pid, number)
             if number == signal.SIGKILL:
                 self._process.wait()
                 self._process = None
 
-    def _start(self) -> None:
+    def _launch(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", self.database]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
@@ -111,7 +111,7 @@ class MlflowServer:
 
 
 class Nodes:
-    """A cluster that asks for a token: a head without CPUs and nodes with one each, in a process of its own."""
+    """A cluster with a token, in another process: a head without CPUs, and nodes with one CPU each."""
 
     def __init__(self, drivers: Drivers, count: int = 3) -> None:
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -132,7 +132,7 @@ class Nodes:
         self._ask("add")
 
     def kill(self, node: str, what: str = "all") -> float:
-        """Kill ``all`` processes of a node, or its ``raylet`` alone; returns when that was."""
+        """Kill ``all`` processes of a node, or only its ``raylet``; returns the time."""
         return float(self._ask("kill", node, what)["time"])
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Searches to which one thing happens again and again, at any moment."""
+"""Searches that meet one fault again and again, at any moment."""
 
 import random
 import signal
@@ -30,7 +30,7 @@ def a_search(drivers: Drivers, name: str, *sets: str, **environment: str) -> Sea
 
 
 def finish(search: Search, driver: Driver, reference: Reference, *lines: Tally, uri: str | None = None) -> None:
-    """Let the search end, and hold it against the one to which nothing happened."""
+    """Let the search end, and compare it with the undisturbed one."""
     status, output, errors = driver.result(600)
     assert (status, "Traceback" in errors) == (0, False), errors
     assert output.startswith(f"{search.folder.name}: best is trial {reference(NUM_TRIALS).ranked()[0].number}. ")
@@ -71,9 +71,9 @@ def test_checkpoints_and_images(drivers: Drivers, reference: Reference, tally: L
 
 
 def test_drivers(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Line) -> None:
-    """Of two that start at the same instant one runs, until it is killed, now and then while it starts."""
+    """One of two drivers that start together runs until it is killed, now and then during its start."""
     chance, search = random.Random(3), a_search(drivers, "drivers", **nodes.environment)
-    kills, pairs = tally("kill -9 of the driver"), tally("two drivers at the same instant")
+    kills, pairs = tally("kill -9 of the driver"), tally("two drivers at the same time")
     driver = search.start()
     for _ in range(TIMES):
         search.wait_for_report(driver)
@@ -93,7 +93,7 @@ def test_drivers(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Li
 def test_half_written_lines(
     drivers: Drivers, reference: Reference, nodes: Nodes, server: MlflowServer, tally: Line
 ) -> None:
-    """MLflow is not there, and gets all of it in the end: so it has nothing that the journal lost."""
+    """MLflow cannot be reached until the end, so that it gets nothing that the journal has lost."""
     chance = random.Random(4)
     search = a_search(drivers, "lines", f"tracking.uri={server.uri}", **nodes.environment)
     line = tally("kill -9 of the driver, its last line cut")
@@ -106,7 +106,7 @@ def test_half_written_lines(
         driver = search.start()
         line.seconds.append(search.seconds_until("start", killed, driver))
     assert driver.wait(600) == 0
-    server.come()
+    server.start()
     assert drivers.start("sync", "lines").result()[0] == 0
     finish(search, driver, reference, line, uri=server.database)
 
@@ -143,7 +143,7 @@ def test_nodes(drivers: Drivers, reference: Reference, nodes: Nodes, tally: Line
 def test_disk_and_mlflow(
     drivers: Drivers, reference: Reference, disk: Disk | None, server: MlflowServer, tally: Line
 ) -> None:
-    """Both are away at the same time, MLflow from before the start on."""
+    """Both fail at the same time, and MLflow from the start on."""
     if disk is None:
         pytest.skip("no disk can be mounted here")
     chance = random.Random(7)
@@ -154,14 +154,14 @@ def test_disk_and_mlflow(
     for _ in range(TIMES):
         search.wait_for_report(driver)
         time.sleep(chance.uniform(0.0, 1.0))
-        server.go(chance.choice([signal.SIGKILL, signal.SIGSTOP]))
+        server.stop(chance.choice([signal.SIGKILL, signal.SIGSTOP]))
         gone = time.monotonic()
         search.wait_for_report(driver)
         disk.refuse(10.0, chance.choice(["bytes", "files"]))
         full.seconds.append(search.seconds_until("report", time.time(), driver))
-        with search.paused():  # or it would be over too soon
+        with search.paused():  # or the search would end too soon
             time.sleep(max(0.0, 60.0 - (time.monotonic() - gone)))
-            server.come()
+            server.start()
             back = time.monotonic()
             wait_until(lambda: unsent(store) == 0)
             away.seconds.append(time.monotonic() - back)

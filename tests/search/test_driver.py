@@ -203,6 +203,6 @@ def test_skipped_images_are_reported(
             False,
             is_local=True,
         )
-    said = capsys.readouterr().err
-    assert f"1 image cannot be read and is skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in said
-    assert f"{tmp_path / 'd'}: 1 file of other kinds left out: .heic 1" in said
+    messages = capsys.readouterr().err
+    assert f"1 image cannot be read and is skipped: {tmp_path / 'd'}/dead.png: a link to nothing" in messages
+    assert f"{tmp_path / 'd'}: 1 file of other kinds left out: .heic 1" in messages

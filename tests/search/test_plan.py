@@ -151,12 +151,12 @@ def test_the_plan_of_a_begun_search_has_the_measurements_of_its_preflight(tmp_pa
 def test_the_plan_says_what_is_optimised() -> None:
     constrained = {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/kl <= 400"]}
     two = [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/kl", "direction": "minimize"}]
-    for objective, said in (
+    for objective, expected in (
         (constrained, "maximize val/psnr, where val/kl <= 400"),
         ({"metrics": two}, "maximize val/psnr, minimize val/kl"),
     ):
         lines = plan_of(objective=objective, finetune__metrics=["psnr", "kl"])
-        assert f"objective    {said}" in lines
+        assert f"objective    {expected}" in lines
         assert "rungs        steps 4 of 12 (best 1/3 go on, by val/psnr alone)" in lines
 
 
@@ -326,13 +326,13 @@ def test_the_plan_says_which_stages_are_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codebook", "losses", "said"),
+    ("codebook", "losses", "expected"),
     [
         ("ema", {"commitment": 0.25}, "codes        128; effective weights: 0.25 commitment, a moving average"),
         ("gradient", {"commitment": 0.5, "codebook": 2.0},
          "codes        128; effective weights: 0.5 commitment, 2 codebook"),
     ],
 )  # fmt: skip
-def test_the_plan_says_how_the_codes_are_trained(codebook: str, losses: dict[str, float], said: str) -> None:
+def test_the_plan_says_how_the_codes_are_trained(codebook: str, losses: dict[str, float], expected: str) -> None:
     model = {"family": "vq_vae", "codebook": codebook}
-    assert said in plan_of(finetune__model=model, finetune__losses={"mse": 1.0, **losses}, finetune__freeze_depth=0)
+    assert expected in plan_of(finetune__model=model, finetune__losses={"mse": 1.0, **losses}, finetune__freeze_depth=0)

@@ -86,7 +86,7 @@ def test_a_lost_terminal_ends_a_search_in_order(drivers: Drivers) -> None:
     driver, folder = drivers.start("search", "search.yaml"), drivers.folder / "searches" / "small"
 
     def trains() -> bool:
-        assert driver.poll() is None, driver.said
+        assert driver.poll() is None, driver.messages
         return (folder / "journal.jsonl").exists() and len(fold(folder).trials) > 1
 
     wait_until(trains)

@@ -103,7 +103,7 @@ def test_the_same_machine_resumes_at_once(on_machine: OnMachine) -> None:
 
 def test_a_living_driver_is_left_alone(on_machine: OnMachine) -> None:
     state = SearchState(SPEC, on_machine("one"))
-    with pytest.raises(FtaeError, match=r"s3://.*/made-up is being run by .* \(process \d+\)"):
+    with pytest.raises(FtaeError, match=r"s3://.*/small is being run by .* \(process \d+\)"):
         SearchState(SPEC, on_machine("two"))
     run(state, until=1)
     state.close("interrupted")
@@ -115,7 +115,7 @@ def test_a_driver_that_was_replaced_cannot_write(on_machine: OnMachine) -> None:
     state = run(SearchState(SPEC, on_machine("two")), until=3)
     before = events(state.store.folder)
     for _ in range(2):
-        with pytest.raises(FtaeError, match=r"made-up was taken over by another ftae driver; this one ends"):
+        with pytest.raises(FtaeError, match=r"small was taken over by another ftae driver; this one ends"):
             replaced.note(2, "it does not know that it was replaced")
     with pytest.raises(FtaeError, match="was taken over"):
         replaced.close("failed")
@@ -146,15 +146,15 @@ def test_an_event_that_reached_the_store_but_not_the_disk_is_stored_once(on_mach
 
 def test_results_are_read_and_sent_from_any_machine(on_machine: OnMachine, bucket: str) -> None:
     state = run(SearchState(SPEC, on_machine("one")))
-    state.store.write(SEARCH_FILE, b"name: made-up")
+    state.store.write(SEARCH_FILE, b"name: small")
     state.close("complete")
     on_machine("two")
-    store = find_search("made-up", bucket)
+    store = find_search("small", bucket)
     found = best(store)
     assert (found["trial"], found["value"], found["baseline"]) == (6, 26.0, 20.0)
     assert [path.read_bytes() for path in Path(found["checkpoint"]).iterdir()] == [b"weights"]
     assert chosen_trial(state.record, store, 6).number == 6
-    with pytest.raises(FtaeError, match=r"there is no search 'other' in .*; choose one of made-up"):
+    with pytest.raises(FtaeError, match=r"there is no search 'other' in .*; choose one of small"):
         find_search("other", bucket)
 
     class Tracker:
@@ -163,8 +163,8 @@ def test_results_are_read_and_sent_from_any_machine(on_machine: OnMachine, bucke
         def send(self, batch: list[dict[str, Any]]) -> None:
             images = [store.folder / event["images"] for event in batch if event.get("images")]
             assert {image.read_bytes() for image in images} == {b"picture"}
-            assert (store.folder / SEARCH_FILE).read_bytes() == b"name: made-up"
+            assert (store.folder / SEARCH_FILE).read_bytes() == b"name: small"
 
     assert send_new(store, Tracker()) == len(events(store.folder))  # type: ignore[arg-type]
     on_machine("three")
-    assert send_new(find_search("made-up", bucket), Tracker()) == 0  # type: ignore[arg-type]
+    assert send_new(find_search("small", bucket), Tracker()) == 0  # type: ignore[arg-type]

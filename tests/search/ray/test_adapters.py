@@ -1,4 +1,4 @@
-"""Between Tune and the coordinator: nothing raises inside Tune's loop, and lost workers are told from failed trials."""
+"""Between Tune and the coordinator: nothing raises inside Tune's loop, and a lost worker is not a failed trial."""
 
 import pickle
 from collections.abc import Iterator
