@@ -19,11 +19,10 @@ Every section may also be a dict, as it stands in a file.
 from ftae.specs.finetune.data import (
     Digits,
     ImageFolder,
-    Intensity,
     Photos,
     Shapes,
 )
-from ftae.specs.finetune.degradation import Blocks, Degradation
+from ftae.specs.finetune.images import Blocks, Degradation, Intensity
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, Metric
 from ftae.specs.finetune.models import (

@@ -16,7 +16,7 @@ from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.decoding import Pixels
 from ftae.engine.data.source import ImageSet, Indices, Labels
 from ftae.specs.finetune.data import DataSpec
-from ftae.specs.finetune.degradation import Blocks, Degradation
+from ftae.specs.finetune.images import Blocks, Degradation
 from ftae.specs.finetune.run import FinetuneSpec
 
 Images = npt.NDArray[np.float32]

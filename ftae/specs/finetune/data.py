@@ -6,9 +6,9 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator
 
-from ftae.specs.finetune.degradation import Degradation
+from ftae.specs.finetune.images import Degradation, Intensity
 from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import Problem, one_of, quoted, refusal
 from ftae.specs.reading.schema import KeepsValidation
@@ -28,31 +28,6 @@ def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str,
     if names and not normal:
         raise ValueError("data.anomaly_classes names all classes, no image is left to train on")
     return normal
-
-
-Grey16 = Annotated[int, Field(ge=0, le=65535)]
-
-
-class Intensity(Spec):
-    """The meaning of the values of 16-bit grey images: ``bits`` or ``window``, one of the two."""
-
-    bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    """Number of bits in use, such as 12."""
-    window: tuple[Grey16, Grey16] | None = None
-    """The values that become black and white; values outside are clipped."""
-
-    @model_validator(mode="after")
-    def _is_one_of_two(self) -> Self:
-        if (self.bits is None) == (self.window is None):
-            raise ValueError("must have bits (those in use, such as 12) or window ([LOW, HIGH]), one of the two")
-        if self.window is not None and self.window[0] >= self.window[1]:
-            raise ValueError(f"window must be [LOW, HIGH] with LOW below HIGH, got {quoted(list(self.window))}")
-        return self
-
-    @property
-    def levels(self) -> tuple[int, int]:
-        """The values that are black and white."""
-        return self.window or (0, 2 ** (self.bits or 16) - 1)
 
 
 ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
@@ -290,7 +265,7 @@ _SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
 
 def _replayed(source: type[DataSpec]) -> Any:
     """The spec of replayed images of a source."""
-    name, doc = f"Replayed{source.__name__}", f"As ``{source.__name__}``."
+    name, doc = f"Replayed{source.__name__}", f"Replayed images: the fields of ``{source.__name__}``, and their share."
     derived: Any = create_model(name, __base__=(source, Replayed), __doc__=doc, __module__=__name__)
     globals()[name] = derived  # where pickle looks for it
     return derived

@@ -112,7 +112,11 @@ def descriptions(spec_type: type[BaseModel]) -> dict[str, str]:
     for base in reversed(spec_type.__mro__):
         if not issubclass(base, BaseModel) or base is BaseModel:
             continue
-        (definition,) = ast.parse(dedent(inspect.getsource(base))).body
+        try:
+            source = inspect.getsource(base)
+        except OSError:  # a class that was made by create_model
+            continue
+        (definition,) = ast.parse(dedent(source)).body
         assert isinstance(definition, ast.ClassDef)
         for field, text in pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):

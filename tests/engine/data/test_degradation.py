@@ -14,7 +14,7 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.source import ImageSet
 from ftae.engine.training.loop import finetune
 from ftae.specs.finetune.data import Digits
-from ftae.specs.finetune.degradation import Degradation
+from ftae.specs.finetune.images import Degradation
 from ftae.specs.finetune.run import FinetuneSpec
 
 ALL = {"blur": 0.7, "noise": 0.1, "jpeg": 30, "blocks": {"share": 0.25, "size": 4}}

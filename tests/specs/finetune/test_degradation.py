@@ -7,7 +7,7 @@ from builders import production_spec, run_spec
 from pydantic import ValidationError
 
 from ftae.specs.finetune.data import Digits
-from ftae.specs.finetune.degradation import Degradation
+from ftae.specs.finetune.images import Degradation
 from ftae.specs.reading.problems import problems
 from ftae.specs.search.lint import warnings
 

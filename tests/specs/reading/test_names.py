@@ -101,5 +101,5 @@ def test_no_path_of_a_journal_leads_out_of_its_search(path: Any) -> None:
         report = {"event": "report", "trial": 0, "checkpoint": None, "images": None, "metrics": {}, "step": 0}
         record.apply(report)
         record.apply({**report, key: "trials/0000/images/step-00000000.png"})
-        with pytest.raises(FtaeError, match="does not lie in the folder of its search"):
+        with pytest.raises(FtaeError, match="is not in the folder of its search"):
             record.apply({**report, key: path})

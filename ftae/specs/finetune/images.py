@@ -1,11 +1,36 @@
-"""How images are degraded before the model gets them; the model learns to give back the clean images."""
+"""What is done to images before the model gets them: grey levels of 16 bits, and degradation."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.reading.base import Positive, Spec
+from ftae.specs.reading.problems import quoted
+
+Grey16 = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Intensity(Spec):
+    """The meaning of the values of 16-bit grey images: ``bits`` or ``window``, one of the two."""
+
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """Number of bits in use, such as 12."""
+    window: tuple[Grey16, Grey16] | None = None
+    """The values that become black and white; values outside are clipped."""
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> Self:
+        if (self.bits is None) == (self.window is None):
+            raise ValueError("must have bits (those in use, such as 12) or window ([LOW, HIGH]), one of the two")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window must be [LOW, HIGH] with LOW below HIGH, got {quoted(list(self.window))}")
+        return self
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The values that are black and white."""
+        return self.window or (0, 2 ** (self.bits or 16) - 1)
 
 
 class Blocks(Spec):
@@ -18,7 +43,7 @@ class Blocks(Spec):
 
 
 class Degradation(Spec):
-    """What is done to an image, in this order; at least one of these."""
+    """How images are degraded, in this order; the model learns to give back the clean images."""
 
     blur: Annotated[float, Field(ge=0.0)] = 0.0
     """Sigma of a Gaussian blur, in pixels."""
