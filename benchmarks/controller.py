@@ -4,7 +4,7 @@
     python -m benchmarks.controller --stock [--trials 40] [--repeats 5] [--json FILE]
 
 The engine is replaced by a formula; Ray, Tune, Optuna, rungs, journal (with its fsync), retention, and the
-shipper with a server it reaches by HTTP are real. ``--without-ray`` makes the calls that Tune would make.
+tracking_sync with a server it reaches by HTTP are real. ``--without-ray`` makes the calls that Tune would make.
 Prints a row for each tenth of the trials; Ctrl-C ends the search and prints those that are over. ``--stock`` holds
 the driver against Tune's with its own MLflow callback (``stock.py``).
 """
@@ -42,7 +42,7 @@ from ftae.specs import SearchSpec
 from ftae.storage.journal import FILE_NAME, Journal
 from ftae.storage.stores import FolderStore
 
-ASIDE = ("deleting", "shipper")  # by threads of their own
+ASIDE = ("deleting", "tracking")  # by threads of their own
 DRIVER = ("propose", "sampler", "scheduler", "journal", "state", "progress", "retention")
 PARTS = (*DRIVER, *ASIDE, "Ray's threads", "rest")
 
@@ -59,7 +59,7 @@ def watched() -> Meter:
     meter.watch("progress", Progress, "update")
     meter.watch("retention", Retention, "trial_ended")
     meter.watch("deleting", Retention, "_delete")
-    meter.watch("shipper", tracking_sync, "send_new")
+    meter.watch("tracking", tracking_sync, "send_new")
     return meter
 
 
