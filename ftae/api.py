@@ -407,7 +407,8 @@ def _keep_hooks() -> Iterator[None]:
         if debugger is None:
             os.environ.pop("PYTHONBREAKPOINT", None)
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not set from Python
+                signal.signal(number, handler)
 
 
 def _stored_spec(name: str, storage: str) -> SearchSpec:

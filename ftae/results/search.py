@@ -63,7 +63,7 @@ class Trial:
 class Search:
     """A search, as its journal described it when this object was made. ``refresh`` reads the journal again.
 
-    Made by ``ftae.run_search`` and ``ftae.open_search``.
+    Made by ``ftae.run_search`` and ``ftae.open_search``. A training run is a search of one trial, too.
 
     Example:
         >>> search = ftae.open_search("quickstart")
@@ -104,7 +104,7 @@ class Search:
 
     @property
     def spec(self) -> SearchSpec:
-        """What was searched. Raises FtaeError for a search of a version of ftae with other fields."""
+        """What was searched. Raises FtaeError for a training run, and for a version of ftae with other fields."""
         return search_of(self._record)
 
     @property

@@ -227,7 +227,7 @@ def test_without_its_token_a_cluster_tells_nothing(user: User) -> None:
 def test_what_is_not_there_is_said(user: User) -> None:
     result = user.ftae("logs", "none")
     assert result.status == 1
-    assert f"error: the cluster at {user.address} knows no search 'none'; " in result.err
+    assert f"error: the cluster at {user.address} has no search 'none'; " in result.err
     result = user.ftae("list", "--address", "http://127.0.0.1:9")
     assert (result.status, len(result.err.splitlines())) == (1, 1)
     assert "error: no Ray cluster answers at http://127.0.0.1:9; name its dashboard, such as " in result.err
