@@ -285,8 +285,9 @@ def test_the_folder_of_a_search_is_refused(storage: Path, tmp_path: Path) -> Non
 
 def test_another_configuration_is_not_a_resumption(copied: Path, storage: Path) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    changes: dict[str, Any] = {"optimizer.lr": 1e-3}
     with pytest.raises(FtaeError, match="belongs to another configuration: optimizer differ"):
-        train(spec(**{"optimizer.lr": 1e-3}), copied, storage=storage, resume=True, notify=silent)
+        train(spec(**changes), copied, storage=storage, resume=True, notify=silent)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
@@ -297,7 +298,8 @@ def test_there_must_be_something_to_resume(storage: Path, tmp_path: Path) -> Non
 
 
 def test_a_run_that_diverges_says_so(storage: Path, tmp_path: Path) -> None:
-    diverging = spec(**{"optimizer.name": "sgd", "optimizer.lr": 1e6, "max_grad_norm": None})
+    changes: dict[str, Any] = {"optimizer.name": "sgd", "optimizer.lr": 1e6, "max_grad_norm": None}
+    diverging = spec(**changes)
     with pytest.raises(TrainingFailed, match="non-finite loss at step"):
         train(diverging, tmp_path, storage=storage, notify=silent)
     assert not (tmp_path / "model").exists()

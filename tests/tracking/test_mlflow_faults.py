@@ -218,9 +218,9 @@ def test_a_server_that_goes_and_comes_back(
                 assert [value for _, _, value in points_of(client, run)] == [float(step) for step in range(20)]
                 steps = [path.split("+")[2] for path in artifacts_of(client, run, "images")]
                 assert steps == ["0", "0", "10", "10"]
-        run = MadeUpRun(tmp_path, "production", tmp_path / "run")
-        run.open()
-        production = run.tracker(uri)
+        made_up = MadeUpRun(tmp_path, "production", tmp_path / "run")
+        made_up.open()
+        production = made_up.tracker(uri)
         production.publish(Outcome(files={"model": search.folder / "trials" / "0000"}))
         assert production.register("ae") == "1"
         source = client.get_model_version_by_alias("ae", "champion").source

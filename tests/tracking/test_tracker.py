@@ -15,7 +15,7 @@ from ftae.specs import SearchSpec
 from ftae.storage.journal import Event, Journal
 from ftae.storage.store import Store
 from ftae.storage.stores import FolderStore
-from ftae.tracking import Outcome, Tracker, tracker, tracker_for
+from ftae.tracking import TRACKERS, Outcome, Tracker, tracker_for
 
 PROCESS = """
 import logging, os, sys
@@ -88,7 +88,7 @@ def test_another_tracker_is_one_module_and_one_entry(tmp_path: Path, monkeypatch
     module: Any = ModuleType("notebook_tracker")
     module.make_tracker = make_tracker
     monkeypatch.setitem(sys.modules, "notebook_tracker", module)
-    monkeypatch.setitem(tracker.TRACKERS, "notebook", "notebook_tracker")
+    monkeypatch.setitem(TRACKERS, "notebook", "notebook_tracker")
     search = search_spec()
     elsewhere = search.tracking.model_copy(update={"uri": "notebook://mine"})
     search = search.model_copy(update={"tracking": elsewhere})

@@ -298,7 +298,7 @@ def numbers_in(thing: Any, seen: set[int] | None = None) -> int:
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics that take the first images, or some at a time, take 20 of them."""
     limits = ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES")
-    for name in (*limits, "collapse.POSITION_IMAGES"):
+    for name in (*limits, "metrics.POSITION_IMAGES"):
         monkeypatch.setattr(f"ftae.engine.objectives.{name}", 20)
 
 
