@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from builders import small_search
 from faults.running import Drivers, wait_until
 
 from ftae.results.replay import fold, replay
+from ftae.specs.files import dump
 
 # Prints while the module is imported, built and run, like many networks.
 NETWORK = """
@@ -45,9 +45,8 @@ def drivers(tmp_path: Path) -> Iterator[Drivers]:
 
 
 def write(folder: Path, **finetune: Any) -> None:
-    search = small_search().model_dump(mode="json", exclude_defaults=True)
-    search["finetune"] |= finetune
-    (folder / "search.yaml").write_text(yaml.safe_dump(search))
+    search = small_search(**{f"finetune.{name}": value for name, value in finetune.items()})
+    (folder / "search.yaml").write_text(dump(search))
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.faults), 2])
@@ -95,5 +94,5 @@ def test_a_lost_terminal_ends_a_search_in_order(drivers: Drivers) -> None:
     assert (status, "Traceback" in errors) == (130, False)
     close = replay(folder).close
     assert close is not None
-    assert (close["status"], close["reason"]) == ("interrupted", "stopped by the user")
+    assert (close.status, close.reason) == ("interrupted", "stopped by the user")
     wait_until(lambda: drivers.left_over() == [])
