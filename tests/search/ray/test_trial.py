@@ -394,7 +394,7 @@ def test_images_that_change_during_a_search(
         assert messages == [started(0), 0, 4, 8, 12]
         assert worker.values == before
     else:
-        reason = f"the images of {photos} are not those of data.fingerprint {worker.fingerprint}: files came"
+        reason = f"the images of {photos} are not those of data.fingerprint {worker.fingerprint}: files were added"
         assert isinstance(messages[1], StorageFailed)
         assert messages[1].reason.startswith(reason)
         assert len(messages) == 2
