@@ -153,13 +153,16 @@ def test_a_journal_that_cannot_be_written_stops_the_search(state: SearchState) -
     again = SearchState(state.spec, state.store)
     assert [trial.status for trial in again.record.trials.values()] == ["running", "running"]
     assert again.record.trials[1].reports == []
+    again.writer.close()
 
 
 @pytest.mark.usefixtures("without_retries")
 def test_closing_with_a_full_disk_releases_the_journal(state: SearchState) -> None:
     with full_disk(state), pytest.raises(OSError, match=r"space|large"):
         state.close("complete")
-    assert SearchState(state.spec, state.store).record.close is None
+    again = SearchState(state.spec, state.store)
+    assert again.record.close is None
+    again.writer.close()
 
 
 @pytest.mark.parametrize("call", ["assign", "receive", "give_up"])
