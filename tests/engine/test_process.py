@@ -20,7 +20,6 @@ from ftae.errors import FtaeError
 CODE = """
 import resource, threading
 import torch
-from ftae.engine.process import give_back_freed_memory, keep_freed_memory
 
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -32,6 +31,8 @@ def faults(times):
 def compare():
     faults(3)
     found.append(faults(10))
+    # Only now: a large block that an import frees raises glibc's own thresholds.
+    from ftae.engine.process import give_back_freed_memory, keep_freed_memory
     keep_freed_memory()
     faults(3)
     found.append(faults(10))
@@ -70,8 +71,7 @@ def test_a_run_leaves_the_allocator_to_the_process(tmp_path: Path, monkeypatch: 
 def test_freed_memory_is_used_again_and_can_be_given_back() -> None:
     result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     before, after, given_back = map(int, result.stdout.split())
-    if before < 500:
-        pytest.skip("by default, this system gives no new pages each time: there is nothing to see")
+    assert before > 500, "by default, the system gives new pages each time"
     assert after < before / 5
     assert given_back > 500
 
