@@ -39,8 +39,8 @@ from ftae.search.sampler import Sampler
 from ftae.search.scheduler import SuccessiveHalving
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME, Journal
-from ftae.storage.stores import FolderStore
 
 ASIDE = ("deleting", "tracking")  # by threads of their own
 DRIVER = ("propose", "sampler", "scheduler", "journal", "state", "progress", "retention")

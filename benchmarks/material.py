@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.specs.finetune.data import Digits, Photos
 
 ROOT = Path(__file__).parent.parent

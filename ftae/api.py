@@ -116,7 +116,7 @@ def validate(
     Raises:
         FtaeError: the spec cannot be run; the message says why.
 
-    Example:
+    Examples:
         >>> print("\\n".join(ftae.validate(ftae.read_search("search.yaml"))))
     """
     from ftae.search.plan import plan
@@ -158,7 +158,7 @@ def run_search(
         FtaeError: the search exists (with ``resume`` false) or does not exist (with true), or differs from the stored
             one; Ray cannot start; the checks before the first trial fail; the baseline cannot be evaluated.
 
-    Example:
+    Examples:
         >>> search = ftae.run_search(ftae.read_search("search.yaml"))
         >>> search.best.value
     """
@@ -315,7 +315,7 @@ def run_training(
             refuses the run, or cannot be reached to register the model.
         TrainingFailed: the training diverged.
 
-    Example:
+    Examples:
         >>> run = ftae.run_training("exports/quickstart", "runs/final")
         >>> run.metrics["val/psnr"]
     """
@@ -364,7 +364,7 @@ def load_model(
     Raises:
         FtaeError: there is no such model, or its weights are missing or damaged.
 
-    Example:
+    Examples:
         >>> model = ftae.load_model("exports/quickstart")
         >>> images = model.sample(4)  # float32 (4, H, W, C) in [0, 1]
     """

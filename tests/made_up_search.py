@@ -10,9 +10,9 @@ from builders import production_spec, search_spec
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME as JOURNAL
 from ftae.storage.journal import Event
-from ftae.storage.stores import FolderStore
 from ftae.tracking import Tracker, tracker_for
 
 START = 1_700_000_000.0

@@ -14,8 +14,8 @@ from ftae.search.sampler import Sampler
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import journal
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.stores import FolderStore
 
 STEPS = (0, 4, 8, 12)
 

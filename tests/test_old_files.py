@@ -18,8 +18,8 @@ from ftae.results.replay import replay
 from ftae.results.search_record import run_of, search_of
 from ftae.results.summary import UnreadableSearch, leaderboard, read_record, record_of, verdict
 from ftae.search.state import SearchState
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.stores import FolderStore
 
 SEARCH = small_search()
 

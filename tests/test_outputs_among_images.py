@@ -17,7 +17,7 @@ from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.files import dump
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 SEARCH = small_search()
 

@@ -16,7 +16,7 @@ from ftae.search.state import SearchState
 from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_production
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 SEARCH = small_search()
 

@@ -25,7 +25,7 @@ from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, run_of, search_of
 from ftae.specs.files import load_production
-from ftae.specs.reading.formats import FORMAT
+from ftae.specs.reading.format_versions import FORMAT
 
 FILES = Path(__file__).parent / "files" / "version_1"
 BEST = "searches/old/trials/0001/checkpoints/step-00000400"

@@ -1,6 +1,7 @@
 """A small model of each diffusers family, with random weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AsymmetricAutoencoderKL, AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
@@ -14,8 +15,8 @@ FOLDERS = {
 }
 
 
-def save_tiny_models(folder: Path) -> None:
-    """Write each, for images of 16 pixels, into its sub-folder of ``folder``."""
+def save_tiny_kl(folder: Path, **config: Any) -> None:
+    """Write a small AutoencoderKL for images of 16 pixels, the same each time; ``config`` adds to its configuration."""
     torch.manual_seed(1)
     AutoencoderKL(
         block_out_channels=(8, 16),
@@ -25,7 +26,13 @@ def save_tiny_models(folder: Path) -> None:
         latent_channels=2,
         norm_num_groups=4,
         sample_size=16,
-    ).save_pretrained(folder / "kl")
+        **config,
+    ).save_pretrained(folder)
+
+
+def save_tiny_models(folder: Path) -> None:
+    """Write each, for images of 16 pixels, into its sub-folder of ``folder``."""
+    save_tiny_kl(folder / "kl")
     AutoencoderTiny(
         encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),

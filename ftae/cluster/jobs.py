@@ -16,7 +16,7 @@ import yaml
 
 from ftae.errors import FtaeError
 from ftae.specs.files import dump
-from ftae.specs.reading.formats import stored
+from ftae.specs.reading.format_versions import stored
 from ftae.specs.reading.names import redacted
 from ftae.specs.search.search import SearchSpec
 from ftae.user_code import code_option

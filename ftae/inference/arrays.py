@@ -29,7 +29,7 @@ class Model:
 
     A model conditioned on labels takes ``labels``: N class names, of ``class_names``. Other models take none.
 
-    Example:
+    Examples:
         >>> model = ftae.load_model("exports/quickstart")
         >>> latents = model.encode(images)
         >>> halfway = model.decode((latents[:1] + latents[1:2]) / 2)

@@ -13,7 +13,7 @@ import torch
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import ImagesChanged, load_dataset
 from ftae.engine.data.listing import as_text, check_output
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import mse, psnr

@@ -17,7 +17,7 @@ from ftae.engine.data.checks import skipped_message
 from ftae.engine.data.dataset import load_dataset, separate_anomalies, store_part
 from ftae.engine.data.decoding import UnreadableImage, decode_image, quiet_pillow, read_bytes
 from ftae.engine.data.image_folder import folder_part
-from ftae.engine.data.source import ImageSet, ListedImages, num_held_out
+from ftae.engine.data.source_base import ImageSet, ListedImages, num_held_out
 from ftae.engine.data.sources import source_of
 from ftae.engine.data.survey import check_levels, survey_image
 from ftae.errors import FtaeError

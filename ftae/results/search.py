@@ -65,7 +65,7 @@ class Search:
 
     Made by ``ftae.run_search`` and ``ftae.open_search``. A training run is a search of one trial, too.
 
-    Example:
+    Examples:
         >>> search = ftae.open_search("quickstart")
         >>> search.best.params, search.best.value, search.baseline.value
         >>> search.leaderboard().head()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ftae.errors import FtaeError
 from ftae.results import ranking
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.formats import reading_back, stored
+from ftae.specs.reading.format_versions import reading_back, stored
 from ftae.specs.reading.names import leads_out
 from ftae.specs.search.objective import AnyObjective, read_objective
 from ftae.specs.search.search import ProductionSpec, SearchSpec

@@ -26,12 +26,12 @@ from ftae.search.provenance import provenance
 from ftae.search.tracking_sync import CURSOR, Sender
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import metric_facts
-from ftae.specs.reading.formats import FORMAT
+from ftae.specs.reading.format_versions import FORMAT
 from ftae.specs.search.objective import AnyObjective, Objective, read_objective
 from ftae.specs.search.search import ProductionSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import UnreadableJournal, new_event
 from ftae.storage.lease import JournalWriter
-from ftae.storage.stores import FolderStore
 from ftae.tracking import MODEL, tracker_for
 
 Notify = Callable[[str], None]

@@ -12,7 +12,7 @@ from ftae.results.search_record import Close, SearchRecord, Status, TrialRecord,
 from ftae.search.ray.messages import Assignment
 from ftae.search.sampler import Sampler
 from ftae.search.scheduler import make_scheduler
-from ftae.specs.reading.formats import FORMAT
+from ftae.specs.reading.format_versions import FORMAT
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import Event, new_event
 from ftae.storage.lease import JournalWriter

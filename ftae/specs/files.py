@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ftae.errors import FtaeError, SpecError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
-from ftae.specs.reading.formats import FORMAT, migrate
+from ftae.specs.reading.format_versions import FORMAT, migrate
 from ftae.specs.reading.names import redacted
 from ftae.specs.reading.overrides import locate, with_value
 from ftae.specs.reading.problems import Problem, dotted, one_of, problems

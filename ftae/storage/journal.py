@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
-from ftae.specs.reading.formats import migrate
+from ftae.specs.reading.format_versions import migrate
 
 FILE_NAME = "journal.jsonl"
 

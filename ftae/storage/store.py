@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from ftae.storage.backends import JOURNAL_PIECES, FolderStore, ObjectStore, filesystem, os_errors
 from ftae.storage.journal import FILE_NAME as JOURNAL
-from ftae.storage.stores import JOURNAL_PIECES, FolderStore, ObjectStore, filesystem, os_errors
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from ftae.results.summary import leaderboard
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
+from ftae.storage.backends import FolderStore
 from ftae.storage.store import open_store
-from ftae.storage.stores import FolderStore
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}

@@ -13,7 +13,7 @@ from ftae.results.replay import replay
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_search
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 SEARCH = search_dict(
     **{

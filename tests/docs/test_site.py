@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import field_tables
+import page_text
 import pytest
+import tables
 from spec_classes import specs_below
 
-from docs import tables
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.reading.schema import descriptions
 
@@ -31,7 +33,7 @@ def anchors(page: Path) -> set[str]:
     text = page.read_text(encoding="utf-8")
     text = re.sub(r"<!-- generated: (\w+) -->", lambda found: tables.generated(found[1]), text)
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
-    return {tables.slug(heading) for heading in headings}
+    return {page_text.slug(heading) for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -76,10 +78,10 @@ def test_every_generated_part_is_on_a_page() -> None:
 
 
 def test_every_field_is_in_the_tables_with_its_meaning() -> None:
-    sections = [*tables.sections(), tables.PRODUCTION]
+    sections = [*field_tables.sections(), field_tables.PRODUCTION]
     specs = specs_below(SearchSpec, set()) | {ProductionSpec}
     assert {spec for section in sections for _, spec in section.specs} >= specs
-    text = tables.fields()
+    text = field_tables.fields()
     missing, unclear = [], []
     for section in sections:
         heading = f"## `{section.path}`\n" if section.path else "## The file itself\n"
@@ -89,4 +91,4 @@ def test_every_field_is_in_the_tables_with_its_meaning() -> None:
             described = descriptions(spec)
             unclear += [f"{section.path}.{name}" for name in spec.model_fields if name not in described]
     assert missing == []
-    assert {name for name in unclear if name.rpartition(".")[2] not in tables.TAGS} == set()
+    assert {name for name in unclear if name.rpartition(".")[2] not in field_tables.TAGS} == set()

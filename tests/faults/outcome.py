@@ -15,7 +15,7 @@ from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.search.state import SearchState
 from ftae.specs.files import load_search
 from ftae.storage import journal
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 from ftae.tracking.mlflow_run import RUN_STATUS
 
 

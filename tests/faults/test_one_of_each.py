@@ -16,7 +16,7 @@ from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord
 from ftae.search.tracking_sync import unsent
 from ftae.storage import journal
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 pytestmark = pytest.mark.faults
 

@@ -13,7 +13,7 @@ from faults.surroundings import Disk, MlflowServer, Nodes, spoil_images
 
 from ftae.results.search_record import SearchRecord
 from ftae.search.tracking_sync import unsent
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 from ftae.tracking import store_uri
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from ftae.search.production import train
 from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 SEARCH = small_search()
 

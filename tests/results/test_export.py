@@ -21,7 +21,7 @@ from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec
 from ftae.specs.files import load_production
 from ftae.storage import journal
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 CHANGES: dict[str, Any] = {
     "finetune.data": {"source": "digits", "resolution": 16},

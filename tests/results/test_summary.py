@@ -11,7 +11,7 @@ from ftae.results.replay import replay
 from ftae.results.summary import best, find_search, leaderboard, state_of, verdict
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 
 def spec(direction: str) -> SearchSpec:

@@ -14,7 +14,7 @@ from ftae.search.coordinator import StateCoordinator
 from ftae.search.ray.messages import Adapted, Diverged, Failed, Message, Note, Report, Start, StorageFailed
 from ftae.search.state import SearchState
 from ftae.storage import store as retry
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 
 @pytest.fixture

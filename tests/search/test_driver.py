@@ -15,9 +15,9 @@ from ftae.search import driver
 from ftae.search.driver import run_search
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
 from ftae.storage.store import open_store
-from ftae.storage.stores import FolderStore
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -19,9 +19,9 @@ from ftae.search.ray.nodes import live_nodes
 from ftae.search.ray.preflight_tasks import dry_run, dry_run_step
 from ftae.search.tracking_sync import TrackingSync
 from ftae.specs import SearchSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store, open_store
-from ftae.storage.stores import FolderStore
 from ftae.tracking import tracker_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")

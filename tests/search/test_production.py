@@ -22,8 +22,8 @@ from ftae.results.summary import best, leaderboard, progress, state_of
 from ftae.search.production import objective_of, train
 from ftae.search.state import SearchState
 from ftae.specs.files import load_production
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME as JOURNAL
-from ftae.storage.stores import FolderStore
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from ftae.errors import FtaeError, TrainingFailed
 from ftae.results.replay import replay
 from ftae.search.production import train
 from ftae.search.tracking_sync import sync, unsent
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 from ftae.tracking import store_uri
 
 

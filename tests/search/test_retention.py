@@ -10,8 +10,8 @@ from simulated import TWO, sampler_spec, state_spec
 from ftae.search.retention import Retention
 from ftae.search.state import SearchState
 from ftae.storage import store as retry
+from ftae.storage.backends import FolderStore
 from ftae.storage.store import open_store
-from ftae.storage.stores import FolderStore
 
 SPEC = state_spec(scheduler="fifo")
 

@@ -15,8 +15,8 @@ from ftae.results.summary import best, find_search
 from ftae.search.state import SearchState
 from ftae.search.tracking_sync import SEARCH_FILE, send_new
 from ftae.storage import journal, lease
+from ftae.storage.backends import JOURNAL_PIECES, FolderStore
 from ftae.storage.store import Store, open_store
-from ftae.storage.stores import JOURNAL_PIECES, FolderStore
 
 SPEC = state_spec(scheduler="asha", num_trials=6, space={"optimizer.lr": {"low": 1e-4, "high": 1.0, "log": True}})
 

@@ -30,8 +30,8 @@ from ftae.specs import SearchSpec
 from ftae.specs.files import load_search
 from ftae.storage import journal
 from ftae.storage import store as retry
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.stores import FolderStore
 from ftae.tracking import TrackingUnavailable, store_uri
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -15,8 +15,8 @@ from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import journal
 from ftae.storage import store as retry
+from ftae.storage.backends import FolderStore, ObjectStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.stores import FolderStore, ObjectStore
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from ftae.search.sampler import SAMPLERS
 from ftae.search.scheduler import SCHEDULERS
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
-from ftae.storage.stores import FolderStore
 
 PAIRS = list(product(SAMPLERS, SCHEDULERS))
 # Every sampler with every scheduler, every form of objective, and several workers: (spec, workers).

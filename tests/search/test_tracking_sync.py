@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from ftae.errors import FtaeError
 from ftae.search import tracking_sync
 from ftae.search.tracking_sync import CURSOR, TrackingSync, publish, send_new, sync, unsent
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import Event, Journal
-from ftae.storage.stores import FolderStore
 from ftae.tracking import Outcome, TrackingUnavailable, store_uri, tracker_for
 
 SPEC = search_spec(name="made-up", **{"finetune.metrics": ["psnr"], "search": {}})

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ftae.errors import FtaeError
+from ftae.storage.backends import ObjectStore
 from ftae.storage.store import open_store, searches_in
-from ftae.storage.stores import ObjectStore
 
 
 class Proxy:

@@ -16,9 +16,9 @@ import pytest
 
 from ftae.errors import FtaeError
 from ftae.storage import lease as module
+from ftae.storage.backends import FolderStore
 from ftae.storage.lease import FILE_NAME, Lease
 from ftae.storage.store import Store
-from ftae.storage.stores import FolderStore
 
 SHORT = {"RENEW_SECONDS": 0.1, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
 

@@ -13,9 +13,9 @@ import pytest
 
 from ftae.errors import FtaeError
 from ftae.storage import lease as module
+from ftae.storage.backends import FolderStore
 from ftae.storage.lease import FILE_NAME, Lease
 from ftae.storage.store import Store
-from ftae.storage.stores import FolderStore
 
 QUICK = {"RENEW_SECONDS": 0.33, "LEASE_SECONDS": 1.0, "SETTLE_SECONDS": 0.4}
 
@@ -51,7 +51,7 @@ def process(store: Store) -> Iterator[subprocess.Popen[str]]:
         import time
         from pathlib import Path
         from ftae.storage import lease
-        from ftae.storage.stores import FolderStore
+        from ftae.storage.backends import FolderStore
 
         vars(lease).update({QUICK})
         folder = Path({str(store.folder)!r})

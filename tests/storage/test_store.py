@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ftae.errors import FtaeError
+from ftae.storage.backends import JOURNAL_PIECES, ObjectStore
 from ftae.storage.journal import FILE_NAME
 from ftae.storage.store import Role, Store, is_url, open_store, searches_in
-from ftae.storage.stores import JOURNAL_PIECES, ObjectStore
 
 Open = Callable[..., Store]
 

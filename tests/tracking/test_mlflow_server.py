@@ -25,9 +25,9 @@ from mlflow import MlflowClient
 
 from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store
-from ftae.storage.stores import FolderStore
 from ftae.tracking import TrackingUnavailable
 
 pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")

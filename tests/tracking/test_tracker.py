@@ -12,9 +12,9 @@ from builders import search_spec
 
 from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
+from ftae.storage.backends import FolderStore
 from ftae.storage.journal import Event, Journal
 from ftae.storage.store import Store
-from ftae.storage.stores import FolderStore
 from ftae.tracking import TRACKERS, Outcome, Tracker, tracker_for
 
 PROCESS = """
@@ -30,7 +30,7 @@ before = settings()
 from pathlib import Path
 from builders import search_spec
 from ftae.storage.journal import Journal
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 from ftae.storage.store import Store
 search, folder = search_spec(), Path(sys.argv[1]) / "small"
 folder.mkdir()

@@ -32,7 +32,7 @@ from filelock import FileLock
 
 from ftae.engine.data.decoding import Pixels, UnreadableImage, quiet_pillow
 from ftae.engine.data.listing import legible
-from ftae.engine.data.source import Labels, ListedImages
+from ftae.engine.data.source_base import Labels, ListedImages
 from ftae.errors import FtaeError
 from ftae.wording import count
 

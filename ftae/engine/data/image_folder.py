@@ -17,7 +17,7 @@ from ftae.engine.data.checks import (
 )
 from ftae.engine.data.decoding import Pixels, decode_image, image_shape, read_bytes
 from ftae.engine.data.listing import ImageFiles, list_images
-from ftae.engine.data.source import ListedImages, Listing, Part, Source, num_held_out, shuffled
+from ftae.engine.data.source_base import ListedImages, Listing, Part, Source, num_held_out, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder, survey_some
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec, ImageFolder

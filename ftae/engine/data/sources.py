@@ -11,7 +11,7 @@ from PIL import Image
 
 from ftae.engine.data.decoding import Pixels, image_shape, mode_of, squared
 from ftae.engine.data.image_folder import ImageFolderSource
-from ftae.engine.data.source import ListedImages, Part, Source, num_held_out, shuffled
+from ftae.engine.data.source_base import ListedImages, Part, Source, num_held_out, shuffled
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import (
     SHAPE_FACTORS,

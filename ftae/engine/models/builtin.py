@@ -29,7 +29,7 @@ from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import check_room, first_line
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec
-from ftae.specs.reading.formats import FORMAT, migrate
+from ftae.specs.reading.format_versions import FORMAT, migrate
 
 WIDTH = 32  # channels of the residual paths of an adapter
 

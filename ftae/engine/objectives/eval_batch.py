@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks

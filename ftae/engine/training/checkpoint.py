@@ -22,7 +22,7 @@ from ftae.engine.tasks import read_state
 from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.formats import FORMAT, migrate, stored
+from ftae.specs.reading.format_versions import FORMAT, migrate, stored
 from ftae.specs.reading.schema import MayDiffer, Means, fields_with
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"

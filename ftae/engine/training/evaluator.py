@@ -12,7 +12,7 @@ from torch import Tensor
 from ftae.engine.data.batches import Batch, val_batches
 from ftae.engine.data.checks import missing_images, missing_labels, missing_to_train
 from ftae.engine.data.dataset import Dataset
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ftae.engine.data.batches import Batch, val_batches
 from ftae.engine.data.dataset import Dataset, load_dataset
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
 from ftae.engine.models.weights import load_state

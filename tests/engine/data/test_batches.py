@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ftae.engine.data.batches import batch_indices, train_batch, val_batches
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.specs.finetune.data import ImageFolder
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ftae.engine.data.batches import Batch, degraded, train_batch, val_batches
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.training.loop import finetune
 from ftae.specs.finetune.data import Digits
 from ftae.specs.finetune.images import Degradation

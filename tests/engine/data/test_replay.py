@@ -13,7 +13,7 @@ from PIL import Image
 
 from ftae.engine.data.batches import Batch, train_batch, training_batch
 from ftae.engine.data.dataset import Dataset, ImagesChanged, load_dataset
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.training.evaluator import evaluate_all
 from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune

@@ -16,7 +16,7 @@ from image_files import load
 from PIL import Image
 
 from ftae.engine.data.batches import training_batch, val_batches
-from ftae.engine.data.source import shuffled
+from ftae.engine.data.source_base import shuffled
 from ftae.engine.data.sources import SOURCES, normal_class_names, num_images, source_of
 from ftae.inference.pictures import validation_names
 from ftae.specs.finetune.data import AnyData, DataSpec

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from builders import run_spec
-from diffusers import AutoencoderKL
 from PIL import Image
+from tiny_diffusers import save_tiny_kl
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.sources import num_images
@@ -56,16 +56,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pretrained_kl(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("kl")
-    torch.manual_seed(1)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=4,
-        sample_size=16,
-    ).save_pretrained(folder)
+    save_tiny_kl(folder)
     return str(folder)
 
 

@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 from vision_weights import NAMES, random_weights
 
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.models.autoencoder import Encoding
 from ftae.engine.objectives.auxiliary import (
     AuxiliaryNetworks,

@@ -10,7 +10,7 @@ import torch
 from builders import run_spec
 from torch import Tensor, nn
 
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.models.autoencoder import Autoencoder, Codes, Encoding, NoiseFn, Posterior
 from ftae.engine.models.staged_model import Stage
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks

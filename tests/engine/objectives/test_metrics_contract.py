@@ -16,7 +16,7 @@ from vision_weights import random_weights
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.data.source import ImageSet
+from ftae.engine.data.source_base import ImageSet
 from ftae.engine.objectives.auxiliary import SIDES
 from ftae.engine.objectives.eval_batch import EvalContext
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file
+from tiny_diffusers import save_tiny_kl
 from torch import Tensor, nn
 
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
@@ -101,16 +101,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a small pretrained AutoencoderKL, and with a user's module that can be imported."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "parallel_nets.py").write_text(USER_MODULE)
-    torch.manual_seed(1)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=4,
-        sample_size=16,
-    ).save_pretrained(folder / "kl")
+    save_tiny_kl(folder / "kl")
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))

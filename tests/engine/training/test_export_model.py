@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file
+from tiny_diffusers import save_tiny_kl
 
 from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import load_dataset
@@ -26,17 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(1)
     for name, shift in [("kl", None), ("shifted", SHIFT)]:
-        AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=2,
-            norm_num_groups=4,
-            sample_size=16,
-            scaling_factor=SCALING,
-            shift_factor=shift,
-        ).save_pretrained(folder / name)
+        save_tiny_kl(folder / name, scaling_factor=SCALING, shift_factor=shift)
     AutoencoderTiny(
         encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8),

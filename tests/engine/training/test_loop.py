@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_diffusers import save_tiny_kl
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.models.families import build_model
@@ -81,16 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a small pretrained AutoencoderKL, and with a user's module that can be imported."""
     folder = tmp_path_factory.mktemp("loop")
     (folder / "loop_nets.py").write_text(USER_MODULE)
-    torch.manual_seed(1)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=4,
-        sample_size=16,
-    ).save_pretrained(folder / "kl")
+    save_tiny_kl(folder / "kl")
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from tiny_diffusers import save_tiny_kl
 
 from ftae.engine.models import families as build
 from ftae.engine.models.autoencoder import Autoencoder
@@ -29,16 +30,7 @@ VAE = {"family": "conv_vae", "channels": 4, "latent_dim": 4}
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reuse") / "kl"
-    torch.manual_seed(1)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=2,
-        norm_num_groups=4,
-        sample_size=16,
-    ).save_pretrained(folder)
+    save_tiny_kl(folder)
     return folder
 
 

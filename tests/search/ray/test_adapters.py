@@ -20,7 +20,7 @@ from ftae.search.ray.adapters import (
 from ftae.search.ray.messages import Message, Note, Report, Start, to_json
 from ftae.search.state import SearchState
 from ftae.storage import journal
-from ftae.storage.stores import FolderStore
+from ftae.storage.backends import FolderStore
 
 
 @pytest.fixture

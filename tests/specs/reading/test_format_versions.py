@@ -11,7 +11,7 @@ from builders import production_spec, run_dict, search_dict
 from ftae.errors import FtaeError, SpecError
 from ftae.specs import FinetuneSpec, SearchSpec
 from ftae.specs.files import dump, load_any, load_production
-from ftae.specs.reading.formats import FORMAT, Kind, migrate
+from ftae.specs.reading.format_versions import FORMAT, Kind, migrate
 
 MODEL = {"family": "conv_vae", "channels": 4, "depth": 1, "latent_dim": 4}
 
