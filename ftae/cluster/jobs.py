@@ -68,10 +68,12 @@ class Attempt:
 
     @property
     def job(self) -> str:
+        """The name of the job."""
         return f"{self.search}-a{self.number}"
 
     @property
     def is_over(self) -> bool:
+        """Whether the job has ended, however it did."""
         return self.status not in ("PENDING", "RUNNING")
 
     @property

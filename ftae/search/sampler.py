@@ -176,6 +176,7 @@ class Sampler:
 
 
 def random_sampler(spec: SearchSpec, params: Params, seed: int) -> BaseSampler:
+    """Every value at random, independent of the trials before."""
     return RandomSampler(seed=seed)
 
 

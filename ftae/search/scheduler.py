@@ -106,4 +106,5 @@ SCHEDULERS: dict[str, Callable[[SearchSpec], Scheduler]] = {"asha": SuccessiveHa
 
 
 def make_scheduler(spec: SearchSpec) -> Scheduler:
+    """The scheduler that a search names."""
     return SCHEDULERS[spec.search.scheduler.name](spec)

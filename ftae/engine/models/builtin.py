@@ -127,6 +127,7 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
     """
 
     def build(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+        """Build the network, new or pretrained, with its adapters."""
         if model.needs_labels and num_classes is None:
             raise FtaeError(
                 f"{model.family} needs labels: put the images of each class into a sub-folder of data.train"

@@ -12,18 +12,22 @@ from ftae.errors import FtaeError
 
 
 class ChainedNet:
-    """A network whose stages are one line."""
+    """A network whose stages form one chain; ``encode``, ``decode`` and ``stages`` follow from it."""
 
     def chain(self) -> StageChain:
+        """The stages, image to image, and the bottleneck between them."""
         raise NotImplementedError
 
     def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        """Images (B, C, H, W) in [0, 1] to latents; without ``noise`` to the mode of the posterior."""
         return self.chain().encode(images, labels, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Latents to images (B, C, H, W) in [0, 1]."""
         return self.chain().decode(latents, labels)
 
     def stages(self) -> list[Stage]:
+        """All stages in data-flow order."""
         return self.chain().stages
 
 

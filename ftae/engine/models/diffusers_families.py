@@ -120,6 +120,7 @@ def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder
     net.quantize.legacy = False
 
     def quantized(encoded: Tensor, noise: NoiseFn | None) -> Encoding:
+        """Replace each vector of the encoder's output by its nearest code."""
         with torch.autocast(encoded.device.type, enabled=False):
             encoded = encoded.float()
             vectors = encoded.movedim(1, 3)

@@ -41,6 +41,7 @@ class HierarchicalVaeNet(ConvNet):
         )
 
     def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        """Images (B, C, H, W) to the latents of all groups (B, D), flattened, coarsest group first."""
         levels = [images]
         for down in self.down:
             levels.append(down(levels[-1]))
@@ -56,6 +57,7 @@ class HierarchicalVaeNet(ConvNet):
         return Encoding(self._descend(len(images), choose), _joined(posteriors))
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Latents (B, D) as ``encode`` gives them to images (B, C, H, W) in [0, 1]."""
         features = self.start(len(latents))
         pieces = torch.split(latents, [math.prod(shape) for shape in self.shapes], dim=1)
         for i, (piece, shape) in enumerate(zip(pieces, self.shapes, strict=True)):
@@ -83,6 +85,7 @@ class HierarchicalVaeNet(ConvNet):
         return doubled
 
     def stages(self) -> list[Stage]:
+        """All stages in data-flow order; a group of latents is one stage of the decoder."""
         steps = zip(self.say_prior, self.take_in, self.up, strict=True)
         return [
             *(Stage(f"encoder.down.{i}", "encoder", (down,)) for i, down in enumerate(self.down)),

@@ -149,12 +149,14 @@ class VqVae2Net(QuantizedNet):
         self.from_latents = conv_block(nn.Conv2d(2 * self.code_dim, width, 3, padding=1), width)
 
     def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        """Images (B, C, H, W) to latents (B, D); ``noise`` is not used."""
         features = self._down(images)
         top, top_codes = self.top(self.to_top(self.down_top(features)))
         bottom, bottom_codes = self.bottom(self.to_bottom(torch.cat([features, self.condition(top)], dim=1)))
         return Encoding(torch.cat([top.flatten(1), bottom.flatten(1)], dim=1), codes=(top_codes, bottom_codes))
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Latents (B, D) to images (B, C, H, W) in [0, 1]."""
         positions = latents.shape[1] // (5 * self.code_dim)  # of the top level; the bottom has four times as many
         side = math.isqrt(positions)
         top, bottom = torch.split(latents, [positions * self.code_dim, 4 * positions * self.code_dim], dim=1)
@@ -163,6 +165,7 @@ class VqVae2Net(QuantizedNet):
         return self._up(self.from_latents(torch.cat([self.up_top(top), bottom], dim=1)))
 
     def stages(self) -> list[Stage]:
+        """All stages in data-flow order, the top level before the bottom level."""
         return [
             *self._encoder(),
             Stage("encoder.top", "encoder", (self.down_top,)),

@@ -70,6 +70,7 @@ class Rfid(_FeatureMetric):
         self._distance.update(made, real=False)
 
     def compute(self) -> float:
+        """The distance, at least 0; NaN for too few images or features that are not finite."""
         if self._waiting:
             self._sum_up()
         if self._count < METRICS["rfid"].least_images or not self._is_finite:
@@ -101,6 +102,7 @@ class Kid(_FeatureMetric):
             rows.update(features)
 
     def compute(self) -> float:
+        """The distance; NaN for too few images."""
         real, made = self._real.rows(), self._made.rows()
         if len(real) < METRICS["kid"].least_images:
             return math.nan

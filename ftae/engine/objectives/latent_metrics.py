@@ -182,6 +182,7 @@ class Mig(_FactorMetric):
     """
 
     def compute(self) -> float:
+        """The mean gap, 0 to 1; NaN if no factor varies."""
         from sklearn.metrics import mutual_info_score
 
         latents, factors = self._collected()
@@ -203,6 +204,7 @@ class Dci(_FactorMetric):
     """
 
     def compute(self) -> float:
+        """The disentanglement, 0 to 1; NaN if fewer than two factors vary, 0 if no latent does."""
         from sklearn.ensemble import RandomForestClassifier
 
         latents, factors = self._collected()

@@ -74,6 +74,7 @@ class Adversarial(Reconstruct):
         return network is self.model or step / self.spec.max_steps >= self._settings.begin_fraction
 
     def loss(self, network: NetworkInTraining, batch: Batch, step: int) -> Loss:
+        """The model's turn records its reconstructions, from which the discriminator then learns."""
         if network is self.discriminator:
             return self.discriminator_loss(self._autoencoder.to_range(batch.images), self._reconstructions.pop(0))
         progress = step / self.spec.max_steps
