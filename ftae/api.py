@@ -60,9 +60,7 @@ __all__ = [
 ]
 
 Notify = Callable[[str], None]
-
 PRODUCTION_FILE, MODEL_FOLDER = "production.yaml", "model"
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 logger = logging.getLogger("ftae")

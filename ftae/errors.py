@@ -16,11 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 
 MAX_TEXT = 300  # characters of a message of other code
-
 OWN_FILES = f"{Path(__file__).parent}{os.sep}"
-
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
-
 INSTALLED = ("site-packages", "dist-packages")
 
 

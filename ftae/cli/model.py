@@ -9,11 +9,8 @@ import typer
 from ftae.cli.options import Json, ModelRef, Overwrite, local, prints_to_stderr, takes_model, to_stderr
 
 app = typer.Typer()
-
 PANEL = "Using a model"
-
 Out = Annotated[Path, typer.Option(callback=local, help="The folder to write.", show_default=False)]
-
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="For a model conditioned on labels: the class.")]
 
 

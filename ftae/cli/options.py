@@ -51,13 +51,9 @@ Storage = Annotated[
 ]
 
 LocalStorage = Annotated[str, typer.Option(callback=local, help="The folder of the embedded MLflow store.")]
-
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the package.module:attr that a file names.")]
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
 Trial = Annotated[int | None, typer.Option(help="The number of a trial.", show_default="the best")]
-
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 
 

@@ -25,8 +25,6 @@ from ftae.cli.options import (
 from ftae.errors import FtaeError
 
 app = typer.Typer()
-
-
 PANEL = "Results"
 
 

@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-
 MAX_ATTEMPTS = 3
-
 File = Annotated[Path, typer.Argument(help="A search file, or a production file.", show_default=False)]
-
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a search that was interrupted.")]
 
 Python = Annotated[

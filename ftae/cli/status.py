@@ -14,13 +14,9 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-
 PANEL = "Following searches"
-
 VARIABLES = ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"]
-
 ADDRESS = "http://127.0.0.1:8265"
-
 Address = Annotated[str, typer.Option(metavar="URL", envvar=VARIABLES, help="The dashboard of the cluster.")]
 
 MaybeAddress = Annotated[

@@ -29,15 +29,10 @@ Client: TypeAlias = "JobSubmissionClient"
 
 # The exit codes of ``ftae search``: done, the user can fix it, wrong usage, stopped. Any other driver died.
 OWN_EXIT_CODES = (0, 1, 2, 130)
-
 SUCCESSOR_SECONDS = 20.0  # how long the next attempt may take to appear
-
 LOG_SECONDS = 1.0
-
 RETRY_SECONDS = 60.0  # how long the cluster may be unreachable while a log is followed
-
 END_OF_SPEC = "END_OF_SEARCH"
-
 LOG_BEGINS = "--- ftae ---"  # the first line that a driver writes as a job; the lines before it are Ray's
 
 # Stops a job as Ctrl-C stops a driver; by default Ray would kill it after 3 s.

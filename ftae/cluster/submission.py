@@ -97,8 +97,6 @@ def _check_new(spec: SearchSpec, before: Attempt | None) -> None:
 
 
 WATCH_SECONDS = 3.0
-
-
 START_SECONDS = 60.0
 
 

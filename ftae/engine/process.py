@@ -163,8 +163,6 @@ def _call_libc(name: str, *arguments: int) -> None:
 # --------------------------------------------------------------------------------------------- libraries
 
 LIBRARIES = ("diffusers", "huggingface_hub", "transformers")
-
-
 _QUIET_LOCK = threading.RLock()  # of two overlapping blocks, the first to end would restore what the second had set
 
 

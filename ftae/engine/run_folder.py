@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Self
 
 CHECKPOINTS = "checkpoints"
-
 KEPT = 2  # checkpoints: the newest, and the one before in case the newest is damaged
-
 GRID_IMAGES = 12  # in a picture, in two columns of three cells each: a square, which MLflow shows best
-
 GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged, to be visible
-
-
 ASIDE = ".old"  # suffix of a folder that is being replaced
-
 THREADS = 4  # they mostly wait for the disk
 
 

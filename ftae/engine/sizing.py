@@ -156,14 +156,8 @@ def trial_seconds(probe: Probe, spec: FinetuneSpec) -> float:
 
 
 TIMED_STEPS = 3
-
-
 TIMED_SECONDS = 0.5  # no further step begins after that
-
-
 MEASURED_SECONDS = 2.0  # about the time for which images are evaluated
-
-
 PROCESS = Path("/proc/self")  # what Linux knows about this process
 
 

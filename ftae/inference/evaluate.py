@@ -28,7 +28,6 @@ from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.reading.problems import one_of
 
 SCORES = {"mse": mse, "psnr": psnr}
-
 SCORES_FILE, HEAT_MAPS_FILE = "scores.csv", "heatmaps.png"
 
 

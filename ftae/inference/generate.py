@@ -29,7 +29,6 @@ from ftae.inference.pictures import (
 )
 
 SHEET, FRAMES = "sheet.png", "frames.gif"
-
 SHEET_IMAGES = 36
 
 

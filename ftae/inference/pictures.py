@@ -177,24 +177,14 @@ def png_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
 
 
 Pixels = npt.NDArray[np.uint8]
-
-
 MIN_SIDE = 96  # pixels; smaller images are enlarged
-
-
 GAP = 2  # white pixels between the cells of a sheet
-
-
 SHEET_COLUMNS = 6
-
-
 FRAME_MS = 120
 
 
 # Ten evenly spaced colours of matplotlib's inferno (van der Walt and Smith 2015), which is perceptually uniform.
 _INFERNO = "000004 1b0c42 4b0c6b 781c6d a52c60 cf4446 ed6925 fb9a06 f7d03c fcffa4"
-
-
 INFERNO = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour in _INFERNO.split()])
 
 

@@ -26,7 +26,6 @@ from ftae.storage.journal import FILE_NAME
 from ftae.storage.store import Store, searches_in
 
 PRODUCTION, MODEL = "production.yaml", "model"
-
 SETTABLE = fields_with(FinetuneSpec, AfterTraining)
 
 

@@ -17,7 +17,6 @@ from ftae.storage.store import open_store
 from ftae.wording import done_of_asked
 
 REPORTS = "reports.jsonl"  # what a production run of version 1 wrote instead of a journal
-
 LATEST_TIME = 2.5e11  # seconds since the epoch: the year 9892, near the end of Python's calendar
 
 # The fields that readers rely on; an event may hold more.

@@ -16,9 +16,7 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 
 PRODUCTION_TRIAL = 1  # the only trial of a production run
-
 Kind = Literal["baseline", "file", "sampled"]
-
 Status = Literal["running", "finished", "pruned", "diverged", "failed"]
 
 

@@ -20,7 +20,6 @@ from ftae.search.ray.messages import (
 from ftae.search.state import SearchState
 
 T = TypeVar("T")
-
 MAX_FAILURES_IN_A_ROW = 3  # the cause will fail the next trial, too: a file that is gone, a machine not set up
 
 

@@ -19,7 +19,6 @@ from ftae.storage.store import Store
 from ftae.wording import duration, size
 
 Notify = Callable[[str], None]
-
 CONTEXT_BYTES = 500_000_000  # memory of a GPU that CUDA takes for each process, in addition to PyTorch's
 
 

@@ -14,7 +14,6 @@ from ftae.specs.search.search import SearchSpec
 from ftae.wording import done_of_asked, duration
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
-
 SHOWN_TRIALS = 12  # rows of the live table
 
 # The share of a search after which its measured speed counts as much as the speed that the preflight expects.

@@ -18,7 +18,6 @@ from ftae.specs.search.distributions import Choices
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
-
 PRETRAINED = "model.pretrained"
 
 # Must be the same in all trials of a search, or they cannot be compared.

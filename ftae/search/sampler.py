@@ -25,13 +25,9 @@ from ftae.specs.search.search import SearchSpec
 # The time of a TPE proposal grows with the number of trials. So when MAX_TRIALS have ended, the sampler keeps only the
 # best 25, which is the most that TPE models as good, and the newest 250 of the others, to which TPE gives most weight.
 MAX_TRIALS = 500
-
 BEST_TRIALS = 25
-
 NEWEST_TRIALS = 250
-
 MAX_ATTEMPTS = 20  # to sample params that no trial has had; then the first such params of the space are taken
-
 Groups = list[dict[str, BaseDistribution]]
 
 

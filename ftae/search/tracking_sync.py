@@ -23,13 +23,9 @@ from ftae.storage.store import Store
 from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable, tracker_for
 
 BATCH_EVENTS = 500
-
 INTERVAL_SECONDS = 2.0
-
 RETRY_SECONDS = 10.0
-
 CURSOR = "tracking.json"
-
 SEARCH_FILE = "search.yaml"
 
 

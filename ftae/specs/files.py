@@ -21,13 +21,9 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 __all__ = ["STDIN", "dump", "load_any", "load_production", "load_search"]
 
 S = TypeVar("S", bound=Spec)
-
 Check = Callable[[Any], Iterable[Problem]]
-
 Keys = tuple[str, ...]
-
 Rank = tuple[int, int]  # in a report: (0, line of the file), then (1, index of the override)
-
 _ONLY_IN_SEARCHES = [key for key in SearchSpec.model_fields if key not in ProductionSpec.model_fields]
 
 

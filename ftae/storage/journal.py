@@ -34,7 +34,6 @@ from ftae.errors import FtaeError
 from ftae.specs.reading.format_versions import migrate
 
 FILE_NAME = "journal.jsonl"
-
 Event = dict[str, Any]
 
 logger = logging.getLogger(__name__)

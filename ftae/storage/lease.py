@@ -22,11 +22,8 @@ from ftae.storage.journal import Event, Journal, read
 from ftae.storage.store import Store, with_retries
 
 FILE_NAME = "lease.json"
-
 RENEW_SECONDS = 4.0
-
 LEASE_SECONDS = 20.0
-
 SETTLE_SECONDS = 1.0  # two drivers that write the lease at the same time have overwritten each other by then
 
 

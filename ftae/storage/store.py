@@ -11,65 +11,11 @@ from ftae.storage.backends import JOURNAL_PIECES, FolderStore, ObjectStore, file
 from ftae.storage.journal import FILE_NAME as JOURNAL
 
 T = TypeVar("T")
-
+Role = Literal["driver", "worker", "reader"]
 
 RETRY_SECONDS = 60.0
-
-
 FIRST_WAIT_SECONDS = 0.5  # doubled after every try
-
-
 LONGEST_WAIT_SECONDS = 8.0
-
-
-class StorageRetry:
-    """Waits between retries, for ``RETRY_SECONDS`` in all. Calls ``notify`` at the first fault and at the recovery."""
-
-    def __init__(self, notify: Callable[[str], None]) -> None:
-        self._notify = notify
-        self._first_fault: float | None = None  # time of the first of the faults in a row
-        self._wait = FIRST_WAIT_SECONDS
-
-    def failed(self, error: OSError) -> None:
-        """Wait before the next try.
-
-        Raises:
-            OSError: ``error`` itself, if the storage has failed for too long.
-        """
-        now = time.monotonic()
-        if self._first_fault is None:
-            self._first_fault = now
-            self._notify(f"the storage fails: {error}; trying again for {RETRY_SECONDS:g} s")
-        if now - self._first_fault + self._wait > RETRY_SECONDS:
-            raise error
-        time.sleep(self._wait)
-        self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
-
-    def succeeded(self) -> None:
-        """A try succeeded: the next fault begins a new series of retries."""
-        if self._first_fault is not None:
-            self._notify("the storage works again")
-        self._first_fault, self._wait = None, FIRST_WAIT_SECONDS
-
-
-def with_retries(action: Callable[[], T], notify: Callable[[str], None]) -> T:
-    """Call ``action`` until the storage takes it; returns its result.
-
-    Raises:
-        OSError: the storage failed for ``RETRY_SECONDS``.
-    """
-    retry = StorageRetry(notify)
-    while True:
-        try:
-            result = action()
-        except OSError as error:
-            retry.failed(error)
-        else:
-            retry.succeeded()
-            return result
-
-
-Role = Literal["driver", "worker", "reader"]
 
 
 class Store(Protocol):
@@ -154,3 +100,50 @@ def searches_in(storage: str) -> list[str]:
     with os_errors():
         found = fs.glob(f"{root}/*/{JOURNAL_PIECES}/{0:015d}")
     return sorted(key.split("/")[-3] for key in found)
+
+
+class StorageRetry:
+    """Waits between retries, for ``RETRY_SECONDS`` in all. Calls ``notify`` at the first fault and at the recovery."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._first_fault: float | None = None  # time of the first of the faults in a row
+        self._wait = FIRST_WAIT_SECONDS
+
+    def failed(self, error: OSError) -> None:
+        """Wait before the next try.
+
+        Raises:
+            OSError: ``error`` itself, if the storage has failed for too long.
+        """
+        now = time.monotonic()
+        if self._first_fault is None:
+            self._first_fault = now
+            self._notify(f"the storage fails: {error}; trying again for {RETRY_SECONDS:g} s")
+        if now - self._first_fault + self._wait > RETRY_SECONDS:
+            raise error
+        time.sleep(self._wait)
+        self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
+
+    def succeeded(self) -> None:
+        """A try succeeded: the next fault begins a new series of retries."""
+        if self._first_fault is not None:
+            self._notify("the storage works again")
+        self._first_fault, self._wait = None, FIRST_WAIT_SECONDS
+
+
+def with_retries(action: Callable[[], T], notify: Callable[[str], None]) -> T:
+    """Call ``action`` until the storage takes it; returns its result.
+
+    Raises:
+        OSError: the storage failed for ``RETRY_SECONDS``.
+    """
+    retry = StorageRetry(notify)
+    while True:
+        try:
+            result = action()
+        except OSError as error:
+            retry.failed(error)
+        else:
+            retry.succeeded()
+            return result

@@ -29,13 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Lengths that servers of all versions accept.
 MAX_PARAM, MAX_TAG, MAX_NAME = 500, 5000, 250
-
 IMAGE_KEY = "reconstruction"
-
 CHAMPION = "champion"
-
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-
 TEMPORARY_4XX = (408, 409, 425, 429, 499)
 
 # A user's own values stay. The caller keeps what could not be sent, so giving up early costs nothing; MLflow's
@@ -49,7 +45,6 @@ ENVIRONMENT = {
 }
 
 UPLOAD_SECONDS = 120  # a server may pass a large file on before it answers
-
 _in_use = threading.RLock()
 
 

@@ -22,9 +22,7 @@ from ftae.tracking.mlflow_run import RunState, flatten, milliseconds, now, table
 from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
 
 LEADERBOARD = "leaderboard.json"
-
 Runs = dict[int | None, RunState]  # by trial; the main run, of the search or the production run, at None
-
 S = TypeVar("S", SearchSpec, ProductionSpec)
 
 

@@ -20,7 +20,6 @@ from ftae.specs.finetune.images import Blocks, Degradation
 from ftae.specs.finetune.run import FinetuneSpec
 
 Images = npt.NDArray[np.float32]
-
 GREY = 0.5
 
 

@@ -39,7 +39,6 @@ from ftae.wording import count
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # part of every key: raise it when the same files would decode to different pixels
-
 READ_AHEAD = 32  # images decoded but not yet written
 
 

@@ -16,9 +16,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec
 
 Pixels = npt.NDArray[np.uint8]
-
 ALL_LEVELS = (0, 65535)  # of 16-bit grey
-
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Pillow leaves transparent values as in the file, but stretches or cuts these pixels to 8 bits.

@@ -57,7 +57,6 @@ ACCOMPANYING = (
 
 # fmt: on
 SYSTEM = {"@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"}
-
 MOST_NAMED = 5  # suffixes or names in one message
 
 

@@ -14,8 +14,6 @@ from ftae.engine.data.decoding import Pixels
 from ftae.specs.finetune.data import DataSpec
 
 Labels = npt.NDArray[np.int64]
-
-
 Indices = npt.NDArray[np.int64]
 
 

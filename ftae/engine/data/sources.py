@@ -138,7 +138,6 @@ def _places(spec: Photos, part: str, num_patches: int, height: int, left: int, r
 # ------------------------------------------------------------------------------------------- shapes
 
 SUBPIXELS = 4  # along each side of a pixel, which is their average
-
 SHAPES_VERSION = 1  # raise it when the same spec would draw other pixels
 
 

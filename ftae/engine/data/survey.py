@@ -204,7 +204,6 @@ def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
 
 
 _Traits = dict[str, int]
-
 _SIDE = "side"
 
 

@@ -29,7 +29,6 @@ from ftae.engine.models.staged_model import Stage, run_stages
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # part of every key: raise it when the same stages would be stored in another way
-
 Features = tuple[Tensor, ...]  # the encoded images; and behind decoder stages also what these make of them
 
 

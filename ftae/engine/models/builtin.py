@@ -32,11 +32,8 @@ from ftae.specs.finetune.data import DataSpec
 from ftae.specs.reading.format_versions import FORMAT, migrate
 
 WIDTH = 32  # channels of the residual paths of an adapter
-
 LOGIT_EPSILON = 1e-6  # distance from 0 and 1 at which pixels are clamped before the logit
-
 ADAPTERS = "resolution_adapters"  # an option of the families that are built for one resolution
-
 MAX_ADAPTERS = 8  # in a model folder
 
 

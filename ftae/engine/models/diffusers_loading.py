@@ -32,7 +32,6 @@ from ftae.errors import FtaeError
 from ftae.wording import did_you_mean
 
 NETWORKS: dict[str, Any] = {family: getattr(diffusers, class_name) for family, class_name in DIFFUSERS.items()}
-
 FAMILY_OF_CLASS = {class_name: family for family, class_name in DIFFUSERS.items()}
 
 

@@ -14,7 +14,6 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel, ModelSpec
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
-
 DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 
 # Families of diffusers, with the names of their classes.
@@ -27,13 +26,9 @@ DIFFUSERS = {
 }
 
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-
 _STEM, _FORMATS = "diffusion_pytorch_model", ("safetensors", "bin")
-
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
-
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

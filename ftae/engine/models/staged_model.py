@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ftae.errors import FtaeError
 
 Group = Literal["encoder", "bottleneck", "decoder", "head", "discriminator"]
-
 StageFn = Callable[[Tensor], Tensor]  # acts on each image of a batch by itself
 
 

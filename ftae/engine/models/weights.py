@@ -98,7 +98,6 @@ def _foreign_content(path: Path, error: Exception) -> str | None:
 
 # Prefixes that DataParallel, torch.compile, FSDP and activation checkpointing add to names.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
 _NAMED = 3  # most names in a message
 
 

@@ -22,7 +22,6 @@ from ftae.specs.finetune.networks import FeatureNet, NetworkSpec, PerceptualNet
 from ftae.specs.finetune.run import FinetuneSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet; those of LPIPS are the same on [-1, 1]
-
 EPSILON = 1e-8  # inside the root: outside, the gradient at features that are all 0 would be NaN
 
 # Each net: its name in torchvision, the layers whose outputs are compared (the ReLUs that LPIPS uses), and the file
@@ -34,7 +33,6 @@ TRUNKS = {
 }
 
 VGG_LAYERS = 4  # relu1_2, relu2_2, relu3_3, relu4_3, as in Johnson et al. (2016)
-
 SIDES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}  # pixels that each was trained at
 
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 ROWS_AT_ONCE = 1000
-
 KID_IMAGES = 10_000
-
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, where there are more images than the size (Binkowski et al. 2018)
 
 

@@ -8,11 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5  # pixels
-
 STABILITY = (0.01**2, 0.03**2)  # C1 and C2, for images in [0, 1]
-
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-
 FLOOR = 1e-6  # of the value of a scale: it may be negative, where a fractional power is undefined
 
 

@@ -15,17 +15,11 @@ from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows,
 from ftae.errors import FtaeError
 
 ACTIVE_VARIANCE = 0.01
-
 PROBE_IMAGES = 2000  # most training images that the probe is fitted on
-
 FACTOR_IMAGES = 10_000  # most validation images on which mig and dci are computed
-
 BINS = 20  # of equal width, between the extremes of a latent
-
 TREES = 50
-
 Table = npt.NDArray[np.float64]
-
 Numbers = npt.NDArray[np.int64]
 
 

@@ -24,8 +24,6 @@ from ftae.errors import Reason
 from ftae.specs.finetune.run import FinetuneSpec
 
 MSE_FLOOR = 1e-10
-
-
 LARGEST = 1e30  # beyond this, sums over fp32 may overflow
 
 
@@ -169,8 +167,6 @@ def _is_finite(x: EvalBatch) -> bool:
 
 
 ACTIVE_SHARE = 0.01
-
-
 POSITION_IMAGES = 2000  # most images on which the codes of positions are compared
 
 

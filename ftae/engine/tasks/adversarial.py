@@ -21,11 +21,8 @@ from ftae.specs.finetune.networks import not_shared
 from ftae.specs.finetune.run import FinetuneSpec
 
 TERM = "adversarial"
-
 DISCRIMINATOR = "discriminator"
-
 LECAM_DECAY = 0.99  # of the averages, per step (Tseng et al. 2021)
-
 EPSILON = 1e-4  # of the adaptive weight (Esser et al. 2021)
 
 logger = logging.getLogger(__name__)

@@ -141,8 +141,6 @@ def _check_multipliers(model: StagedModel, multipliers: dict[str, float]) -> Non
 
 
 MODEL = "model"  # the name of a task's first network: the one that is evaluated and exported
-
-
 AVERAGE = "average"  # names the files of moving averages
 
 

@@ -26,7 +26,6 @@ from ftae.specs.reading.format_versions import FORMAT, migrate, stored
 from ftae.specs.reading.schema import MayDiffer, Means, fields_with
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
-
 HASHES = "sha256.json"  # the hashes of all other files
 
 # A run may be extended beyond its plan; everything else must be as it was.

@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ftae.errors import FtaeError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -57,10 +56,8 @@ def _refusal(reason: str) -> str:
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for what all ranks do at the same time
 COMMAND_TIMEOUT = timedelta(days=30)  # followers wait while rank 0 evaluates; they notice at once if it is gone
-
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
-
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 

@@ -24,11 +24,8 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
 
 LEAST_FACTORS = {"mig": 1, "dci": 2}  # factors of variation that must vary
-
 EDGE_METRICS = ("sharpness", "edge_distance")
-
 Metrics = dict[str, float]
-
 Findings = tuple[Metrics, dict[str, float]]  # the metrics of an evaluation, and its collapse signs
 
 

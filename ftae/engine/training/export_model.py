@@ -23,7 +23,6 @@ from ftae.specs.finetune.models import DiffusersModel
 from ftae.specs.finetune.run import FinetuneSpec
 
 SCALING_IMAGES = 1024  # about as many training images give the scale of the latents
-
 HEAD, CLASSES = "head.safetensors", "classes.json"
 
 

@@ -15,8 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ftae.search.ray.messages import Message, Report, Start
 
 MAX_TEXT = 300  # characters
-
-
 WORKER_TITLE = "ray::"  # begins the title of every process that runs a task or an actor
 
 
@@ -53,14 +51,8 @@ def newest_error(file: str | None) -> str:
 
 
 TOLERANCE = 10.0  # times the longest that any trial took from one report to the next
-
-
 MIN_SILENCE_SECONDS = 120.0
-
-
 START_SECONDS = 900.0  # before the first report, when weights are read and images decoded
-
-
 BLOCKED_SECONDS = 5.0  # a driver that was busy for longer did not read the messages of its trials
 
 

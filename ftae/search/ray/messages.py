@@ -75,7 +75,6 @@ class StorageFailed:
 
 
 Message = Start | Report | Adapted | Note | Diverged | Failed | StorageFailed
-
 _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 

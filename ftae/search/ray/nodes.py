@@ -75,7 +75,6 @@ def at_a_time(settings: SearchSettings) -> int:
 
 
 POLL_SECONDS = 5.0
-
 NOTIFY_SECONDS = 60.0  # between two messages while waiting
 
 

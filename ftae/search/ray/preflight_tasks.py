@@ -59,13 +59,9 @@ def _check_images(spec: SearchSpec, fingerprint: str) -> str | None:
 
 
 SILENT_SECONDS = 10.0  # of waiting, before the first message
-
 NOTIFY_SECONDS = 60.0  # between two messages while waiting
-
 T = TypeVar("T")
-
 Notify = Callable[[str], None]
-
 Part = Literal["code", "storage", "images"]
 
 

@@ -39,11 +39,8 @@ ENVIRONMENT = {
 }
 
 FOR_WORKERS = (*ENVIRONMENT, "PYTHONPATH", ALLOW_CODE)
-
 JOIN_SECONDS = 45.0  # a cluster that has not answered by then will not answer
-
 MAX_TEMPORARY_LENGTH = 40  # characters; Ray adds 62 for its sockets, and the system allows 107
-
 JOIN = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_driver=False)"
 
 

@@ -217,7 +217,6 @@ class Photos(BuiltinData):
 
 # What varies in a drawn shape, and the number of its values.
 SHAPE_KINDS = ("square", "circle", "triangle")
-
 SHAPE_FACTORS = {"kind": len(SHAPE_KINDS), "size": 4, "x": 8, "y": 8, "brightness": 4}
 
 
@@ -259,7 +258,6 @@ class Replayed(DataSpec):
 
 # All sources. Each can be replayed, too: its spec for that is derived from this list.
 AnyData = Annotated[ImageFolder | Digits | Photos | Shapes, Field(discriminator="source")]
-
 _SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
 
 

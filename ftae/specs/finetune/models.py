@@ -12,7 +12,6 @@ from ftae.specs.reading.problems import matching
 from ftae.specs.reading.schema import Revisable, fields_with
 
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; whether it fits into memory, the machine decides
-
 Depth = Annotated[int, Field(ge=1, le=6)]
 
 

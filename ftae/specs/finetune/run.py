@@ -79,9 +79,7 @@ class Schedule(Spec):
 
 
 _FITS = Joint("parts that must fit each other")
-
 _SAME_BUDGET = NotSearched("every trial has the same budget and is measured alike")
-
 _BY_RESOURCES = NotSearched("search.resources sets it for every trial")
 
 

@@ -15,9 +15,7 @@ from ftae.specs.reading.problems import problems, refusal
 from ftae.specs.reading.schema import alternatives, children, model_of
 
 Positive = Annotated[int, Field(ge=1)]
-
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
 Weight = Annotated[float, Field(ge=0.0)]
 
 

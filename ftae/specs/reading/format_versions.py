@@ -16,11 +16,8 @@ from ftae.specs.reading.base import Spec
 from ftae.specs.reading.problems import dotted, problems, quoted
 
 FORMAT = 2
-
 Kind = Literal["journal", "checkpoint", "model_folder", "production"]
-
 S = TypeVar("S", bound=Spec)
-
 MOST_PROBLEMS = 3  # in one message
 
 # Leaves of a fine-tuning run by the names they had in version 1.

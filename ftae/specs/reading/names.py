@@ -7,9 +7,7 @@ from urllib.parse import unquote
 
 # A user without a password is no secret where the password lies elsewhere: an ssh key, a password file, a key file.
 _USER_ALONE = ("sftp", "ssh", "scp", "hdfs", "webhdfs", "smb", "abfs", "abfss", "wasb", "wasbs")
-
 _DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
-
 _FILES = ("sqlite", "file", "local")
 
 # The names that the query of a database's address may have; other addresses have no query.
@@ -30,9 +28,7 @@ _ENVIRONMENT = {
 }
 
 _URL = re.compile(r"(?:[A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]+):[/\\]+|//")
-
 _LOGIN = re.compile(r"[^\s/\\:@'\"]+:[^\s/\\@'\"]+@(?=[\w.-])")  # user:password@host, without a scheme
-
 _TOKEN = re.compile(r"[^\s'\"]+")
 
 

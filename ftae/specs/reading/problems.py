@@ -17,7 +17,6 @@ from ftae.specs.reading.schema import Location, follow, literals, model_of, tag_
 from ftae.wording import did_you_mean
 
 Problem = tuple[Location, str]
-
 _REFUSED = "refused"  # the type of the errors that ``refusal`` makes
 
 # Replacements for messages of pydantic that mean little outside Python.

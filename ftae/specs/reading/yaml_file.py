@@ -17,16 +17,12 @@ from ftae.specs.reading.problems import quoted
 from ftae.specs.reading.schema import Location
 
 STDIN = Path("-")
-
 NOT_YAML = (yaml.YAMLError, RecursionError)
-
 MOST_VALUES = 100_000  # in a file, an alias counted as often as it is used
-
 _FLOAT, _BOOL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
 
 # YAML 1.1 wants a dot and a sign in a number with an exponent; without them 1e-4 would be text.
 _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-
 _BASE_60_OR_8 = re.compile(r"[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?|0[0-7_]+)")
 
 

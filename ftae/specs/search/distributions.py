@@ -110,8 +110,6 @@ class Choices(Spec):
 
 
 Distribution = Range | Choices
-
-
 Space = Mapping[str, Distribution]
 
 

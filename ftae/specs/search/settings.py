@@ -145,7 +145,6 @@ class Asha(SchedulerSpec):
 
 
 AnyScheduler = Annotated[Asha | Fifo, Field(discriminator="name")]
-
 SamplerName = Literal["tpe", "random"]
 
 
@@ -191,7 +190,6 @@ class SearchSettings(Spec):
 
 
 _DATABASES = ("postgresql", "mysql", "mssql")
-
 _TRACKING_URI = re.compile(rf"https?://[^/]|sqlite:///.|({'|'.join(_DATABASES)})(\+\w+)?://.")
 
 
