@@ -258,6 +258,7 @@ class Replayed(DataSpec):
 
 # All sources. Each can be replayed, too: its spec for that is derived from this list.
 AnyData = Annotated[ImageFolder | Digits | Photos | Shapes, Field(discriminator="source")]
+
 _SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
 
 

@@ -145,6 +145,7 @@ class Asha(SchedulerSpec):
 
 
 AnyScheduler = Annotated[Asha | Fifo, Field(discriminator="name")]
+
 SamplerName = Literal["tpe", "random"]
 
 

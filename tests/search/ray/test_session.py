@@ -48,7 +48,9 @@ except FtaeError as error:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_", "FTAE_ALLOW"))}
+    """The variables of this process without what Ray, which other tests start in it, has set."""
+    of_others = ("RAY_", "TUNE_", "FTAE_ALLOW", "PYTHONBREAKPOINT")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(of_others)}
     return kept | changes
 
 
