@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.faults  # whole searches: minutes of them
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUN_CELLS = """
 import json, sys

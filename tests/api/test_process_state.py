@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.faults  # whole searches: minutes of them
+
 PROGRAM = Path(__file__).with_name("process_state.py")
 CALLS = {
     "fresh": ["validate", "the first search", "the second search"],
