@@ -40,6 +40,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "close": {"status": str, "reason": str | None},
 }
 
+# The fields that an event may have; a dict has at least these keys. All values are finite numbers.
+_NUMBERS: dict[str, Any] = {"model": list, "noise": float | int, "forecast": ("mean", "sd")}
+
 
 def replay(folder: Path) -> SearchRecord:
     """Fold the whole journal in ``folder``.
@@ -90,6 +93,8 @@ def _fault(event: Event, record: SearchRecord) -> str | None:
     for name, wanted in _FIELDS[kind].items():
         if name not in event or not _is(event[name], wanted):
             return f"{kind!r} has no {name}" if name not in event else f"{kind!r} has a {name} of another type"
+    if wrong := [name for name, numbers in _NUMBERS.items() if name in event and not _is_numbers(event[name], numbers)]:
+        return f"{kind!r} has a {wrong[0]} of another type"
     if kind == "open":
         return _fault_of_open(event)
     if not record.search:
@@ -147,6 +152,15 @@ def _is(value: Any, wanted: Any) -> bool:
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         return False
     return isinstance(value, wanted)
+
+
+def _is_numbers(value: Any, wanted: Any) -> bool:
+    """Whether ``value`` is a number, a list of numbers, or a dict of numbers with these keys."""
+    if isinstance(wanted, tuple):
+        return isinstance(value, dict) and value.keys() >= set(wanted) and _is_numbers([*value.values()], list)
+    if wanted is list:
+        return isinstance(value, list) and all(_is(number, float | int) for number in value)
+    return _is(value, wanted)
 
 
 def find_existing_search(spec: SearchSpec, resume: bool | None) -> SearchRecord | None:

@@ -57,6 +57,7 @@ class TrialRecord:
     changes: dict[str, Any] = field(default_factory=dict)
     starts: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    forecast: dict[str, float] | None = None  # of the end of a trial that was stopped before it: mean, sd, chance, best
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,6 +102,8 @@ class SearchRecord:
         close: how the last driver left; None while a driver has the search, or after it was killed.
         running: the trials that have not ended.
         ended: how many tuned trials ended, by their status.
+        model: the newest hyperparameters of the model of the curves; None before any.
+        noise: what that model takes for the standard deviation of an end; None before any.
     """
 
     search: dict[str, Any]
@@ -110,6 +113,8 @@ class SearchRecord:
     close: Close | None = None
     running: dict[int, TrialRecord] = field(default_factory=dict)
     ended: Counter[Status] = field(default_factory=Counter)
+    model: list[float] | None = None
+    noise: float | None = None
     _ranked: list[TrialRecord] | None = field(default_factory=list)  # None: not in order
 
     def apply(self, event: Event) -> None:
@@ -121,6 +126,7 @@ class SearchRecord:
             number = event["trial"]
             trial = TrialRecord(number, event["kind"], event["params"], event["time"])
             self.trials[number] = self.running[number] = trial
+            self.model, self.noise = event.get("model", self.model), event.get("noise", self.noise)
         elif kind == "report":
             for path in (event.get("checkpoint"), event.get("images")):
                 if path and leads_out(path):
@@ -151,6 +157,7 @@ class SearchRecord:
 
     def _end(self, trial: TrialRecord, event: Event) -> None:
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], event["time"]
+        trial.forecast = event.get("forecast")
         if trial.kind != "baseline":
             self.ended[trial.status] += 1
             if trial.status == "finished":

@@ -1,4 +1,4 @@
-"""Chooses the params of new trials: ``Sampler``, and ``SAMPLERS`` with Optuna's sampler for each name in the file.
+"""Chooses the params of new trials: ``SAMPLERS``, from the name in the file to the class that proposes.
 
 A proposal is a pure function of the journal, the seed and the trial's number. ``adopt``, ``report`` and ``end``, called
 again in the order of the journal, bring back the same sampler.
@@ -9,7 +9,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -17,8 +18,11 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ftae.results import ranking
+from ftae.search.curves.curve_sampler import CurveSampler
+from ftae.search.curves.decisions import Proposal
+from ftae.search.curves.forecaster import Forecaster
 from ftae.search.params import Params
-from ftae.specs.search.distributions import configurations, count_up_to, identity
+from ftae.specs.search.distributions import Tried
 from ftae.specs.search.objective import Metrics
 from ftae.specs.search.search import SearchSpec
 
@@ -31,64 +35,75 @@ MAX_ATTEMPTS = 20  # to sample params that no trial has had; then the first such
 Groups = list[dict[str, BaseDistribution]]
 
 
-class Sampler:
-    """Proposes params and learns from results, with trials numbered as in the search.
+class Sampler(Protocol):
+    """Proposes params and learns from results, with trials numbered as in the search."""
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether every configuration of the space was tried, or is being tried."""
+
+    def propose(self, number: int) -> Proposal | None:
+        """New params for trial ``number``; None if the space is exhausted. Changes nothing.
+
+        Trials are deterministic, so no params are trained twice.
+        """
+
+    def adopt(self, number: int, params: dict[str, Any]) -> None:
+        """A trial with these params has begun: proposed here, the file's own, or from the journal."""
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """Take an intermediate value of the first goal."""
+
+    def end(self, number: int, status: str, metrics: Metrics) -> None:
+        """Take the end of a trial, with the metrics of its last report."""
+
+
+MakeOptunaSampler = Callable[[SearchSpec, Params, int], BaseSampler]  # from the search, its params and a seed
+
+
+class OptunaSampler:
+    """A ``Sampler`` that asks one of Optuna's.
 
     Builds a new Optuna study for every proposal: that is how Optuna's public interface takes trials, with their
     intermediate values and constraints, which it did not propose itself.
     """
 
-    def __init__(self, spec: SearchSpec) -> None:
-        self._spec = spec
-        self._params = Params(spec)
-        self._make_sampler = SAMPLERS[spec.search.sampler]
+    def __init__(self, forecaster: Forecaster, make: MakeOptunaSampler) -> None:
+        self._spec, self._make_sampler = forecaster.spec, make
+        self._params = Params(self._spec)
         self._seen: dict[int, FrozenTrial] = {}  # in the order in which they began
-        self._tried: dict[int, str] = {}  # identity of the params of each trial, but for those that a machine failed
-        size = count_up_to(spec.search.num_trials + 1, spec)
-        self._size = size if size <= spec.search.num_trials else math.inf  # the search cannot exhaust a larger space
+        self._tried = Tried(self._spec, self._spec.search.num_trials)
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether every configuration of the space was tried, or is being tried."""
-        return len(set(self._tried.values())) >= self._size
+        return self._tried.is_exhausted
 
-    def propose(self, number: int) -> dict[str, Any] | None:
-        """New params for trial ``number``, which counts as running from now on; None if the space is exhausted.
-
-        Trials are deterministic, so no params are trained twice.
-        """
+    def propose(self, number: int) -> Proposal | None:
         self._drop_old()
-        params = self._untried(number)
-        if params is not None:
-            self._begin(number, params)
-        return params
+        params = self._tried.first_new(self._asked(number))
+        return None if params is None else Proposal(params)
 
-    def _untried(self, number: int) -> dict[str, Any] | None:
-        if self.is_exhausted:
-            return None
-        study, tried = self._study(), set(self._tried.values())
+    def _asked(self, number: int) -> Iterator[dict[str, Any]]:
+        """What Optuna proposes, again and again."""
+        study = self._study()
         for attempt in range(MAX_ATTEMPTS):
             study.sampler = self._sampler(number, attempt)
             trial = study.ask()
-            params = self._params.suggest(trial)
-            if identity(self._spec, params) not in tried:
-                return params
+            yield self._params.suggest(trial)
             study.tell(trial, state=TrialState.FAIL)  # a running trial would change the next attempt
-        return next((c for c in configurations(self._spec) if identity(self._spec, c) not in tried), None)
 
     def adopt(self, number: int, params: dict[str, Any]) -> None:
-        """Add a running trial whose params were not proposed here: the file's own, or one from the journal."""
         self._drop_old()
-        self._begin(number, params)
+        values, distributions = self._params.of_optuna(params)
+        self._seen[number] = create_trial(state=TrialState.RUNNING, params=values, distributions=distributions)
+        self._tried.add(number, params)
 
     def report(self, number: int, step: int, value: float) -> None:
-        """Take an intermediate value of the first goal, by which pruned trials are ranked."""
+        """Pruned trials are ranked by intermediate values."""
         self._seen[number].intermediate_values[step] = value
 
     def end(self, number: int, status: str, metrics: Metrics) -> None:
-        """Take the end of a trial, with the metrics of its last report.
-
-        A diverged trial completes with the worst values, and violates every constraint. If it failed instead, Optuna
+        """A diverged trial completes with the worst values, and violates every constraint. If it failed instead, Optuna
         would leave it out of the model and propose the same region again.
 
         With several goals Optuna accepts no pruned trial: TPE fails at the next proposal. So a pruned trial completes
@@ -97,7 +112,7 @@ class Sampler:
         """
         trial, goals = self._seen[number], self._spec.objective.goals
         if status == "failed":
-            del self._tried[number]
+            self._tried.remove(number)
             self._seen[number] = _ended(trial, TrialState.FAIL)
             return
         values: list[float] | None = [goal.worst() for goal in goals]
@@ -117,11 +132,6 @@ class Sampler:
         if status == "pruned" and len(self._spec.objective.goals) > 1:
             missed["budget"] = 1.0 - max(trial.intermediate_values) / self._spec.finetune.max_steps
         return missed
-
-    def _begin(self, number: int, params: dict[str, Any]) -> None:
-        values, distributions = self._params.of_optuna(params)
-        self._seen[number] = create_trial(state=TrialState.RUNNING, params=values, distributions=distributions)
-        self._tried[number] = identity(self._spec, params)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -187,8 +197,12 @@ def tpe_sampler(spec: SearchSpec, params: Params, seed: int) -> BaseSampler:
         return _GroupedTpe(groups, seed=seed, n_startup_trials=startup)
 
 
-# By the name in the file: makes Optuna's sampler for one proposal, from the search, its params and a seed.
-SAMPLERS: dict[str, Callable[[SearchSpec, Params, int], BaseSampler]] = {"tpe": tpe_sampler, "random": random_sampler}
+# By the name in the file.
+SAMPLERS: dict[str, Callable[[Forecaster], Sampler]] = {
+    "curve": CurveSampler,
+    "tpe": partial(OptunaSampler, make=tpe_sampler),
+    "random": partial(OptunaSampler, make=random_sampler),
+}
 
 
 class _GroupedTpe(TPESampler):

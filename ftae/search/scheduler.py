@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ftae.specs.search.search import SearchSpec
+from ftae.search.curves.decisions import Stop
+from ftae.search.curves.forecast_scheduler import ForecastScheduler
+from ftae.search.curves.forecaster import Forecaster
 from ftae.specs.search.settings import Asha
 
 
@@ -20,30 +22,24 @@ class Scheduler(Protocol):
     ``value`` is the first goal of the objective.
     """
 
-    def goes_on(self, number: int, step: int, value: float) -> bool:
-        """Whether trial ``number`` continues after this report. Changes nothing."""
+    def stop(self, number: int, step: int, value: float) -> Stop | None:
+        """Why trial ``number`` ends with this report; None if it continues. Changes nothing."""
 
     def record(self, number: int, step: int, value: float) -> None:
         """Take a report into account for the decisions that follow."""
-
-    def recorded(self) -> dict[int, dict[int, float]]:
-        """What the decisions depend on: ``{step: {trial: value}}``."""
 
 
 class RunToTheEnd:
     """Stops no trial."""
 
-    def __init__(self, spec: SearchSpec) -> None:
-        """Nothing of ``spec`` matters."""
+    def __init__(self, forecaster: Forecaster) -> None:
+        """Nothing of the search matters."""
 
-    def goes_on(self, number: int, step: int, value: float) -> bool:
-        return True
+    def stop(self, number: int, step: int, value: float) -> Stop | None:
+        return None
 
     def record(self, number: int, step: int, value: float) -> None:
         """No decision depends on a report."""
-
-    def recorded(self) -> dict[int, dict[int, float]]:
-        return {}
 
 
 @dataclass
@@ -74,19 +70,23 @@ class SuccessiveHalving:
     Ray's own scheduler forgets its rungs when a search is restored, and sorts a rung again for each report.
     """
 
-    def __init__(self, spec: SearchSpec) -> None:
+    def __init__(self, forecaster: Forecaster) -> None:
+        spec = forecaster.spec
         scheduler = spec.search.scheduler
         assert isinstance(scheduler, Asha)
         self._sign = spec.objective.first.sign
         self._stopped = 1.0 - 1.0 / scheduler.reduction_factor
         self._rungs = [_Rung(step) for step in spec.rung_steps()]
 
-    def goes_on(self, number: int, step: int, value: float) -> bool:
+    def stop(self, number: int, step: int, value: float) -> Stop | None:
         """Compare ``value`` with the values of the other trials at the highest rung that the trial has reached."""
         rung = self._reached(step)
-        if rung is None or number in rung.recorded:
-            return True
-        return self._sign * value >= rung.quantile(self._stopped)
+        if rung is None or number in rung.recorded or self._sign * value >= (bar := rung.quantile(self._stopped)):
+            return None
+        share = f"{1.0 - self._stopped:.0%}"
+        return Stop(
+            f"{value:.4g} is not among the best {share} at step {rung.step}, which begin at {self._sign * bar:.4g}"
+        )
 
     def record(self, number: int, step: int, value: float) -> None:
         """Keep the first value of each trial at each rung."""
@@ -102,9 +102,9 @@ class SuccessiveHalving:
         return {rung.step: {n: self._sign * v for n, v in rung.recorded.items()} for rung in self._rungs}
 
 
-SCHEDULERS: dict[str, Callable[[SearchSpec], Scheduler]] = {"asha": SuccessiveHalving, "fifo": RunToTheEnd}
-
-
-def make_scheduler(spec: SearchSpec) -> Scheduler:
-    """The scheduler that a search names."""
-    return SCHEDULERS[spec.search.scheduler.name](spec)
+# By the name in the file.
+SCHEDULERS: dict[str, Callable[[Forecaster], Scheduler]] = {
+    "forecast": ForecastScheduler,
+    "asha": SuccessiveHalving,
+    "fifo": RunToTheEnd,
+}

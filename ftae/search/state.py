@@ -9,9 +9,11 @@ from typing import Any
 
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.results.search_record import Close, SearchRecord, Status, TrialRecord, trial_folder
+from ftae.search.curves.decisions import Proposal, Stop
+from ftae.search.curves.forecaster import Forecaster
 from ftae.search.ray.messages import Assignment
-from ftae.search.sampler import Sampler
-from ftae.search.scheduler import make_scheduler
+from ftae.search.sampler import SAMPLERS
+from ftae.search.scheduler import SCHEDULERS
 from ftae.specs.reading.format_versions import FORMAT
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import Event, new_event
@@ -39,8 +41,9 @@ class SearchState:
     ) -> None:
         self.spec, self.store = spec, store
         self.record = SearchRecord(search={})
-        self.sampler, self.scheduler = Sampler(spec), make_scheduler(spec)
-        self._to_end: dict[int, Status] = {}  # trials whose last report ends them, without an end event so far
+        self.forecaster = Forecaster(spec, self.record)
+        self.sampler = SAMPLERS[spec.search.sampler](self.forecaster)
+        self.scheduler = SCHEDULERS[spec.search.scheduler.name](self.forecaster)
         self.writer = JournalWriter(store, notify)
         try:
             self._open(provenance or {})
@@ -50,12 +53,26 @@ class SearchState:
         self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
 
     def _open(self, provenance: Mapping[str, Any]) -> None:
+        undecided: Event | None = None  # a report behind which no trial has another event
         for event in self.writer.take_up():
-            self._apply(event, live=False)
+            if undecided is not None and "trial" in event:
+                self._learn(undecided)
+                undecided = None
+            self._apply(event)
+            if event["event"] == "report":
+                undecided = event
         search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
         self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance))
-        for number, status in list(self._to_end.items()):
-            self.end(number, status)
+        if undecided is not None:
+            self._end_after(undecided)
+            self._learn(undecided)
+
+    def _end_after(self, report: Event) -> None:
+        """End a trial whose last report ended it, where the driver before this one was killed between the two."""
+        trial = self.record.trials[report["trial"]]
+        status, stop = self._after(trial, report["step"], report["value"])
+        if status is not None and trial.status == "running":
+            self._append("end", **self._end_fields(trial, status, stop))
 
     # ------------------------------------------------------------------------------------- changes
 
@@ -70,12 +87,22 @@ class SearchState:
         number = len(self.record.trials)
         if number > self.spec.search.num_trials:
             return None
-        kind = {0: "baseline", 1: "file"}.get(number, "sampled")
-        params = {"baseline": {}, "file": self.spec.file_params()}.get(kind)
-        if params is None and (params := self.sampler.propose(number)) is None:
+        kind, proposal = self._proposed(number)
+        if proposal is None:
             return None
-        self._append("suggest", trial=number, params=params, kind=kind)
-        return Assignment(number, kind, params, {})
+        self._append("suggest", trial=number, params=proposal.params, kind=kind, **proposal.facts)
+        return Assignment(number, kind, proposal.params, {})
+
+    def _proposed(self, number: int) -> tuple[str, Proposal | None]:
+        if number == 0:
+            return "baseline", Proposal({})
+        if number == 1:
+            return "file", Proposal(self.spec.file_params())
+        proposal = self.sampler.propose(number)
+        if proposal is not None and not proposal.facts and self.spec.search.scheduler.name == "forecast":
+            # Another sampler than the scheduler's: the scheduler's model travels with its proposals all the same.
+            proposal = Proposal(proposal.params, self.forecaster.facts(self.forecaster.fitted(number), proposal.params))
+        return "sampled", proposal
 
     def take_back(self, number: int) -> None:
         """Assign a trial again that was assigned and could not be started."""
@@ -103,10 +130,12 @@ class SearchState:
             checkpoint=report.checkpoint and f"{folder}/{report.checkpoint}",
             images=report.images and f"{folder}/{report.images}",
         )
-        events, status = [event], self._status_after(trial, report.step, value)
+        events = [event]
+        status, stop = self._after(trial, report.step, value)
         if status is not None:
-            events.append(new_event("end", trial=number, status=status, reason=None, value=value, step=report.step))
-        self.writer.append(events, self._apply_live)
+            ended = {**self._end_fields(trial, status, stop), "value": value, "step": report.step}
+            events.append(new_event("end", **ended))
+        self.writer.append(events, self._apply_and_learn)
         return status is None
 
     def preflight(self, probe: Mapping[str, Any]) -> None:
@@ -129,8 +158,13 @@ class SearchState:
         """A trial is over. Ending it twice changes nothing."""
         trial = self.record.trials[number]
         if trial.status == "running":
-            value = self.spec.objective.first.worst() if status == "diverged" else trial.value
-            self._append("end", trial=number, status=status, reason=reason, value=value, step=trial.step)
+            fields = self._end_fields(trial, status)
+            self._append("end", **(fields if reason is None else fields | {"reason": reason}))
+
+    def _end_fields(self, trial: TrialRecord, status: Status, stop: Stop | None = None) -> dict[str, Any]:
+        value = self.spec.objective.first.worst() if status == "diverged" else trial.value
+        why = {"reason": None} if stop is None else stop.fields()
+        return {"trial": trial.number, "status": status, "value": value, "step": trial.step, **why}
 
     def close(self, status: str, reason: str | None = None, *, by_user: bool = False) -> None:
         """The driver leaves: close the journal and give the lease back."""
@@ -158,39 +192,36 @@ class SearchState:
     # ----------------------------------------------------------------------------------- the fold
 
     def _append(self, event: str, **fields: Any) -> None:
-        self.writer.append([new_event(event, **fields)], self._apply_live)
+        self.writer.append([new_event(event, **fields)], self._apply_and_learn)
 
-    def _apply_live(self, event: Event) -> None:
-        self._apply(event, live=True)
+    def _apply_and_learn(self, event: Event) -> None:
+        self._apply(event)
+        if event["event"] == "report":
+            self._learn(event)
 
-    def _apply(self, event: Event, *, live: bool) -> None:
+    def _apply(self, event: Event) -> None:
+        """Fold an event into the record and the sampler."""
         self.record.apply(event)
         kind, number = event["event"], event.get("trial")
-        if number is None:
+        if number is None or self.record.trials[number].kind == "baseline":
             return
         trial = self.record.trials[number]
-        if kind == "report":
-            self._decide(trial, event["step"], event["value"])
-        elif kind == "end":
-            self._to_end.pop(number, None)
-        if trial.kind == "baseline":
-            return
-        if kind == "suggest" and not (live and trial.kind == "sampled"):
+        if kind == "suggest":
             self.sampler.adopt(number, trial.params)
         elif kind == "report":
             self.sampler.report(number, event["step"], event["value"])
         elif kind == "end":
             self.sampler.end(number, event["status"], trial.metrics)
 
-    def _decide(self, trial: TrialRecord, step: int, value: float) -> None:
-        status = self._status_after(trial, step, value)
-        if status is not None:
-            self._to_end[trial.number] = status
+    def _learn(self, report: Event) -> None:
+        """Let the scheduler take a report into account, once it is decided what the report itself means."""
+        trial, step = self.record.trials[report["trial"]], report["step"]
         if trial.kind != "baseline" and 0 < step < self.spec.finetune.max_steps:
-            self.scheduler.record(trial.number, step, value)
+            self.scheduler.record(trial.number, step, report["value"])
 
-    def _status_after(self, trial: TrialRecord, step: int, value: float) -> Status | None:
-        """How a trial ends with a report, which need not be in the journal yet; None if the trial continues."""
+    def _after(self, trial: TrialRecord, step: int, value: float) -> tuple[Status | None, Stop | None]:
+        """How a trial ends with a report, which need not be in the journal yet, and why; None if it continues."""
         if trial.kind == "baseline" or step >= self.spec.finetune.max_steps:
-            return "finished"
-        return None if step == 0 or self.scheduler.goes_on(trial.number, step, value) else "pruned"
+            return "finished", None
+        stop = self.scheduler.stop(trial.number, step, value) if step > 0 else None
+        return ("pruned" if stop is not None else None), stop

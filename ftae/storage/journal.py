@@ -5,14 +5,17 @@ journal, and can be rebuilt from it. The events, each with ``time`` (seconds sin
 
     open      a driver opened the search: format, search (the whole spec), digest, facts (data, weights, versions),
               kind (search | production; left out for a search)
-    suggest   a trial begins: trial, params, kind (baseline | file | sampled)
+    suggest   a trial begins: trial, params, kind (baseline | file | sampled). Where the search models its curves: model
+              (the hyperparameters that the next decisions take), noise (the standard deviation of an end, in units of
+              the objective), forecast (mean and sd of the trial's end)
     start     a worker started the trial, or continued it: trial, node, pid, step. A production run may continue with
               other settings: what it reported behind that step, and its end, are void
     adapt     the trial continues with other settings: trial, changes (leaves of finetune, like params), reason
     note      the trial recovered from a fault: trial, text
     report    trial, step, value (the objective, or its first metric), metrics, timing,
               checkpoint, images (paths below the search folder)
-    end       trial, status (finished | pruned | diverged | failed), reason, value, step
+    end       trial, status (finished | pruned | diverged | failed), reason, value, step; of a pruned trial also
+              forecast, where there is one: mean and sd of its end, the chance to beat the best, and that best
     preflight probe: time and memory that one step of the file's own configuration took on a worker
     close     the driver left: status (complete | interrupted | failed), reason, by (user, if a person stopped it)
 

@@ -119,7 +119,7 @@ class FinetuneSpec(Spec):
     """Batches per optimizer step."""
     max_steps: Annotated[Positive, TrainingOnly(), MayDiffer(), _SAME_BUDGET]
     """The budget in optimizer steps."""
-    num_evals: Annotated[Positive, TrainingOnly(), MayDiffer(), _SAME_BUDGET] = 6
+    num_evals: Annotated[Positive, TrainingOnly(), MayDiffer(), _SAME_BUDGET] = 9
     """Number of evaluations, spread evenly over the budget."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1), _FITS, _SAME_BUDGET] = ("psnr", "ssim")
     """What evaluations measure."""

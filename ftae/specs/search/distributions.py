@@ -1,9 +1,9 @@
 """What may be chosen for each searched leaf: ranges and choices, when a leaf has an effect, and all configurations."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, Protocol
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
@@ -187,6 +187,39 @@ def identity(spec: Search, params: Mapping[str, Any]) -> str:
     space = spec.search_space
     active = {path: _step(space[path], params[path]) for path in params if has_effect(spec.finetune, path, params)}
     return json.dumps(active, sort_keys=True)
+
+
+class Tried:
+    """The configurations that a search has tried or is trying. Trials are deterministic: none is trained twice."""
+
+    def __init__(self, spec: Search, most: int) -> None:
+        """``most``: the number of trials of the search, which cannot exhaust a larger space."""
+        self._spec = spec
+        self._identities: dict[int, str] = {}  # by trial
+        size = count_up_to(most + 1, spec)
+        self._size = size if size <= most else None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether every configuration of the space was tried, or is being tried."""
+        return self._size is not None and len(set(self._identities.values())) >= self._size
+
+    def add(self, number: int, params: Mapping[str, Any]) -> None:
+        """Trial ``number`` has begun."""
+        self._identities[number] = identity(self._spec, params)
+
+    def remove(self, number: int) -> None:
+        """A machine failed trial ``number``: another trial may try the same."""
+        del self._identities[number]
+
+    def first_new(self, candidates: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """The first of ``candidates`` that was not tried, else the first such configuration; None if there is none."""
+        tried = set(self._identities.values())
+        if self.is_exhausted:
+            return None
+        return next(
+            (c for c in chain(candidates, configurations(self._spec)) if identity(self._spec, c) not in tried), None
+        )
 
 
 def _combined(spec: Search, paths: Sequence[str], chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:

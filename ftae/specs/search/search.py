@@ -14,7 +14,7 @@ from ftae.specs.reading.overrides import apply_overrides, value_at
 from ftae.specs.reading.problems import matching, quoted, refusal
 from ftae.specs.search.distributions import Choices, drop_inactive, has_effect
 from ftae.specs.search.objective import AnyObjective, check_measured
-from ftae.specs.search.settings import SearchSettings, Tracking
+from ftae.specs.search.settings import Asha, SearchSettings, Tracking
 from ftae.specs.search.space import FileDistribution, checked_space, typed_space
 
 _PLAIN = matching(
@@ -63,7 +63,7 @@ class SearchSpec(Spec):
     """The leaves of ``finetune`` to vary, by dotted path, with their values."""
     objective: AnyObjective
     """What to optimise."""
-    search: SearchSettings = SearchSettings()
+    search: Annotated[SearchSettings, Field(validate_default=True)] = SearchSettings()
     """How to search."""
     tracking: Annotated[Tracking, Field(validate_default=True)] = Tracking()
     """Where MLflow is."""
@@ -98,6 +98,27 @@ class SearchSpec(Spec):
         if reasons:
             raise refusal((("resources", "workers"), reason) for reason in reasons)
         return settings
+
+    @field_validator("search")
+    @classmethod
+    def _suits_the_objective(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        """Several metrics need other defaults: the curve model has one value to improve."""
+        objective = info.data.get("objective")
+        if objective is None or len(objective.goals) == 1:
+            return settings
+        given = settings.model_fields_set
+        wrong = [
+            ((key,), f"{name} optimises one metric, and objective has {len(objective.goals)}; use {other}")
+            for key, name, chosen, other in (
+                ("sampler", "curve", settings.sampler, "tpe or random"),
+                ("scheduler", "forecast", settings.scheduler.name, "asha or fifo"),
+            )
+            if key in given and chosen == name
+        ]
+        if wrong:
+            raise refusal(wrong)
+        defaults = {"sampler": "tpe", "scheduler": Asha()}
+        return settings.model_copy(update={key: value for key, value in defaults.items() if key not in given})
 
     @field_validator("tracking")
     @classmethod

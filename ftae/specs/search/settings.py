@@ -13,6 +13,8 @@ from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.reading.schema import Means
 from ftae.specs.search.distributions import Choices, Distribution, Range
 
+REPLAYED_SHARE = 0.4  # of its budget that a trial takes on average; see benchmarks/search_quality.py
+
 
 class Resources(Spec):
     """What one worker process gets, and how many workers train a trial."""
@@ -98,6 +100,13 @@ class SchedulerSpec(Spec):
         return []
 
 
+def _never_stopped(grace_fraction: float) -> str:
+    return (
+        "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
+        f"({grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
+    )
+
+
 class Fifo(SchedulerSpec):
     """Every trial runs to its full budget."""
 
@@ -136,17 +145,44 @@ class Asha(SchedulerSpec):
         return sum((end - start) / self.reduction_factor**i for i, (start, end) in enumerate(pairwise(steps)))
 
     def warnings(self, run: FinetuneSpec) -> list[str]:
-        if self.rung_steps(run):
-            return []
-        return [
-            "no trial can be stopped early: no evaluation lies between search.scheduler.grace_fraction "
-            f"({self.grace_fraction:g}) of the budget and its end; lower it, or raise finetune.num_evals"
-        ]
+        return [] if self.rung_steps(run) else [_never_stopped(self.grace_fraction)]
 
 
-AnyScheduler = Annotated[Asha | Fifo, Field(discriminator="name")]
+class Forecast(SchedulerSpec):
+    """Stops a trial that will hardly end above the best, as learned from all curves of the search.
 
-SamplerName = Literal["tpe", "random"]
+    Trials are compared by the objective alone; constraints count for the best that is to be beaten. The file's own
+    configuration always runs to its end.
+    """
+
+    name: Literal["forecast"] = "forecast"
+    grace_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.11
+    """The share of the budget from which on a trial may be stopped, at each evaluation."""
+    min_chance: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """A trial is stopped where its chance to end above the best is smaller."""
+
+    def rung_steps(self, run: FinetuneSpec) -> list[int]:
+        """The evaluations from ``grace_fraction`` of the budget on."""
+        grace = self.grace_fraction * run.max_steps - 0.5  # steps of evaluations are rounded
+        return [step for step in run.eval_steps() if grace <= step < run.max_steps]
+
+    def description(self) -> str:
+        return (
+            f"a trial whose chance to end above the best is below {self.min_chance:.0%} stops, "
+            "as learned from all curves of this search"
+        )
+
+    def expected_steps(self, run: FinetuneSpec) -> float:
+        """The share of the budget that trials took in replays of recorded searches, by the default settings."""
+        return run.max_steps * max(REPLAYED_SHARE, self.grace_fraction) if self.rung_steps(run) else run.max_steps
+
+    def warnings(self, run: FinetuneSpec) -> list[str]:
+        return [] if self.rung_steps(run) else [_never_stopped(self.grace_fraction)]
+
+
+AnyScheduler = Annotated[Forecast | Asha | Fifo, Field(discriminator="name")]
+
+SamplerName = Literal["curve", "tpe", "random"]
 
 
 class SearchSettings(Spec):
@@ -158,10 +194,10 @@ class SearchSettings(Spec):
     """Ends the search after so many hours, counted anew with every ``--resume``."""
     max_concurrent: Annotated[Positive | None, Means()] = None
     """Trials that run at a time; null runs as many as the cluster has room for."""
-    sampler: SamplerName = "tpe"
-    """How params are chosen."""
-    scheduler: AnyScheduler = Asha()
-    """Which trials are stopped early."""
+    sampler: SamplerName = "curve"
+    """How params are chosen. With several metrics to optimise: ``tpe``, also by default."""
+    scheduler: AnyScheduler = Forecast()
+    """Which trials are stopped early. With several metrics to optimise: any but ``forecast``, by default ``asha``."""
     resources: Annotated[Resources, Means()] = Resources()
     """What a trial gets of the cluster."""
     keep_checkpoints: Annotated[Positive, Means()] = 3

@@ -1,0 +1,66 @@
+"""``scheduler: forecast``: stops a trial that will hardly end above the best."""
+
+from scipy.special import ndtr
+
+from ftae.search.curves.decisions import Stop
+from ftae.search.curves.forecaster import Forecast, Forecaster
+from ftae.specs.search.settings import Forecast as ForecastSpec
+
+PROTECTED_SHARE = 4  # of so many running trials one goes on, whatever the bar: somebody must come to the end
+
+
+class ForecastScheduler:
+    """Stops a trial whose chance to end above the best is small, as the Gaussian process of all curves sees it.
+
+    The file's own configuration is never stopped.
+    """
+
+    def __init__(self, forecaster: Forecaster) -> None:
+        settings = forecaster.spec.search.scheduler
+        assert isinstance(settings, ForecastSpec)
+        self._forecaster, self._least = forecaster, settings.min_chance
+        self._first = settings.grace_fraction * forecaster.spec.finetune.max_steps
+
+    def stop(self, number: int, step: int, value: float) -> Stop | None:
+        """Why trial ``number`` ends with this report; None if it continues. Changes nothing."""
+        trial = self._forecaster.record.trials[number]
+        if trial.kind == "file" or step < self._first - 0.5:
+            return None
+        forecast = self._forecaster.current({number: (step, value)})
+        if forecast is None:
+            return None
+        ends, deviations = forecast.process.at_end(self._forecaster.vectors([number]), [number])
+        end, deviation = float(ends[0]), float(deviations[0])
+        if self._is_protected(forecast, number, step, end):
+            return None
+        bar = self._ahead(forecast, number) if forecast.bar is None else forecast.bar
+        chance = float(ndtr((end - bar) / deviation))
+        if chance >= self._least:
+            return None
+        sign = self._forecaster.sign
+        shown = {"mean": sign * end, "sd": deviation, "chance": chance, "best": sign * bar}
+        return Stop(
+            f"its end is expected at {sign * end:.4g} ± {deviation:.2g}, "
+            f"and the chance to beat {sign * bar:.4g} is {chance:.0%}",
+            {name: round(number, 6) for name, number in shown.items()},
+        )
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """Nothing to do: the forecaster reads the journal."""
+
+    def _is_protected(self, forecast: Forecast, number: int, step: int, end: float) -> bool:
+        """Whether the trial is among the most promising ones that run and are at least as far."""
+        running = {n: t for n, t in self._forecaster.record.running.items() if t.kind != "baseline"}
+        protected = (len(running) + 1) // PROTECTED_SHARE
+        if protected == 0:
+            return False
+        others = [n for n, trial in running.items() if n != number and trial.step >= step]
+        if not others:
+            return True
+        ends = forecast.process.at_end(self._forecaster.vectors(others), others)[0]
+        return int((ends > end).sum()) < protected
+
+    def _ahead(self, forecast: Forecast, number: int) -> float:
+        """Before any trial has ended: the best end that is expected of one that has reported."""
+        seen = sorted({*forecast.process.observations.trials.astype(int).tolist(), number})
+        return float(forecast.process.at_end(self._forecaster.vectors(seen), seen)[0].max())
