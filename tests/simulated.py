@@ -208,10 +208,6 @@ def state_spec(
     )
 
 
-def conditional_spec(**settings: Any) -> SearchSpec:
-    return state_spec(space=CONDITIONAL_SPACE, **settings)
-
-
 def report(step: int, psnr: float) -> EvalReport:
     metrics = {"val/psnr": psnr, "val/mse": 1.0 / psnr, "val/ssim": (psnr % 3.0) / 3.0}
     return eval_report(step, psnr, metrics=metrics, timing={"time/eval_seconds": 0.1})
