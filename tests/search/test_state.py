@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +297,11 @@ def test_the_journal_says_what_was_expected_and_why_a_trial_was_stopped(tmp_path
         assert forecast.keys() == {"mean", "sd", "chance", "best"}
         assert 0.0 <= forecast["chance"] < 0.25
         assert forecast["mean"] > forecast["best"], "a larger error"
-        assert event["reason"].startswith(f"its end is expected at {forecast['mean']:.4g} ± ")
+        said = re.fullmatch(
+            r"its end is expected at (\S+) ± \S+, and the chance to beat (\S+) is \d+%", event["reason"]
+        )
+        assert said is not None
+        assert [float(number) for number in said.groups()] == pytest.approx([forecast["mean"], forecast["best"]], 1e-3)
         trial = state.record.trials[event["trial"]]
         assert (trial.forecast, trial.reason) == (forecast, event["reason"])
     state.close("complete")
@@ -318,11 +323,12 @@ def test_a_model_of_another_space_is_refused(tmp_path: Path, is_reported: bool) 
     search = state_spec(scheduler="forecast")
     state = SearchState(search, FolderStore(tmp_path))
     sampled(state, 0)
-    for step in STEPS[:-1]:
+    for step in STEPS:
         state.report(1, report(step, 20.0 + step))
     assert state.next_trial() is not None  # whose suggestion has a model
     if is_reported:
         state.report(2, report(4, 30.0))
+    assert state.record.model is not None
     kill(state)
     with_model(tmp_path, [0.5, 0.5])
     message = r"the journal of small has a model of 2 numbers, and this search space needs \d+: the journal is damaged"

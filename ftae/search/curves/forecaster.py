@@ -13,6 +13,7 @@ from scipy.special import log_ndtr
 
 from ftae.errors import FtaeError
 from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.search.curves.decisions import rounded
 from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.search.objective import Constraint
@@ -218,6 +219,6 @@ class Forecaster:
         mean, deviation = forecast.process.at_end(self.cube.vector(params)[None])
         return {
             "model": forecast.process.parameters.tolist(),
-            "noise": round(forecast.process.noise, 6),
-            "forecast": {"mean": round(self.sign * float(mean[0]), 6), "sd": round(float(deviation[0]), 6)},
+            "noise": rounded(forecast.process.noise),
+            "forecast": {"mean": rounded(self.sign * float(mean[0])), "sd": rounded(float(deviation[0]))},
         }
