@@ -43,11 +43,7 @@ def make_method(name: str, task: RecordedTask, seed: int, budget: float, workers
     """A new search by the method of this name."""
     if name in PEERS:
         return make_peer(name, task, seed)
-    base, _, settings = ALIASES.get(name, name).partition(":")
-    if base != "ftae":
-        raise FtaeError(
-            f"unknown method {name!r}; there are ftae, ftae:PATH=VALUE;..., {', '.join([*ALIASES, *PEERS])}"
-        )
+    settings = ALIASES.get(name, name).partition(":")[2]
     pairs = [text.partition("=") for text in settings.split(";") if text]
     overrides = [f"{SHORT.get(path, path)}={value}" for path, _, value in pairs]
     return FtaeSearch(task, seed=seed, budget=budget, workers=workers, overrides=overrides)
@@ -55,6 +51,10 @@ def make_method(name: str, task: RecordedTask, seed: int, budget: float, workers
 
 def replay(given: argparse.Namespace, console: Console) -> None:
     """Replay what the file of results does not have yet, and show each method's summary as it is known."""
+    unknown = [name for name in given.methods if name not in {"ftae", *ALIASES, *PEERS} and name[:5] != "ftae:"]
+    if unknown:
+        names = ", ".join(["ftae", "ftae:PATH=VALUE;...", *ALIASES, *PEERS])
+        raise FtaeError(f"unknown method {unknown[0]}; there are {names}")
     known = {(*key_of(row), row["seed"]): row for row in ([] if given.again else read_results(given.out))}
     for file in given.tasks:
         task = RecordedTask(file, Region(given.diverge))
@@ -146,7 +146,10 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     asked, console = arguments(given), Console(width=200)
     with threadpool_limits(1):  # matrices are small, and the last digits of a result depend on it
-        _run(asked, console)
+        try:
+            _run(asked, console)
+        except FtaeError as error:
+            raise SystemExit(str(error)) from error
 
 
 def _run(asked: argparse.Namespace, console: Console) -> None:
