@@ -105,7 +105,7 @@ def lines(status: dict[str, Any]) -> list[str]:
     result = [f"{status['search']}: {status['state']}"]
     if (found := status["progress"]) is not None:
         amount = _steps(found) if found["max_steps"] else _trials(status)
-        result += [amount, f"best         {_best(found)}"]
+        result += [amount, *_confirmations(found), f"best         {_best(found)}"]
         if found["began"] is not None:
             result.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
     if status["last_line"] is not None:
@@ -145,6 +145,11 @@ def _trials(status: dict[str, Any]) -> str:
     kinds = [s for s in ("running", "pruned", "diverged", "failed") if found[s]]
     counts = "".join(f", {found[kind]} {begun.get(kind, kind)}" for kind in kinds)
     return f"trials       {done_of_asked(found['done'], found['num_trials'], ' of ')} done{counts}"
+
+
+def _confirmations(found: dict[str, Any]) -> list[str]:
+    counts = found.get("confirmations")
+    return [f"confirmed    {counts['done']} of {counts['begun']} further runs done"] if counts else []
 
 
 def _best(found: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ftae.results.confirmation import missing_confirmations
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.specs.search.search import SearchSpec
 from ftae.wording import done_of_asked, duration
@@ -67,7 +68,7 @@ class Progress:
 
     def update(self, number: int) -> None:
         """Show that a trial began, reported or ended."""
-        trial = self._record.trials[number]
+        trial = self._record.trial(number)
         self._refresh()
         if self._live is None and trial.status != "running":
             self._print_line(f"{self._line(trial)} | {self._summary()} | {self._time_left()}")
@@ -82,12 +83,11 @@ class Progress:
     # ------------------------------------------------------------------------------------ rendering
 
     def _line(self, trial: TrialRecord) -> str:
-        name = "baseline" if trial.kind == "baseline" else f"trial {trial.number}"
         values = "".join(f" {metric} {value}" for metric, value in self._values(trial).items() if value)
         is_measured = trial.reports and trial.status != "diverged"
         missed = " (misses constraints)" if is_measured and self._record.is_feasible(trial) is False else ""
         reason = f" ({trial.reason})" if trial.reason else ""
-        return f"{name} {trial.status}{values} at step {trial.step}{missed}{reason}"
+        return f"{trial.name} {trial.status}{values} at step {trial.step}{missed}{reason}"
 
     def _values(self, trial: TrialRecord) -> dict[str, str]:
         """The metrics of the objective, as text; empty before they are measured."""
@@ -98,6 +98,8 @@ class Progress:
         ended, running = self._record.ended, self._tuned_running()
         counts = f"{done_of_asked(ended.total(), self._spec.search.num_trials)} trials done, {len(running)} running"
         counts += "".join(f", {ended[s]} {s}" for s in ("pruned", "diverged", "failed") if ended[s])
+        if asked := self._num_confirmations():
+            counts += f", {self._num_confirmed()}/{asked} confirmations done"
         return f"{counts} | {self._best()}"
 
     def _best(self) -> str:
@@ -114,9 +116,9 @@ class Progress:
 
     def _share_done(self) -> float:
         """The share of the steps of all trials that is done: 1 at the end."""
-        steps = sum(trial.step for trial in self._tuned_running())
-        done = self._record.ended.total() + steps / self._spec.finetune.max_steps
-        return done / max(self._spec.search.num_trials, self._num_begun())
+        steps = sum(trial.step for trial in [*self._tuned_running(), *self._confirming()])
+        done = self._record.ended.total() + self._num_confirmed() + steps / self._spec.finetune.max_steps
+        return done / (max(self._spec.search.num_trials, self._num_begun()) + self._num_confirmations())
 
     def _num_begun(self) -> int:
         """The number of tuned trials that have begun."""
@@ -124,6 +126,21 @@ class Progress:
 
     def _tuned_running(self) -> list[TrialRecord]:
         return [trial for trial in self._record.running.values() if trial.kind != "baseline"]
+
+    def _confirming(self) -> list[TrialRecord]:
+        """The confirmations that run."""
+        return [trial for trial in self._record.confirmations.values() if trial.status == "running"]
+
+    def _num_confirmed(self) -> int:
+        """The number of confirmations that have ended."""
+        return len(self._record.confirmations) - len(self._confirming())
+
+    def _num_confirmations(self) -> int:
+        """The number of confirmations at the end: of the best trials so far, and of those that may still join them."""
+        record, asked = self._record, self._spec.search.confirm
+        open_places = min(asked.top - len(record.ranked()), self._spec.search.num_trials - record.ended.total())
+        missing = len(missing_confirmations(record, asked)) + asked.seeds * max(0, open_places)
+        return len(record.confirmations) + missing
 
     def _time_left(self) -> str:
         """Estimated from the expected time, then more and more from the time taken; counts down between reports."""
@@ -155,13 +172,15 @@ class Progress:
             cells = [str(trial.step), *self._values(trial).values()]
             cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if feasible else []
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
-            table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), *cells, params)
+            number = trial.number if trial.of is None else f"{trial.of}, seed {trial.changes['seed']}"
+            table.add_row(str(number), Text(trial.status, STYLES[trial.status]), *cells, params)
         return table
 
     def _newest(self) -> list[TrialRecord]:
         """The trials of the table: the running ones, then the newest that ended."""
-        running = sorted(self._record.running.values(), key=lambda trial: -trial.number)
-        newest = list(islice(reversed(self._record.trials.values()), SHOWN_TRIALS + len(running)))
+        everything = self._record.all_trials
+        running = [trial for trial in reversed(everything.values()) if trial.status == "running"]
+        newest = list(islice(reversed(everything.values()), SHOWN_TRIALS + len(running)))
         return [*running, *(trial for trial in newest if trial.status != "running")][:SHOWN_TRIALS]
 
 

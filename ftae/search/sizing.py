@@ -17,7 +17,8 @@ from ftae.wording import size
 def search_seconds(probe: Probe, spec: SearchSpec, at_a_time: int) -> float:
     """Seconds that a search takes if its scheduler stops as many trials as it is expected to."""
     share = spec.search.scheduler.expected_steps(spec.finetune) / spec.finetune.max_steps
-    return trial_seconds(probe, spec.finetune) * share * spec.search.num_trials / at_a_time
+    full_trials = share * spec.search.num_trials + spec.search.confirm.num_runs
+    return trial_seconds(probe, spec.finetune) * full_trials / at_a_time
 
 
 def longest_report_seconds(probe: Probe, spec: SearchSpec) -> float:
@@ -55,7 +56,7 @@ def space_needed(spec: SearchSpec, checkpoint_bytes: int) -> Space:
     """An upper bound; ``checkpoint_bytes``: size of one checkpoint."""
     settings, run = spec.search, spec.finetune
     checkpoints = settings.keep_checkpoints * checkpoint_bytes
-    pictures = (settings.num_trials + 1) * (run.num_evals + 1) * _picture_bytes(run)
+    pictures = (settings.num_trials + 1 + settings.confirm.num_runs) * (run.num_evals + 1) * _picture_bytes(run)
     if spec.tracking.uri is None:  # MLflow's embedded store is in the storage, too, and copies them
         checkpoints, pictures = checkpoints + checkpoint_bytes, 2 * pictures
     # A new checkpoint is complete before the oldest is removed.
