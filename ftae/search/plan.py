@@ -59,9 +59,9 @@ def _search_lines(spec: SearchSpec) -> list[str]:
         f"objective    {spec.objective}",
         f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
         f"each {_resources(settings.resources)}",
-        f"rungs        steps {', '.join(map(str, rungs))} of {budget} ({rule})"
+        f"stopping     at steps {', '.join(map(str, rungs))} of {budget}: {rule}"
         if rungs
-        else f"rungs        none: every trial runs {budget} steps",
+        else f"stopping     never: every trial runs {budget} steps",
     ]
     if settings.confirm.seeds:
         lines.append(

@@ -14,7 +14,6 @@ from ftae.search.curves.gaussian_process import Array, CurveProcess
 from ftae.specs.search.distributions import Tried
 from ftae.specs.search.objective import Metrics
 
-INITIAL_TRIALS = 5  # the file's own, and points that fill the space
 MAX_POINTS = 64  # of the sequence that fills the space; then it begins again
 RANDOM_CANDIDATES = 400
 BEST_TRIALS, NEAR_BEST = 4, 50  # so many candidates near each of the best trials
@@ -43,7 +42,7 @@ class CurveSampler:
         """New params for trial ``number``; None if the space is exhausted. Changes nothing."""
         if self.is_exhausted:
             return None  # before anything is fitted
-        forecast = self._forecaster.fitted(number) if number > INITIAL_TRIALS else None
+        forecast = self._forecaster.fitted(number)
         points = self._initial(number) if forecast is None else self._candidates(forecast, number)
         params = self._tried.first_new(self._forecaster.cube.params(point) for point in points)
         assert params is not None

@@ -25,6 +25,7 @@ SEEN_SHARES = (1 / 9, 1 / 3, 2 / 3)
 MAX_TRIALS, MAX_FITTED_TRIALS = 120, 40
 # The chances to diverge and to keep a constraint are learned from the newest trials.
 MAX_DIVERGED, MAX_ALIVE = 30, 60
+INITIAL_TRIALS = 5  # the file's own, and points that fill the space
 FEWEST_OBSERVATIONS = 3
 # Each fit expects other lengths: few data allow many, and trials that are proposed together should not all believe the
 # same.
@@ -127,8 +128,8 @@ class Forecaster:
         return [number for number in tuned if number in keep]
 
     def fitted(self, number: int) -> Forecast | None:
-        """The forecast by which trial ``number`` is proposed, with hyperparameters of its own; None before any data."""
-        seen = self.observations()
+        """The forecast by which trial ``number`` is proposed, with its own hyperparameters; None for the first ones."""
+        seen = self.observations() if number > INITIAL_TRIALS else None
         if seen is None:
             return None
         rng = np.random.default_rng([self.spec.search.seed, number, 3])
@@ -136,7 +137,10 @@ class Forecaster:
         return self._forecast(seen, self._fit(seen, lengths))
 
     def current(self, extra: Mapping[int, tuple[int, float]] | None = None) -> Forecast | None:
-        """The forecast with all data of now and the newest hyperparameters of the journal; None before any data."""
+        """The forecast with all data of now and the newest hyperparameters of the journal; None before any data.
+
+        As long as the journal has none, they are fitted anew.
+        """
         seen = self.observations(extra)
         if seen is None:
             return None
