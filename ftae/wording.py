@@ -1,6 +1,5 @@
 """Sizes, durations, counts, uncertain values and suggestions as text."""
 
-import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -37,8 +36,9 @@ def listed(items: Iterable[object]) -> str:
 
 
 def plus_minus(mean: float, deviation: float) -> str:
-    """A value and its standard deviation, to two digits of the latter: ``23.701 ± 0.052``, ``12345 ± 320``."""
-    digits = max(0, 1 - math.floor(math.log10(deviation))) if deviation > 0.0 else 4
+    """A value and its standard deviation, to at least two digits of the latter: ``23.701 ± 0.052``."""
+    power = int(f"{deviation:.1e}".partition("e")[2])  # of ten, once rounded to two digits
+    digits = max(0, 1 - power) if deviation > 0.0 else 4
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 

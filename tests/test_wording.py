@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftae.wording import did_you_mean, done_of_asked, duration, size
+from ftae.wording import did_you_mean, done_of_asked, duration, listed, plus_minus, size
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,22 @@ def test_the_closest_choice_is_suggested() -> None:
 def test_more_trials_than_are_asked_for_since_are_no_fraction() -> None:
     assert (done_of_asked(3, 8), done_of_asked(3, 8, " of ")) == ("3/8", "3 of 8")
     assert done_of_asked(3, 1) == "3 (1 asked for since)"
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "written"),
+    [
+        (23.7012, 0.0523, "23.701 ± 0.052"),
+        (23.15, 0.2, "23.15 ± 0.20"),
+        (20.1, 0.09999999, "20.10 ± 0.10"),
+        (12345.4, 321.0, "12345 ± 321"),
+        (2e-5, 1.1e-6, "0.0000200 ± 0.0000011"),
+        (20.0, 0.0, "20.0000 ± 0.0000"),
+    ],
+)
+def test_a_deviation_has_two_digits(mean: float, deviation: float, written: str) -> None:
+    assert plus_minus(mean, deviation) == written
+
+
+def test_items_are_listed() -> None:
+    assert [listed([3]), listed([3, 1]), listed([3, 1, 2])] == ["3", "3 and 1", "3, 1 and 2"]
