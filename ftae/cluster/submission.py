@@ -17,6 +17,7 @@ from ftae.errors import FtaeError
 from ftae.results.search_record import SearchRecord
 from ftae.results.summary import record_of, state_of
 from ftae.specs.search.search import SearchSpec, most_trials
+from ftae.specs.search.settings import Confirm
 from ftae.user_code import ALLOW_CODE, check_code_allowed
 from ftae.wording import full_trainings
 
@@ -109,6 +110,30 @@ def _used_budget(spec: SearchSpec, record: SearchRecord | None) -> float:
             "give a number of trials instead"
         )
     return record.used_budget
+
+
+def confirming(spec: SearchSpec, seeds: int, top: int | None) -> SearchSpec:
+    """Return a stored search whose best trials are to be trained again with ``seeds`` further seeds each.
+
+    ``top``: how many; by default 3, or as many as have kept their checkpoints if these are fewer.
+
+    Raises:
+        FtaeError: the trials of the search have not all ended, or ``seeds`` or ``top`` is out of range.
+    """
+    kept = spec.search.keep_checkpoints
+    top = min(Confirm().top, kept) if top is None else top
+    if seeds < 1:
+        raise FtaeError(f"seeds: must be 1 or more, got {seeds}")
+    if not 1 <= top <= kept:
+        rule = f"must be 1 .. {kept}, since search.keep_checkpoints keeps the models of so many trials"
+        raise FtaeError(f"top: {rule}, got {top}")
+    record = record_of(spec.name, spec.search.storage)
+    if record is not None and not spec.search.confirm.seeds and state_of(record) != "complete":
+        raise FtaeError(
+            f"{spec.name} is not complete ({state_of(record)}): confirmations come after its trials; "
+            f"to continue it: ftae resume {spec.name}"
+        )
+    return with_settings(spec, confirm=Confirm(seeds=seeds, top=top))
 
 
 def with_settings(spec: SearchSpec, **settings: Any) -> SearchSpec:

@@ -13,7 +13,7 @@ from ftae.specs.search.lint import missing_folders, warnings
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Resources
 from ftae.storage.journal import FILE_NAME
-from ftae.wording import duration, full_trainings, size, used_of_budget
+from ftae.wording import count, duration, full_trainings, size, used_of_budget
 
 if TYPE_CHECKING:
     from ftae.engine.frozen_cache.plan import FrozenCachePlan
@@ -64,6 +64,10 @@ def _search_lines(spec: SearchSpec) -> list[str]:
         if rungs
         else f"stopping     never: every trial runs {budget} steps",
     ]
+    if settings.confirm.seeds:
+        lines.append(
+            f"confirmed    {settings.confirm.top} best, with {count(settings.confirm.seeds, 'further seed')} each"
+        )
     return lines + [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
 
 

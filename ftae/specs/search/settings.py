@@ -185,6 +185,20 @@ AnyScheduler = Annotated[Forecast | Asha | Fifo, Field(discriminator="name")]
 SamplerName = Literal["curve", "tpe", "random"]
 
 
+class Confirm(Spec):
+    """Trains the best trials again with other seeds, when all trials of the search have ended."""
+
+    seeds: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Further seeds for each of them, the numbers that follow its own seed; 0 confirms none."""
+    top: Positive = 3
+    """Number of trials, the best of the search; at most ``keep_checkpoints``."""
+
+    @property
+    def num_runs(self) -> int:
+        """The most runs that this asks for."""
+        return self.seeds * self.top
+
+
 class SearchSettings(Spec):
     """How to search."""
 
@@ -206,6 +220,8 @@ class SearchSettings(Spec):
     """What a trial gets of the cluster."""
     keep_checkpoints: Annotated[Positive, Means()] = 3
     """Number of trials, the best of the search, whose checkpoints stay."""
+    confirm: Annotated[Confirm, Means()] = Confirm()
+    """Whether the best trials are trained again with other seeds."""
     max_storage_gb: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
     """What the search may take of its storage, in 1e9 bytes; null is everything."""
     max_failures: Annotated[int, Field(ge=0), Means()] = 2
@@ -217,6 +233,16 @@ class SearchSettings(Spec):
     """The folder of all searches, the same on all nodes, or the URL of an object store (``s3://bucket/prefix``)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sampler."""
+
+    @field_validator("confirm")
+    @classmethod
+    def _finalists_are_kept(cls, confirm: Confirm, info: ValidationInfo) -> Confirm:
+        kept = info.data.get("keep_checkpoints")
+        if confirm.seeds and kept is not None and confirm.top > kept:
+            raise refusal(
+                [(("top",), f"must be at most keep_checkpoints ({kept}): other models are deleted, got {confirm.top}")]
+            )
+        return confirm
 
     @property
     def in_object_store(self) -> bool:
