@@ -134,7 +134,7 @@ class Progress:
         Confirmations count as full trainings on top of either.
         """
         record, budget, full = self._record, self._spec.search.budget, self._spec.finetune.max_steps
-        extra, extra_done = self._num_confirmations(), self._num_confirmed()
+        extra, extra_done = self._num_confirmations(), float(self._num_confirmed())
         extra_done += sum(trial.step for trial in self._confirming()) / full
         done = record.ended.total() + sum(trial.step for trial in record.tuned_running) / full
         share = (done + extra_done) / (max(self._spec.search.num_trials, self._num_begun()) + extra)
