@@ -11,7 +11,7 @@ from ftae.engine.data.listing import check_output
 from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, TrialRecord, run_of, search_of
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord, run_of, search_of
 from ftae.results.summary import choose, verdict
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
@@ -107,7 +107,14 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, mo
         "metrics": trial.metrics,
         "latents": asdict(model),
         **record.facts,
+        **_earlier_searches(record),
     }
+
+
+def _earlier_searches(record: SearchRecord) -> dict[str, Any]:
+    """The earlier searches that the search learned from, without their trials."""
+    found = record.facts.get(WARM_START, [])
+    return {WARM_START: [{key: one[key] for key in ("search", "digest")} for one in found]} if found else {}
 
 
 def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> str:

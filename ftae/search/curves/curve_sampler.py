@@ -43,7 +43,8 @@ class CurveSampler:
         """New params for trial ``number``; None if the space is exhausted. Changes nothing."""
         if self.is_exhausted:
             return None  # before anything is fitted
-        forecast = self._forecaster.fitted(number) if number > INITIAL_TRIALS else None
+        needs_space = number <= INITIAL_TRIALS and self._forecaster.related is None
+        forecast = None if needs_space else self._forecaster.fitted(number)
         points = self._initial(number) if forecast is None else self._candidates(forecast, number)
         params = self._tried.first_new(self._forecaster.cube.params(point) for point in points)
         assert params is not None
@@ -72,6 +73,8 @@ class CurveSampler:
         cube, best = self._forecaster.cube, self._forecaster.best(BEST_TRIALS)
         log_gain = self._log_gain(forecast)
         known = [cube.point(self._forecaster.record.trials[n].params) for n in best]
+        if self._forecaster.related is not None:
+            known += self._forecaster.related.best(BEST_TRIALS)
         near = [cube.near(np.repeat(point[None], NEAR_BEST, axis=0), rng) for point in known]
         points = np.vstack([rng.random((RANDOM_CANDIDATES, cube.num_coordinates)), *near])
         gains = log_gain(points)
@@ -95,7 +98,7 @@ class CurveSampler:
         ends = process.at_end(vectors, running)[0]
         if bar is None:
             bar = float(ends.max())
-        return CurveProcess(process.observations.with_ends(vectors, running, ends), process.parameters), bar
+        return process.with_ends(vectors, running, ends), bar
 
     def _log_gain(self, forecast: Forecast) -> Callable[[Array], Array]:
         """The acquisition: of points, the logarithm of the expected improvement, times the chances."""
@@ -103,7 +106,7 @@ class CurveSampler:
         log_chances = self._forecaster.log_chances()
 
         def of(points: Array) -> Array:
-            vectors = self._forecaster.cube.vectors(points)
+            vectors = self._forecaster.seen_as(self._forecaster.cube.vectors(points))
             mean, deviation = process.at_end(vectors)
             return log_expected_improvement(mean, deviation, bar) + log_chances(vectors)
 

@@ -6,14 +6,16 @@ when a trial is proposed and travel in its ``suggest`` event. A search that is r
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import log_ndtr
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
+from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit, num_parameters
+from ftae.search.curves.related import RelatedTasks
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.search.objective import Constraint
 from ftae.specs.search.search import SearchSpec
@@ -60,14 +62,23 @@ class Forecaster:
         return {number: trial for number, trial in self.record.trials.items() if trial.kind != "baseline"}
 
     def vector(self, number: int) -> Array:
-        """The params of a trial in the unit cube."""
+        """The params of a trial as the process sees them, (D + K,)."""
         if number not in self._vectors:
-            self._vectors[number] = self.cube.vector(self.record.trials[number].params)
+            self._vectors[number] = self.seen_as(self.cube.vector(self.record.trials[number].params)[None])[0]
         return self._vectors[number]
 
+    @cached_property
+    def related(self) -> RelatedTasks | None:
+        facts = self.record.facts.get(WARM_START)
+        return RelatedTasks(self.cube, facts, self.sign) if facts else None
+
+    def seen_as(self, vectors: Array) -> Array:
+        """Vectors (N, D) of the unit cube as the process sees them: with what related tasks expect, (N, D + K)."""
+        return vectors if self.related is None else np.hstack([vectors, self.related.expected(vectors)])
+
     def vectors(self, numbers: list[int]) -> Array:
-        """The same of several trials, (N, D)."""
-        return np.array([self.vector(number) for number in numbers]).reshape(len(numbers), self.cube.num_columns)
+        """The same of several trials, (N, D + K)."""
+        return np.array([self.vector(number) for number in numbers]).reshape(len(numbers), -1)
 
     def curve(self, trial: TrialRecord) -> dict[int, float]:
         """The values of a trial after its first step, by step; more is better."""
@@ -92,7 +103,7 @@ class Forecaster:
         """
         budget = self.spec.finetune.max_steps
         rows: list[tuple[int, int, float]] = []
-        for number in self._selected(MAX_TRIALS):
+        for number in self.selected(MAX_TRIALS):
             trial = self.record.trials[number]
             if trial.status == "diverged":  # modelled apart, so that a cliff does not bend the curves
                 continue
@@ -112,7 +123,7 @@ class Forecaster:
             self.vectors(list(trials)), np.array(trials), np.array(steps_seen) / budget, np.array(values, dtype=float)
         )
 
-    def _selected(self, most: int) -> list[int]:
+    def selected(self, most: int) -> list[int]:
         """All trials; of more than ``most`` the best third, by how far they came and then by value, and the newest."""
         tuned = self.tuned
         if len(tuned) <= most:
@@ -129,11 +140,23 @@ class Forecaster:
     def fitted(self, number: int) -> Forecast | None:
         """The forecast by which trial ``number`` is proposed, with hyperparameters of its own; None before any data."""
         seen = self.observations()
-        if seen is None:
+        if seen is None and self.related is None:
             return None
         rng = np.random.default_rng([self.spec.search.seed, number, 3])
         lengths = LENGTH * np.exp(rng.normal(size=self.cube.num_columns) * LENGTH_VARIATION)
+        if seen is None:
+            return self._expectation(lengths)
         return self._forecast(seen, self._fit(seen, lengths))
+
+    def _expectation(self, lengths: Array) -> Forecast:
+        """The forecast before any report: all trials end where the related tasks expect it."""
+        assert self.related is not None
+        numbers = list(self.tuned)
+        vectors = self.vectors(numbers)
+        ends = vectors[:, self.cube.num_columns :].mean(1)
+        seen = Observations(vectors, np.array(numbers), np.ones(len(numbers)), ends)
+        process = CurveProcess(seen, fit(seen.of_trials(set()), lengths), (0.0, self.related.spread))
+        return Forecast(process, None)
 
     def current(self, extra: Mapping[int, tuple[int, float]] | None = None) -> Forecast | None:
         """The forecast with all data of now and the newest hyperparameters of the journal; None before any data."""
@@ -143,7 +166,7 @@ class Forecaster:
         model = self.record.model
         if model is None:
             return self._forecast(seen, self._fit(seen, np.full(self.cube.num_columns, LENGTH)))
-        expected = self.cube.num_columns + 6
+        expected = num_parameters(self.cube.num_columns)
         if len(model) != expected:
             raise FtaeError(
                 f"the journal of {self.spec.name} has a model of {len(model)} numbers, and this search space needs "
@@ -152,7 +175,7 @@ class Forecaster:
         return self._forecast(seen, np.array(model))
 
     def _fit(self, seen: Observations, lengths: Array) -> Array:
-        return fit(seen.of_trials(set(self._selected(MAX_FITTED_TRIALS))), lengths, scale=seen.scale())
+        return fit(seen.of_trials(set(self.selected(MAX_FITTED_TRIALS))), lengths, scale=seen.scale())
 
     def _forecast(self, seen: Observations, parameters: Array) -> Forecast:
         process = CurveProcess(seen, parameters)
@@ -167,6 +190,7 @@ class Forecaster:
         parts = [self._alive(), *map(self._kept, self.spec.objective.constraints)]
 
         def of(vectors: Array) -> Array:
+            vectors = vectors[:, : self.cube.num_columns]
             return sum((part(vectors) for part in parts if part is not None), np.zeros(len(vectors)))
 
         return of
@@ -205,7 +229,8 @@ class Forecaster:
 
     def _ends(self, numbers: list[int], values: Array) -> CurveProcess:
         """A process of one value a trial."""
-        seen = Observations(self.vectors(numbers), np.array(numbers), np.ones(len(numbers)), values)
+        vectors = self.vectors(numbers)[:, : self.cube.num_columns]
+        seen = Observations(vectors, np.array(numbers), np.ones(len(numbers)), values)
         return CurveProcess(seen, fit(seen, np.full(self.cube.num_columns, LENGTH), curves=False))
 
     # ------------------------------------------------------------------------------------- journal
@@ -214,7 +239,7 @@ class Forecaster:
         """What the ``suggest`` event of a trial says about the forecast that it was proposed by."""
         if forecast is None:
             return {}
-        mean, deviation = forecast.process.at_end(self.cube.vector(params)[None])
+        mean, deviation = forecast.process.at_end(self.seen_as(self.cube.vector(params)[None]))
         return {
             "model": forecast.process.parameters.tolist(),
             "noise": round(forecast.process.noise, 6),

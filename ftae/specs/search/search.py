@@ -120,6 +120,21 @@ class SearchSpec(Spec):
         defaults = {"sampler": "tpe", "scheduler": Asha()}
         return settings.model_copy(update={key: value for key, value in defaults.items() if key not in given})
 
+    @field_validator("search")
+    @classmethod
+    def _can_start_warm(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        """Earlier searches help the model of the curves, and no search helps itself."""
+        if not settings.warm_start:
+            return settings
+        sampler, scheduler = settings.sampler, settings.scheduler.name
+        if sampler != "curve" and scheduler != "forecast":
+            rule = f"has no effect with sampler {sampler} and scheduler {scheduler}; use sampler curve, or leave it out"
+            raise refusal([(("warm_start",), rule)])
+        if (name := info.data.get("name")) in settings.warm_start:
+            rule = f"{quoted(name)} is this search itself; name earlier ones"
+            raise refusal([(("warm_start", settings.warm_start.index(name)), rule)])
+        return settings
+
     @field_validator("tracking")
     @classmethod
     def _has_a_place(cls, tracking: Tracking, info: ValidationInfo) -> Tracking:
