@@ -174,6 +174,7 @@ def resume_search(
     storage: str = "searches",
     *,
     trials: int | None = None,
+    budget: float | None = None,
     max_hours: float | None = None,
     notify: Notify | None = None,
     show_progress: bool = False,
@@ -185,15 +186,17 @@ def resume_search(
         name: the name of a search below ``storage``, or its folder.
         storage: the folder or object store that holds the searches.
         trials: run this many trials more.
+        budget: run this many full trainings more; a trial that is stopped counts with the share of its steps.
         max_hours: stop after this time.
         notify, show_progress, allow_code: as for ``run_search``.
 
     Raises:
-        FtaeError: there is no such search, all its trials are done and ``trials`` is not given, or as ``run_search``.
+        FtaeError: there is no such search; it is complete, and neither ``trials`` nor ``budget`` gives it a further
+            trial; or as ``run_search``.
     """
     from ftae.cluster.submission import extended
 
-    spec = extended(_stored_spec(name, storage), trials, max_hours)
+    spec = extended(_stored_spec(name, storage), trials=trials, budget=budget, max_hours=max_hours)
     return run_search(spec, resume=True, notify=notify, show_progress=show_progress, allow_code=allow_code)
 
 
@@ -230,6 +233,7 @@ def submit_search(
     *,
     storage: str = "searches",
     trials: int | None = None,
+    budget: float | None = None,
     max_hours: float | None = None,
     python: str | None = None,
     max_attempts: int | None = None,
@@ -242,6 +246,7 @@ def submit_search(
         address: the dashboard of the cluster, such as ``http://127.0.0.1:8265``.
         storage: where the search to continue is stored, if the cluster does not know it.
         trials: continue for this many trials more.
+        budget: continue for this many full trainings more.
         max_hours: stop after this time.
         python: the Python interpreter of the cluster; by default ``python``, or the one used before.
         max_attempts: how often to start a driver that dies; by default 3.
@@ -259,7 +264,7 @@ def submit_search(
         before = jobs.newest(client, Path(search).name)
         submission.check_stopped(before)
         spec = _stored_spec(search, storage) if before is None else before.spec()
-        spec = submission.extended(spec, trials, max_hours)
+        spec = submission.extended(spec, trials=trials, budget=budget, max_hours=max_hours)
         return submission.submit_again(client, spec, before, python=python, max_attempts=max_attempts)
 
 

@@ -36,6 +36,20 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f", did you mean {by_letters[close[0]]!r}?" if close else ""
 
 
+def full_trainings(used: float, budget: float | None = None, of: str = " of ") -> str:
+    """``9.4 full trainings``, ``9.4 of 24 full trainings``."""
+    counted = used_of_budget(used) if budget is None else used_of_budget(budget)
+    return f"{used_of_budget(used, budget, of)} full training{'s' * (counted != '1')}"
+
+
+def used_of_budget(used: float, budget: float | None = None, of: str = "/") -> str:
+    """``9.4/24``; ``9.4`` where there is no budget; where it was lowered below, ``9.4 (5 asked for since)``."""
+    number, asked = (f"{value:.1f}".removesuffix(".0") for value in (used, budget or 0.0))
+    if budget is None:
+        return number
+    return f"{number}{of}{asked}" if used <= budget + 1e-6 else f"{number} ({asked} asked for since)"
+
+
 def done_of_asked(done: int, asked: int, of: str = "/") -> str:
     """``3/8``; where the number of trials was lowered below those that are done, ``3 (1 asked for since)``."""
     return f"{done}{of}{asked}" if done <= asked else f"{done} ({asked} asked for since)"

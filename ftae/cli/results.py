@@ -23,6 +23,7 @@ from ftae.cli.options import (
     to_stderr,
 )
 from ftae.errors import FtaeError
+from ftae.wording import full_trainings
 
 app = typer.Typer()
 PANEL = "Results"
@@ -65,9 +66,11 @@ def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
 
     search = api.open_search(name, storage)
     if as_json:
-        typer.echo(json.dumps({"search": search.name, "state": search.status, "trials": search.rows()}))
+        used = {"budget": search.budget, "used_budget": round(search.used_budget, 3)}
+        typer.echo(json.dumps({"search": search.name, "state": search.status, **used, "trials": search.rows()}))
     else:
-        print_table(f"{search.name}: {search.status}", search.rows())
+        used_of_all = full_trainings(search.used_budget, search.budget)
+        print_table(f"{search.name}: {search.status}, {used_of_all}", search.rows())
 
 
 @app.command(rich_help_panel=PANEL)

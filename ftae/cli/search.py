@@ -120,6 +120,9 @@ def resume(
 def extend(
     name: SearchName,
     trials: Annotated[int | None, typer.Option(min=1, help="Run this many trials more.", show_default=False)] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1.0, help="Run this many full trainings more.", show_default=False)
+    ] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time.", show_default=False)] = None,
     address: MaybeAddress = None,
     storage: Storage = STORAGE,
@@ -128,10 +131,11 @@ def extend(
     max_attempts: MaxAttempts = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Continue a search, finished or not, for more trials or more time; it keeps what it has learned."""
-    more = {key: value for key, value in (("trials", trials), ("max_hours", max_hours)) if value}
+    """Continue a search, finished or not, for more trials, full trainings or time; it keeps what it has learned."""
+    asked = {"trials": trials, "budget": budget, "max_hours": max_hours}
+    more = {key: value for key, value in asked.items() if value}
     if not more:
-        raise typer.BadParameter("give --trials, --max-hours, or both")
+        raise typer.BadParameter("give --trials, --budget or --max-hours")
     _continue(name, more, address, storage, follow, python, max_attempts, allow_code)
 
 

@@ -1,6 +1,7 @@
 """Submitting a search to a cluster: its attempts, and the watcher that starts the next one when one dies."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,9 +14,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.cluster.jobs import Attempt, Client, attempts, connect, newest, submit
 from ftae.errors import FtaeError
+from ftae.results.search_record import SearchRecord
 from ftae.results.summary import record_of, state_of
-from ftae.specs.search.search import SearchSpec
+from ftae.specs.search.search import SearchSpec, most_trials
 from ftae.user_code import ALLOW_CODE, check_code_allowed
+from ftae.wording import full_trainings
 
 MAX_ATTEMPTS = 3
 
@@ -60,18 +63,48 @@ def _submit(
     return submit(client, spec, number=number, resume=resume, python=python, last=last)
 
 
-def extended(spec: SearchSpec, trials: int | None, max_hours: float | None) -> SearchSpec:
-    """Return a stored search with more trials, or another time limit.
+def extended(
+    spec: SearchSpec, *, trials: int | None = None, budget: float | None = None, max_hours: float | None = None
+) -> SearchSpec:
+    """Return a stored search with more trials, a larger budget, or another time limit.
+
+    ``budget``: full trainings to add, and with them as many trials as they hold, unless ``trials`` says how many. A
+    search without a budget gets what it has used so far, and these.
 
     Raises:
-        FtaeError: all its trials are done, and no more are asked for.
+        FtaeError: the search is complete, and what is asked for gives it no further trial; ``budget`` holds no trial.
     """
+    record, before = record_of(spec.name, spec.search.storage), spec.search
+    if budget is not None:
+        used = _used_budget(spec, record) if before.budget is None else before.budget
+        spec = with_settings(spec, budget=used + _checked(budget))
+        trials = most_trials(budget, spec.finetune) if trials is None else trials
     if trials is not None:
-        spec = with_settings(spec, num_trials=spec.search.num_trials + trials)
-    elif (record := record_of(spec.name, spec.search.storage)) is not None and state_of(record) == "complete":
-        done = f"{spec.name} has finished all its {spec.search.num_trials} trials"
-        raise FtaeError(f"{done}; to add trials: ftae extend {spec.name} --trials N")
+        spec = with_settings(spec, num_trials=before.num_trials + trials)
+    if record is not None and state_of(record) == "complete":
+        if before.budget is not None and budget is None and not record.has_budget:
+            used_up = full_trainings(record.used_budget, before.budget)
+            done = f"{spec.name} is complete: another full training does not fit, {used_up} are used"
+            raise FtaeError(f"{done}; to add some: ftae extend {spec.name} --budget N")
+        if trials is None:
+            done = f"{spec.name} has finished all its {before.num_trials} trials"
+            raise FtaeError(f"{done}; to add trials: ftae extend {spec.name} --trials N")
     return spec if max_hours is None else with_settings(spec, max_hours=max_hours)
+
+
+def _checked(budget: float) -> float:
+    if not 1.0 <= budget < math.inf:
+        raise FtaeError(f"budget must be at least 1 full training more, or no further trial comes to its end: {budget}")
+    return budget
+
+
+def _used_budget(spec: SearchSpec, record: SearchRecord | None) -> float:
+    if record is None:
+        raise FtaeError(
+            f"{spec.name} has no search.budget, and its journal, which says what is used, cannot be seen from here; "
+            "give a number of trials instead"
+        )
+    return record.used_budget
 
 
 def with_settings(spec: SearchSpec, **settings: Any) -> SearchSpec:
@@ -92,8 +125,9 @@ def _check_new(spec: SearchSpec, before: Attempt | None) -> None:
         found = before.description()
     else:
         return
-    resume, extend = f"ftae resume {spec.name}", f"ftae extend {spec.name} --trials N"
-    raise FtaeError(f"{found}. Continue it ({resume}), add trials ({extend}), {rename}")
+    resume, more = f"ftae resume {spec.name}", "trials" if spec.search.budget is None else "budget"
+    extend = f"ftae extend {spec.name} --{more} N"
+    raise FtaeError(f"{found}. Continue it ({resume}), add {more} ({extend}), {rename}")
 
 
 WATCH_SECONDS = 3.0

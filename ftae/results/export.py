@@ -17,6 +17,7 @@ from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.store import Store
+from ftae.wording import full_trainings
 
 
 def export(
@@ -132,7 +133,8 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model:
 |---|---|---|
 {rows}
 
-The objective was to {search.objective}, held out, over {len(record.trials) - 1} tuned trials.
+The objective was to {search.objective}, held out, over {len(record.trials) - 1} tuned trials, which took
+{full_trainings(record.used_budget)} together.
 
 Params:
 

@@ -14,7 +14,7 @@ from ftae.specs.search.objective import read_objective
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import FILE_NAME, Event, UnreadableJournal, logger, read
 from ftae.storage.store import open_store
-from ftae.wording import done_of_asked
+from ftae.wording import count, done_of_asked, full_trainings
 
 REPORTS = "reports.jsonl"  # what a production run of version 1 wrote instead of a journal
 LATEST_TIME = 2.5e11  # seconds since the epoch: the year 9892, near the end of Python's calendar
@@ -112,7 +112,8 @@ def _fault_of_open(event: Event) -> str | None:
         return f"'open' has the kind {kind!r}"
     if not isinstance(search.get("name"), str) or not isinstance(search.get("search_space"), dict):
         return "'open' holds no search"
-    if kind == "production" and not isinstance(search.get("finetune"), dict):
+    run = search.get("finetune")
+    if not isinstance(run, dict) or not _is(run.get("max_steps"), int) or run["max_steps"] < 1:
         return "'open' holds no run"
     return _fault_of_settings(search)
 
@@ -142,6 +143,8 @@ def _fault_of_settings(search: Mapping[str, Any]) -> str | None:
     settings = search.get("search")
     if not isinstance(settings, dict) or not _is(settings.get("num_trials"), int):
         return "'open' holds no search.num_trials"
+    if not _is(settings.get("budget"), float | int | None):
+        return "'open' holds a search.budget of another type"
     try:
         read_objective(search.get("objective") or {})
     except ValidationError:
@@ -200,10 +203,17 @@ def find_existing_search(spec: SearchSpec, resume: bool | None) -> SearchRecord 
         raise FtaeError(f"there is nothing to resume in {store}; start the search without --resume")
     if before is not None and resume is False:
         raise FtaeError(
-            f"{store} holds a search already ({done_of_asked(before.ended.total(), before.num_trials, ' of ')} trials "
-            "done). Continue it with --resume, or give the new one another name (--set name=...)"
+            f"{store} holds a search already ({_done(before)} done). Continue it with --resume, or give the new one "
+            "another name (--set name=...)"
         )
     return before
+
+
+def _done(record: SearchRecord) -> str:
+    ended = record.ended.total()
+    if record.budget is None:
+        return f"{done_of_asked(ended, record.num_trials, ' of ')} trials"
+    return f"{full_trainings(record.used_budget, record.budget)}, {count(ended, 'trial')}"
 
 
 def reports_of_version_1(folder: Path, trial: int, metric: str) -> list[Event]:

@@ -12,6 +12,7 @@ from ftae.results.summary import best, choose, find_search, leaderboard, state_o
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.store import Store
 from ftae.user_code import code_allowed
+from ftae.wording import count, full_trainings
 
 if TYPE_CHECKING:
     import pandas
@@ -121,6 +122,16 @@ class Search:
     def stopped_by_user(self) -> bool:
         """Whether a person stopped the search, as Ctrl-C does."""
         return self._record.close is not None and self._record.close.by_user
+
+    @property
+    def budget(self) -> float | None:
+        """What the tuned trials may take together, in full trainings; None if the search has no such limit."""
+        return self._record.budget
+
+    @property
+    def used_budget(self) -> float:
+        """What the tuned trials have taken together, in full trainings: each counts with the share of its steps."""
+        return self._record.used_budget
 
     # --------------------------------------------------------------------------------------------- trials
 
@@ -237,7 +248,7 @@ class Search:
 
     def _state(self) -> str:
         ranked, number = self._record.ranked(), len(self._record.trials)
-        state = f"{self.status}, {number} trial{'s' * (number != 1)}"
+        state = f"{self.status}, {count(number, 'trial')}, {full_trainings(self.used_budget, self.budget)}"
         return f"{state}, best is trial {ranked[0].number} ({verdict(self._record, ranked[0])})" if ranked else state
 
     def _repr_html_(self) -> str:

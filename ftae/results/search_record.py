@@ -16,6 +16,7 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 
 WARM_START = "warm_start"  # in the facts: the trials of earlier searches that a search learns from
+ROUNDING = 1e-9  # of a sum of shares
 PRODUCTION_TRIAL = 1  # the only trial of a production run
 Kind = Literal["baseline", "file", "sampled"]
 Status = Literal["running", "finished", "pruned", "diverged", "failed"]
@@ -103,6 +104,7 @@ class SearchRecord:
         close: how the last driver left; None while a driver has the search, or after it was killed.
         running: the trials that have not ended.
         ended: how many tuned trials ended, by their status.
+        ended_steps: the steps that these trials took together.
         model: the newest hyperparameters of the model of the curves; None before any.
         noise: what that model takes for the standard deviation of an end; None before any.
     """
@@ -114,6 +116,7 @@ class SearchRecord:
     close: Close | None = None
     running: dict[int, TrialRecord] = field(default_factory=dict)
     ended: Counter[Status] = field(default_factory=Counter)
+    ended_steps: int = 0
     model: list[float] | None = None
     noise: float | None = None
     _ranked: list[TrialRecord] | None = field(default_factory=list)  # None: not in order
@@ -149,18 +152,20 @@ class SearchRecord:
     def _start(self, trial: TrialRecord, event: Event) -> None:
         trial.starts.append(event)
         if self.kind == "production":  # which may continue with another budget, and after its end
-            trial.reports = [report for report in trial.reports if report["step"] <= event["step"]]
             if trial.status != "running":
                 self.ended[trial.status] -= 1
+                self.ended_steps -= trial.step
                 self._ranked = None
                 trial.status, trial.reason, trial.ended = "running", None, None
                 self.running[trial.number] = trial
+            trial.reports = [report for report in trial.reports if report["step"] <= event["step"]]
 
     def _end(self, trial: TrialRecord, event: Event) -> None:
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], event["time"]
         trial.forecast = event.get("forecast")
         if trial.kind != "baseline":
             self.ended[trial.status] += 1
+            self.ended_steps += trial.step
             if trial.status == "finished":
                 self._place(trial)
 
@@ -181,6 +186,42 @@ class SearchRecord:
     @property
     def num_trials(self) -> int:
         return int(self.search["search"]["num_trials"])
+
+    @property
+    def budget(self) -> float | None:
+        """What the tuned trials may take together, in full trainings; None without such a limit."""
+        budget = self.search["search"].get("budget")
+        return None if budget is None else float(budget)
+
+    @property
+    def max_steps(self) -> int:
+        """The steps of a full training."""
+        return int(self.search["finetune"]["max_steps"])
+
+    @property
+    def tuned_running(self) -> list[TrialRecord]:
+        """The trials that have not ended, but for the baseline."""
+        return [trial for trial in self.running.values() if trial.kind != "baseline"]
+
+    @property
+    def used_budget(self) -> float:
+        """What the tuned trials have taken together, in full trainings: each counts with the share of its steps."""
+        return (self.ended_steps + sum(trial.step for trial in self.tuned_running)) / self.max_steps
+
+    @property
+    def reserved_budget(self) -> float:
+        """What the tuned trials take together, in full trainings, if those that run come to their end."""
+        return self.ended_steps / self.max_steps + len(self.tuned_running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another tuned trial may begin and come to its end, by ``num_trials`` and by ``budget``."""
+        return self.ended.total() + len(self.tuned_running) < self.num_trials and self.has_budget
+
+    @property
+    def has_budget(self) -> bool:
+        """The same by ``budget`` alone. Each running trial keeps a full training, so the budget is never exceeded."""
+        return self.budget is None or self.reserved_budget + 1.0 <= self.budget + ROUNDING
 
     @property
     def searched(self) -> list[str]:

@@ -79,7 +79,8 @@ def state_of(record: SearchRecord) -> str:
 def progress(record: SearchRecord) -> dict[str, Any]:
     """Return counts of the tuned trials, the best of them, and the objective of the untuned model, as plain values.
 
-    Times are seconds since the epoch. ``step`` and ``max_steps`` are those of a production run, None for a search.
+    Times are seconds since the epoch. ``budget`` and ``used_budget`` are in full trainings; the budget is None if the
+    search has none. ``step`` and ``max_steps`` are those of a production run, None for a search.
     """
     tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
     counts = Counter(trial.status for trial in tuned)
@@ -90,6 +91,8 @@ def progress(record: SearchRecord) -> dict[str, Any]:
         "num_trials": record.num_trials,
         "done": len(tuned) - counts["running"],
         **{status: counts[status] for status in ("running", "finished", "pruned", "diverged", "failed")},
+        "budget": record.budget,
+        "used_budget": round(record.used_budget, 3),
         "step": None if production is None else production.step,
         "max_steps": None if production is None else record.search["finetune"].get("max_steps"),
         "metric": record.objective.first.metric,

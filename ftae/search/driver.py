@@ -17,7 +17,7 @@ from ftae.search.coordinator import StateCoordinator
 from ftae.search.curves.earlier_searches import described, warm_start
 from ftae.search.preflight import ClusterCapacity, check_measured, preflight
 from ftae.search.progress import Progress
-from ftae.search.provenance import SAME_FOR_ALL, pinned, provenance
+from ftae.search.provenance import SAME_FOR_ALL, as_begun, pinned, provenance
 from ftae.search.ray.adapters import run_trials
 from ftae.search.ray.preflight_tasks import dry_run
 from ftae.search.ray.session import ray_session, start_worker
@@ -77,7 +77,7 @@ def drive(
     """``run_search`` once Ray is up. ``spec`` has absolute paths. ``is_local``: whether Ray is this machine alone."""
     store = open_store(spec.search.storage, spec.name, "driver")
     before = find_existing_search(spec, resume)
-    spec = pinned(spec, before)
+    spec = pinned(as_begun(spec, before), before)
     data = load_run_dataset(spec.finetune)
     check_images(spec.finetune, data)
     checkpoint_bytes = check_search(spec, data.num_classes).checkpoint_bytes

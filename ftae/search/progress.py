@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.search_record import ROUNDING, SearchRecord, TrialRecord
 from ftae.specs.search.search import SearchSpec
-from ftae.wording import done_of_asked, duration
+from ftae.wording import count, done_of_asked, duration, full_trainings
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
 SHOWN_TRIALS = 12  # rows of the live table
@@ -51,15 +51,24 @@ class Progress:
         self._record, self._expected = record, expected_seconds
         self._started = self._advanced = time.monotonic()
         self._share_at_start = self._share = self._share_done()
-        if (begun := self._num_begun()) > self._spec.search.num_trials:
-            asked = self._spec.search.num_trials
-            self.notify(
-                f"{begun} trials have begun and search.num_trials is {asked}: they are finished, and none is added"
-            )
+        self._note_lowered_limits()
         self._refresh()
         if self._console.is_terminal and self._print_line == self._print:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.__enter__()
+
+    def _note_lowered_limits(self) -> None:
+        begun, reserved, settings = self._num_begun(), self._record.reserved_budget, self._spec.search
+        if begun > settings.num_trials:
+            self.notify(
+                f"{begun} trials have begun and search.num_trials is {settings.num_trials}: they are finished, "
+                "and none is added"
+            )
+        elif settings.budget is not None and reserved > settings.budget + ROUNDING:
+            self.notify(
+                f"the trials that have begun take up to {full_trainings(reserved)} and search.budget is "
+                f"{settings.budget:g}: they are finished, and none is added"
+            )
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
@@ -95,8 +104,13 @@ class Progress:
         return {name: f"{trial.metrics[name]:.4f}" if trial.reports else "" for name in metrics}
 
     def _summary(self) -> str:
-        ended, running = self._record.ended, self._tuned_running()
-        counts = f"{done_of_asked(ended.total(), self._spec.search.num_trials)} trials done, {len(running)} running"
+        ended, running, budget = self._record.ended, self._record.tuned_running, self._spec.search.budget
+        if budget is None:
+            counts = f"{done_of_asked(ended.total(), self._spec.search.num_trials)} trials done"
+        else:
+            used = full_trainings(self._record.used_budget, budget, "/")
+            counts = f"{used}, {count(ended.total(), 'trial')} done"
+        counts += f", {len(running)} running"
         counts += "".join(f", {ended[s]} {s}" for s in ("pruned", "diverged", "failed") if ended[s])
         return f"{counts} | {self._best()}"
 
@@ -113,17 +127,19 @@ class Progress:
         return ", ".join(parts)
 
     def _share_done(self) -> float:
-        """The share of the steps of all trials that is done: 1 at the end."""
-        steps = sum(trial.step for trial in self._tuned_running())
-        done = self._record.ended.total() + steps / self._spec.finetune.max_steps
-        return done / max(self._spec.search.num_trials, self._num_begun())
+        """The share of all trials, or of the budget if that ends first, that is done: 1 at the end."""
+        record, budget = self._record, self._spec.search.budget
+        steps = sum(trial.step for trial in record.tuned_running)
+        done = record.ended.total() + steps / self._spec.finetune.max_steps
+        share = done / max(self._spec.search.num_trials, self._num_begun())
+        if budget is None:
+            return share
+        whole = budget if record.has_room else record.reserved_budget  # what no trial can use is not waited for
+        return max(share, record.used_budget / (whole or 1.0))
 
     def _num_begun(self) -> int:
         """The number of tuned trials that have begun."""
-        return self._record.ended.total() + len(self._tuned_running())
-
-    def _tuned_running(self) -> list[TrialRecord]:
-        return [trial for trial in self._record.running.values() if trial.kind != "baseline"]
+        return self._record.ended.total() + len(self._record.tuned_running)
 
     def _time_left(self) -> str:
         """Estimated from the expected time, then more and more from the time taken; counts down between reports."""

@@ -12,13 +12,15 @@ from typing import Any
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.models import hub
 from ftae.engine.models.model_folder import model_digest, weights_digest
-from ftae.results.search_record import SearchRecord
+from ftae.results.search_record import SearchRecord, search_of
 from ftae.specs.finetune.models import DiffusersModel
+from ftae.specs.reading.base import Spec
 from ftae.specs.search.distributions import Choices
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 
 PACKAGES = ("ftae", "torch", "torchvision", "diffusers", "ray", "optuna", "mlflow")
 PRETRAINED = "model.pretrained"
+DEFAULT_MAY_DIFFER = ("sampler", "scheduler")  # between versions of ftae
 
 # Must be the same in all trials of a search, or they cannot be compared.
 SAME_FOR_ALL = ("dataset_fingerprint", "pretrained_digest", "perceptual_digest", "features_digest")
@@ -36,6 +38,28 @@ def provenance(spec: SearchSpec | ProductionSpec, data: Dataset) -> dict[str, An
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
     }
+
+
+def as_begun(spec: SearchSpec, before: SearchRecord | None) -> SearchSpec:
+    """``spec`` with the defaults under which the search to resume began, where the file leaves a choice to ftae.
+
+    Another version may have had another sampler, scheduler or number of evaluations by default. A mixture of both would
+    be neither.
+    """
+    if before is None:
+        return spec
+    begun = search_of(before)
+    settings = {name: getattr(begun.search, name) for name in DEFAULT_MAY_DIFFER if _is_open(spec.search, name)}
+    spec = spec.model_copy(update={"search": spec.search.model_copy(update=settings)})
+    if not _is_open(spec.finetune, "num_evals"):
+        return spec
+    run = spec.finetune.model_copy(update={"num_evals": begun.finetune.num_evals})
+    return spec.model_copy(update={"finetune": run})
+
+
+def _is_open(section: Spec, name: str) -> bool:
+    """Whether the file says nothing about a setting."""
+    return name not in section.model_fields_set
 
 
 def pinned(spec: SearchSpec, before: SearchRecord | None) -> SearchSpec:

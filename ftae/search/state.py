@@ -19,6 +19,7 @@ from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import Event, new_event
 from ftae.storage.lease import JournalWriter
 from ftae.storage.store import Store
+from ftae.wording import count, full_trainings
 
 
 class SearchState:
@@ -81,13 +82,14 @@ class SearchState:
     def next_trial(self) -> Assignment | None:
         """The next trial to start: unfinished ones first, then new ones.
 
-        None if all trials, or all configurations of the space, have been assigned.
+        None if all trials, or all configurations of the space, have been assigned, or if the budget has no room for a
+        whole trial more beside those that run, which may stop and leave some.
         """
         if self._waiting:
             trial = self.record.trials[self._waiting.pop(0)]
             return Assignment(trial.number, trial.kind, trial.params, trial.changes)
         number = len(self.record.trials)
-        if number > self.spec.search.num_trials:
+        if number > 0 and not self.record.has_room:
             return None
         kind, proposal = self._proposed(number)
         if proposal is None:
@@ -179,17 +181,25 @@ class SearchState:
 
     @property
     def is_complete(self) -> bool:
-        trials = self.record.trials.values()
-        all_begun = len(trials) > self.spec.search.num_trials or self.sampler.is_exhausted
-        return all_begun and all(t.status != "running" for t in trials)
+        if self.record.running or not self.record.trials:
+            return False
+        return not self.record.has_room or self.sampler.is_exhausted
 
     @property
     def ended_early(self) -> str | None:
-        """Why a complete search has fewer trials than were asked for; None if it has all."""
-        begun, wanted = len(self.record.trials) - 1, self.spec.search.num_trials
-        if begun >= wanted:
+        """Why a complete search has fewer trials, or takes less, than was asked for; None if it has all."""
+        begun, settings = self.record.ended.total(), self.spec.search
+        if settings.budget is None:
+            wanted = f"{count(begun, 'trial')} instead of {settings.num_trials}"
+        else:
+            used = full_trainings(self.record.used_budget, settings.budget)
+            wanted = f"{count(begun, 'trial')} took {used}"
+        if self.record.has_room:
+            return f"all configurations of the search space have been tried: {wanted}"
+        if settings.budget is None:
             return None
-        return f"all configurations of the search space have been tried: {begun} trials instead of {wanted}"
+        limit = "search.num_trials" if begun >= settings.num_trials else "search.budget"
+        return f"{limit} has no room for another trial: {wanted}"
 
     # ----------------------------------------------------------------------------------- the fold
 

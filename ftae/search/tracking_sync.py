@@ -153,7 +153,7 @@ def publish(store: Store, tracker: Tracker) -> None:
 
 
 def _outcome(record: SearchRecord, store: Store) -> Outcome:
-    metrics: dict[str, float] = {}
+    metrics = {"search/full_trainings": record.used_budget}
     if record.baseline is not None:
         metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
     rows = leaderboard(record)

@@ -9,7 +9,7 @@ from ftae.results.search_record import WARM_START, SearchRecord, search_of
 from ftae.results.summary import UnreadableSearch, read_record
 from ftae.search.curves.forecaster import LENGTH, MAX_FITTED_TRIALS, Forecaster
 from ftae.search.curves.gaussian_process import Observations, fit
-from ftae.search.curves.related import observations_of
+from ftae.search.curves.related_tasks import observations_of
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.search.search import SearchSpec

@@ -15,7 +15,7 @@ from scipy.special import log_ndtr
 from ftae.errors import FtaeError
 from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
 from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit, num_parameters
-from ftae.search.curves.related import RelatedTasks
+from ftae.search.curves.related_tasks import RelatedTasks
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.search.objective import Constraint
 from ftae.specs.search.search import SearchSpec
@@ -27,6 +27,7 @@ SEEN_SHARES = (1 / 9, 1 / 3, 2 / 3)
 MAX_TRIALS, MAX_FITTED_TRIALS = 120, 40
 # The chances to diverge and to keep a constraint are learned from the newest trials.
 MAX_DIVERGED, MAX_ALIVE = 30, 60
+INITIAL_TRIALS = 5  # the file's own, and points that fill the space
 FEWEST_OBSERVATIONS = 3
 # Each fit expects other lengths: few data allow many, and trials that are proposed together should not all believe the
 # same.
@@ -54,6 +55,12 @@ class Forecaster:
         self.sign = spec.objective.first.sign
         self._vectors: dict[int, Array] = {}
 
+    @cached_property
+    def related(self) -> RelatedTasks | None:
+        """The earlier searches that this one learns from, as its journal has them; None without any."""
+        found = self.record.facts.get(WARM_START)
+        return RelatedTasks(self.cube, found, self.sign) if found else None
+
     # ------------------------------------------------------------------------------------- trials
 
     @property
@@ -62,23 +69,14 @@ class Forecaster:
         return {number: trial for number, trial in self.record.trials.items() if trial.kind != "baseline"}
 
     def vector(self, number: int) -> Array:
-        """The params of a trial as the process sees them, (D + K,)."""
+        """The params of a trial in the unit cube."""
         if number not in self._vectors:
-            self._vectors[number] = self.seen_as(self.cube.vector(self.record.trials[number].params)[None])[0]
+            self._vectors[number] = self.cube.vector(self.record.trials[number].params)
         return self._vectors[number]
 
-    @cached_property
-    def related(self) -> RelatedTasks | None:
-        facts = self.record.facts.get(WARM_START)
-        return RelatedTasks(self.cube, facts, self.sign) if facts else None
-
-    def seen_as(self, vectors: Array) -> Array:
-        """Vectors (N, D) of the unit cube as the process sees them: with what related tasks expect, (N, D + K)."""
-        return vectors if self.related is None else np.hstack([vectors, self.related.expected(vectors)])
-
     def vectors(self, numbers: list[int]) -> Array:
-        """The same of several trials, (N, D + K)."""
-        return np.array([self.vector(number) for number in numbers]).reshape(len(numbers), -1)
+        """The same of several trials, (N, D)."""
+        return np.array([self.vector(number) for number in numbers]).reshape(len(numbers), self.cube.num_columns)
 
     def curve(self, trial: TrialRecord) -> dict[int, float]:
         """The values of a trial after its first step, by step; more is better."""
@@ -138,28 +136,19 @@ class Forecaster:
         return [number for number in tuned if number in keep]
 
     def fitted(self, number: int) -> Forecast | None:
-        """The forecast by which trial ``number`` is proposed, with hyperparameters of its own; None before any data."""
-        seen = self.observations()
-        if seen is None and self.related is None:
+        """The forecast by which trial ``number`` is proposed, with its own hyperparameters; None for the first ones."""
+        seen = self.observations() if number > INITIAL_TRIALS else None
+        if seen is None:
             return None
         rng = np.random.default_rng([self.spec.search.seed, number, 3])
         lengths = LENGTH * np.exp(rng.normal(size=self.cube.num_columns) * LENGTH_VARIATION)
-        if seen is None:
-            return self._expectation(lengths)
         return self._forecast(seen, self._fit(seen, lengths))
 
-    def _expectation(self, lengths: Array) -> Forecast:
-        """The forecast before any report: all trials end where the related tasks expect it."""
-        assert self.related is not None
-        numbers = list(self.tuned)
-        vectors = self.vectors(numbers)
-        ends = vectors[:, self.cube.num_columns :].mean(1)
-        seen = Observations(vectors, np.array(numbers), np.ones(len(numbers)), ends)
-        process = CurveProcess(seen, fit(seen.of_trials(set()), lengths), (0.0, self.related.spread))
-        return Forecast(process, None)
-
     def current(self, extra: Mapping[int, tuple[int, float]] | None = None) -> Forecast | None:
-        """The forecast with all data of now and the newest hyperparameters of the journal; None before any data."""
+        """The forecast with all data of now and the newest hyperparameters of the journal; None before any data.
+
+        As long as the journal has none, they are fitted anew.
+        """
         seen = self.observations(extra)
         if seen is None:
             return None
@@ -190,7 +179,6 @@ class Forecaster:
         parts = [self._alive(), *map(self._kept, self.spec.objective.constraints)]
 
         def of(vectors: Array) -> Array:
-            vectors = vectors[:, : self.cube.num_columns]
             return sum((part(vectors) for part in parts if part is not None), np.zeros(len(vectors)))
 
         return of
@@ -229,8 +217,7 @@ class Forecaster:
 
     def _ends(self, numbers: list[int], values: Array) -> CurveProcess:
         """A process of one value a trial."""
-        vectors = self.vectors(numbers)[:, : self.cube.num_columns]
-        seen = Observations(vectors, np.array(numbers), np.ones(len(numbers)), values)
+        seen = Observations(self.vectors(numbers), np.array(numbers), np.ones(len(numbers)), values)
         return CurveProcess(seen, fit(seen, np.full(self.cube.num_columns, LENGTH), curves=False))
 
     # ------------------------------------------------------------------------------------- journal
@@ -239,7 +226,7 @@ class Forecaster:
         """What the ``suggest`` event of a trial says about the forecast that it was proposed by."""
         if forecast is None:
             return {}
-        mean, deviation = forecast.process.at_end(self.seen_as(self.cube.vector(params)[None]))
+        mean, deviation = forecast.process.at_end(self.cube.vector(params)[None])
         return {
             "model": forecast.process.parameters.tolist(),
             "noise": round(forecast.process.noise, 6),

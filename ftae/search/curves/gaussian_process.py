@@ -42,9 +42,6 @@ LENGTH, LENGTH_DEVIATION, LENGTH_BOUNDS = math.log(0.6), 1.0, (-3.0, 3.5)
 NO_EARLY_TERM = (math.log(1e-3), 0.01)  # in place of the prior of h, for values that are no curves
 FEWEST_TO_FIT = 4  # observations; the prior medians serve below
 MAX_ITERATIONS = 25
-# What the differences of a related task are multiplied by to become those of this one: the mean and the standard
-# deviation before any data, of all related tasks together.
-CARRIED, CARRIED_DEVIATION = 0.7, 0.5
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ class Observations:
     """Values of trials, one a row.
 
     Attributes:
-        vectors: (N, D + K), the params of the trial in the unit cube, and what K related tasks expect of them, in the
-            units of the values.
+        vectors: (N, D), the params of the trial in the unit cube.
         trials: (N,), the number of the trial.
         shares: (N,), the share of the budget, in (0, 1].
         values: (N,), higher is better.
@@ -97,17 +93,16 @@ class CurveProcess:
 
     def __init__(self, observations: Observations, parameters: Array, scale: tuple[float, float] | None = None) -> None:
         self.observations, self.parameters = observations, parameters
-        self._scale = scale
         self.shift, self.spread = scale or observations.scale()
-        self._covariances = _Covariances(observations, len(parameters) - len(_OTHERS), self.spread)
+        self._covariances = _Covariances(observations)
         with _one_thread():
             covariance = self._covariances.at(parameters)
             factor, failed = lapack.dpotrf(covariance, lower=1)
             if failed:  # two trials with the same params and hardly any noise
                 factor, _ = lapack.dpotrf(covariance + 1e-3 * np.eye(len(covariance)), lower=1)
             self._factor = np.tril(factor)
-            unexplained = self._covariances.unexplained(observations.values, self.shift)
-            self._weights = lapack.dpotrs(self._factor, unexplained, lower=1)[0].ravel()
+            standardised = (observations.values - self.shift) / self.spread
+            self._weights = lapack.dpotrs(self._factor, standardised, lower=1)[0].ravel()
 
     def at_end(self, vectors: Array, trials: list[int] | None = None) -> tuple[Array, Array]:
         """Predict the end of the budget.
@@ -119,37 +114,17 @@ class CurveProcess:
         Returns:
             Means and standard deviations, (M,) each, of the end without its noise.
         """
-        covariance, carried = self._with_observed(vectors)
-        other = _split(self.parameters)[1]
+        lengths, other = _split(self.parameters)
+        seen = self._covariances
+        squares = (((vectors[:, None, :] - seen.distinct[None]) / lengths) ** 2).sum(-1)
+        covariance = other["end"] ** 2 * _matern(squares)[0][:, seen.row_of] + _mean_kernel(np.zeros(1), seen.times)
         if trials is not None:
             covariance += other["trial"] ** 2 * (np.asarray(trials)[:, None] == self.observations.trials[None])
         with _one_thread():
             mean = covariance @ self._weights
             explained = (lapack.dtrtrs(self._factor, covariance.T, lower=1)[0] ** 2).sum(0)
         variance = other["end"] ** 2 + MEAN_VARIANCE + BEND_VARIANCE + other["trial"] ** 2 - explained
-        if carried.shape[1]:
-            mean, variance = mean + expected_of(carried), variance + np.diag(carried_covariance(carried, carried))
         return self.shift + self.spread * mean, self.spread * np.sqrt(np.maximum(variance, 1e-8))
-
-    def _with_observed(self, vectors: Array) -> tuple[Array, Array]:
-        """The covariances of new ends with the observations, (M, N), and what related tasks expect of them."""
-        lengths, other = _split(self.parameters)
-        seen = self._covariances
-        points, carried = vectors[:, : len(lengths)], vectors[:, len(lengths) :] / self.spread
-        squares = (((points[:, None, :] - seen.distinct[None]) / lengths) ** 2).sum(-1)
-        covariance = other["end"] ** 2 * _matern(squares)[0][:, seen.row_of] + _mean_kernel(np.zeros(1), seen.times)
-        return covariance + carried_covariance(carried, seen.carried) if carried.shape[1] else covariance, carried
-
-    def mean_at_end(self, vectors: Array) -> Array:
-        """The means alone, of new trials, (M,)."""
-        covariance, carried = self._with_observed(vectors)
-        with _one_thread():
-            mean = covariance @ self._weights
-        return np.asarray(self.shift + self.spread * (mean + (expected_of(carried) if carried.shape[1] else 0.0)))
-
-    def with_ends(self, vectors: Array, trials: list[int], values: Array) -> "CurveProcess":
-        """The process, given the ends of more trials."""
-        return CurveProcess(self.observations.with_ends(vectors, trials, values), self.parameters, self._scale)
 
     @property
     def noise(self) -> float:
@@ -159,7 +134,7 @@ class CurveProcess:
 
 
 def num_parameters(num_columns: int) -> int:
-    """The number of hyperparameters of a process over so many columns of the unit cube."""
+    """The number of hyperparameters of a process over vectors of so many columns."""
     return num_columns + len(_OTHERS)
 
 
@@ -189,8 +164,7 @@ def fit(
     if len(observations) >= FEWEST_TO_FIT:
         bounds = [LENGTH_BOUNDS] * len(lengths) + [prior[2] for prior in _OTHERS.values()]
         shift, spread = scale or observations.scale()
-        covariances = _Covariances(observations, len(lengths), spread)
-        loss = covariances.loss(covariances.unexplained(observations.values, shift), start, width)
+        loss = _Covariances(observations).loss((observations.values - shift) / spread, start, width)
         with _one_thread():
             found: Any = minimize(
                 loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_ITERATIONS}
@@ -202,22 +176,13 @@ def fit(
 class _Covariances:
     """The covariances of observations, and the loss of hyperparameters. Trials with equal params share a row."""
 
-    def __init__(self, observations: Observations, num_coordinates: int, spread: float) -> None:
+    def __init__(self, observations: Observations) -> None:
         self.times = np.log(1.0 / observations.shares) / math.log(1.0 / EARLIEST_SHARE)
-        self._spread = spread
-        self.carried = observations.vectors[:, num_coordinates:] / spread
-        self.distinct, row_of = np.unique(observations.vectors[:, :num_coordinates], axis=0, return_inverse=True)
+        self.distinct, row_of = np.unique(observations.vectors, axis=0, return_inverse=True)
         self.row_of = row_of.ravel()
         self._same_trial = (observations.trials[:, None] == observations.trials[None]).astype(float)
         self._early = self.times[:, None] * self.times[None]
         self._mean = _mean_kernel(self.times, self.times)
-        if self.carried.shape[1]:
-            self._mean = self._mean + carried_covariance(self.carried, self.carried)
-
-    def unexplained(self, values: Array, shift: float) -> Array:
-        """Standardised values, without what related tasks let expect."""
-        standardised = (values - shift) / self._spread
-        return standardised - expected_of(self.carried) if self.carried.shape[1] else standardised
 
     @cached_property
     def _squares(self) -> Array:
@@ -293,14 +258,6 @@ def _matern(squares: Array) -> tuple[Array, Array]:
     r = math.sqrt(5.0) * np.sqrt(np.maximum(squares, 1e-16))
     decay = np.exp(-r)
     return (1.0 + r + r * r / 3.0) * decay, 5.0 / 3.0 * (1.0 + r) * decay
-
-
-def expected_of(carried: Array) -> Array:
-    return CARRIED / carried.shape[1] * carried.sum(1)
-
-
-def carried_covariance(a: Array, b: Array) -> Array:
-    return CARRIED_DEVIATION**2 / a.shape[1] * a @ b.T
 
 
 def _mean_kernel(a: Array, b: Array) -> Array:

@@ -193,7 +193,11 @@ class SearchSettings(Spec):
     """How to search."""
 
     num_trials: Annotated[Positive, Means()] = 16
-    """Number of tuned trials; the untuned baseline comes on top."""
+    """Number of tuned trials; the untuned baseline comes on top. With ``budget``, the most that begin, by default
+    as many as the budget holds if each ends at its first evaluation."""
+    budget: Annotated[Annotated[float, Field(ge=1.0)] | None, Means()] = None
+    """What the tuned trials may take together, in full trainings: a stopped trial counts with the share of its steps.
+    Null sets no such limit."""
     max_hours: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
     """Ends the search after so many hours, counted anew with every ``--resume``."""
     max_concurrent: Annotated[Positive | None, Means()] = None
@@ -239,6 +243,12 @@ class SearchSettings(Spec):
     def in_object_store(self) -> bool:
         """Whether the storage is an object store."""
         return "://" in self.storage
+
+    @property
+    def most_at_a_time(self) -> int:
+        """The most trials that may run at a time: each keeps a full training of the budget for itself."""
+        limits = (self.num_trials, self.max_concurrent, self.budget)
+        return int(min(limit for limit in limits if limit is not None))
 
     def with_absolute_paths(self) -> "SearchSettings":
         """The same settings with absolute paths; names of searches and URLs of object stores stay."""
