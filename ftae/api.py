@@ -47,6 +47,7 @@ __all__ = [
     "Search",
     "TrainedRun",
     "Trial",
+    "confirm",
     "load_model",
     "open_search",
     "read_search",
@@ -197,6 +198,39 @@ def resume_search(
     from ftae.cluster.submission import extended
 
     spec = extended(_stored_spec(name, storage), trials=trials, budget=budget, max_hours=max_hours)
+    return run_search(spec, resume=True, notify=notify, show_progress=show_progress, allow_code=allow_code)
+
+
+def confirm(
+    name: str,
+    storage: str = "searches",
+    *,
+    seeds: int = 3,
+    top: int | None = None,
+    notify: Notify | None = None,
+    show_progress: bool = False,
+    allow_code: bool = False,
+) -> Search:
+    """Train the best trials of a complete search again with other seeds: how much of their lead was luck?
+
+    What is missing is run; asking again for more seeds only adds those. A call that was interrupted is continued by
+    ``resume_search``, or by the same call.
+
+    Args:
+        name, storage: as for ``resume_search``.
+        seeds: so many further seeds for each trial.
+        top: so many of the best trials; by default 3, or ``search.keep_checkpoints`` if that is less.
+        notify, show_progress, allow_code: as for ``run_search``.
+
+    Returns:
+        The search. ``confirmed`` has mean and spread of each trial, and ``best`` is the one with the best mean.
+
+    Raises:
+        FtaeError: there is no such search, its trials have not all ended, or as ``run_search``.
+    """
+    from ftae.cluster.submission import confirming
+
+    spec = confirming(_stored_spec(name, storage), seeds, top)
     return run_search(spec, resume=True, notify=notify, show_progress=show_progress, allow_code=allow_code)
 
 

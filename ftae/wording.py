@@ -1,4 +1,4 @@
-"""Sizes, durations, counts and suggestions as text."""
+"""Sizes, durations, counts, uncertain values and suggestions as text."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -27,6 +27,19 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """``1 image``, ``3 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(items: Iterable[object]) -> str:
+    """``1, 2 and 3``."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def plus_minus(mean: float, deviation: float) -> str:
+    """A value and its standard deviation, to at least two digits of the latter: ``23.701 ± 0.052``."""
+    power = int(f"{deviation:.1e}".partition("e")[2])  # of ten, once rounded to two digits
+    digits = max(0, 1 - power) if deviation > 0.0 else 4
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -140,6 +140,29 @@ def extend(
 
 
 @app.command()
+def confirm(
+    name: SearchName,
+    seeds: Annotated[int, typer.Option(min=1, help="Further seeds for each of the best trials.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many of the best trials.", show_default="3, if so many are kept")
+    ] = None,
+    storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
+) -> None:
+    """Train the best trials of a complete search again with other seeds; repeated, it adds what is missing."""
+    from ftae import api
+
+    where = [] if storage == STORAGE else ["--storage", storage]
+    _run(
+        Path(name).name,
+        ["ftae", "resume", name, *where, *_code_option(allow_code)],
+        lambda: api.confirm(
+            name, storage, seeds=seeds, top=top, notify=to_stderr, show_progress=True, allow_code=allow_code
+        ),
+    )
+
+
+@app.command()
 def stop(name: SearchName, address: Address = ADDRESS) -> None:
     """Stop a search on a cluster in order; ftae resume continues it."""
     from ftae.cluster import jobs
@@ -224,13 +247,12 @@ def _run(name: str, command: list[str], run: "Callable[[], Search]") -> None:
     failed = [trial for trial in trials if trial.status == "failed"]
     if failed:
         to_stderr(f"{len(failed)} of {len(trials)} trials failed, the last one: {failed[-1].reason}")
-    ranked = found.ranked
-    if ranked:
-        typer.echo(f"{found.name}: best is trial {ranked[0].number}. {found.verdict(ranked[0].number)}")
+    if found.ranked:
+        typer.echo(f"{found.name}: best is trial {found.best.number}. {found.verdict()}")
     if found.status != "complete":
         to_stderr(f"{found.name} is not complete ({found.reason}); to continue: {again}")
         raise typer.Exit(130 if found.stopped_by_user else 0)
-    if not ranked:
+    if not found.ranked:
         raise FtaeError(f"{found.name}: no trial ran to its full budget; see ftae show {found.name}")
 
 

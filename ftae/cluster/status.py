@@ -105,7 +105,7 @@ def lines(status: dict[str, Any]) -> list[str]:
     result = [f"{status['search']}: {status['state']}"]
     if (found := status["progress"]) is not None:
         amount = [_steps(found)] if found["max_steps"] else [_trials(status), _used(found)]
-        result += [*amount, f"best         {_best(found)}"]
+        result += [*amount, *_confirmations(found), f"best         {_best(found)}"]
         if found["began"] is not None:
             result.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
     if status["last_line"] is not None:
@@ -155,6 +155,11 @@ def _done(found: dict[str, Any], of: str) -> str:
 
 def _used(found: dict[str, Any]) -> str:
     return f"budget       {full_trainings(found['used_budget'], found['budget'])} used"
+
+
+def _confirmations(found: dict[str, Any]) -> list[str]:
+    counts = found.get("confirmations")
+    return [f"confirmed    {counts['done']} of {counts['begun']} further runs done"] if counts else []
 
 
 def _best(found: dict[str, Any]) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 from ftae.engine.data.listing import check_output
 from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
+from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
 from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord, run_of, search_of
-from ftae.results.summary import choose, verdict
+from ftae.results.summary import choose, over_seeds
+from ftae.results.verdict import verdict
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
@@ -93,7 +95,7 @@ def _production(record: SearchRecord, search: SearchSpec, trial: TrialRecord) ->
 
 
 def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> dict[str, Any]:
-    baseline = record.baseline
+    baseline, seeds = record.baseline, confirmed(record).get(trial.number)
     return {
         "search": search.name,
         "search_digest": search.digest(),
@@ -106,6 +108,8 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, mo
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
         "metrics": trial.metrics,
+        **({} if record.noise is None else {"noise": record.noise}),
+        **({} if seeds is None else {"confirmed": over_seeds(seeds)}),
         "latents": asdict(model),
         **record.facts,
         **_earlier_searches(record),

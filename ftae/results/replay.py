@@ -155,11 +155,12 @@ def _fault_of_settings(search: Mapping[str, Any]) -> str | None:
 def _fault_of_trial(event: Event, record: SearchRecord) -> str | None:
     kind, number = event["event"], event["trial"]
     if kind == "suggest":
-        is_known = event["kind"] in get_args(Kind)
-        return None if is_known and number not in record.trials else f"it suggests trial {number} in an unknown way"
-    if number not in (record.running if kind == "end" else record.trials):
-        return f"{kind!r} is of trial {number}, which is not {'running' if kind == 'end' else 'known'}"
-    trial, metrics = record.trials[number], record.objective.shown_metrics
+        return _fault_of_suggest(event, record)
+    if number not in record.trials and number not in record.confirmations:
+        return f"{kind!r} is of trial {number}, which is not known"
+    trial, metrics = record.trial(number), record.objective.shown_metrics
+    if kind == "end" and trial.status != "running":
+        return f"'end' is of trial {number}, which is not running"
     if kind == "start" and record.kind == "production" and not _is(event.get("step"), int):
         return "'start' of a production run without a step"
     if kind == "report" and not all(_is(event["metrics"].get(name), float | int) for name in metrics):
@@ -171,6 +172,18 @@ def _fault_of_trial(event: Event, record: SearchRecord) -> str | None:
     if kind == "end" and event["status"] == "finished" and not trial.reports:
         return f"trial {number} is finished, but never reported"
     return None
+
+
+def _fault_of_suggest(event: Event, record: SearchRecord) -> str | None:
+    number, kind = event["trial"], event["kind"]
+    if kind not in get_args(Kind) or number in record.trials or number in record.confirmations:
+        return f"it suggests trial {number} in an unknown way"
+    if kind != "confirmation":
+        return None
+    finalist, changes = record.trials.get(event.get("of", -1)), event.get("changes")
+    if finalist is None or finalist.status != "finished":
+        return f"confirmation {number} is of no trial that finished"
+    return None if isinstance(changes, dict) and _is(changes.get("seed"), int) else f"confirmation {number} has no seed"
 
 
 def _is(value: Any, wanted: Any) -> bool:

@@ -133,7 +133,7 @@ def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progres
     def on_change(number: int) -> None:
         progress.update(number)
         retention.check()
-        if state.record.trials[number].status != "running":
+        if state.record.trial(number).status != "running":
             retention.trial_ended(number)
 
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours

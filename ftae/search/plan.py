@@ -14,7 +14,7 @@ from ftae.specs.search.lint import missing_folders, warnings
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Resources
 from ftae.storage.journal import FILE_NAME
-from ftae.wording import duration, full_trainings, size, used_of_budget
+from ftae.wording import count, duration, full_trainings, size, used_of_budget
 
 if TYPE_CHECKING:
     from ftae.engine.frozen_cache.plan import FrozenCachePlan
@@ -65,8 +65,12 @@ def _search_lines(spec: SearchSpec) -> list[str]:
         if rungs
         else f"stopping     never: every trial runs {budget} steps",
     ]
-    lines += [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
-    return lines + (_warm_start_lines(spec) if settings.warm_start else [])
+    if settings.confirm.seeds:
+        lines.append(
+            f"confirmed    {settings.confirm.top} best, with {count(settings.confirm.seeds, 'further seed')} each"
+        )
+    lines += _warm_start_lines(spec) if settings.warm_start else []
+    return lines + [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
 
 
 def _warm_start_lines(spec: SearchSpec) -> list[str]:

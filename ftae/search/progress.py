@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ftae.results.confirmation import missing_confirmations
 from ftae.results.search_record import ROUNDING, SearchRecord, TrialRecord
 from ftae.specs.search.search import SearchSpec
 from ftae.wording import count, done_of_asked, duration, full_trainings
@@ -76,7 +77,7 @@ class Progress:
 
     def update(self, number: int) -> None:
         """Show that a trial began, reported or ended."""
-        trial = self._record.trials[number]
+        trial = self._record.trial(number)
         self._refresh()
         if self._live is None and trial.status != "running":
             self._print_line(f"{self._line(trial)} | {self._summary()} | {self._time_left()}")
@@ -91,12 +92,11 @@ class Progress:
     # ------------------------------------------------------------------------------------ rendering
 
     def _line(self, trial: TrialRecord) -> str:
-        name = "baseline" if trial.kind == "baseline" else f"trial {trial.number}"
         values = "".join(f" {metric} {value}" for metric, value in self._values(trial).items() if value)
         is_measured = trial.reports and trial.status != "diverged"
         missed = " (misses constraints)" if is_measured and self._record.is_feasible(trial) is False else ""
         reason = f" ({trial.reason})" if trial.reason else ""
-        return f"{name} {trial.status}{values} at step {trial.step}{missed}{reason}"
+        return f"{trial.name} {trial.status}{values} at step {trial.step}{missed}{reason}"
 
     def _values(self, trial: TrialRecord) -> dict[str, str]:
         """The metrics of the objective, as text; empty before they are measured."""
@@ -112,6 +112,8 @@ class Progress:
             counts = f"{used}, {count(ended.total(), 'trial')} done"
         counts += f", {len(running)} running"
         counts += "".join(f", {ended[s]} {s}" for s in ("pruned", "diverged", "failed") if ended[s])
+        if asked := self._num_confirmations():
+            counts += f", {self._num_confirmed()}/{asked} confirmations done"
         return f"{counts} | {self._best()}"
 
     def _best(self) -> str:
@@ -127,19 +129,38 @@ class Progress:
         return ", ".join(parts)
 
     def _share_done(self) -> float:
-        """The share of all trials, or of the budget if that ends first, that is done: 1 at the end."""
-        record, budget = self._record, self._spec.search.budget
-        steps = sum(trial.step for trial in record.tuned_running)
-        done = record.ended.total() + steps / self._spec.finetune.max_steps
-        share = done / max(self._spec.search.num_trials, self._num_begun())
+        """The share of all trials, or of the budget if that ends first, that is done: 1 at the end.
+
+        Confirmations count as full trainings on top of either.
+        """
+        record, budget, full = self._record, self._spec.search.budget, self._spec.finetune.max_steps
+        extra, extra_done = self._num_confirmations(), float(self._num_confirmed())
+        extra_done += sum(trial.step for trial in self._confirming()) / full
+        done = record.ended.total() + sum(trial.step for trial in record.tuned_running) / full
+        share = (done + extra_done) / (max(self._spec.search.num_trials, self._num_begun()) + extra)
         if budget is None:
             return share
         whole = budget if record.has_room else record.reserved_budget  # what no trial can use is not waited for
-        return max(share, record.used_budget / (whole or 1.0))
+        return max(share, (record.used_budget + extra_done) / (whole + extra or 1.0))
 
     def _num_begun(self) -> int:
         """The number of tuned trials that have begun."""
         return self._record.ended.total() + len(self._record.tuned_running)
+
+    def _confirming(self) -> list[TrialRecord]:
+        """The confirmations that run."""
+        return [trial for trial in self._record.confirmations.values() if trial.status == "running"]
+
+    def _num_confirmed(self) -> int:
+        """The number of confirmations that have ended."""
+        return len(self._record.confirmations) - len(self._confirming())
+
+    def _num_confirmations(self) -> int:
+        """The number of confirmations at the end: of the best trials so far, and of those that may still join them."""
+        record, asked = self._record, self._spec.search.confirm
+        open_places = min(asked.top - len(record.ranked()), self._spec.search.num_trials - record.ended.total())
+        missing = len(missing_confirmations(record, asked)) + asked.seeds * max(0, open_places)
+        return len(record.confirmations) + missing
 
     def _time_left(self) -> str:
         """Estimated from the expected time, then more and more from the time taken; counts down between reports."""
@@ -171,13 +192,15 @@ class Progress:
             cells = [str(trial.step), *self._values(trial).values()]
             cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if feasible else []
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
-            table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), *cells, params)
+            number = trial.number if trial.of is None else f"{trial.of}, seed {trial.changes['seed']}"
+            table.add_row(str(number), Text(trial.status, STYLES[trial.status]), *cells, params)
         return table
 
     def _newest(self) -> list[TrialRecord]:
         """The trials of the table: the running ones, then the newest that ended."""
-        running = sorted(self._record.running.values(), key=lambda trial: -trial.number)
-        newest = list(islice(reversed(self._record.trials.values()), SHOWN_TRIALS + len(running)))
+        everything = self._record.all_trials
+        running = [trial for trial in reversed(everything.values()) if trial.status == "running"]
+        newest = list(islice(reversed(everything.values()), SHOWN_TRIALS + len(running)))
         return [*running, *(trial for trial in newest if trial.status != "running")][:SHOWN_TRIALS]
 
 

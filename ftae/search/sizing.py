@@ -16,13 +16,15 @@ from ftae.wording import size
 
 def search_seconds(probe: Probe, spec: SearchSpec, at_a_time: int) -> float:
     """Seconds that a search takes if its scheduler stops as many trials as it is expected to."""
-    return trial_seconds(probe, spec.finetune) * spec.expected_budget() / at_a_time
+    full_trials = spec.expected_budget() + spec.search.confirm.num_runs
+    return trial_seconds(probe, spec.finetune) * full_trials / at_a_time
 
 
 def search_hours(probe: Probe, spec: SearchSpec) -> str:
     """What a search takes of the resources that it reserves: ``3.2 GPU hours``; CPU hours where it reserves no GPU."""
     resources = spec.search.resources
-    hours = trial_seconds(probe, spec.finetune) * spec.expected_budget() * resources.workers / 3600.0
+    full_trials = spec.expected_budget() + spec.search.confirm.num_runs
+    hours = trial_seconds(probe, spec.finetune) * full_trials * resources.workers / 3600.0
     hours *= resources.gpus or resources.cpus
     number = f"{hours:,.0f}" if hours >= 9.95 else f"{hours:.2g}"
     return f"{number} {'GPU' if resources.gpus else 'CPU'} hours"
@@ -63,7 +65,7 @@ def space_needed(spec: SearchSpec, checkpoint_bytes: int) -> Space:
     """An upper bound; ``checkpoint_bytes``: size of one checkpoint."""
     settings, run = spec.search, spec.finetune
     checkpoints = settings.keep_checkpoints * checkpoint_bytes
-    pictures = _most_pictures(spec) * _picture_bytes(run)
+    pictures = (_most_pictures(spec) + settings.confirm.num_runs * (run.num_evals + 1)) * _picture_bytes(run)
     if spec.tracking.uri is None:  # MLflow's embedded store is in the storage, too, and copies them
         checkpoints, pictures = checkpoints + checkpoint_bytes, 2 * pictures
     # A new checkpoint is complete before the oldest is removed.

@@ -24,7 +24,7 @@ from ftae.storage.backends import FolderStore
 from ftae.storage.store import open_store
 from ftae.tracking import store_uri
 
-COMMANDS = {"validate", "search", "submit", "resume", "extend", "list", "status", "logs", "stop"}
+COMMANDS = {"validate", "search", "submit", "resume", "extend", "confirm", "list", "status", "logs", "stop"}
 COMMANDS |= {"best", "show", "export", "train", "sync", "ui", "evaluate", "reconstruct", "interpolate", "sample"}
 SEARCH = search_dict(
     **{

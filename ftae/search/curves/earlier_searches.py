@@ -14,6 +14,7 @@ from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.store import searches_in
+from ftae.wording import count
 
 
 def warm_start(spec: SearchSpec) -> dict[str, Any]:
@@ -33,10 +34,7 @@ def warm_start(spec: SearchSpec) -> dict[str, Any]:
 
 def described(facts: dict[str, Any]) -> list[str]:
     """How many trials come from which search, a line each."""
-    return [
-        f"{len(search['trials'])} trial{'s' * (len(search['trials']) != 1)} of {search['search']}"
-        for search in facts.get(WARM_START, ())
-    ]
+    return [f"{count(len(search['trials']), 'trial')} of {search['search']}" for search in facts.get(WARM_START, ())]
 
 
 def _taken_from(name: str, spec: SearchSpec) -> dict[str, Any]:

@@ -189,6 +189,20 @@ SamplerName = Literal["curve", "tpe", "random"]
 EarlierSearch = Annotated[str, Field(min_length=1)]
 
 
+class Confirm(Spec):
+    """Trains the best trials again with other seeds, when all trials of the search have ended."""
+
+    seeds: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Further seeds for each of them, the numbers that follow its own seed; 0 confirms none."""
+    top: Positive = 3
+    """Number of trials, the best of the search; at most ``keep_checkpoints``."""
+
+    @property
+    def num_runs(self) -> int:
+        """The most runs that this asks for."""
+        return self.seeds * self.top
+
+
 class SearchSettings(Spec):
     """How to search."""
 
@@ -210,6 +224,8 @@ class SearchSettings(Spec):
     """What a trial gets of the cluster."""
     keep_checkpoints: Annotated[Positive, Means()] = 3
     """Number of trials, the best of the search, whose checkpoints stay."""
+    confirm: Annotated[Confirm, Means()] = Confirm()
+    """Whether the best trials are trained again with other seeds."""
     max_storage_gb: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
     """What the search may take of its storage, in 1e9 bytes; null is everything."""
     max_failures: Annotated[int, Field(ge=0), Means()] = 2
@@ -238,6 +254,16 @@ class SearchSettings(Spec):
         if wrong:
             raise refusal(wrong)
         return searches
+
+    @field_validator("confirm")
+    @classmethod
+    def _finalists_are_kept(cls, confirm: Confirm, info: ValidationInfo) -> Confirm:
+        kept = info.data.get("keep_checkpoints")
+        if confirm.seeds and kept is not None and confirm.top > kept:
+            raise refusal(
+                [(("top",), f"must be at most keep_checkpoints ({kept}): other models are deleted, got {confirm.top}")]
+            )
+        return confirm
 
     @property
     def in_object_store(self) -> bool:
