@@ -135,7 +135,7 @@ def _is_warm_start(found: Any) -> bool:
 def _is_earlier_trial(trial: Any) -> bool:
     if not isinstance(trial, dict) or not isinstance(trial.get("params"), dict):
         return False
-    shares, values = trial.get("shares"), trial.get("values")
+    shares, values = trial.get("shares", ()), trial.get("values", ())
     return _is_numbers(shares, list) and _is_numbers(values, list) and 0 < len(shares) == len(values)
 
 

@@ -206,7 +206,7 @@ class UnitCube:
     def nearest(self, values: Mapping[str, Any]) -> tuple[Array, Array]:
         """The point nearest to values of another search, and its vector. Values outside a range count as its end; a
         category that this space lacks stands in the middle of all. Leaves that ``values`` lack have no effect."""
-        known = {path: near for path in values if (near := self._near(path, values[path])) is not None}
+        known = {path: near for path, value in values.items() for near in self._near(path, value)}
         point = self.point(known)
         vector, at = self.vectors(point[None])[0], 0
         for path in self._paths:
@@ -217,16 +217,16 @@ class UnitCube:
             at += width
         return point, vector
 
-    def _near(self, path: str, value: Any) -> Any:
-        """The value of a leaf that is nearest to another; None if nothing is near."""
+    def _near(self, path: str, value: Any) -> list[Any]:
+        """The value of a leaf that is nearest to another; empty if none is near."""
         distribution = self._space[path]
         if isinstance(distribution, Choices):
-            return value if json.dumps(value) in map(json.dumps, distribution.choices) else None
+            return [choice for choice in distribution.choices if json.dumps(choice) == json.dumps(value)]
         if distribution.is_off(value):
-            return value
+            return [value]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return min(max(value, distribution.low), distribution.high)
+            return []
+        return [min(max(value, distribution.low), distribution.high)]
 
     def near(self, points: Array, rng: np.random.Generator, width: float = 1.0) -> Array:
         """Each of the points, changed a little in some of its coordinates."""

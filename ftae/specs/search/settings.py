@@ -186,9 +186,6 @@ AnyScheduler = Annotated[Forecast | Asha | Fifo, Field(discriminator="name")]
 SamplerName = Literal["curve", "tpe", "random"]
 
 
-EarlierSearch = Annotated[str, Field(min_length=1)]
-
-
 class Confirm(Spec):
     """Trains the best trials again with other seeds, when all trials of the search have ended."""
 
@@ -237,7 +234,7 @@ class SearchSettings(Spec):
     """The folder of all searches, the same on all nodes, or the URL of an object store (``s3://bucket/prefix``)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sampler."""
-    warm_start: tuple[EarlierSearch, ...] = ()
+    warm_start: tuple[str, ...] = ()
     """Earlier searches with the same objective, by name below ``storage``, by folder or by URL. The model of the curves
     takes their trials for those of related tasks."""
 

@@ -61,7 +61,7 @@ def test_what_it_names_is_checked(warm_start: Any, problem: str | None) -> None:
         assert SearchSpec.model_validate(data).search.warm_start == ("old/",)
         return
     with pytest.raises(ValidationError) as refused:
-        SearchSpec.model_validate(data)
+        SearchSpec(**data)
     refused.match(problem)
     assert "secret" not in str(refused.value)
 
@@ -83,4 +83,4 @@ def test_it_needs_the_sampler_that_learns_from_it(more: dict[str, Any], objectiv
         assert SearchSpec.model_validate(data).search.warm_start == ("first",)
     else:
         with pytest.raises(ValidationError, match=r"search.warm_start: has no effect with sampler \w+"):
-            SearchSpec.model_validate(data)
+            SearchSpec(**data)
