@@ -6,15 +6,17 @@ when a trial is proposed and travel in its ``suggest`` event. A search that is r
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import log_ndtr
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
 from ftae.search.curves.decisions import rounded
-from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit
+from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit, num_parameters
+from ftae.search.curves.related_tasks import RelatedTasks
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.search.objective import Constraint
 from ftae.specs.search.search import SearchSpec
@@ -56,6 +58,12 @@ class Forecaster:
         self.sign = spec.objective.first.sign
         self._vectors: dict[int, Array] = {}
 
+    @cached_property
+    def related(self) -> RelatedTasks | None:
+        """The earlier searches that this one learns from, as its journal has them; None without any."""
+        found = self.record.facts.get(WARM_START)
+        return RelatedTasks(self.cube, found, self.sign) if found else None
+
     # ------------------------------------------------------------------------------------- trials
 
     @property
@@ -93,7 +101,7 @@ class Forecaster:
         """What the process sees; None before there is enough."""
         budget = self.spec.finetune.max_steps
         rows: list[tuple[int, int, float]] = []
-        for number in self._selected(MAX_TRIALS, extra):
+        for number in self.selected(MAX_TRIALS, extra):
             trial = self.record.trials[number]
             if trial.status == "diverged":  # modelled apart, so that a cliff does not bend the curves
                 continue
@@ -113,7 +121,7 @@ class Forecaster:
             self.vectors(list(trials)), np.array(trials), np.array(steps_seen) / budget, np.array(values, dtype=float)
         )
 
-    def _selected(self, most: int, extra: Unwritten | None = None) -> list[int]:
+    def selected(self, most: int, extra: Unwritten | None = None) -> list[int]:
         """All trials; of more than ``most`` the best third, by how far they came and then by value, and the newest."""
         tuned = self.tuned
         if len(tuned) <= most:
@@ -149,7 +157,7 @@ class Forecaster:
         model = self.record.model
         if model is None:
             return self._forecast(seen, self._fit(seen, np.full(self.cube.num_columns, LENGTH), extra))
-        expected = self.cube.num_columns + 6
+        expected = num_parameters(self.cube.num_columns)
         if len(model) != expected:
             raise FtaeError(
                 f"the journal of {self.spec.name} has a model of {len(model)} numbers, and this search space needs "
@@ -158,7 +166,7 @@ class Forecaster:
         return self._forecast(seen, np.array(model))
 
     def _fit(self, seen: Observations, lengths: Array, extra: Unwritten | None = None) -> Array:
-        return fit(seen.of_trials(set(self._selected(MAX_FITTED_TRIALS, extra))), lengths, scale=seen.scale())
+        return fit(seen.of_trials(set(self.selected(MAX_FITTED_TRIALS, extra))), lengths, scale=seen.scale())
 
     def _forecast(self, seen: Observations, parameters: Array) -> Forecast:
         process = CurveProcess(seen, parameters)
