@@ -170,7 +170,8 @@ class Forecaster:
 
     def _forecast(self, seen: Observations, parameters: Array) -> Forecast:
         process = CurveProcess(seen, parameters)
-        done = [trial.number for trial in self.finished()]
+        observed = set(seen.trials.tolist())  # the best of many trials are among them
+        done = [trial.number for trial in self.finished() if trial.number in observed]
         bar = float(process.at_end(self.vectors(done), done)[0].max()) if done else None
         return Forecast(process, bar)
 
