@@ -12,7 +12,7 @@ from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
 from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, TrialRecord, run_of, search_of
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord, run_of, search_of
 from ftae.results.summary import choose, over_seeds
 from ftae.results.verdict import verdict
 from ftae.specs.files import dump
@@ -112,7 +112,14 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, mo
         **({} if seeds is None else {"confirmed": over_seeds(seeds)}),
         "latents": asdict(model),
         **record.facts,
+        **_earlier_searches(record),
     }
+
+
+def _earlier_searches(record: SearchRecord) -> dict[str, Any]:
+    """The earlier searches that the search learned from, without their trials."""
+    found = record.facts.get(WARM_START, [])
+    return {WARM_START: [{key: one[key] for key in ("search", "digest")} for one in found]} if found else {}
 
 
 def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> str:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import Kind, SearchRecord, Status
+from ftae.results.search_record import WARM_START, Kind, SearchRecord, Status
 from ftae.specs.search.objective import read_objective
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import FILE_NAME, Event, UnreadableJournal, logger, read
@@ -105,6 +105,8 @@ def _fault(event: Event, record: SearchRecord) -> str | None:
 def _fault_of_open(event: Event) -> str | None:
     if not isinstance(event.get("facts", {}), dict):
         return "'open' has facts of another type"
+    if not _is_warm_start(event.get("facts", {}).get(WARM_START, [])):
+        return f"'open' has facts.{WARM_START} of another type"
     kind, search = event.get("kind", "search"), event["search"]
     if kind not in ("search", "production"):
         return f"'open' has the kind {kind!r}"
@@ -114,6 +116,27 @@ def _fault_of_open(event: Event) -> str | None:
     if not isinstance(run, dict) or not _is(run.get("max_steps"), int) or run["max_steps"] < 1:
         return "'open' holds no run"
     return _fault_of_settings(search)
+
+
+def _is_warm_start(found: Any) -> bool:
+    """Whether a fact describes earlier searches, each with its trials and its model of them."""
+    return isinstance(found, list) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("search"), str)
+        and isinstance(one.get("digest"), str)
+        and _is_numbers(one.get("model"), list)
+        and isinstance(trials := one.get("trials"), list)
+        and bool(trials)
+        and all(map(_is_earlier_trial, trials))
+        for one in found
+    )
+
+
+def _is_earlier_trial(trial: Any) -> bool:
+    if not isinstance(trial, dict) or not isinstance(trial.get("params"), dict):
+        return False
+    shares, values = trial.get("shares", ()), trial.get("values", ())
+    return _is_numbers(shares, list) and _is_numbers(values, list) and 0 < len(shares) == len(values)
 
 
 def _fault_of_settings(search: Mapping[str, Any]) -> str | None:

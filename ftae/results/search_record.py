@@ -15,6 +15,7 @@ from ftae.specs.search.objective import AnyObjective, read_objective
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 
+WARM_START = "warm_start"  # in the facts: the trials of earlier searches that a search learns from
 ROUNDING = 1e-9  # of a sum of shares
 PRODUCTION_TRIAL = 1  # the only trial of a production run
 FIRST_CONFIRMATION = 100_000  # confirmations are numbered from here on, so that they leave no gaps among the trials

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ftae.errors import SpecError
 from ftae.results.replay import fold
+from ftae.results.summary import record_of
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, quoted
 from ftae.specs.search.distributions import Choices, Distribution, conditions_of
@@ -68,7 +69,18 @@ def _search_lines(spec: SearchSpec) -> list[str]:
         lines.append(
             f"confirmed    {settings.confirm.top} best, with {count(settings.confirm.seeds, 'further seed')} each"
         )
+    lines += _warm_start_lines(spec) if settings.warm_start else []
     return lines + [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
+
+
+def _warm_start_lines(spec: SearchSpec) -> list[str]:
+    """Which earlier trials the search learns from: those in its journal, if it has begun."""
+    from ftae.search.curves.earlier_searches import described, warm_start
+
+    spec = spec.with_absolute_paths()
+    begun = record_of(spec.name, spec.search.storage)
+    facts = begun.facts if begun is not None and begun.trials else warm_start(spec)
+    return [f"warm start   {line}" for line in described(facts)]
 
 
 def _trials(spec: SearchSpec) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.results.confirmation import missing_confirmations
-from ftae.results.search_record import FIRST_CONFIRMATION, Close, SearchRecord, Status, TrialRecord, trial_folder
+from ftae.results.search_record import (
+    FIRST_CONFIRMATION,
+    WARM_START,
+    Close,
+    SearchRecord,
+    Status,
+    TrialRecord,
+    trial_folder,
+)
 from ftae.search.curves.decisions import Proposal, Stop
 from ftae.search.curves.forecaster import Forecaster
 from ftae.search.ray.messages import Assignment
@@ -64,7 +72,9 @@ class SearchState:
             if event["event"] == "report":
                 undecided = event
         search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
-        self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance))
+        # What was taken from earlier searches stays as it was: the first proposals were made by it.
+        kept = {key: value for key, value in self.record.facts.items() if key == WARM_START}
+        self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance) | kept)
         if undecided is not None:
             self._end_after(undecided)
             self._learn(undecided)
@@ -212,7 +222,7 @@ class SearchState:
             return f"all configurations of the search space have been tried: {wanted}"
         if settings.budget is None:
             return None
-        limit = "search.num_trials" if begun >= settings.num_trials else "search.budget"
+        limit = "search.num_trials" if self.record.has_budget else "search.budget"
         return f"{limit} has no room for another trial: {wanted}"
 
     # ----------------------------------------------------------------------------------- the fold

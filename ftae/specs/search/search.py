@@ -123,6 +123,20 @@ class SearchSpec(Spec):
 
     @field_validator("search")
     @classmethod
+    def _can_start_warm(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        """Earlier searches help one sampler, and no search helps itself."""
+        if not settings.warm_start:
+            return settings
+        if settings.sampler != "curve":
+            rule = f"has no effect with sampler {settings.sampler}; use sampler curve, or leave it out"
+            raise refusal([(("warm_start",), rule)])
+        if (name := info.data.get("name")) in settings.warm_start:
+            rule = f"{quoted(name)} is this search itself; name earlier ones"
+            raise refusal([(("warm_start", settings.warm_start.index(name)), rule)])
+        return settings
+
+    @field_validator("search")
+    @classmethod
     def _has_a_number_of_trials(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
         """A budget alone limits a search, so that the number of trials follows from it."""
         run = info.data.get("finetune")

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Positive, Spec, absolute
+from ftae.specs.reading.names import search_name_problem
 from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.reading.schema import Means
 from ftae.specs.search.distributions import Choices, Distribution, Range
@@ -233,6 +234,23 @@ class SearchSettings(Spec):
     """The folder of all searches, the same on all nodes, or the URL of an object store (``s3://bucket/prefix``)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sampler."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier searches with the same objective, by name below ``storage``, by folder or by URL. The model of the curves
+    takes their trials for those of related tasks."""
+
+    @field_validator("warm_start")
+    @classmethod
+    def _are_searches(cls, searches: tuple[str, ...]) -> tuple[str, ...]:
+        """A name is that of a folder below the storage; what has a slash is a place of its own."""
+        wrong = [
+            ((i,), f"{quoted(search)} {reason}")
+            for i, search in enumerate(searches)
+            if (reason := search_name_problem(search.rstrip("/").rpartition("/")[2])) is not None
+        ]
+        wrong += [((i,), f"names {quoted(one)} twice") for i, one in enumerate(searches) if one in searches[:i]]
+        if wrong:
+            raise refusal(wrong)
+        return searches
 
     @field_validator("confirm")
     @classmethod
@@ -256,10 +274,15 @@ class SearchSettings(Spec):
         return int(min(limit for limit in limits if limit is not None))
 
     def with_absolute_paths(self) -> "SearchSettings":
-        """The same settings with an absolute path as storage, unless it is the URL of an object store."""
-        if self.in_object_store:
-            return self
-        return self.model_copy(update={"storage": absolute(self.storage)})
+        """The same settings with absolute paths; names of searches and URLs of object stores stay."""
+        warm_start = tuple(_absolute_search(search) for search in self.warm_start)
+        storage = self.storage if self.in_object_store else absolute(self.storage)
+        return self.model_copy(update={"storage": storage, "warm_start": warm_start})
+
+
+def _absolute_search(search: str) -> str:
+    """A name and a URL stay as they are."""
+    return absolute(search) if "/" in search and "://" not in search else search
 
 
 _DATABASES = ("postgresql", "mysql", "mssql")
