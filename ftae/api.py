@@ -47,6 +47,7 @@ __all__ = [
     "Search",
     "TrainedRun",
     "Trial",
+    "confirm",
     "load_model",
     "open_search",
     "read_search",
@@ -174,6 +175,7 @@ def resume_search(
     storage: str = "searches",
     *,
     trials: int | None = None,
+    budget: float | None = None,
     max_hours: float | None = None,
     notify: Notify | None = None,
     show_progress: bool = False,
@@ -185,15 +187,50 @@ def resume_search(
         name: the name of a search below ``storage``, or its folder.
         storage: the folder or object store that holds the searches.
         trials: run this many trials more.
+        budget: run this many full trainings more; a trial that is stopped counts with the share of its steps.
         max_hours: stop after this time.
         notify, show_progress, allow_code: as for ``run_search``.
 
     Raises:
-        FtaeError: there is no such search, all its trials are done and ``trials`` is not given, or as ``run_search``.
+        FtaeError: there is no such search; it is complete, and neither ``trials`` nor ``budget`` gives it a further
+            trial; or as ``run_search``.
     """
     from ftae.cluster.submission import extended
 
-    spec = extended(_stored_spec(name, storage), trials, max_hours)
+    spec = extended(_stored_spec(name, storage), trials=trials, budget=budget, max_hours=max_hours)
+    return run_search(spec, resume=True, notify=notify, show_progress=show_progress, allow_code=allow_code)
+
+
+def confirm(
+    name: str,
+    storage: str = "searches",
+    *,
+    seeds: int = 3,
+    top: int | None = None,
+    notify: Notify | None = None,
+    show_progress: bool = False,
+    allow_code: bool = False,
+) -> Search:
+    """Train the best trials of a complete search again with other seeds: how much of their lead was luck?
+
+    What is missing is run; asking again for more seeds only adds those. A call that was interrupted is continued by
+    ``resume_search``, or by the same call.
+
+    Args:
+        name, storage: as for ``resume_search``.
+        seeds: so many further seeds for each trial.
+        top: so many of the best trials; by default 3, or ``search.keep_checkpoints`` if that is less.
+        notify, show_progress, allow_code: as for ``run_search``.
+
+    Returns:
+        The search. ``confirmed`` has mean and spread of each trial, and ``best`` is the one with the best mean.
+
+    Raises:
+        FtaeError: there is no such search, its trials have not all ended, or as ``run_search``.
+    """
+    from ftae.cluster.submission import confirming
+
+    spec = confirming(_stored_spec(name, storage), seeds, top)
     return run_search(spec, resume=True, notify=notify, show_progress=show_progress, allow_code=allow_code)
 
 
@@ -230,6 +267,7 @@ def submit_search(
     *,
     storage: str = "searches",
     trials: int | None = None,
+    budget: float | None = None,
     max_hours: float | None = None,
     python: str | None = None,
     max_attempts: int | None = None,
@@ -242,6 +280,7 @@ def submit_search(
         address: the dashboard of the cluster, such as ``http://127.0.0.1:8265``.
         storage: where the search to continue is stored, if the cluster does not know it.
         trials: continue for this many trials more.
+        budget: continue for this many full trainings more.
         max_hours: stop after this time.
         python: the Python interpreter of the cluster; by default ``python``, or the one used before.
         max_attempts: how often to start a driver that dies; by default 3.
@@ -259,7 +298,7 @@ def submit_search(
         before = jobs.newest(client, Path(search).name)
         submission.check_stopped(before)
         spec = _stored_spec(search, storage) if before is None else before.spec()
-        spec = submission.extended(spec, trials, max_hours)
+        spec = submission.extended(spec, trials=trials, budget=budget, max_hours=max_hours)
         return submission.submit_again(client, spec, before, python=python, max_attempts=max_attempts)
 
 

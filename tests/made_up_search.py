@@ -73,8 +73,8 @@ class MadeUpSearch(MadeUp):
     def open(self) -> Event:
         return self.add("open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts={})
 
-    def suggest(self, trial: int, kind: str = "sampled", params: dict[str, Any] | None = None) -> Event:
-        return self.add("suggest", trial=trial, params=params or {}, kind=kind)
+    def suggest(self, trial: int, kind: str = "sampled", params: dict[str, Any] | None = None, **more: Any) -> Event:
+        return self.add("suggest", trial=trial, params=params or {}, kind=kind, **more)
 
     def end(self, trial: int, status: str, reason: str | None = None) -> Event:
         return self.add("end", trial=trial, status=status, reason=reason, value=20.0, step=100)

@@ -16,7 +16,8 @@ from ftae.cluster.status import describe, state
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import run_of, search_of
-from ftae.results.summary import UnreadableSearch, leaderboard, read_record, record_of, verdict
+from ftae.results.summary import UnreadableSearch, leaderboard, read_record, record_of
+from ftae.results.verdict import verdict
 from ftae.search.state import SearchState
 from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME

@@ -1,11 +1,11 @@
 """The ``ftae`` command: where each command is, and how errors become exit statuses.
 
-| module        | commands                                          |
-|---------------|---------------------------------------------------|
-| `search.py`   | validate, search, submit, resume, extend, stop    |
-| `status.py`   | list, status, logs                                |
-| `results.py`  | best, show, export, train, sync, ui               |
-| `model.py`    | evaluate, reconstruct, interpolate, sample        |
+| module        | commands                                                |
+|---------------|---------------------------------------------------------|
+| `search.py`   | validate, search, submit, resume, extend, confirm, stop |
+| `status.py`   | list, status, logs                                      |
+| `results.py`  | best, show, export, train, sync, ui                     |
+| `model.py`    | evaluate, reconstruct, interpolate, sample              |
 """
 
 import os

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from ftae.cli.options import (
     to_stderr,
 )
 from ftae.errors import FtaeError
+from ftae.wording import full_trainings, plus_minus
 
 app = typer.Typer()
 PANEL = "Results"
@@ -65,9 +66,33 @@ def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
 
     search = api.open_search(name, storage)
     if as_json:
-        typer.echo(json.dumps({"search": search.name, "state": search.status, "trials": search.rows()}))
-    else:
-        print_table(f"{search.name}: {search.status}", search.rows())
+        found = {
+            "search": search.name,
+            "state": search.status,
+            "budget": search.budget,
+            "used_budget": round(search.used_budget, 3),
+            "trials": search.rows(),
+        }
+        noise = {} if search.noise is None else {"noise": search.noise, "within_noise": search.within_noise}
+        typer.echo(json.dumps(found | noise))
+        return
+    used = full_trainings(search.used_budget, search.budget)
+    print_table(f"{search.name}: {search.status}, {used}", [_with_spreads(row) for row in search.rows()])
+    for line in search.notes():
+        typer.echo(line)
+
+
+def _with_spreads(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with each value and its standard deviation in one cell."""
+    result: dict[str, Any] = {}
+    spreads = {"forecast": ("expected end", "forecast_sd"), "mean": ("over seeds", "sd")}
+    for name, value in row.items():
+        if name in spreads:
+            title, sd = spreads[name]
+            result[title] = value if value is None or row[sd] is None else plus_minus(value, row[sd])
+        elif name not in ("forecast_sd", "sd"):
+            result[name] = value
+    return result
 
 
 @app.command(rich_help_panel=PANEL)

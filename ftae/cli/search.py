@@ -120,6 +120,9 @@ def resume(
 def extend(
     name: SearchName,
     trials: Annotated[int | None, typer.Option(min=1, help="Run this many trials more.", show_default=False)] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1.0, help="Run this many full trainings more.", show_default=False)
+    ] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="Stop after this time.", show_default=False)] = None,
     address: MaybeAddress = None,
     storage: Storage = STORAGE,
@@ -128,11 +131,35 @@ def extend(
     max_attempts: MaxAttempts = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Continue a search, finished or not, for more trials or more time; it keeps what it has learned."""
-    more = {key: value for key, value in (("trials", trials), ("max_hours", max_hours)) if value}
+    """Continue a search, finished or not, for more trials, full trainings or time; it keeps what it has learned."""
+    asked = {"trials": trials, "budget": budget, "max_hours": max_hours}
+    more = {key: value for key, value in asked.items() if value}
     if not more:
-        raise typer.BadParameter("give --trials, --max-hours, or both")
+        raise typer.BadParameter("give --trials, --budget or --max-hours")
     _continue(name, more, address, storage, follow, python, max_attempts, allow_code)
+
+
+@app.command()
+def confirm(
+    name: SearchName,
+    seeds: Annotated[int, typer.Option(min=1, help="Further seeds for each of the best trials.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many of the best trials.", show_default="3, if so many are kept")
+    ] = None,
+    storage: Storage = STORAGE,
+    allow_code: AllowCode = False,
+) -> None:
+    """Train the best trials of a complete search again with other seeds; repeated, it adds what is missing."""
+    from ftae import api
+
+    where = [] if storage == STORAGE else ["--storage", storage]
+    _run(
+        Path(name).name,
+        ["ftae", "resume", name, *where, *_code_option(allow_code)],
+        lambda: api.confirm(
+            name, storage, seeds=seeds, top=top, notify=to_stderr, show_progress=True, allow_code=allow_code
+        ),
+    )
 
 
 @app.command()
@@ -220,13 +247,12 @@ def _run(name: str, command: list[str], run: "Callable[[], Search]") -> None:
     failed = [trial for trial in trials if trial.status == "failed"]
     if failed:
         to_stderr(f"{len(failed)} of {len(trials)} trials failed, the last one: {failed[-1].reason}")
-    ranked = found.ranked
-    if ranked:
-        typer.echo(f"{found.name}: best is trial {ranked[0].number}. {found.verdict(ranked[0].number)}")
+    if found.ranked:
+        typer.echo(f"{found.name}: best is trial {found.best.number}. {found.verdict()}")
     if found.status != "complete":
         to_stderr(f"{found.name} is not complete ({found.reason}); to continue: {again}")
         raise typer.Exit(130 if found.stopped_by_user else 0)
-    if not ranked:
+    if not found.ranked:
         raise FtaeError(f"{found.name}: no trial ran to its full budget; see ftae show {found.name}")
 
 

@@ -10,7 +10,7 @@ from ftae.results.search_record import SearchRecord
 from ftae.results.summary import UnreadableSearch, progress, read_record, state_of
 from ftae.specs.reading.names import redacted
 from ftae.storage.store import searches_in
-from ftae.wording import done_of_asked
+from ftae.wording import done_of_asked, full_trainings, used_of_budget
 
 
 def describe(
@@ -104,8 +104,8 @@ def lines(status: dict[str, Any]) -> list[str]:
     """Return a status as lines for people to read."""
     result = [f"{status['search']}: {status['state']}"]
     if (found := status["progress"]) is not None:
-        amount = _steps(found) if found["max_steps"] else _trials(status)
-        result += [amount, f"best         {_best(found)}"]
+        amount = [_steps(found)] if found["max_steps"] else [_trials(status), _used(found)]
+        result += [*amount, *_confirmations(found), f"best         {_best(found)}"]
         if found["began"] is not None:
             result.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
     if status["last_line"] is not None:
@@ -126,7 +126,8 @@ def row(status: dict[str, Any]) -> dict[str, Any]:
         "search": status["search"],
         "state": status["state"],
         "attempt": attempts[-1]["number"] if attempts else None,
-        "trials": done_of_asked(found["done"], found["num_trials"]) if found else None,
+        "trials": _done(found, "/") if found else None,
+        "full trainings": used_of_budget(found["used_budget"], found["budget"]) if found else None,
         "metric": found.get("metric"),
         "best": (found.get("best") or {}).get("value"),
         "baseline": found.get("baseline"),
@@ -144,7 +145,21 @@ def _trials(status: dict[str, Any]) -> str:
     begun = {"running": "running" if "running" in status["state"] else "unfinished"}
     kinds = [s for s in ("running", "pruned", "diverged", "failed") if found[s]]
     counts = "".join(f", {found[kind]} {begun.get(kind, kind)}" for kind in kinds)
-    return f"trials       {done_of_asked(found['done'], found['num_trials'], ' of ')} done{counts}"
+    return f"trials       {_done(found, ' of ')} done{counts}"
+
+
+def _done(found: dict[str, Any], of: str) -> str:
+    """The trials that have ended, of those asked for; a budget asks for no number of trials."""
+    return done_of_asked(found["done"], found["num_trials"], of) if found["budget"] is None else str(found["done"])
+
+
+def _used(found: dict[str, Any]) -> str:
+    return f"budget       {full_trainings(found['used_budget'], found['budget'])} used"
+
+
+def _confirmations(found: dict[str, Any]) -> list[str]:
+    counts = found.get("confirmations")
+    return [f"confirmed    {counts['done']} of {counts['begun']} further runs done"] if counts else []
 
 
 def _best(found: dict[str, Any]) -> str:

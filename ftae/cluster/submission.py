@@ -1,6 +1,7 @@
 """Submitting a search to a cluster: its attempts, and the watcher that starts the next one when one dies."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,9 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftae.cluster.jobs import Attempt, Client, attempts, connect, newest, submit
 from ftae.errors import FtaeError
+from ftae.results.search_record import SearchRecord
 from ftae.results.summary import record_of, state_of
-from ftae.specs.search.search import SearchSpec
+from ftae.specs.search.search import SearchSpec, most_trials
+from ftae.specs.search.settings import Confirm
 from ftae.user_code import ALLOW_CODE, check_code_allowed
+from ftae.wording import full_trainings
 
 MAX_ATTEMPTS = 3
 
@@ -60,18 +64,76 @@ def _submit(
     return submit(client, spec, number=number, resume=resume, python=python, last=last)
 
 
-def extended(spec: SearchSpec, trials: int | None, max_hours: float | None) -> SearchSpec:
-    """Return a stored search with more trials, or another time limit.
+def extended(
+    spec: SearchSpec, *, trials: int | None = None, budget: float | None = None, max_hours: float | None = None
+) -> SearchSpec:
+    """Return a stored search with more trials, a larger budget, or another time limit.
+
+    ``budget``: full trainings to add, and with them as many trials as they hold, unless ``trials`` says how many. A
+    search without a budget gets what it has used so far, and these.
 
     Raises:
-        FtaeError: all its trials are done, and no more are asked for.
+        FtaeError: the search is complete, and what is asked for gives it no further trial; ``budget`` holds no trial.
     """
+    record = record_of(spec.name, spec.search.storage)
+    if record is not None and state_of(record) == "complete":
+        _check_complete(record, trials, budget)
+    settings: dict[str, float] = {} if max_hours is None else {"max_hours": max_hours}
+    if budget is not None:
+        if not 1.0 <= budget < math.inf:
+            raise FtaeError(f"budget must be at least 1 full training more, or no trial comes to its end; got {budget}")
+        before = _used_budget(spec, record) if spec.search.budget is None else spec.search.budget
+        settings["budget"] = before + budget
+        trials = most_trials(budget, spec.finetune) if trials is None else trials
     if trials is not None:
-        spec = with_settings(spec, num_trials=spec.search.num_trials + trials)
-    elif (record := record_of(spec.name, spec.search.storage)) is not None and state_of(record) == "complete":
-        done = f"{spec.name} has finished all its {spec.search.num_trials} trials"
-        raise FtaeError(f"{done}; to add trials: ftae extend {spec.name} --trials N")
-    return spec if max_hours is None else with_settings(spec, max_hours=max_hours)
+        settings["num_trials"] = spec.search.num_trials + trials
+    return with_settings(spec, **settings)
+
+
+def _check_complete(record: SearchRecord, trials: int | None, budget: float | None) -> None:
+    """Refuse to continue a complete search that gets no room for a further trial."""
+    if budget is not None:
+        return
+    if not record.has_budget:
+        used = full_trainings(record.used_budget, record.budget)
+        done = f"{record.name} is complete, and no further trial fits into its budget ({used} used)"
+        raise FtaeError(f"{done}; to add full trainings: ftae extend {record.name} --budget N")
+    if trials is None:
+        done = f"{record.name} has finished all its {record.num_trials} trials"
+        raise FtaeError(f"{done}; to add trials: ftae extend {record.name} --trials N")
+
+
+def _used_budget(spec: SearchSpec, record: SearchRecord | None) -> float:
+    if record is None:
+        raise FtaeError(
+            f"{spec.name} has no search.budget, and its journal, which says what is used, cannot be seen from here; "
+            "give a number of trials instead"
+        )
+    return record.used_budget
+
+
+def confirming(spec: SearchSpec, seeds: int, top: int | None) -> SearchSpec:
+    """Return a stored search whose best trials are to be trained again with ``seeds`` further seeds each.
+
+    ``top``: how many; by default 3, or as many as have kept their checkpoints if these are fewer.
+
+    Raises:
+        FtaeError: the trials of the search have not all ended, or ``seeds`` or ``top`` is out of range.
+    """
+    kept = spec.search.keep_checkpoints
+    top = min(Confirm().top, kept) if top is None else top
+    if seeds < 1:
+        raise FtaeError(f"seeds: must be 1 or more, got {seeds}")
+    if not 1 <= top <= kept:
+        rule = f"must be 1 .. {kept}, since search.keep_checkpoints keeps the models of so many trials"
+        raise FtaeError(f"top: {rule}, got {top}")
+    record = record_of(spec.name, spec.search.storage)
+    if record is not None and not spec.search.confirm.seeds and state_of(record) != "complete":
+        raise FtaeError(
+            f"{spec.name} is not complete ({state_of(record)}): confirmations come after its trials; "
+            f"to continue it: ftae resume {spec.name}"
+        )
+    return with_settings(spec, confirm=Confirm(seeds=seeds, top=top))
 
 
 def with_settings(spec: SearchSpec, **settings: Any) -> SearchSpec:
@@ -92,8 +154,9 @@ def _check_new(spec: SearchSpec, before: Attempt | None) -> None:
         found = before.description()
     else:
         return
-    resume, extend = f"ftae resume {spec.name}", f"ftae extend {spec.name} --trials N"
-    raise FtaeError(f"{found}. Continue it ({resume}), add trials ({extend}), {rename}")
+    resume, more = f"ftae resume {spec.name}", "trials" if spec.search.budget is None else "budget"
+    extend = f"ftae extend {spec.name} --{more} N"
+    raise FtaeError(f"{found}. Continue it ({resume}), add {more} ({extend}), {rename}")
 
 
 WATCH_SECONDS = 3.0

@@ -10,13 +10,16 @@ from typing import Any
 from ftae.engine.data.listing import check_output
 from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
+from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, TrialRecord, run_of, search_of
-from ftae.results.summary import choose, verdict
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord, run_of, search_of
+from ftae.results.summary import choose, over_seeds
+from ftae.results.verdict import verdict
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.store import Store
+from ftae.wording import full_trainings
 
 
 def export(
@@ -92,7 +95,7 @@ def _production(record: SearchRecord, search: SearchSpec, trial: TrialRecord) ->
 
 
 def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> dict[str, Any]:
-    baseline = record.baseline
+    baseline, seeds = record.baseline, confirmed(record).get(trial.number)
     return {
         "search": search.name,
         "search_digest": search.digest(),
@@ -105,9 +108,18 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, mo
         "value": trial.value,
         "baseline": None if baseline is None else baseline.value,
         "metrics": trial.metrics,
+        **({} if record.noise is None else {"noise": record.noise}),
+        **({} if seeds is None else {"confirmed": over_seeds(seeds)}),
         "latents": asdict(model),
         **record.facts,
+        **_earlier_searches(record),
     }
+
+
+def _earlier_searches(record: SearchRecord) -> dict[str, Any]:
+    """The earlier searches that the search learned from, without their trials."""
+    found = record.facts.get(WARM_START, [])
+    return {WARM_START: [{key: one[key] for key in ("search", "digest")} for one in found]} if found else {}
 
 
 def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> str:
@@ -125,7 +137,8 @@ def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model:
 |---|---|---|
 {rows}
 
-The objective was to {search.objective}, held out, over {len(record.trials) - 1} tuned trials.
+The objective was to {search.objective}, held out, over {len(record.trials) - 1} tuned trials, which took
+{full_trainings(record.used_budget)} together.
 
 Params:
 

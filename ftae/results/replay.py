@@ -9,12 +9,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import Kind, SearchRecord, Status
+from ftae.results.search_record import WARM_START, Kind, SearchRecord, Status
 from ftae.specs.search.objective import read_objective
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import FILE_NAME, Event, UnreadableJournal, logger, read
 from ftae.storage.store import open_store
-from ftae.wording import done_of_asked
+from ftae.wording import count, done_of_asked, full_trainings
 
 REPORTS = "reports.jsonl"  # what a production run of version 1 wrote instead of a journal
 LATEST_TIME = 2.5e11  # seconds since the epoch: the year 9892, near the end of Python's calendar
@@ -105,20 +105,46 @@ def _fault(event: Event, record: SearchRecord) -> str | None:
 def _fault_of_open(event: Event) -> str | None:
     if not isinstance(event.get("facts", {}), dict):
         return "'open' has facts of another type"
+    if not _is_warm_start(event.get("facts", {}).get(WARM_START, [])):
+        return f"'open' has facts.{WARM_START} of another type"
     kind, search = event.get("kind", "search"), event["search"]
     if kind not in ("search", "production"):
         return f"'open' has the kind {kind!r}"
     if not isinstance(search.get("name"), str) or not isinstance(search.get("search_space"), dict):
         return "'open' holds no search"
-    if kind == "production" and not isinstance(search.get("finetune"), dict):
+    run = search.get("finetune")
+    if not isinstance(run, dict) or not _is(run.get("max_steps"), int) or run["max_steps"] < 1:
         return "'open' holds no run"
     return _fault_of_settings(search)
+
+
+def _is_warm_start(found: Any) -> bool:
+    """Whether a fact describes earlier searches, each with its trials and its model of them."""
+    return isinstance(found, list) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("search"), str)
+        and isinstance(one.get("digest"), str)
+        and _is_numbers(one.get("model"), list)
+        and isinstance(trials := one.get("trials"), list)
+        and bool(trials)
+        and all(map(_is_earlier_trial, trials))
+        for one in found
+    )
+
+
+def _is_earlier_trial(trial: Any) -> bool:
+    if not isinstance(trial, dict) or not isinstance(trial.get("params"), dict):
+        return False
+    shares, values = trial.get("shares", ()), trial.get("values", ())
+    return _is_numbers(shares, list) and _is_numbers(values, list) and 0 < len(shares) == len(values)
 
 
 def _fault_of_settings(search: Mapping[str, Any]) -> str | None:
     settings = search.get("search")
     if not isinstance(settings, dict) or not _is(settings.get("num_trials"), int):
         return "'open' holds no search.num_trials"
+    if not _is(settings.get("budget"), float | int | None):
+        return "'open' holds a search.budget of another type"
     try:
         read_objective(search.get("objective") or {})
     except ValidationError:
@@ -129,11 +155,12 @@ def _fault_of_settings(search: Mapping[str, Any]) -> str | None:
 def _fault_of_trial(event: Event, record: SearchRecord) -> str | None:
     kind, number = event["event"], event["trial"]
     if kind == "suggest":
-        is_known = event["kind"] in get_args(Kind)
-        return None if is_known and number not in record.trials else f"it suggests trial {number} in an unknown way"
-    if number not in (record.running if kind == "end" else record.trials):
-        return f"{kind!r} is of trial {number}, which is not {'running' if kind == 'end' else 'known'}"
-    trial, metrics = record.trials[number], record.objective.shown_metrics
+        return _fault_of_suggest(event, record)
+    if number not in record.trials and number not in record.confirmations:
+        return f"{kind!r} is of trial {number}, which is not known"
+    trial, metrics = record.trial(number), record.objective.shown_metrics
+    if kind == "end" and trial.status != "running":
+        return f"'end' is of trial {number}, which is not running"
     if kind == "start" and record.kind == "production" and not _is(event.get("step"), int):
         return "'start' of a production run without a step"
     if kind == "report" and not all(_is(event["metrics"].get(name), float | int) for name in metrics):
@@ -145,6 +172,18 @@ def _fault_of_trial(event: Event, record: SearchRecord) -> str | None:
     if kind == "end" and event["status"] == "finished" and not trial.reports:
         return f"trial {number} is finished, but never reported"
     return None
+
+
+def _fault_of_suggest(event: Event, record: SearchRecord) -> str | None:
+    number, kind = event["trial"], event["kind"]
+    if kind not in get_args(Kind) or number in record.trials or number in record.confirmations:
+        return f"it suggests trial {number} in an unknown way"
+    if kind != "confirmation":
+        return None
+    finalist, changes = record.trials.get(event.get("of", -1)), event.get("changes")
+    if finalist is None or finalist.status != "finished":
+        return f"confirmation {number} is of no trial that finished"
+    return None if isinstance(changes, dict) and _is(changes.get("seed"), int) else f"confirmation {number} has no seed"
 
 
 def _is(value: Any, wanted: Any) -> bool:
@@ -177,10 +216,17 @@ def find_existing_search(spec: SearchSpec, resume: bool | None) -> SearchRecord 
         raise FtaeError(f"there is nothing to resume in {store}; start the search without --resume")
     if before is not None and resume is False:
         raise FtaeError(
-            f"{store} holds a search already ({done_of_asked(before.ended.total(), before.num_trials, ' of ')} trials "
-            "done). Continue it with --resume, or give the new one another name (--set name=...)"
+            f"{store} holds a search already ({_done(before)} done). Continue it with --resume, or give the new one "
+            "another name (--set name=...)"
         )
     return before
+
+
+def _done(record: SearchRecord) -> str:
+    ended = record.ended.total()
+    if record.budget is None:
+        return f"{done_of_asked(ended, record.num_trials, ' of ')} trials"
+    return f"{full_trainings(record.used_budget, record.budget)}, {count(ended, 'trial')}"
 
 
 def reports_of_version_1(folder: Path, trial: int, metric: str) -> list[Event]:

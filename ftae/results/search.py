@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftae.results.confirmation import Confirmed, confirmed
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord, search_of
-from ftae.results.summary import best, choose, find_search, leaderboard, state_of, verdict
+from ftae.results.summary import best, choose, find_search, leaderboard, state_of
+from ftae.results.verdict import notes, verdict, within_noise
 from ftae.specs.search.search import SearchSpec
 from ftae.storage.store import Store
 from ftae.user_code import code_allowed
+from ftae.wording import count, full_trainings
 
 if TYPE_CHECKING:
     import pandas
@@ -122,6 +125,16 @@ class Search:
         """Whether a person stopped the search, as Ctrl-C does."""
         return self._record.close is not None and self._record.close.by_user
 
+    @property
+    def budget(self) -> float | None:
+        """What the tuned trials may take together, in full trainings; None if the search has no such limit."""
+        return self._record.budget
+
+    @property
+    def used_budget(self) -> float:
+        """What the tuned trials have taken together, in full trainings: each counts with the share of its steps."""
+        return self._record.used_budget
+
     # --------------------------------------------------------------------------------------------- trials
 
     @property
@@ -136,7 +149,10 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The best trial that ran to its full budget. Raises FtaeError while there is none."""
+        """The best trial that ran to its full budget: of confirmed trials, the one with the best mean over seeds.
+
+        Raises FtaeError while there is none.
+        """
         return self.choose()
 
     @property
@@ -148,6 +164,28 @@ class Search:
     def pareto_front(self) -> list[Trial]:
         """The trials that keep all constraints and that no other such trial beats in every metric of the objective."""
         return [Trial.of(trial) for trial in self._record.pareto_front()]
+
+    @property
+    def noise(self) -> float | None:
+        """The standard deviation of the objective over runs of one configuration, at most; None where it is not known.
+
+        It is known from ``search.sampler: curve`` or ``search.scheduler: forecast``, once some trials have reported.
+        """
+        return self._record.noise
+
+    @property
+    def within_noise(self) -> list[int]:
+        """The numbers of the best trial and of those that may be as good; empty if there are none of those.
+
+        The difference of two runs has the standard deviation ``noise`` times the square root of 2. A trial that is
+        behind the best by less is among them.
+        """
+        return within_noise(self._record)
+
+    @property
+    def confirmed(self) -> dict[int, Confirmed]:
+        """The trials that ``ftae.confirm`` has trained again with other seeds, by number: mean and spread of each."""
+        return confirmed(self._record)
 
     def choose(self, trial: int | None = None, weights: Mapping[str, float] | None = None) -> Trial:
         """Return a trial that ran to its full budget: by number, the best by ``weights``, or the best.
@@ -186,11 +224,18 @@ class Search:
         """Return the leaderboard as a table with a row for each trial, indexed by the number of the trial.
 
         The columns: ``kind``, ``status``, the metrics of the objective, ``step``, ``params.PATH`` for every searched
-        leaf, and ``reason``; also ``front`` for several metrics and ``feasible`` for constraints.
+        leaf, and ``reason``; also ``front`` for several metrics, ``feasible`` for constraints, ``forecast`` and
+        ``forecast_sd`` for the ends that stopped trials were expected to have, and ``seeds``, ``mean`` and ``sd`` for
+        confirmed trials.
         """
         import pandas
 
         return pandas.DataFrame(self.rows()).set_index("trial")
+
+    def notes(self) -> list[str]:
+        """Return what else there is to say of the leaderboard, a line each: which trials are within noise, and which is
+        the best by its mean over seeds."""
+        return notes(self._record)
 
     # ---------------------------------------------------------------------------------------------- export
 
@@ -236,9 +281,12 @@ class Search:
         return f"<ftae.Search {self.name!r}: {self._state()}>"
 
     def _state(self) -> str:
-        ranked, number = self._record.ranked(), len(self._record.trials)
-        state = f"{self.status}, {number} trial{'s' * (number != 1)}"
-        return f"{state}, best is trial {ranked[0].number} ({verdict(self._record, ranked[0])})" if ranked else state
+        number = count(len(self._record.trials), "trial")
+        state = f"{self.status}, {number}, {full_trainings(self.used_budget, self.budget)}"
+        if not self._record.ranked():
+            return state
+        best = choose(self._record)
+        return f"{state}, best is trial {best.number} ({verdict(self._record, best)})"
 
     def _repr_html_(self) -> str:
         """Show the first rows of the leaderboard in a notebook."""

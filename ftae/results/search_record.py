@@ -15,8 +15,11 @@ from ftae.specs.search.objective import AnyObjective, read_objective
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 
+WARM_START = "warm_start"  # in the facts: the trials of earlier searches that a search learns from
+ROUNDING = 1e-9  # of a sum of shares
 PRODUCTION_TRIAL = 1  # the only trial of a production run
-Kind = Literal["baseline", "file", "sampled"]
+FIRST_CONFIRMATION = 100_000  # confirmations are numbered from here on, so that they leave no gaps among the trials
+Kind = Literal["baseline", "file", "sampled", "confirmation"]
 Status = Literal["running", "finished", "pruned", "diverged", "failed"]
 
 
@@ -44,7 +47,11 @@ STOPPED_BY_USER = Close("interrupted", "stopped by the user", by_user=True)
 
 @dataclass
 class TrialRecord:
-    """What the journal knows about one trial. ``reports`` are its report events, in the order of their steps."""
+    """What the journal knows about one trial.
+
+    ``reports`` are its report events, in the order of their steps. ``of`` is the trial that a confirmation repeats with
+    another seed; None for all other trials.
+    """
 
     number: int
     kind: Kind
@@ -58,6 +65,20 @@ class TrialRecord:
     starts: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     forecast: dict[str, float] | None = None  # of the end of a trial that was stopped before it: mean, sd, chance, best
+    of: int | None = None
+
+    @classmethod
+    def begun(cls, event: Event) -> "TrialRecord":
+        """The trial that a ``suggest`` event begins."""
+        changes = dict(event.get("changes", {}))
+        return cls(event["trial"], event["kind"], event["params"], event["time"], changes=changes, of=event.get("of"))
+
+    @property
+    def name(self) -> str:
+        """``baseline``, ``trial 7``, or ``trial 7 with seed 3``."""
+        if self.of is not None:
+            return f"trial {self.of} with seed {self.changes['seed']}"
+        return "baseline" if self.kind == "baseline" else f"trial {self.number}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,10 +119,13 @@ class SearchRecord:
         search: the dumped spec of the newest ``open`` event. Empty before the first one.
         facts: data, weights and versions of the newest ``open`` event, and the preflight's measurement.
         kind: a production run is a search of one trial and has no baseline trial.
-        trials: by number.
+        trials: the trials of the search itself, by number.
+        confirmations: further runs of finished trials, each with another seed, by number. They are no trials of the
+            search: nothing is decided by them but which of the best is taken.
         close: how the last driver left; None while a driver has the search, or after it was killed.
-        running: the trials that have not ended.
+        running: those of ``trials`` that have not ended.
         ended: how many tuned trials ended, by their status.
+        ended_steps: the steps that these trials took together.
         model: the newest hyperparameters of the model of the curves; None before any.
         noise: what that model takes for the standard deviation of an end; None before any.
     """
@@ -110,9 +134,11 @@ class SearchRecord:
     facts: dict[str, Any] = field(default_factory=dict)
     kind: Literal["search", "production"] = "search"
     trials: dict[int, TrialRecord] = field(default_factory=dict)
+    confirmations: dict[int, TrialRecord] = field(default_factory=dict)
     close: Close | None = None
     running: dict[int, TrialRecord] = field(default_factory=dict)
     ended: Counter[Status] = field(default_factory=Counter)
+    ended_steps: int = 0
     model: list[float] | None = None
     noise: float | None = None
     _ranked: list[TrialRecord] | None = field(default_factory=list)  # None: not in order
@@ -123,43 +149,60 @@ class SearchRecord:
             self.search, self.facts, self.close = event["search"], event.get("facts", {}), None
             self.kind = event.get("kind", "search")
         elif kind == "suggest":
-            number = event["trial"]
-            trial = TrialRecord(number, event["kind"], event["params"], event["time"])
-            self.trials[number] = self.running[number] = trial
+            self._begin(TrialRecord.begun(event))
             self.model, self.noise = event.get("model", self.model), event.get("noise", self.noise)
         elif kind == "report":
             for path in (event.get("checkpoint"), event.get("images")):
                 if path and leads_out(path):
                     raise FtaeError(f"the journal names {path!r}, which is not in the folder of its search")
-            self.trials[event["trial"]].reports.append(event)
+            self.trial(event["trial"]).reports.append(event)
         elif kind == "preflight":
             self.facts = self.facts | {"probe": event["probe"]}
         elif kind == "start":
-            self._start(self.trials[event["trial"]], event)
+            self._start(self.trial(event["trial"]), event)
         elif kind == "adapt":
-            self.trials[event["trial"]].changes |= event["changes"]
+            self.trial(event["trial"]).changes |= event["changes"]
         elif kind == "note":
-            self.trials[event["trial"]].notes.append(event["text"])
+            self.trial(event["trial"]).notes.append(event["text"])
         elif kind == "end":
-            self._end(self.running.pop(event["trial"]), event)
+            self._end(self.trial(event["trial"]), event)
         elif kind == "close":
             self.close = Close.of(event)
+
+    def trial(self, number: int) -> TrialRecord:
+        """Return a trial or a confirmation."""
+        return self.trials[number] if number in self.trials else self.confirmations[number]
+
+    @property
+    def all_trials(self) -> dict[int, TrialRecord]:
+        """The trials and the confirmations."""
+        return self.trials | self.confirmations
+
+    def _begin(self, trial: TrialRecord) -> None:
+        if trial.kind == "confirmation":
+            self.confirmations[trial.number] = trial
+        else:
+            self.trials[trial.number] = self.running[trial.number] = trial
 
     def _start(self, trial: TrialRecord, event: Event) -> None:
         trial.starts.append(event)
         if self.kind == "production":  # which may continue with another budget, and after its end
-            trial.reports = [report for report in trial.reports if report["step"] <= event["step"]]
             if trial.status != "running":
                 self.ended[trial.status] -= 1
+                self.ended_steps -= trial.step
                 self._ranked = None
                 trial.status, trial.reason, trial.ended = "running", None, None
                 self.running[trial.number] = trial
+            trial.reports = [report for report in trial.reports if report["step"] <= event["step"]]
 
     def _end(self, trial: TrialRecord, event: Event) -> None:
         trial.status, trial.reason, trial.ended = event["status"], event["reason"], event["time"]
         trial.forecast = event.get("forecast")
-        if trial.kind != "baseline":
+        if trial.kind != "confirmation":
+            del self.running[trial.number]
+        if trial.kind not in ("baseline", "confirmation"):
             self.ended[trial.status] += 1
+            self.ended_steps += trial.step
             if trial.status == "finished":
                 self._place(trial)
 
@@ -180,6 +223,42 @@ class SearchRecord:
     @property
     def num_trials(self) -> int:
         return int(self.search["search"]["num_trials"])
+
+    @property
+    def budget(self) -> float | None:
+        """What the tuned trials may take together, in full trainings; None without such a limit."""
+        budget = self.search["search"].get("budget")
+        return None if budget is None else float(budget)
+
+    @property
+    def max_steps(self) -> int:
+        """The steps of a full training."""
+        return int(self.search["finetune"]["max_steps"])
+
+    @property
+    def tuned_running(self) -> list[TrialRecord]:
+        """The trials that have not ended, but for the baseline."""
+        return [trial for trial in self.running.values() if trial.kind != "baseline"]
+
+    @property
+    def used_budget(self) -> float:
+        """What the tuned trials have taken together, in full trainings: each counts with the share of its steps."""
+        return (self.ended_steps + sum(trial.step for trial in self.tuned_running)) / self.max_steps
+
+    @property
+    def reserved_budget(self) -> float:
+        """What the tuned trials take together, in full trainings, if those that run come to their end."""
+        return self.ended_steps / self.max_steps + len(self.tuned_running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another tuned trial may begin and come to its end, by ``num_trials`` and by ``budget``."""
+        return self.ended.total() + len(self.tuned_running) < self.num_trials and self.has_budget
+
+    @property
+    def has_budget(self) -> bool:
+        """The same by ``budget`` alone. Each running trial keeps a full training, so the budget is never exceeded."""
+        return self.budget is None or self.reserved_budget + 1.0 <= self.budget + ROUNDING
 
     @property
     def searched(self) -> list[str]:
@@ -232,22 +311,6 @@ class SearchRecord:
     def pareto_front(self) -> list[TrialRecord]:
         """The ranked trials that keep all constraints and that no other such trial dominates."""
         return [self.trials[number] for number in ranking.pareto_front(self._points(self.ranked()))]
-
-    def beats_baseline(self, trial: TrialRecord) -> bool | None:
-        """Whether tuning helped: the trial keeps the constraints, and the untuned model either does not, or is worse in
-        the objective (of several metrics, in at least one). None if one of the two was not measured.
-        """
-        untuned = self.baseline
-        if untuned is None or not untuned.reports or not trial.reports:
-            return None
-        if not self.is_feasible(trial):
-            return False
-        after, before = (self.objective.point(t.metrics) for t in (trial, untuned))
-        return not self.is_feasible(untuned) or any(a > b for a, b in zip(after, before, strict=True))
-
-    def needs_warning(self, trial: TrialRecord) -> bool:
-        """Whether a trial misses constraints or does not beat the untuned model."""
-        return self.is_feasible(trial) is False or self.beats_baseline(trial) is False
 
 
 def spec_of(record: SearchRecord) -> SearchSpec | ProductionSpec:

@@ -1,15 +1,17 @@
 """What a search has found so far, in words and plain values: state, progress, best trial, leaderboard."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
 from ftae.results import ranking
+from ftae.results.confirmation import Confirmed, chosen_by_mean, confirmed
 from ftae.results.replay import replay
 from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
+from ftae.results.verdict import beats_baseline, needs_warning, verdict, within_noise
 from ftae.storage.journal import UnreadableJournal
 from ftae.storage.store import Store, open_store, searches_in
 
@@ -79,25 +81,37 @@ def state_of(record: SearchRecord) -> str:
 def progress(record: SearchRecord) -> dict[str, Any]:
     """Return counts of the tuned trials, the best of them, and the objective of the untuned model, as plain values.
 
-    Times are seconds since the epoch. ``step`` and ``max_steps`` are those of a production run, None for a search.
+    Times are seconds since the epoch. ``budget`` and ``used_budget`` are in full trainings; the budget is None if the
+    search has none. ``step`` and ``max_steps`` are those of a production run, None for a search. ``confirmations``: how
+    many have ended and have begun, where there are any.
     """
     tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
     counts = Counter(trial.status for trial in tuned)
     ranked, untuned = record.ranked(), record.baseline
-    times = [t for trial in record.trials.values() for t in (trial.started, trial.ended, *_report_times(trial)) if t]
+    times = [
+        t for trial in record.all_trials.values() for t in (trial.started, trial.ended, *_report_times(trial)) if t
+    ]
     production = record.trials.get(PRODUCTION_TRIAL) if record.kind == "production" else None
     return {
         "num_trials": record.num_trials,
         "done": len(tuned) - counts["running"],
         **{status: counts[status] for status in ("running", "finished", "pruned", "diverged", "failed")},
+        "budget": record.budget,
+        "used_budget": round(record.used_budget, 3),
         "step": None if production is None else production.step,
         "max_steps": None if production is None else record.search["finetune"].get("max_steps"),
         "metric": record.objective.first.metric,
-        "best": _best_so_far(record, ranked[0]) if ranked else None,
+        "best": _best_so_far(record, choose(record)) if ranked else None,
         "baseline": None if untuned is None else untuned.value,
         "began": min(times, default=None),
         "newest_event": max(times, default=None),
+        **({"confirmations": _ended_and_begun(record)} if record.confirmations else {}),
     }
+
+
+def _ended_and_begun(record: SearchRecord) -> dict[str, int]:
+    begun = record.confirmations.values()
+    return {"done": sum(trial.status != "running" for trial in begun), "begun": len(begun)}
 
 
 def _best_so_far(record: SearchRecord, trial: TrialRecord) -> dict[str, Any]:
@@ -114,7 +128,8 @@ def _report_times(trial: TrialRecord) -> list[float]:
 
 def choose(record: SearchRecord, number: int | None = None, weights: Mapping[str, float] | None = None) -> TrialRecord:
     """Return trial ``number``; or the trial of the Pareto front with the best of ``ranking.scores`` by ``weights``;
-    or, without either, the first of the ranking.
+    or, without either, the confirmed trial with the best mean over seeds; or, where the first of the ranking is not
+    confirmed, that one.
 
     Raises:
         FtaeError: no tuned trial, or not trial ``number``, ran to its full budget; the weights cannot choose.
@@ -128,7 +143,7 @@ def choose(record: SearchRecord, number: int | None = None, weights: Mapping[str
             raise FtaeError(f"{record.name}: trial {number} did not run to its full budget; choose one of {numbers}")
         return record.trials[number]
     if weights is None:
-        return ranked[0]
+        return chosen_by_mean(record) or ranked[0]
     ranking.check_weights(record.objective, weights)
     front = record.pareto_front() or ranked[:1]  # where none keeps the constraints, the one nearest to them
     scores = ranking.scores(record.objective, {t.number: t.metrics for t in front}, weights)
@@ -141,7 +156,10 @@ def best(store: Store, number: int | None = None, weights: Mapping[str, float] |
     ``value`` and ``baseline`` are the objective (of several metrics, the first); ``checkpoint`` is a folder, None if it
     was not kept; ``verdict`` and ``beats_baseline`` say whether tuning helped, ``warning`` whether the verdict is a
     warning. With constraints, ``feasible`` and ``baseline_feasible`` say which model keeps them; with several metrics,
-    ``front`` lists the trials that no other dominates.
+    ``front`` lists the trials that no other dominates. ``noise`` is the standard deviation of a run as the model of the
+    curves has it, at most, and ``within_noise`` lists the trials that are no worse than the best by more than that;
+    both are left out where it is not known. ``confirmed`` has the values of a confirmed trial by seed, their mean and
+    their standard deviation.
 
     Raises:
         FtaeError: as ``choose``.
@@ -155,9 +173,9 @@ def best(store: Store, number: int | None = None, weights: Mapping[str, float] |
         "metric": record.objective.first.metric,
         "value": trial.value,
         "baseline": None if untuned is None else untuned.value,
-        "beats_baseline": record.beats_baseline(trial),
+        "beats_baseline": beats_baseline(record, trial),
         "verdict": verdict(record, trial),
-        "warning": record.needs_warning(trial),
+        "warning": needs_warning(record, trial),
         "params": trial.params,
         "metrics": trial.metrics,
         "checkpoint": str(store.fetch(kept)) if kept else None,
@@ -167,48 +185,36 @@ def best(store: Store, number: int | None = None, weights: Mapping[str, float] |
         result |= {"feasible": record.is_feasible(trial), "baseline_feasible": baseline_feasible}
     if len(record.objective.goals) > 1:
         result["front"] = [other.number for other in record.pareto_front()]
+    if record.noise is not None:
+        result |= {"noise": record.noise, "within_noise": within_noise(record)}
+    if (seeds := confirmed(record).get(trial.number)) is not None:
+        result["confirmed"] = over_seeds(seeds)
     return result
 
 
-def verdict(record: SearchRecord, trial: TrialRecord) -> str:
-    """Compare a trial with the constraints and the untuned model, in a sentence or two."""
-    text = _comparison(record, trial)
-    return f"WARNING: {text}" if record.needs_warning(trial) else text
-
-
-def _comparison(record: SearchRecord, trial: TrialRecord) -> str:
-    objective, untuned = record.objective, record.baseline
-    changes = "; ".join(_change(goal.metric, trial, untuned) for goal in objective.goals)
-    missed = objective.missed(trial.metrics) if trial.reports else []
-    if missed and not any(record.is_feasible(t) for t in record.ranked()):
-        return f"no trial keeps the constraints. This one misses {', '.join(missed)}. {changes}."
-    if missed:
-        return f"this trial misses {', '.join(missed)}. {changes}."
-    if untuned is None or not untuned.reports or not trial.reports:
-        return f"{changes}; the baseline was not measured."
-    if not record.beats_baseline(trial):
-        return f"the untuned model was not beaten. {changes}. Use the model as it was."
-    missed = objective.missed(untuned.metrics)
-    return f"{changes}. The untuned model misses {', '.join(missed)}" if missed else changes
-
-
-def _change(metric: str, trial: TrialRecord, untuned: TrialRecord | None) -> str:
-    value = trial.metrics.get(metric)
-    if untuned is None or not untuned.reports or value is None:
-        return f"{metric} {value}"
-    before = untuned.metrics[metric]
-    return f"{metric} {before:.4f} -> {value:.4f} ({value - before:+.4f})"
+def over_seeds(trial: Confirmed) -> dict[str, Any]:
+    """A confirmed trial as plain values."""
+    return {
+        "values": {str(seed): value for seed, value in trial.values.items()},
+        "mean": trial.mean,
+        "sd": trial.sd,
+        "diverged": trial.num_diverged,
+        "missing_constraints": trial.num_missing,
+    }
 
 
 def leaderboard(record: SearchRecord) -> list[dict[str, Any]]:
     """Return one row per trial: the ranked ones first, then the baseline, however it ended, and the rest by number.
 
     ``front`` (with several metrics): whether the trial is on the Pareto front. ``feasible`` (with constraints): whether
-    it keeps them.
+    it keeps them. ``forecast``, ``forecast_sd`` (where a trial was stopped by its forecast): the objective that was
+    expected at its end. ``seeds``, ``mean``, ``sd`` (where trials are confirmed): the number of runs, and the mean and
+    the standard deviation of the objective over them.
     """
     others = [t for t in record.trials.values() if t.kind == "baseline" or t.status != "finished"]
     ordered = [*record.ranked(), *sorted(others, key=lambda trial: trial.number)]
     front = {trial.number for trial in record.pareto_front()} if len(record.objective.goals) > 1 else None
+    uncertain = _uncertain(record)
     return [
         {
             "trial": trial.number,
@@ -217,9 +223,28 @@ def leaderboard(record: SearchRecord) -> list[dict[str, Any]]:
             **({} if front is None else {"front": trial.number in front}),
             **({"feasible": record.is_feasible(trial)} if record.objective.constraints else {}),
             **{metric: trial.metrics.get(metric) for metric in record.objective.shown_metrics},
+            **uncertain(trial),
             "step": trial.step,
             **{f"params.{path}": trial.params.get(path) for path in record.searched},
             "reason": trial.reason,
         }
         for trial in ordered
     ]
+
+
+def _uncertain(record: SearchRecord) -> Callable[[TrialRecord], dict[str, Any]]:
+    """The columns that only some searches have, of a trial."""
+    is_forecast = any(trial.forecast for trial in record.trials.values())
+    seeds = confirmed(record)
+
+    def of(trial: TrialRecord) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if is_forecast:
+            expected = trial.forecast or {}
+            row |= {"forecast": expected.get("mean"), "forecast_sd": expected.get("sd")}
+        if seeds:
+            own = seeds.get(trial.number)
+            row |= {"seeds": own and own.num_seeds, "mean": own and own.mean, "sd": own and own.sd}
+        return row
+
+    return of

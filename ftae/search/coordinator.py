@@ -60,7 +60,7 @@ class StateCoordinator:
 
     def note(self, number: int, text: str) -> None:
         self._safely(lambda: self.state.note(number, text), None)
-        self._notify(f"trial {number}: {text}")
+        self._notify(f"{self._name(number)}: {text}")
 
     def take_back(self, number: int) -> None:
         self._safely(lambda: self.state.take_back(number), None)
@@ -91,7 +91,7 @@ class StateCoordinator:
                 self.state.start(number, node, pid, step)
             case Adapted(changes, reason):
                 self.state.adapt(number, changes, reason)
-                self._notify(f"trial {number}: {reason}")
+                self._notify(f"{self._name(number)}: {reason}")
             case Note(text):
                 self.note(number, text)
             case Diverged(reason):
@@ -106,7 +106,10 @@ class StateCoordinator:
 
     def _changed(self, number: int) -> None:
         self._safely(lambda: self._on_change(number), None)
-        self._safely(lambda: self._count_failed(self.state.record.trials[number]), None)
+        self._safely(lambda: self._count_failed(self.state.record.trial(number)), None)
+
+    def _name(self, number: int) -> str:
+        return self.state.record.trial(number).name
 
     def _count_failed(self, trial: TrialRecord) -> None:
         if trial.status != "running":

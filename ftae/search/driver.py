@@ -14,6 +14,7 @@ from ftae.errors import FtaeError
 from ftae.results.replay import find_existing_search, replay
 from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord, search_of
 from ftae.search.coordinator import StateCoordinator
+from ftae.search.curves.earlier_searches import described, warm_start
 from ftae.search.preflight import ClusterCapacity, check_measured, preflight
 from ftae.search.progress import Progress
 from ftae.search.provenance import SAME_FOR_ALL, as_begun, pinned, provenance
@@ -81,7 +82,9 @@ def drive(
     check_images(spec.finetune, data)
     checkpoint_bytes = check_search(spec, data.num_classes).checkpoint_bytes
     facts = provenance(spec, data)
-    if before is not None:
+    if before is None:
+        facts |= warm_start(spec)
+    else:
         _check_comparable(before, spec, facts)
     _make_folder(store)
     with Progress(spec, notify) as progress:
@@ -92,6 +95,8 @@ def drive(
             store.write("search.yaml", dump(spec).encode())
             for note in data.notes:
                 progress.notify(note)
+            for line in described(state.record.facts):
+                progress.notify(f"warm start    {line}")
             tracking_sync.start()
             if state.is_complete:
                 outcome = Close("complete", state.ended_early)
@@ -128,7 +133,7 @@ def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progres
     def on_change(number: int) -> None:
         progress.update(number)
         retention.check()
-        if state.record.trials[number].status != "running":
+        if state.record.trial(number).status != "running":
             retention.trial_ended(number)
 
     deadline = None if settings.max_hours is None else time.monotonic() + 3600.0 * settings.max_hours

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ftae.errors import SpecError
 from ftae.results.replay import fold
+from ftae.results.summary import record_of
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, quoted
 from ftae.specs.search.distributions import Choices, Distribution, conditions_of
@@ -13,7 +14,7 @@ from ftae.specs.search.lint import missing_folders, warnings
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.specs.search.settings import Resources
 from ftae.storage.journal import FILE_NAME
-from ftae.wording import duration, size
+from ftae.wording import count, duration, full_trainings, size, used_of_budget
 
 if TYPE_CHECKING:
     from ftae.engine.frozen_cache.plan import FrozenCachePlan
@@ -57,13 +58,44 @@ def _search_lines(spec: SearchSpec) -> list[str]:
     hours = f", at most {settings.max_hours:g} h" if settings.max_hours else ""
     lines = [
         f"objective    {spec.objective}",
-        f"trials       {settings.num_trials} tuned + the untuned baseline, {settings.sampler}{hours}; "
+        f"trials       {_trials(spec)} tuned + the untuned baseline, {settings.sampler}{hours}; "
         f"each {_resources(settings.resources)}",
+        f"budget       {_trainings(spec)}",
         f"stopping     at steps {', '.join(map(str, rungs))} of {budget}: {rule}"
         if rungs
         else f"stopping     never: every trial runs {budget} steps",
     ]
+    if settings.confirm.seeds:
+        lines.append(
+            f"confirmed    {settings.confirm.top} best, with {count(settings.confirm.seeds, 'further seed')} each"
+        )
+    lines += _warm_start_lines(spec) if settings.warm_start else []
     return lines + [f"  {path}: {_describe(d)}{_where(path, spec)}" for path, d in spec.search_space.items()]
+
+
+def _warm_start_lines(spec: SearchSpec) -> list[str]:
+    """Which earlier trials the search learns from: those in its journal, if it has begun."""
+    from ftae.search.curves.earlier_searches import described, warm_start
+
+    spec = spec.with_absolute_paths()
+    begun = record_of(spec.name, spec.search.storage)
+    facts = begun.facts if begun is not None and begun.trials else warm_start(spec)
+    return [f"warm start   {line}" for line in described(facts)]
+
+
+def _trials(spec: SearchSpec) -> str:
+    most, expected = spec.search.num_trials, spec.expected_trials()
+    return str(most) if expected == most else f"about {expected} (at most {most})"
+
+
+def _trainings(spec: SearchSpec) -> str:
+    """What the search takes, in full trainings, by its budget or by what its scheduler is expected to stop."""
+    budget, expected = spec.search.budget, spec.expected_budget()
+    if budget is None:
+        about = "" if expected == spec.search.num_trials else "about "
+        return f"{about}{full_trainings(expected)}"
+    most = f"{full_trainings(budget)}; a stopped trial counts with the share of its steps"
+    return most if expected == budget else f"about {used_of_budget(expected)} of at most {most}"
 
 
 def _where(path: str, spec: SearchSpec) -> str:
@@ -224,10 +256,13 @@ def _space_line(spec: SearchSpec, checkpoint_bytes: int) -> str:
 def _probe_lines(spec: SearchSpec, folder: Path) -> list[str]:
     """What the preflight of the search measured, if the search has begun in a folder that this machine sees."""
     from ftae.engine.sizing import Probe, trial_seconds
+    from ftae.search.sizing import search_hours
 
     if not (folder / FILE_NAME).is_file():
         return []
     probe = Probe.of(fold(folder).facts.get("probe", {}))
     if probe is None:
         return []
-    return [f"preflight    {probe} on {probe.node}; about {duration(trial_seconds(probe, spec.finetune))} a full trial"]
+    trial = duration(trial_seconds(probe, spec.finetune))
+    hours = search_hours(probe, spec)
+    return [f"preflight    {probe} on {probe.node}; about {trial} a full trial, {hours} the search"]

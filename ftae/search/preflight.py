@@ -50,7 +50,7 @@ def preflight(
         if settings.max_concurrent is None:
             notify("search.max_concurrent is not set: no more trials run at a time than have room now")
     now = at_a_time(settings)
-    most = min(settings.max_concurrent or now, settings.num_trials)  # the cluster may grow
+    most = now if settings.max_concurrent is None else settings.most_at_a_time  # the cluster may grow
     _check_space(spec, store, space_needed(spec, checkpoint_bytes).total(most))
     here = this_node()
     check_nodes(spec, store, data.fingerprint, [node for node in nodes if node.id != here], notify)

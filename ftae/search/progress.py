@@ -9,9 +9,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.confirmation import missing_confirmations
+from ftae.results.search_record import ROUNDING, SearchRecord, TrialRecord
 from ftae.specs.search.search import SearchSpec
-from ftae.wording import done_of_asked, duration
+from ftae.wording import count, done_of_asked, duration, full_trainings
 
 STYLES = {"finished": "green", "running": "cyan", "pruned": "yellow", "diverged": "red", "failed": "bold red"}
 SHOWN_TRIALS = 12  # rows of the live table
@@ -51,15 +52,24 @@ class Progress:
         self._record, self._expected = record, expected_seconds
         self._started = self._advanced = time.monotonic()
         self._share_at_start = self._share = self._share_done()
-        if (begun := self._num_begun()) > self._spec.search.num_trials:
-            asked = self._spec.search.num_trials
-            self.notify(
-                f"{begun} trials have begun and search.num_trials is {asked}: they are finished, and none is added"
-            )
+        self._note_lowered_limits()
         self._refresh()
         if self._console.is_terminal and self._print_line == self._print:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.__enter__()
+
+    def _note_lowered_limits(self) -> None:
+        begun, reserved, settings = self._num_begun(), self._record.reserved_budget, self._spec.search
+        if begun > settings.num_trials:
+            self.notify(
+                f"{begun} trials have begun and search.num_trials is {settings.num_trials}: they are finished, "
+                "and none is added"
+            )
+        elif settings.budget is not None and reserved > settings.budget + ROUNDING:
+            self.notify(
+                f"the trials that have begun take up to {full_trainings(reserved)} and search.budget is "
+                f"{settings.budget:g}: they are finished, and none is added"
+            )
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
@@ -67,7 +77,7 @@ class Progress:
 
     def update(self, number: int) -> None:
         """Show that a trial began, reported or ended."""
-        trial = self._record.trials[number]
+        trial = self._record.trial(number)
         self._refresh()
         if self._live is None and trial.status != "running":
             self._print_line(f"{self._line(trial)} | {self._summary()} | {self._time_left()}")
@@ -82,12 +92,11 @@ class Progress:
     # ------------------------------------------------------------------------------------ rendering
 
     def _line(self, trial: TrialRecord) -> str:
-        name = "baseline" if trial.kind == "baseline" else f"trial {trial.number}"
         values = "".join(f" {metric} {value}" for metric, value in self._values(trial).items() if value)
         is_measured = trial.reports and trial.status != "diverged"
         missed = " (misses constraints)" if is_measured and self._record.is_feasible(trial) is False else ""
         reason = f" ({trial.reason})" if trial.reason else ""
-        return f"{name} {trial.status}{values} at step {trial.step}{missed}{reason}"
+        return f"{trial.name} {trial.status}{values} at step {trial.step}{missed}{reason}"
 
     def _values(self, trial: TrialRecord) -> dict[str, str]:
         """The metrics of the objective, as text; empty before they are measured."""
@@ -95,9 +104,16 @@ class Progress:
         return {name: f"{trial.metrics[name]:.4f}" if trial.reports else "" for name in metrics}
 
     def _summary(self) -> str:
-        ended, running = self._record.ended, self._tuned_running()
-        counts = f"{done_of_asked(ended.total(), self._spec.search.num_trials)} trials done, {len(running)} running"
+        ended, running, budget = self._record.ended, self._record.tuned_running, self._spec.search.budget
+        if budget is None:
+            counts = f"{done_of_asked(ended.total(), self._spec.search.num_trials)} trials done"
+        else:
+            used = full_trainings(self._record.used_budget, budget, "/")
+            counts = f"{used}, {count(ended.total(), 'trial')} done"
+        counts += f", {len(running)} running"
         counts += "".join(f", {ended[s]} {s}" for s in ("pruned", "diverged", "failed") if ended[s])
+        if asked := self._num_confirmations():
+            counts += f", {self._num_confirmed()}/{asked} confirmations done"
         return f"{counts} | {self._best()}"
 
     def _best(self) -> str:
@@ -113,17 +129,39 @@ class Progress:
         return ", ".join(parts)
 
     def _share_done(self) -> float:
-        """The share of the steps of all trials that is done: 1 at the end."""
-        steps = sum(trial.step for trial in self._tuned_running())
-        done = self._record.ended.total() + steps / self._spec.finetune.max_steps
-        return done / max(self._spec.search.num_trials, self._num_begun())
+        """The share of all trials, or of the budget if that ends first, that is done: 1 at the end.
+
+        Confirmations count as full trainings on top of either.
+        """
+        record, budget, full = self._record, self._spec.search.budget, self._spec.finetune.max_steps
+        extra, extra_done = self._num_confirmations(), float(self._num_confirmed())
+        extra_done += sum(trial.step for trial in self._confirming()) / full
+        done = record.ended.total() + sum(trial.step for trial in record.tuned_running) / full
+        share = (done + extra_done) / (max(self._spec.search.num_trials, self._num_begun()) + extra)
+        if budget is None:
+            return share
+        whole = budget if record.has_room else record.reserved_budget  # what no trial can use is not waited for
+        return max(share, (record.used_budget + extra_done) / (whole + extra or 1.0))
 
     def _num_begun(self) -> int:
         """The number of tuned trials that have begun."""
-        return self._record.ended.total() + len(self._tuned_running())
+        return self._record.ended.total() + len(self._record.tuned_running)
 
-    def _tuned_running(self) -> list[TrialRecord]:
-        return [trial for trial in self._record.running.values() if trial.kind != "baseline"]
+    def _confirming(self) -> list[TrialRecord]:
+        """The confirmations that run."""
+        return [trial for trial in self._record.confirmations.values() if trial.status == "running"]
+
+    def _num_confirmed(self) -> int:
+        """The number of confirmations that have ended."""
+        return len(self._record.confirmations) - len(self._confirming())
+
+    def _num_confirmations(self) -> int:
+        """The number of confirmations at the end: of the best trials so far, and of those that may still join them."""
+        record, asked = self._record, self._spec.search.confirm
+        to_end = self._spec.search.num_trials - record.ended.total() if record.has_room else len(record.tuned_running)
+        open_places = min(asked.top - len(record.ranked()), to_end)
+        missing = len(missing_confirmations(record, asked)) + asked.seeds * max(0, open_places)
+        return len(record.confirmations) + missing
 
     def _time_left(self) -> str:
         """Estimated from the expected time, then more and more from the time taken; counts down between reports."""
@@ -155,13 +193,15 @@ class Progress:
             cells = [str(trial.step), *self._values(trial).values()]
             cells += [{True: "yes", False: "no", None: ""}[self._record.is_feasible(trial)]] if feasible else []
             params = "baseline, untuned" if trial.kind == "baseline" else short_params(trial.params)
-            table.add_row(str(trial.number), Text(trial.status, STYLES[trial.status]), *cells, params)
+            number = trial.number if trial.of is None else f"{trial.of}, seed {trial.changes['seed']}"
+            table.add_row(str(number), Text(trial.status, STYLES[trial.status]), *cells, params)
         return table
 
     def _newest(self) -> list[TrialRecord]:
         """The trials of the table: the running ones, then the newest that ended."""
-        running = sorted(self._record.running.values(), key=lambda trial: -trial.number)
-        newest = list(islice(reversed(self._record.trials.values()), SHOWN_TRIALS + len(running)))
+        everything = self._record.all_trials
+        running = [trial for trial in reversed(everything.values()) if trial.status == "running"]
+        newest = list(islice(reversed(everything.values()), SHOWN_TRIALS + len(running)))
         return [*running, *(trial for trial in newest if trial.status != "running")][:SHOWN_TRIALS]
 
 

@@ -1,4 +1,7 @@
-"""Which checkpoints are kept: those of the best K trials of the search, and those of running trials."""
+"""Which checkpoints are kept: those of the best K trials of the search, and those of running trials.
+
+Confirmations are not ranked, so that none of their checkpoints is kept.
+"""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +27,10 @@ class Retention:
         self._state, self._notify = state, notify
         self._thread = ThreadPoolExecutor(1, "retention")
         self.failure: Exception | None = None
-        ended = (n for n, trial in state.record.trials.items() if trial.status != "running")
+        ended = (n for n, trial in state.record.all_trials.items() if trial.status != "running")
         self._kept = {number for number in ended if state.store.names(_checkpoints(number))}
         self._delete(dict.fromkeys(self._outranked()) | {number: self._last(number) for number in self._kept})
-        for trial in state.record.trials.values():
+        for trial in state.record.all_trials.values():
             if trial.status == "running":
                 self._delete_unreported(trial)
 

@@ -190,7 +190,7 @@ def tpe_sampler(spec: SearchSpec, params: Params, seed: int) -> BaseSampler:
     groups = params.groups()
     if len(spec.objective.goals) > 1:  # one by one, as Optuna samples by default
         groups = [{name: distribution} for group in groups for name, distribution in group.items()]
-    startup = min(10, max(2, spec.search.num_trials // 4))
+    startup = min(10, max(2, spec.expected_trials() // 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return _GroupedTpe(groups, seed=seed, n_startup_trials=startup)

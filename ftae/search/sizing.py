@@ -16,8 +16,18 @@ from ftae.wording import size
 
 def search_seconds(probe: Probe, spec: SearchSpec, at_a_time: int) -> float:
     """Seconds that a search takes if its scheduler stops as many trials as it is expected to."""
-    share = spec.search.scheduler.expected_steps(spec.finetune) / spec.finetune.max_steps
-    return trial_seconds(probe, spec.finetune) * share * spec.search.num_trials / at_a_time
+    full_trials = spec.expected_budget() + spec.search.confirm.num_runs
+    return trial_seconds(probe, spec.finetune) * full_trials / at_a_time
+
+
+def search_hours(probe: Probe, spec: SearchSpec) -> str:
+    """What a search takes of the resources that it reserves: ``3.2 GPU hours``; CPU hours where it reserves no GPU."""
+    resources = spec.search.resources
+    full_trials = spec.expected_budget() + spec.search.confirm.num_runs
+    hours = trial_seconds(probe, spec.finetune) * full_trials * resources.workers / 3600.0
+    hours *= resources.gpus or resources.cpus
+    number = f"{hours:,.0f}" if hours >= 9.95 else f"{hours:.2g}"
+    return f"{number} {'GPU' if resources.gpus else 'CPU'} hours"
 
 
 def longest_report_seconds(probe: Probe, spec: SearchSpec) -> float:
@@ -55,11 +65,18 @@ def space_needed(spec: SearchSpec, checkpoint_bytes: int) -> Space:
     """An upper bound; ``checkpoint_bytes``: size of one checkpoint."""
     settings, run = spec.search, spec.finetune
     checkpoints = settings.keep_checkpoints * checkpoint_bytes
-    pictures = (settings.num_trials + 1) * (run.num_evals + 1) * _picture_bytes(run)
+    pictures = (_most_pictures(spec) + settings.confirm.num_runs * (run.num_evals + 1)) * _picture_bytes(run)
     if spec.tracking.uri is None:  # MLflow's embedded store is in the storage, too, and copies them
         checkpoints, pictures = checkpoints + checkpoint_bytes, 2 * pictures
     # A new checkpoint is complete before the oldest is removed.
     return Space(checkpoints + pictures, (KEPT + 1) * checkpoint_bytes)
+
+
+def _most_pictures(spec: SearchSpec) -> int:
+    """One for each trial before its first step, and one for each evaluation; the baseline counts as a trial."""
+    num_trials, budget = spec.search.num_trials, spec.search.budget
+    full_trainings = num_trials if budget is None else min(num_trials, budget)
+    return num_trials + 1 + math.ceil((full_trainings + 1) * spec.finetune.num_evals)
 
 
 def _picture_bytes(run: FinetuneSpec) -> int:

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftae.engine.training.checkpoint import EvalReport
-from ftae.results.search_record import Close, SearchRecord, Status, TrialRecord, trial_folder
+from ftae.results.confirmation import missing_confirmations
+from ftae.results.search_record import (
+    FIRST_CONFIRMATION,
+    WARM_START,
+    Close,
+    SearchRecord,
+    Status,
+    TrialRecord,
+    trial_folder,
+)
 from ftae.search.curves.decisions import Proposal, Stop
 from ftae.search.curves.forecaster import Forecaster
 from ftae.search.ray.messages import Assignment
@@ -19,6 +28,7 @@ from ftae.specs.search.search import SearchSpec
 from ftae.storage.journal import Event, new_event
 from ftae.storage.lease import JournalWriter
 from ftae.storage.store import Store
+from ftae.wording import count, full_trainings
 
 
 class SearchState:
@@ -50,7 +60,7 @@ class SearchState:
         except BaseException:
             self.writer.close()
             raise
-        self._waiting = [n for n, trial in self.record.trials.items() if trial.status == "running"]
+        self._waiting = [n for n, trial in self.record.all_trials.items() if trial.status == "running"]
 
     def _open(self, provenance: Mapping[str, Any]) -> None:
         undecided: Event | None = None  # a report behind which no trial has another event
@@ -62,14 +72,16 @@ class SearchState:
             if event["event"] == "report":
                 undecided = event
         search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
-        self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance))
+        # What was taken from earlier searches stays as it was: the first proposals were made by it.
+        kept = {key: value for key, value in self.record.facts.items() if key == WARM_START}
+        self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance) | kept)
         if undecided is not None:
             self._end_after(undecided)
             self._learn(undecided)
 
     def _end_after(self, report: Event) -> None:
         """End a trial whose last report ended it, where the driver before this one was killed between the two."""
-        trial = self.record.trials[report["trial"]]
+        trial = self.record.trial(report["trial"])
         status, stop = self._after(trial, report["step"], report["value"])
         if status is not None and trial.status == "running":
             self._append("end", **self._end_fields(trial, status, stop))
@@ -77,21 +89,36 @@ class SearchState:
     # ------------------------------------------------------------------------------------- changes
 
     def next_trial(self) -> Assignment | None:
-        """The next trial to start: unfinished ones first, then new ones.
+        """The next trial to start: unfinished ones first, then new ones, and confirmations when all have ended.
 
-        None if all trials, or all configurations of the space, have been assigned.
+        None if there is none now: all trials, or all configurations of the space, have been assigned, or the budget has
+        no room for a whole trial more beside those that run, which may stop and leave some.
         """
         if self._waiting:
-            trial = self.record.trials[self._waiting.pop(0)]
+            trial = self.record.trial(self._waiting.pop(0))
             return Assignment(trial.number, trial.kind, trial.params, trial.changes)
+        return self._next_new() or self._next_confirmation()
+
+    def _next_new(self) -> Assignment | None:
+        """None if all trials, or all configurations of the space, have been assigned."""
         number = len(self.record.trials)
-        if number > self.spec.search.num_trials:
+        if number > 0 and not self.record.has_room:
             return None
         kind, proposal = self._proposed(number)
         if proposal is None:
             return None
         self._append("suggest", trial=number, params=proposal.params, kind=kind, **proposal.facts)
         return Assignment(number, kind, proposal.params, {})
+
+    def _next_confirmation(self) -> Assignment | None:
+        """None while trials run, which may still be among the best, and if none is missing."""
+        if self.record.running or not (missing := missing_confirmations(self.record, self.spec.search.confirm)):
+            return None
+        finalist, seed = missing[0]
+        number = FIRST_CONFIRMATION + len(self.record.confirmations)
+        settings = {"params": finalist.params, "changes": finalist.changes | {"seed": seed}}
+        self._append("suggest", trial=number, kind="confirmation", of=finalist.number, **settings)
+        return Assignment(number, "confirmation", **settings)
 
     def _proposed(self, number: int) -> tuple[str, Proposal | None]:
         if number == 0:
@@ -113,7 +140,7 @@ class SearchState:
 
         A resumed trial repeats its last report, which changes nothing.
         """
-        trial = self.record.trials[number]
+        trial = self.record.trial(number)
         if trial.status != "running":
             return False
         if trial.reports and report.step <= trial.step:
@@ -156,7 +183,7 @@ class SearchState:
 
     def end(self, number: int, status: Status, reason: str | None = None) -> None:
         """A trial is over. Ending it twice changes nothing."""
-        trial = self.record.trials[number]
+        trial = self.record.trial(number)
         if trial.status == "running":
             fields = self._end_fields(trial, status)
             self._append("end", **(fields if reason is None else fields | {"reason": reason}))
@@ -177,17 +204,26 @@ class SearchState:
 
     @property
     def is_complete(self) -> bool:
-        trials = self.record.trials.values()
-        all_begun = len(trials) > self.spec.search.num_trials or self.sampler.is_exhausted
-        return all_begun and all(t.status != "running" for t in trials)
+        if not self.record.trials or any(trial.status == "running" for trial in self.record.all_trials.values()):
+            return False
+        all_begun = not self.record.has_room or self.sampler.is_exhausted
+        return all_begun and not missing_confirmations(self.record, self.spec.search.confirm)
 
     @property
     def ended_early(self) -> str | None:
-        """Why a complete search has fewer trials than were asked for; None if it has all."""
-        begun, wanted = len(self.record.trials) - 1, self.spec.search.num_trials
-        if begun >= wanted:
+        """Why a complete search has fewer trials, or takes less, than was asked for; None if it has all."""
+        begun, settings = self.record.ended.total(), self.spec.search
+        if settings.budget is None:
+            wanted = f"{count(begun, 'trial')} instead of {settings.num_trials}"
+        else:
+            used = full_trainings(self.record.used_budget, settings.budget)
+            wanted = f"{count(begun, 'trial')} took {used}"
+        if self.record.has_room:
+            return f"all configurations of the search space have been tried: {wanted}"
+        if settings.budget is None:
             return None
-        return f"all configurations of the search space have been tried: {begun} trials instead of {wanted}"
+        limit = "search.num_trials" if self.record.has_budget else "search.budget"
+        return f"{limit} has no room for another trial: {wanted}"
 
     # ----------------------------------------------------------------------------------- the fold
 
@@ -203,7 +239,7 @@ class SearchState:
         """Fold an event into the record and the sampler."""
         self.record.apply(event)
         kind, number = event["event"], event.get("trial")
-        if number is None or self.record.trials[number].kind == "baseline":
+        if number not in self.record.trials or self.record.trials[number].kind == "baseline":
             return
         trial = self.record.trials[number]
         if kind == "suggest":
@@ -215,13 +251,15 @@ class SearchState:
 
     def _learn(self, report: Event) -> None:
         """Let the scheduler take a report into account, once it is decided what the report itself means."""
-        trial, step = self.record.trials[report["trial"]], report["step"]
-        if trial.kind != "baseline" and 0 < step < self.spec.finetune.max_steps:
+        trial, step = self.record.trial(report["trial"]), report["step"]
+        if trial.kind not in ("baseline", "confirmation") and 0 < step < self.spec.finetune.max_steps:
             self.scheduler.record(trial.number, step, report["value"])
 
     def _after(self, trial: TrialRecord, step: int, value: float) -> tuple[Status | None, Stop | None]:
         """How a trial ends with a report, which need not be in the journal yet, and why; None if it continues."""
         if trial.kind == "baseline" or step >= self.spec.finetune.max_steps:
             return "finished", None
+        if trial.kind == "confirmation":
+            return None, None
         stop = self.scheduler.stop(trial.number, step, value) if step > 0 else None
         return ("pruned" if stop is not None else None), stop

@@ -15,7 +15,7 @@ from typing import Any
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, run_of, spec_of
-from ftae.results.summary import leaderboard
+from ftae.results.summary import choose, leaderboard
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.storage import journal
@@ -153,13 +153,13 @@ def publish(store: Store, tracker: Tracker) -> None:
 
 
 def _outcome(record: SearchRecord, store: Store) -> Outcome:
-    metrics: dict[str, float] = {}
+    metrics = {"search/full_trainings": record.used_budget}
     if record.baseline is not None:
         metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
     rows = leaderboard(record)
-    if not (ranked := record.ranked()):
+    if not record.ranked():
         return Outcome(rows, metrics=metrics)
-    best = ranked[0]
+    best = choose(record)
     tags = {"ftae.best_trial": str(best.number)}
     if record.objective.constraints:
         tags["ftae.feasible"] = json.dumps(record.is_feasible(best))

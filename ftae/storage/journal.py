@@ -4,8 +4,10 @@ The journal is the truth. The state of the sampler and of the scheduler, MLflow 
 journal, and can be rebuilt from it. The events, each with ``time`` (seconds since the epoch):
 
     open      a driver opened the search: format, search (the whole spec), digest, facts (data, weights, versions),
-              kind (search | production; left out for a search)
-    suggest   a trial begins: trial, params, kind (baseline | file | sampled). Where the search models its curves: model
+              kind (search | production; left out for a search). facts.warm_start has the trials that the search learns
+              from, of each earlier search: search, digest, trials (params, shares of the budget, values), model
+    suggest   a trial begins: trial, params, kind (baseline | file | sampled | confirmation). A confirmation also has
+              of (the trial that it repeats) and changes (with another seed). Where the search models its curves: model
               (the hyperparameters that the next decisions take), noise (the standard deviation of an end, in units of
               the objective), forecast (mean and sd of the trial's end)
     start     a worker started the trial, or continued it: trial, node, pid, step. A production run may continue with

@@ -131,7 +131,8 @@ class MlflowTracker(ABC, Generic[S]):
         runs: Runs = {}
         tag, value = self._identity()
         for found in self._server.runs(self._experiment, f"tags.`{tag}` = '{value}'"):
-            trial = found.data.tags.get("ftae.trial") if self._has_children else None
+            tags = found.data.tags
+            trial = tags.get("ftae.trial", tags.get("ftae.confirmation")) if self._has_children else None
             key = None if trial is None else int(trial)
             if key not in runs:
                 runs[key] = RunState.of(found)
@@ -178,7 +179,7 @@ class SearchTracker(MlflowTracker[SearchSpec]):
             run = self._trial_run(runs, event)
             run.resume()
             run.set_tags({"ftae.kind": event["kind"]})
-            run.set_params(flatten(event["params"]))
+            run.set_params(flatten(event["params"] | event.get("changes", {})))
         elif kind == "adapt":
             self._trial_run(runs, event).set_tags({"ftae.changes": json.dumps(event["changes"])})
         elif kind == "report":
@@ -206,8 +207,8 @@ class SearchTracker(MlflowTracker[SearchSpec]):
     def _trial_run(self, runs: Runs, event: Event) -> RunState:
         trial = event["trial"]
         if trial not in runs:
-            name = "baseline" if event.get("kind") == "baseline" else f"trial-{trial:04d}"
-            tags = {"ftae.search": self._spec.name, "ftae.status": "running", "ftae.trial": str(trial)}
+            name, own_tags = _named(event)
+            tags = {"ftae.search": self._spec.name, "ftae.status": "running"} | own_tags
             tags |= dict([self._identity()]) | {"mlflow.parentRunId": runs[None].run_id}
             runs[trial] = RunState(name, milliseconds(event), tags)
         return runs[trial]
@@ -235,6 +236,15 @@ class ProductionTracker(MlflowTracker[ProductionSpec]):
             run.add_report(event, self._folder)
         elif kind == "close":
             run.end(event["status"], milliseconds(event), event["reason"])
+
+
+def _named(event: Event) -> tuple[str, dict[str, str]]:
+    """The name of a trial's run, and the tags that tell it from others. A confirmation has no tag ``ftae.trial``."""
+    trial = event["trial"]
+    if event.get("kind") == "confirmation":
+        of, seed = event["of"], event["changes"]["seed"]
+        return f"trial-{of:04d}-seed-{seed}", {"ftae.confirmation": str(trial), "ftae.confirms": str(of)}
+    return "baseline" if event.get("kind") == "baseline" else f"trial-{trial:04d}", {"ftae.trial": str(trial)}
 
 
 def _search_params(search: Mapping[str, Any]) -> dict[str, str]:

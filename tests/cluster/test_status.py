@@ -58,6 +58,7 @@ def test_without_a_visible_journal_the_status_is_that_of_the_job() -> None:
         "state": "pending",
         "attempt": 1,
         "trials": None,
+        "full trainings": None,
         "metric": None,
         "best": None,
         "baseline": None,
@@ -74,6 +75,8 @@ def test_progress_counts_tuned_trials() -> None:
         "pruned": 1,
         "diverged": 0,
         "failed": 0,
+        "budget": None,
+        "used_budget": 3.0,
         "step": None,
         "max_steps": None,
         "metric": "val/psnr",
@@ -83,19 +86,41 @@ def test_progress_counts_tuned_trials() -> None:
         "newest_event": 113.0,
     }
     running = lines(describe("small", [], found))
-    assert running[:3] == [
+    assert running[:4] == [
         "small: running or killed",
         "trials       2 of 3 done, 1 running, 1 pruned",
+        "budget       3 full trainings used",
         "best         trial 1, val/psnr 21.0000; baseline 20.0000 (+1.0000)",
     ]
     left = lines(describe("small", [], record("interrupted", "running")))
-    assert left[1:3] == ["trials       0 of 3 done, 1 unfinished", "best         no full trial yet; baseline 20.0000"]
+    assert (left[1], left[3]) == (
+        "trials       0 of 3 done, 1 unfinished",
+        "best         no full trial yet; baseline 20.0000",
+    )
+
+
+def test_a_budget_takes_the_place_of_the_number_of_trials() -> None:
+    found = record(None, "finished", "pruned", "running")
+    found.search["search"]["budget"] = 4.5
+    status = describe("small", [], found)
+    assert lines(status)[1:3] == [
+        "trials       2 done, 1 running, 1 pruned",
+        "budget       3 of 4.5 full trainings used",
+    ]
+    assert (row(status)["trials"], row(status)["full trainings"]) == ("2", "3/4.5")
+    found.search["search"]["budget"] = 2.0
+    assert lines(describe("small", [], found))[2] == "budget       3 (2 asked for since) full trainings used"
 
 
 def test_a_search_that_has_only_begun_has_a_status() -> None:
     empty = SearchRecord(search=cluster_spec().model_dump(mode="json"))
     status = describe("small", [], empty)
-    assert lines(status) == ["small: running or killed", "trials       0 of 3 done", "best         no full trial yet"]
+    assert lines(status) == [
+        "small: running or killed",
+        "trials       0 of 3 done",
+        "budget       0 full trainings used",
+        "best         no full trial yet",
+    ]
     assert row(status)["began"] is None
 
 

@@ -15,7 +15,7 @@ from ftae.errors import FtaeError
 from ftae.results.export import _latents_note, export
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.results.summary import verdict
+from ftae.results.verdict import verdict
 from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
 from ftae.specs import ProductionSpec, SearchSpec

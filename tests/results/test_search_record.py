@@ -9,6 +9,7 @@ from builders import production_spec, search_spec
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
 from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord, run_of, search_of
+from ftae.results.verdict import beats_baseline, needs_warning
 from ftae.storage.journal import Event, Journal
 
 SEARCH = search_spec().model_dump(mode="json")
@@ -113,10 +114,10 @@ def test_the_untuned_model_of_a_production_run_is_its_first_report() -> None:
     record = production(report(0, 20.0), report(12, 21.0), END)
     assert record.baseline is not None
     assert (record.baseline.kind, record.baseline.value, record.baseline.step) == ("baseline", 20.0, 0)
-    assert record.beats_baseline(record.trials[1]) is True
+    assert beats_baseline(record, record.trials[1]) is True
     assert record.trials.keys() == {1}
     worse = production(report(0, 20.0), report(12, 19.0), END)
-    assert worse.needs_warning(worse.trials[1])
+    assert needs_warning(worse, worse.trials[1])
 
 
 def test_a_start_drops_what_a_production_run_reported_behind_its_step() -> None:

@@ -8,7 +8,8 @@ from builders import eval_report, search_spec
 
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.summary import best, find_search, leaderboard, state_of, verdict
+from ftae.results.summary import best, find_search, leaderboard, state_of
+from ftae.results.verdict import beats_baseline, needs_warning, verdict
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage.backends import FolderStore
@@ -197,8 +198,8 @@ def test_only_a_trial_within_bounds_beats_the_baseline(
     tmp_path: Path, untuned: tuple[float, float], tuned: tuple[float, float], beats: bool
 ) -> None:
     record = make(tmp_path / "made-up", CONSTRAINED, {0: untuned, 1: tuned}).record
-    assert record.beats_baseline(record.trials[1]) is beats
-    assert record.needs_warning(record.trials[1]) is not beats
+    assert beats_baseline(record, record.trials[1]) is beats
+    assert needs_warning(record, record.trials[1]) is not beats
     assert verdict(record, record.trials[1]).startswith("WARNING: ") is not beats
 
 
@@ -221,7 +222,7 @@ def test_with_two_metrics_the_front_is_marked_and_weights_choose_from_it(tmp_pat
     assert best(store, number=3)["trial"] == 3
     with pytest.raises(FtaeError, match="made-up: trial 4 did not run to its full budget; choose one of 2, 1, 3"):
         best(store, number=4)
-    assert state.record.beats_baseline(state.record.trials[2]) is True
+    assert beats_baseline(state.record, state.record.trials[2]) is True
 
 
 @pytest.mark.parametrize(("tuned", "beats"), [((20.0, 0.2), False), ((19.0, 0.3), False), ((19.0, 0.1), True)])
@@ -229,7 +230,7 @@ def test_with_two_metrics_a_trial_beats_the_baseline_if_it_is_better_in_one(
     tmp_path: Path, tuned: tuple[float, float], beats: bool
 ) -> None:
     record = make(tmp_path / "made-up", TWO, {0: (20.0, 0.2), 1: tuned}).record
-    assert record.beats_baseline(record.trials[1]) is beats
+    assert beats_baseline(record, record.trials[1]) is beats
 
 
 def test_two_metrics_and_a_constraint(tmp_path: Path) -> None:

@@ -51,10 +51,11 @@ def plan_of(**changes: Any) -> list[str]:
 
 def test_the_plan_of_a_search() -> None:
     lines = plan_of()
-    assert lines[:10] == [
+    assert lines[:11] == [
         "small: a valid search",
         "objective    maximize val/psnr",
         "trials       9 tuned + the untuned baseline, curve, at most 1.5 h; each 1 CPUs, 0 GPUs",
+        "budget       about 3.6 full trainings",
         f"stopping     at steps 4, 8 of 12: {FORECAST}",
         "  optimizer.lr: 0.0001 .. 0.01, log",
         "  batch_size: 4 .. 16, linear, step 4",
@@ -63,7 +64,7 @@ def test_the_plan_of_a_search() -> None:
         "losses       1 mse, 0.001 kl",
         "model        conv_vae, 3,529 of 3,605 parameters trainable (98%) in 4 of 5 stages",
     ]
-    stages = [line.split() for line in lines[10:15]]
+    stages = [line.split() for line in lines[11:16]]
     assert [(s[0], s[1], s[2], s[4]) for s in stages] == [
         ("0", "encoder.down.0", "encoder", "frozen"),
         ("1", "bottleneck", "bottleneck", "trained"),
@@ -72,19 +73,19 @@ def test_the_plan_of_a_search() -> None:
         ("4", "decoder.out", "decoder", "trained"),
     ]
     assert sum(int(s[3].replace(",", "")) for s in stages) == 3605
-    assert lines[15:] == [
+    assert lines[16:] == [
         "kl           0.001 per element, 0.064 in summed terms (LDM's convention)",  # times 256 pixels / 4 latents
         "beta         0.032; 1 is the VAE whose pixels are Gaussian of unit variance",  # half of that, by the Gaussian
         # 4 channels of 8x8, and a byte, of 1438 and 359 digits.
         "frozen cache training through encoder.down.0, about 1.47 MB; validation through encoder.down.0, about 368 KB",
-        lines[18],
+        lines[19],
         "storage      /no/such/place/small",
-        lines[20],
+        lines[21],
         "tracking     sqlite:////no/such/place/mlflow.db, experiment small",
         "warning: frozen stages keep random weights: model.pretrained is null",
     ]
-    assert lines[18].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
-    assert lines[20].startswith("space        about ")
+    assert lines[19].startswith("checkpoints  the best 2 of the search, and the newest of running trials; each about ")
+    assert lines[21].startswith("space        about ")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,10 @@ def test_the_plan_of_a_begun_search_has_the_measurements_of_its_preflight(tmp_pa
     probe = Probe(step_seconds=0.02, eval_seconds=0.5, peak_bytes=3 * 10**8, memory_bytes=None, device="cpu", node="n1")
     journal.append("preflight", probe=asdict(probe))
     journal.close()
-    last = "preflight    a step 20 ms, peak memory 300 MB (cpu) on n1; about 2.2 s a full trial"
+    last = (
+        "preflight    a step 20 ms, peak memory 300 MB (cpu) on n1; about 2.2 s a full trial, "
+        "0.0022 CPU hours the search"
+    )
     assert last in plan_of(search__storage=str(tmp_path))
 
 

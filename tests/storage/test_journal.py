@@ -19,6 +19,7 @@ from ftae.storage.journal import FILE_NAME, Journal, read
 
 SEARCH = {
     "name": "made-up",
+    "finetune": {"max_steps": 12},
     "objective": {"metric": "val/psnr", "direction": "maximize"},
     "search_space": {"optimizer.lr": {}},
     "search": {"num_trials": 6},

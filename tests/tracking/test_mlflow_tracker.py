@@ -105,6 +105,30 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: 
     assert len(points_of(client, run, "time/eval")) == 3
 
 
+def test_a_confirmation_is_a_child_run_of_its_own_kind(storage: Path, client: MlflowClient) -> None:
+    search = MadeUpSearch(storage, "confirmed")
+    search.open()
+    search.suggest(1, "file", {"optimizer.lr": 1e-3})
+    search.report(1, 100, 21.0)
+    search.end(1, "finished")
+    search.suggest(100_000, "confirmation", {"optimizer.lr": 1e-3}, of=1, changes={"seed": 5})
+    search.report(100_000, 50, 20.0)
+    tracker = search.tracker()
+    tracker.send(search.events)
+    before = picture(client, "confirmed")
+    search.report(100_000, 100, 20.5)
+    search.end(100_000, "finished")
+    search.tracker().send(search.events)  # another driver, which finds the run
+    runs = runs_of(client, "confirmed")
+    assert set(runs) == set(before) == {"confirmed", "trial-0001", "trial-0001-seed-5"}
+    run = runs["trial-0001-seed-5"]
+    assert run.data.tags["mlflow.parentRunId"] == runs["confirmed"].info.run_id
+    assert (run.data.tags["ftae.kind"], run.data.tags["ftae.confirms"]) == ("confirmation", "1")
+    assert "ftae.trial" not in run.data.tags
+    assert run.data.params == {"optimizer.lr": "0.001", "seed": "5"}
+    assert [value for _, _, value in points_of(client, run)] == [20.0, 20.5]
+
+
 def test_the_changes_of_a_trial_are_a_tag(storage: Path, client: MlflowClient) -> None:
     search = MadeUpSearch(storage, "adapted")
     search.open()

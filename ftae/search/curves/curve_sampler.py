@@ -14,8 +14,9 @@ from ftae.search.curves.gaussian_process import Array, CurveProcess
 from ftae.specs.search.distributions import Tried
 from ftae.specs.search.objective import Metrics
 
-INITIAL_TRIALS = 5  # the file's own, and points that fill the space
 MAX_POINTS = 64  # of the sequence that fills the space; then it begins again
+FROM_RELATED = 2  # every so many-th of the first trials follows earlier searches, if the search has any
+APART = 0.2  # the distance of such a trial to the others, at least
 RANDOM_CANDIDATES = 400
 BEST_TRIALS, NEAR_BEST = 4, 50  # so many candidates near each of the best trials
 BEST_CANDIDATES, NEAR_CANDIDATE, REFINED_WIDTHS = 5, 20, (1.0, 0.5)  # then so many near each of the best candidates
@@ -45,7 +46,7 @@ class CurveSampler:
         """New params for trial ``number``; None if the space is exhausted. Changes nothing."""
         if self.is_exhausted:
             return None  # before anything is fitted
-        forecast = self._forecaster.fitted(number) if number > INITIAL_TRIALS else None
+        forecast = self._forecaster.fitted(number)
         points = self._initial(number) if forecast is None else self._candidates(forecast, number)
         params = self._tried.first_new(self._forecaster.cube.params(point) for point in points)
         assert params is not None
@@ -64,6 +65,24 @@ class CurveSampler:
             self._tried.remove(number)
 
     def _initial(self, number: int) -> Array:
+        """Points for one of the first trials: where earlier searches would look, or else where nothing is known."""
+        related = self._forecaster.related
+        if related is None or number % FROM_RELATED:
+            return self._filling(number)
+        cube, rng = self._forecaster.cube, np.random.default_rng([self._spec.search.seed, number])
+        points = self._around(related.best(BEST_TRIALS), rng)
+        vectors = cube.vectors(points)
+        tried = self._forecaster.vectors(list(self._forecaster.tuned))
+        is_near = ((vectors[:, None] - tried[None]) ** 2).sum(-1).min(1) < APART**2
+        return np.asarray(points[np.lexsort([-related.expected(vectors), is_near])])
+
+    def _around(self, known: list[Array], rng: np.random.Generator) -> Array:
+        """Points at random, and some near each of the known ones."""
+        cube = self._forecaster.cube
+        near = [cube.near(np.repeat(point[None], NEAR_BEST, axis=0), rng) for point in known]
+        return np.vstack([rng.random((RANDOM_CANDIDATES, cube.num_coordinates)), *near])
+
+    def _filling(self, number: int) -> Array:
         """Points to fill the space from, the one for trial ``number`` first: a scrambled Sobol sequence."""
         sequence = qmc.Sobol(self._forecaster.cube.num_coordinates, scramble=True, rng=self._spec.search.seed)
         return np.roll(np.asarray(sequence.random(MAX_POINTS)), -(number - 1) % MAX_POINTS, axis=0)
@@ -74,8 +93,7 @@ class CurveSampler:
         cube, best = self._forecaster.cube, self._forecaster.best(BEST_TRIALS)
         log_gain = self._log_gain(forecast)
         known = [cube.point(self._forecaster.record.trials[n].params) for n in best]
-        near = [cube.near(np.repeat(point[None], NEAR_BEST, axis=0), rng) for point in known]
-        points = np.vstack([rng.random((RANDOM_CANDIDATES, cube.num_coordinates)), *near])
+        points = self._around(known, rng)
         gains = log_gain(points)
         for width in REFINED_WIDTHS:
             top = points[np.argsort(-gains, kind="stable")[:BEST_CANDIDATES]]

@@ -6,15 +6,17 @@ when a trial is proposed and travel in its ``suggest`` event. A search that is r
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import log_ndtr
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
 from ftae.search.curves.decisions import rounded
-from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit
+from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit, num_parameters
+from ftae.search.curves.related_tasks import RelatedTasks
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.search.objective import Constraint
 from ftae.specs.search.search import SearchSpec
@@ -26,6 +28,7 @@ SEEN_SHARES = (1 / 9, 1 / 3, 2 / 3)
 MAX_TRIALS, MAX_FITTED_TRIALS = 120, 40
 # The chances to diverge and to keep a constraint are learned from the newest trials.
 MAX_DIVERGED, MAX_ALIVE = 30, 60
+INITIAL_TRIALS = 5  # the file's own, and points that fill the space
 FEWEST_OBSERVATIONS = 3
 # Each fit expects other lengths: few data allow many, and trials that are proposed together should not all believe the
 # same.
@@ -54,6 +57,12 @@ class Forecaster:
         self.spec, self.record, self.cube = spec, record, UnitCube(spec)
         self.sign = spec.objective.first.sign
         self._vectors: dict[int, Array] = {}
+
+    @cached_property
+    def related(self) -> RelatedTasks | None:
+        """The earlier searches that this one learns from, as its journal has them; None without any."""
+        found = self.record.facts.get(WARM_START)
+        return RelatedTasks(self.cube, found, self.sign) if found else None
 
     # ------------------------------------------------------------------------------------- trials
 
@@ -92,7 +101,7 @@ class Forecaster:
         """What the process sees; None before there is enough."""
         budget = self.spec.finetune.max_steps
         rows: list[tuple[int, int, float]] = []
-        for number in self._selected(MAX_TRIALS, extra):
+        for number in self.selected(MAX_TRIALS, extra):
             trial = self.record.trials[number]
             if trial.status == "diverged":  # modelled apart, so that a cliff does not bend the curves
                 continue
@@ -112,7 +121,7 @@ class Forecaster:
             self.vectors(list(trials)), np.array(trials), np.array(steps_seen) / budget, np.array(values, dtype=float)
         )
 
-    def _selected(self, most: int, extra: Unwritten | None = None) -> list[int]:
+    def selected(self, most: int, extra: Unwritten | None = None) -> list[int]:
         """All trials; of more than ``most`` the best third, by how far they came and then by value, and the newest."""
         tuned = self.tuned
         if len(tuned) <= most:
@@ -129,8 +138,8 @@ class Forecaster:
         return [number for number in tuned if number in keep]
 
     def fitted(self, number: int) -> Forecast | None:
-        """The forecast by which trial ``number`` is proposed, with hyperparameters of its own; None before any data."""
-        seen = self.observations()
+        """The forecast by which trial ``number`` is proposed, with its own hyperparameters; None for the first ones."""
+        seen = self.observations() if number > INITIAL_TRIALS else None
         if seen is None:
             return None
         rng = np.random.default_rng([self.spec.search.seed, number, 3])
@@ -138,14 +147,17 @@ class Forecaster:
         return self._forecast(seen, self._fit(seen, lengths))
 
     def current(self, extra: Unwritten | None = None) -> Forecast | None:
-        """The forecast with all data of now and the newest hyperparameters of the journal; None before any data."""
+        """The forecast with all data of now and the newest hyperparameters of the journal; None before any data.
+
+        As long as the journal has none, they are fitted anew.
+        """
         seen = self.observations(extra)
         if seen is None:
             return None
         model = self.record.model
         if model is None:
             return self._forecast(seen, self._fit(seen, np.full(self.cube.num_columns, LENGTH), extra))
-        expected = self.cube.num_columns + 6
+        expected = num_parameters(self.cube.num_columns)
         if len(model) != expected:
             raise FtaeError(
                 f"the journal of {self.spec.name} has a model of {len(model)} numbers, and this search space needs "
@@ -154,11 +166,12 @@ class Forecaster:
         return self._forecast(seen, np.array(model))
 
     def _fit(self, seen: Observations, lengths: Array, extra: Unwritten | None = None) -> Array:
-        return fit(seen.of_trials(set(self._selected(MAX_FITTED_TRIALS, extra))), lengths, scale=seen.scale())
+        return fit(seen.of_trials(set(self.selected(MAX_FITTED_TRIALS, extra))), lengths, scale=seen.scale())
 
     def _forecast(self, seen: Observations, parameters: Array) -> Forecast:
         process = CurveProcess(seen, parameters)
-        done = [trial.number for trial in self.finished()]
+        observed = set(seen.trials.tolist())  # the best of many trials are among them
+        done = [trial.number for trial in self.finished() if trial.number in observed]
         bar = float(process.at_end(self.vectors(done), done)[0].max()) if done else None
         return Forecast(process, bar)
 

@@ -133,6 +133,11 @@ class CurveProcess:
         return self.spread * math.hypot(other["trial"], other["noise"])
 
 
+def num_parameters(num_columns: int) -> int:
+    """The number of hyperparameters of a process over vectors of so many columns."""
+    return num_columns + len(_OTHERS)
+
+
 def fit(
     observations: Observations,
     lengths: Array,

@@ -206,6 +206,31 @@ class UnitCube:
         """The vector of params, (num_columns,). Leaves that ``params`` lack have no effect."""
         return np.asarray(self.vectors(self.point(params)[None])[0])
 
+    def nearest(self, values: Mapping[str, Any]) -> tuple[Array, Array]:
+        """The point nearest to values of another search, and its vector. Values outside a range count as its end; a
+        category that this space lacks stands in the middle of all. Leaves that ``values`` lack have no effect."""
+        known = {path: near for path, value in values.items() for near in self._near(path, value)}
+        point = self.point(known)
+        vector, at = self.vectors(point[None])[0], 0
+        for path in self._paths:
+            width = self._leaves[path].num_columns
+            at += path in self._has_switch
+            if path in values and path not in known:
+                vector[at : at + width] = MIDDLE
+            at += width
+        return point, vector
+
+    def _near(self, path: str, value: Any) -> list[Any]:
+        """The value of a leaf that is nearest to another; empty if none is near."""
+        distribution = self._space[path]
+        if isinstance(distribution, Choices):
+            return [choice for choice in distribution.choices if json.dumps(choice) == json.dumps(value)]
+        if distribution.is_off(value):
+            return [value]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return []
+        return [min(max(value, distribution.low), distribution.high)]
+
     def near(self, points: Array, rng: np.random.Generator, width: float = 1.0) -> Array:
         """Each of the points, changed a little in some of its coordinates."""
         count, leaves = len(points), len(self._paths)

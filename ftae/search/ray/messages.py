@@ -14,8 +14,8 @@ from ftae.engine.training.checkpoint import EvalReport
 class Assignment:
     """A trial to run, from its newest checkpoint if there is one.
 
-    ``kind``: baseline, file or sampled. ``params``: values of searched leaves, by path. ``changes``: leaves that an
-    earlier worker had to change, such as a halved batch.
+    ``kind``: baseline, file, sampled or confirmation. ``params``: values of searched leaves, by path. ``changes``:
+    other leaves, such as a batch that an earlier worker had to halve, and the seed of a confirmation.
     """
 
     number: int

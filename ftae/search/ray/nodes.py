@@ -71,7 +71,7 @@ def room(resources: Resources) -> int:
 def at_a_time(settings: SearchSettings) -> int:
     """How many trials of a search run at the same time on the nodes that are alive now."""
     fitting = room(settings.resources)
-    return min(settings.max_concurrent or fitting, fitting, settings.num_trials)
+    return min(fitting, settings.most_at_a_time)
 
 
 POLL_SECONDS = 5.0

@@ -137,7 +137,7 @@ class _Trial:
     def __init__(self, assignment: Assignment, search: SearchSpec, store: Store, fingerprint: str) -> None:
         self._search, self._store, self._fingerprint = search, store, fingerprint
         self._settings = assignment.params | assignment.changes
-        self._adapted = bool(assignment.changes)
+        self._adapted = "batch_size" in assignment.changes
         self._folder = trial_folder(assignment.number)  # below the search
         self._started = False
         self._notes = set[str]()  # about damaged checkpoints

@@ -13,6 +13,7 @@ class Metric:
 
     A diverged trial scores ``low`` or ``high``, whichever is worse. ``better`` is the direction in which the metric
     improves; None where either may be wanted. With fewer than ``least_images`` validation images it has no value.
+    ``unit``: empty where the metric has none.
     """
 
     low: float
@@ -21,16 +22,24 @@ class Metric:
     description: str
     needs: tuple[Need, ...] = ()
     least_images: int = 1
+    unit: str = ""
 
 
 METRICS: dict[str, Metric] = {
     "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]"),
     "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]"),
-    "psnr": Metric(0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images"),
+    "psnr": Metric(0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", unit="dB"),
     "ssim": Metric(
         -1.0, 1.0, "maximize", "structural similarity (Wang et al. 2004), 11x11 window", (needs.resolution(16),)
     ),
-    "kl": Metric(0.0, 1.0e9, None, "divergence of the posterior from the prior, in nats per image", (needs.posterior,)),
+    "kl": Metric(
+        0.0,
+        1.0e9,
+        None,
+        "divergence of the posterior from the prior, in nats per image",
+        (needs.posterior,),
+        unit="nats",
+    ),
     "active_units": Metric(
         0.0,
         1.0e9,
@@ -48,7 +57,7 @@ METRICS: dict[str, Metric] = {
         (needs.reference,),
     ),
     "input_psnr": Metric(
-        0.0, 100.0, None, "psnr of the degraded image, the score of doing nothing", (needs.degradation,)
+        0.0, 100.0, None, "psnr of the degraded image, the score of doing nothing", (needs.degradation,), unit="dB"
     ),
     "auroc": Metric(
         0.0,

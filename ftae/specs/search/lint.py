@@ -93,17 +93,21 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
         better = metric_facts(goal.metric).better
         if better not in (None, goal.direction):
             yield f"objective.direction is {goal.direction}, but {goal.metric} is better where it is {_SIDE[better]}"
-    size = count_up_to(settings.num_trials, spec)
-    if 1 < size < settings.num_trials:  # with a single one, every leaf was reported as having no effect
+    wanted = spec.expected_trials()
+    size = count_up_to(wanted, spec)
+    if 1 < size < wanted:  # with a single one, every leaf was reported as having no effect
+        asked = f"search.num_trials ({wanted})"
+        if wanted < settings.num_trials:
+            asked = f"search.budget ({settings.budget:g}, about {wanted} trials)"
         yield (
-            f"search.num_trials ({settings.num_trials}) exceeds the {size} configurations of the search space: "
+            f"{asked} exceeds the {size} configurations of the search space: "
             "the search ends when all of them have been tried"
         )
-    if settings.max_concurrent is not None and settings.max_concurrent > settings.num_trials:
-        yield (
-            f"search.max_concurrent ({settings.max_concurrent}) is never reached: "
-            f"search.num_trials is {settings.num_trials}"
-        )
+    if settings.max_concurrent is not None and settings.max_concurrent > settings.most_at_a_time:
+        limit = f"search.num_trials is {settings.num_trials}"
+        if settings.most_at_a_time < settings.num_trials:
+            limit = f"search.budget is {settings.budget:g}, and each running trial keeps a full training of it"
+        yield f"search.max_concurrent ({settings.max_concurrent}) is never reached: {limit}"
     if settings.resources.gpus and spec.finetune.device == "cpu":
         yield "search.resources reserves GPUs that no trial uses: finetune.device is cpu"
     yield from settings.scheduler.warnings(spec.finetune)

@@ -1,5 +1,6 @@
 """The two kinds of files: a search (a run, the leaves to vary, the objective, the means) and a production run."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -120,6 +121,29 @@ class SearchSpec(Spec):
         defaults = {"sampler": "tpe", "scheduler": Asha()}
         return settings.model_copy(update={key: value for key, value in defaults.items() if key not in given})
 
+    @field_validator("search")
+    @classmethod
+    def _can_start_warm(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        """Earlier searches help one sampler, and no search helps itself."""
+        if not settings.warm_start:
+            return settings
+        if settings.sampler != "curve":
+            rule = f"has no effect with sampler {settings.sampler}; use sampler curve, or leave it out"
+            raise refusal([(("warm_start",), rule)])
+        if (name := info.data.get("name")) in settings.warm_start:
+            rule = f"{quoted(name)} is this search itself; name earlier ones"
+            raise refusal([(("warm_start", settings.warm_start.index(name)), rule)])
+        return settings
+
+    @field_validator("search")
+    @classmethod
+    def _has_a_number_of_trials(cls, settings: SearchSettings, info: ValidationInfo) -> SearchSettings:
+        """A budget alone limits a search, so that the number of trials follows from it."""
+        run = info.data.get("finetune")
+        if run is None or settings.budget is None or "num_trials" in settings.model_fields_set:
+            return settings
+        return settings.model_copy(update={"num_trials": most_trials(settings.budget, run)})
+
     @field_validator("tracking")
     @classmethod
     def _has_a_place(cls, tracking: Tracking, info: ValidationInfo) -> Tracking:
@@ -157,6 +181,21 @@ class SearchSpec(Spec):
         """The steps at which trials are compared; the scheduler may have none."""
         return self.search.scheduler.rung_steps(self.finetune)
 
+    def expected_budget(self) -> float:
+        """What the tuned trials take, in full trainings, if the scheduler stops as many as it is expected to."""
+        expected = self.search.num_trials * self._expected_share()
+        return expected if self.search.budget is None else min(self.search.budget, expected)
+
+    def expected_trials(self) -> int:
+        """The number of tuned trials, which with a budget depends on how many the scheduler stops."""
+        if self.search.budget is None:
+            return self.search.num_trials
+        return min(self.search.num_trials, round(self.search.budget / self._expected_share()))
+
+    def _expected_share(self) -> float:
+        """The share of its steps that a trial takes on average."""
+        return self.search.scheduler.expected_steps(self.finetune) / self.finetune.max_steps
+
     def file_params(self) -> dict[str, Any]:
         """The params of the first tuned trial: the file's own value of every searched leaf that has an effect."""
         run = self.finetune
@@ -174,6 +213,11 @@ class SearchSpec(Spec):
         resources, device = self.search.resources, self.finetune.device
         threads = self.finetune.num_threads or max(1, int(resources.cpus))
         return {"num_threads": threads, "device": ("cuda" if resources.gpus else "cpu") if device == "auto" else device}
+
+
+def most_trials(budget: float, run: FinetuneSpec) -> int:
+    """The number of trials that ``budget`` full trainings hold if each ends at its first evaluation."""
+    return math.ceil(budget * run.max_steps / run.eval_steps()[0])
 
 
 def _measured(run: FinetuneSpec | None, written: Any) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Positive, Spec, absolute
+from ftae.specs.reading.names import search_name_problem
 from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.reading.schema import Means
 from ftae.specs.search.distributions import Choices, Distribution, Range
@@ -185,11 +186,29 @@ AnyScheduler = Annotated[Forecast | Asha | Fifo, Field(discriminator="name")]
 SamplerName = Literal["curve", "tpe", "random"]
 
 
+class Confirm(Spec):
+    """Trains the best trials again with other seeds, when all trials of the search have ended."""
+
+    seeds: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Further seeds for each of them, the numbers that follow its own seed; 0 confirms none."""
+    top: Positive = 3
+    """Number of trials, the best of the search; at most ``keep_checkpoints``."""
+
+    @property
+    def num_runs(self) -> int:
+        """The most runs that this asks for."""
+        return self.seeds * self.top
+
+
 class SearchSettings(Spec):
     """How to search."""
 
     num_trials: Annotated[Positive, Means()] = 16
-    """Number of tuned trials; the untuned baseline comes on top."""
+    """Number of tuned trials; the untuned baseline comes on top. With ``budget``, the most that begin, by default
+    as many as the budget holds if each ends at its first evaluation."""
+    budget: Annotated[Annotated[float, Field(ge=1.0)] | None, Means()] = None
+    """What the tuned trials may take together, in full trainings: a stopped trial counts with the share of its steps.
+    Null sets no such limit."""
     max_hours: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
     """Ends the search after so many hours, counted anew with every ``--resume``."""
     max_concurrent: Annotated[Positive | None, Means()] = None
@@ -202,6 +221,8 @@ class SearchSettings(Spec):
     """What a trial gets of the cluster."""
     keep_checkpoints: Annotated[Positive, Means()] = 3
     """Number of trials, the best of the search, whose checkpoints stay."""
+    confirm: Annotated[Confirm, Means()] = Confirm()
+    """Whether the best trials are trained again with other seeds."""
     max_storage_gb: Annotated[Annotated[float, Field(gt=0.0)] | None, Means()] = None
     """What the search may take of its storage, in 1e9 bytes; null is everything."""
     max_failures: Annotated[int, Field(ge=0), Means()] = 2
@@ -213,17 +234,55 @@ class SearchSettings(Spec):
     """The folder of all searches, the same on all nodes, or the URL of an object store (``s3://bucket/prefix``)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sampler."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier searches with the same objective, by name below ``storage``, by folder or by URL. The model of the curves
+    takes their trials for those of related tasks."""
+
+    @field_validator("warm_start")
+    @classmethod
+    def _are_searches(cls, searches: tuple[str, ...]) -> tuple[str, ...]:
+        """A name is that of a folder below the storage; what has a slash is a place of its own."""
+        wrong = [
+            ((i,), f"{quoted(search)} {reason}")
+            for i, search in enumerate(searches)
+            if (reason := search_name_problem(search.rstrip("/").rpartition("/")[2])) is not None
+        ]
+        wrong += [((i,), f"names {quoted(one)} twice") for i, one in enumerate(searches) if one in searches[:i]]
+        if wrong:
+            raise refusal(wrong)
+        return searches
+
+    @field_validator("confirm")
+    @classmethod
+    def _finalists_are_kept(cls, confirm: Confirm, info: ValidationInfo) -> Confirm:
+        kept = info.data.get("keep_checkpoints")
+        if confirm.seeds and kept is not None and confirm.top > kept:
+            raise refusal(
+                [(("top",), f"must be at most keep_checkpoints ({kept}): other models are deleted, got {confirm.top}")]
+            )
+        return confirm
 
     @property
     def in_object_store(self) -> bool:
         """Whether the storage is an object store."""
         return "://" in self.storage
 
+    @property
+    def most_at_a_time(self) -> int:
+        """The most trials that may run at a time: each keeps a full training of the budget for itself."""
+        limits = (self.num_trials, self.max_concurrent, self.budget)
+        return int(min(limit for limit in limits if limit is not None))
+
     def with_absolute_paths(self) -> "SearchSettings":
-        """The same settings with an absolute path as storage, unless it is the URL of an object store."""
-        if self.in_object_store:
-            return self
-        return self.model_copy(update={"storage": absolute(self.storage)})
+        """The same settings with absolute paths; names of searches and URLs of object stores stay."""
+        warm_start = tuple(_absolute_search(search) for search in self.warm_start)
+        storage = self.storage if self.in_object_store else absolute(self.storage)
+        return self.model_copy(update={"storage": storage, "warm_start": warm_start})
+
+
+def _absolute_search(search: str) -> str:
+    """A name and a URL stay as they are."""
+    return absolute(search) if "/" in search and "://" not in search else search
 
 
 _DATABASES = ("postgresql", "mysql", "mssql")
