@@ -13,6 +13,9 @@ from ftae.results.replay import find_existing_search
 from ftae.results.search_record import SearchRecord
 from ftae.search import driver
 from ftae.search.driver import run_search
+from ftae.search.provenance import as_begun
+from ftae.search.sampler import OptunaSampler
+from ftae.search.scheduler import SuccessiveHalving
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage.backends import FolderStore
@@ -79,6 +82,7 @@ def test_a_search_that_does_not_exist_cannot_be_resumed(tmp_path: Path) -> None:
         ({"objective__metric": "val/ssim"}, "objective"),
         ({"search__sampler": "random"}, "search.sampler"),
         ({"search__seed": 1}, "search.seed"),
+        ({"search__warm_start": ["another"]}, "search.warm_start"),
         ({"search__scheduler": {"name": "fifo"}}, "search.scheduler"),
         ({"search__resources": {"cpus": 2}}, "finetune.num_threads (by search.resources)"),
         (
@@ -115,7 +119,48 @@ def test_settings_without_influence_on_results_may_change(existing: Path) -> Non
 
 def test_every_setting_either_may_change_or_decides_results() -> None:
     settings = SearchSpec.model_fields["search"].annotation.model_fields  # type: ignore[union-attr]
-    assert set(settings) == {*driver.MAY_CHANGE, "sampler", "scheduler", "seed"}
+    assert set(settings) == {*driver.MAY_CHANGE, "sampler", "scheduler", "seed", "warm_start"}
+
+
+def test_a_search_keeps_the_defaults_under_which_it_began(tmp_path: Path) -> None:
+    """A journal of an earlier version, of whose defaults the file says nothing, and which has no model of curves."""
+    begun = spec(
+        tmp_path, search__sampler="tpe", search__scheduler={"name": "asha"}, finetune__num_evals=6, search__num_trials=8
+    )
+    store = FolderStore(tmp_path / begun.name)
+    store.folder.mkdir()
+    first = SearchState(begun, store)
+    for number in range(4):
+        first.next_trial()
+        first.end(number, "diverged", "non-finite loss at step 2")
+    first.close("interrupted")
+
+    def resumed(**changes: Any) -> SearchSpec:
+        file = spec(tmp_path, **{"finetune__num_evals": ..., "search__num_trials": 8} | changes)
+        before = find_existing_search(file, resume=True)
+        assert before is not None
+        found = as_begun(file, before)
+        driver._check_comparable(before, found, before.facts)
+        return found
+
+    found = resumed()
+    assert (found.search.sampler, found.search.scheduler.name, found.finetune.num_evals) == ("tpe", "asha", 6)
+    assert as_begun(spec(tmp_path), None).search.sampler == "curve"
+    state = SearchState(found, store)
+    assert isinstance(state.sampler, OptunaSampler)
+    assert isinstance(state.scheduler, SuccessiveHalving)
+    trial = state.next_trial()
+    assert trial is not None
+    assert (trial.number, trial.params.keys()) == (4, {"optimizer.lr"})
+    assert state.record.model is None
+    state.close("interrupted")
+    for changes, named in (
+        ({"search__sampler": "curve"}, "search.sampler"),
+        ({"search__scheduler": {"name": "forecast"}}, "search.scheduler"),
+        ({"finetune__num_evals": 9}, "finetune"),
+    ):
+        with pytest.raises(FtaeError, match=f": {named} differ"):
+            resumed(**changes)
 
 
 @pytest.mark.parametrize(

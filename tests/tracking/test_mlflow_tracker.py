@@ -64,8 +64,8 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: 
     expected = {
         "objective.metric": "val/psnr",
         "objective.direction": "maximize",
-        "search.sampler": "tpe",
-        "search.scheduler.name": "asha",
+        "search.sampler": "curve",
+        "search.scheduler.name": "forecast",
         "search.num_trials": "16",
         "search.seed": "0",
         "search.max_hours": "null",
