@@ -32,10 +32,12 @@ from benchmarks.searches import mlflow_server, run_alone, run_on_ray, search_spe
 from benchmarks.stock import compare
 from ftae.search import tracking_sync as tracking_sync
 from ftae.search.coordinator import StateCoordinator
+from ftae.search.curves.curve_sampler import CurveSampler
+from ftae.search.curves.forecast_scheduler import ForecastScheduler
 from ftae.search.progress import Progress
 from ftae.search.ray.messages import Assignment
 from ftae.search.retention import Retention
-from ftae.search.sampler import Sampler
+from ftae.search.sampler import OptunaSampler
 from ftae.search.scheduler import SuccessiveHalving
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
@@ -50,9 +52,11 @@ PARTS = (*DRIVER, *ASIDE, "Ray's threads", "rest")
 def watched() -> Meter:
     """A meter of all that the driver does for a report; what is left is Tune's, or the formula's."""
     meter = Meter()
-    meter.watch("propose", Sampler, "propose")
-    meter.watch("sampler", Sampler, "adopt", "report", "end")
-    meter.watch("scheduler", SuccessiveHalving, "goes_on", "record")
+    for sampler in (CurveSampler, OptunaSampler):
+        meter.watch("propose", sampler, "propose")
+        meter.watch("sampler", sampler, "adopt", "report", "end")
+    for scheduler in (ForecastScheduler, SuccessiveHalving):
+        meter.watch("scheduler", scheduler, "stop", "record")
     meter.watch("journal", Journal, "append_all")
     meter.watch("state", StateCoordinator, "assign", "receive", "must_stop")
     meter.watch("state", SearchState, "report")

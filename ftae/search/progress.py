@@ -158,7 +158,8 @@ class Progress:
     def _num_confirmations(self) -> int:
         """The number of confirmations at the end: of the best trials so far, and of those that may still join them."""
         record, asked = self._record, self._spec.search.confirm
-        open_places = min(asked.top - len(record.ranked()), self._spec.search.num_trials - record.ended.total())
+        to_end = self._spec.search.num_trials - record.ended.total() if record.has_room else len(record.tuned_running)
+        open_places = min(asked.top - len(record.ranked()), to_end)
         missing = len(missing_confirmations(record, asked)) + asked.seeds * max(0, open_places)
         return len(record.confirmations) + missing
 

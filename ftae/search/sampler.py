@@ -79,7 +79,6 @@ class OptunaSampler:
         return self._tried.is_exhausted
 
     def propose(self, number: int) -> Proposal | None:
-        self._drop_old()
         params = self._tried.first_new(self._asked(number))
         return None if params is None else Proposal(params)
 
@@ -93,7 +92,7 @@ class OptunaSampler:
             study.tell(trial, state=TrialState.FAIL)  # a running trial would change the next attempt
 
     def adopt(self, number: int, params: dict[str, Any]) -> None:
-        self._drop_old()
+        self._seen = self._kept()
         values, distributions = self._params.of_optuna(params)
         self._seen[number] = create_trial(state=TrialState.RUNNING, params=values, distributions=distributions)
         self._tried.add(number, params)
@@ -138,20 +137,20 @@ class OptunaSampler:
         """The trials that the next proposal depends on."""
         return self._study().trials
 
-    def _drop_old(self) -> None:
-        """Drop trials if there are too many. Called when a trial begins, so that a replay drops them there, too."""
+    def _kept(self) -> dict[int, FrozenTrial]:
+        """All trials, or fewer if there are too many. The others are dropped when a trial begins, as in a replay."""
         running = {n for n, trial in self._seen.items() if trial.state == TrialState.RUNNING}
         if len(self._seen) - len(running) < MAX_TRIALS:
-            return
+            return self._seen
         modelled = {n: t for n, t in self._seen.items() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
         best = set(self._ranked(modelled)[:BEST_TRIALS])
         newest = set([number for number in modelled if number not in best][-NEWEST_TRIALS:])
-        self._seen = {n: trial for n, trial in self._seen.items() if n in best | newest | running}
+        return {n: trial for n, trial in self._seen.items() if n in best | newest | running}
 
     def _study(self) -> optuna.Study:
         with _quiet_optuna():
             study = optuna.create_study(directions=[goal.direction for goal in self._spec.objective.goals])
-        study.add_trials(self._seen.values())
+        study.add_trials(self._kept().values())
         return study
 
     def _ranked(self, trials: dict[int, FrozenTrial]) -> list[int]:

@@ -98,9 +98,6 @@ class SuccessiveHalving:
         reached = [rung for rung in self._rungs if rung.step <= step]
         return reached[-1] if reached else None
 
-    def recorded(self) -> dict[int, dict[int, float]]:
-        return {rung.step: {n: self._sign * v for n, v in rung.recorded.items()} for rung in self._rungs}
-
 
 # By the name in the file.
 SCHEDULERS: dict[str, Callable[[Forecaster], Scheduler]] = {

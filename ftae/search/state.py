@@ -222,7 +222,7 @@ class SearchState:
             return f"all configurations of the search space have been tried: {wanted}"
         if settings.budget is None:
             return None
-        limit = "search.num_trials" if begun >= settings.num_trials else "search.budget"
+        limit = "search.num_trials" if self.record.has_budget else "search.budget"
         return f"{limit} has no room for another trial: {wanted}"
 
     # ----------------------------------------------------------------------------------- the fold

@@ -284,7 +284,7 @@ def test_show_prints_every_trial(ftae: Ftae, tmp_path: Path) -> None:
     result = ftae("show", "small", "--storage", "elsewhere")
     assert (result.status, result.err) == (0, "")
     title, header, *rows = result.out.splitlines()
-    assert title.strip() == "small: complete"
+    assert title.strip() == "small: complete, 2 full trainings"
     assert header.split() == ["trial", "kind", "status", "val/psnr", "step", "optimizer.lr", "max_grad_norm", "reason"]
     assert [row.split()[:4] for row in rows] == [
         ["2", "sampled", "finished", "23.5"],
@@ -295,6 +295,7 @@ def test_show_prints_every_trial(ftae: Ftae, tmp_path: Path) -> None:
     assert rows[3].strip().endswith("non-finite loss at step 3")
     shown = json.loads(ftae("show", "elsewhere/small", "--json").out)
     assert (shown["search"], shown["state"]) == ("small", "complete")
+    assert (shown["budget"], shown["used_budget"]) == (None, 2.0)
     assert shown["trials"] == json.loads(json.dumps(leaderboard(record)))
 
 

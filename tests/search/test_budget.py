@@ -231,6 +231,15 @@ def test_the_progress_does_not_wait_for_what_no_trial_can_use() -> None:
     assert shown.progress._share_done() == 1.0
 
 
+def test_confirmations_that_cannot_come_are_not_waited_for() -> None:
+    shown = Shown(spec(2.5, confirm={"seeds": 2, "top": 3}))
+    shown.trial(1, 12, "finished")
+    assert " 0/6 confirmations done" in shown.lines[-1]
+    shown.trial(2, 12, "finished")
+    assert " 0/4 confirmations done" in shown.lines[-1], "no third trial fits into the budget"
+    assert shown.progress._share_done() == pytest.approx(2 / 6)
+
+
 def test_a_budget_below_what_is_used_is_noted() -> None:
     earlier = Shown(spec(4.0))
     earlier.trial(1, 12, "finished")

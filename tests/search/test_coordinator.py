@@ -12,6 +12,7 @@ from simulated import state_spec
 from ftae.errors import FtaeError
 from ftae.search.coordinator import StateCoordinator
 from ftae.search.ray.messages import Adapted, Diverged, Failed, Message, Note, Report, Start, StorageFailed
+from ftae.search.sampler import OptunaSampler
 from ftae.search.state import SearchState
 from ftae.storage import store as retry
 from ftae.storage.backends import FolderStore
@@ -97,7 +98,7 @@ def test_a_trial_continues_until_the_state_ends_it(state: SearchState) -> None:
     assert [(trial.status, trial.reason) for trial in state.record.trials.values()] == [
         ("finished", None),
         ("failed", "freeze leaves nothing to train"),
-        ("pruned", None),
+        ("pruned", "15 is not among the best 50% at step 4, which begin at 20"),
         ("diverged", "non-finite loss at step 3"),
     ]
     assert changed == [number for number, _, _ in messages]
@@ -123,6 +124,7 @@ def test_a_trial_that_is_given_up_has_failed(state: SearchState) -> None:
     coordinator.receive(1, report(0))
     coordinator.give_up(1, "RuntimeError: boom")
     assert (state.record.trials[1].status, state.record.trials[1].reason) == ("failed", "RuntimeError: boom")
+    assert isinstance(state.sampler, OptunaSampler)
     assert state.sampler.trials[0].state.name == "FAIL"
     assert not coordinator.must_stop()
 

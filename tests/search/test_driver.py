@@ -115,7 +115,7 @@ def test_settings_without_influence_on_results_may_change(existing: Path) -> Non
 
 def test_every_setting_either_may_change_or_decides_results() -> None:
     settings = SearchSpec.model_fields["search"].annotation.model_fields  # type: ignore[union-attr]
-    assert set(settings) == {*driver.MAY_CHANGE, "sampler", "scheduler", "seed"}
+    assert set(settings) == {*driver.MAY_CHANGE, "sampler", "scheduler", "seed", "warm_start"}
 
 
 @pytest.mark.parametrize(

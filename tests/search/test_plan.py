@@ -42,6 +42,9 @@ def search(**changes: Any) -> dict[str, Any]:
     return search_dict(**base | {path.replace("__", "."): value for path, value in changes.items()})
 
 
+FORECAST = "a trial whose chance to end above the best is below 25% stops, as learned from all curves of this search"
+
+
 def plan_of(**changes: Any) -> list[str]:
     return plan(SearchSpec.model_validate(search(**changes)))
 
@@ -53,7 +56,7 @@ def test_the_plan_of_a_search() -> None:
         "objective    maximize val/psnr",
         "trials       9 tuned + the untuned baseline, curve, at most 1.5 h; each 1 CPUs, 0 GPUs",
         "budget       about 3.6 full trainings",
-        lines[4],
+        f"stopping     at steps 4, 8 of 12: {FORECAST}",
         "  optimizer.lr: 0.0001 .. 0.01, log",
         "  batch_size: 4 .. 16, linear, step 4",
         "  max_grad_norm: one of 1.0, None",
@@ -124,7 +127,7 @@ def test_the_size_of_a_checkpoint_is_about_right(tmp_path: Path) -> None:
 
 def test_without_a_rung_every_trial_runs_to_its_end() -> None:
     for changes in ({"search__scheduler": {"name": "fifo"}}, {"finetune__num_evals": 1}):
-        assert "rungs        none: every trial runs 12 steps" in plan_of(**changes)
+        assert "stopping     never: every trial runs 12 steps" in plan_of(**changes)
 
 
 def test_the_space_is_compared_with_the_quota() -> None:
@@ -155,13 +158,14 @@ def test_the_plan_of_a_begun_search_has_the_measurements_of_its_preflight(tmp_pa
 def test_the_plan_says_what_is_optimised() -> None:
     constrained = {"metric": "val/psnr", "direction": "maximize", "constraints": ["val/kl <= 400"]}
     two = [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "val/kl", "direction": "minimize"}]
-    for objective, expected in (
-        (constrained, "maximize val/psnr, where val/kl <= 400"),
-        ({"metrics": two}, "maximize val/psnr, minimize val/kl"),
+    asha = "at steps 4 of 12: best 1/3 go on"
+    for objective, expected, stopping in (
+        (constrained, "maximize val/psnr, where val/kl <= 400", f"at steps 4, 8 of 12: {FORECAST}"),
+        ({"metrics": two}, "maximize val/psnr, minimize val/kl", asha),
     ):
         lines = plan_of(objective=objective, finetune__metrics=["psnr", "kl"])
         assert f"objective    {expected}" in lines
-        assert "rungs        steps 4 of 12 (best 1/3 go on, by val/psnr alone)" in lines
+        assert f"stopping     {stopping}, by val/psnr alone" in lines
 
 
 def test_the_plan_says_which_params_depend_on_others() -> None:
@@ -192,7 +196,7 @@ def test_the_plan_of_a_training_run_has_no_trials() -> None:
         "training     12 steps of 16 images, evaluated at 4, 8, 12",
         "losses       1 mse, 0.001 kl",
     ]
-    assert not any(line.startswith(("rungs", "storage", "checkpoints")) for line in lines)
+    assert not any(line.startswith(("stopping", "storage", "checkpoints")) for line in lines)
 
 
 def test_a_plan_writes_no_files(tmp_path: Path) -> None:
@@ -276,7 +280,7 @@ def test_without_torch_everything_but_the_model_is_checked(tmp_path: Path) -> No
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert "model        not checked: torch is not installed here" in lines
-    assert "rungs        steps 4 of 12 (best 1/3 go on)" in lines
+    assert f"stopping     at steps 4, 8 of 12: {FORECAST}" in lines
     assert "checkpoints  the best 2 of the search, and the newest of running trials" in lines
     assert not any(line.startswith("space") for line in lines)
 

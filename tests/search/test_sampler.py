@@ -8,11 +8,22 @@ from typing import Any, get_args
 import optuna
 import pytest
 from optuna.trial import TrialState
-from simulated import CONDITIONAL_SPACE, CONSTRAINED, ONE, SPACE, TWO, measured, proposed, sampler_spec
+from simulated import (
+    CONDITIONAL_SPACE,
+    CONSTRAINED,
+    ONE,
+    SPACE,
+    TWO,
+    Trials,
+    measured,
+    optuna_trials,
+    sampler_spec,
+)
 
 from ftae.search import params as params_module
 from ftae.search import sampler as module
-from ftae.search.sampler import SAMPLERS, Sampler
+from ftae.search.curves import forecaster
+from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.specs import SearchSpec
 from ftae.specs.search.settings import SamplerName
 
@@ -21,24 +32,23 @@ STATUSES = ("finished", "pruned", "diverged", "failed")
 
 @pytest.fixture
 def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in {"MAX_TRIALS": 40, "BEST_TRIALS": 5, "NEWEST_TRIALS": 20}.items():
+    """Samplers that look at few trials, so that some are too old for them."""
+    for name, number in {"MAX_TRIALS": 24, "BEST_TRIALS": 4, "NEWEST_TRIALS": 12}.items():
         monkeypatch.setattr(module, name, number)
+    for name, number in {"MAX_TRIALS": 16, "MAX_FITTED_TRIALS": 10, "MAX_DIVERGED": 4, "MAX_ALIVE": 8}.items():
+        monkeypatch.setattr(forecaster, name, number)
 
 
 def proposals(search: SearchSpec, count: int = 12) -> list[dict[str, Any]]:
     """Params of trials whose results are the better the closer their lr is to 0.01."""
-    sampler, found = Sampler(search), []
-    for number in range(2, 2 + count):
-        params = proposed(sampler, number)
-        found.append(params)
-        sampler.end(number, "finished", measured(-abs(params["optimizer.lr"] - 0.01)))
-    return found
+    trials = Trials(search)
+    return [trials.run(number, lambda params: -abs(params["optimizer.lr"] - 0.01)) for number in range(2, 2 + count)]
 
 
-def state_of(sampler: Sampler) -> list[Any]:
-    return [
-        (t.params, t.distributions, t.state, t.values, t.intermediate_values, t.constraints) for t in sampler.trials
-    ]
+def asked_of_optuna(**settings: Any) -> tuple[Trials, OptunaSampler]:
+    trials = Trials(sampler_spec(**settings))
+    assert isinstance(trials.sampler, OptunaSampler)
+    return trials, trials.sampler
 
 
 def test_the_table_has_the_samplers_of_the_file() -> None:
@@ -52,7 +62,7 @@ def test_the_table_has_the_samplers_of_the_file() -> None:
 class TestEverySampler:
     def test_params_lie_in_their_ranges_and_have_the_type_of_their_leaf(self, name: str) -> None:
         search = sampler_spec(sampler=name, num_trials=16)
-        found = proposals(search, 40)
+        found = proposals(search, 24)
         for params in found:
             assert list(params) == list(SPACE)
             assert isinstance(params["optimizer.lr"], float)
@@ -79,38 +89,45 @@ class TestEverySampler:
         assert all(a != b for a, b in zip(first, other, strict=True))
         assert len({str(params) for params in first}) == len(first)
 
+    def test_to_propose_changes_nothing(self, name: str) -> None:
+        asked, other = (Trials(sampler_spec(sampler=name)) for _ in range(2))
+        for number in range(2, 12):
+            for ahead in (0, 1, 0):
+                asked.proposed(number + ahead)
+            assert asked.begin(number) == other.begin(number)
+            for trials in (asked, other):
+                trials.end(number, STATUSES[number % 4], measured(float(number)))
+
     @pytest.mark.parametrize(
         ("space", "objective"),
-        [(SPACE, ONE["maximize"]), (SPACE, CONSTRAINED), (SPACE, TWO), (CONDITIONAL_SPACE, ONE["maximize"])],
+        [(SPACE, ONE["maximize"]), (SPACE, CONSTRAINED), (SPACE, TWO), (CONDITIONAL_SPACE, ONE["minimize"])],
         ids=["plain", "constrained", "two metrics", "conditional"],
     )
     @pytest.mark.usefixtures("short_memory")
     def test_a_replayed_journal_gives_the_same_proposals(self, name: str, space: Any, objective: Any) -> None:
-        """The first sampler proposes; the second one adopts its params, until both propose."""
-        search = sampler_spec(space, objective, sampler=name, num_trials=200)
-        first, second = Sampler(search), Sampler(search)
-        for sampler in (first, second):
-            sampler.adopt(1, search.file_params())
-        for number in range(2, 110):
-            params = proposed(first, number)
-            if number > 95:
-                assert second.propose(number) == params
-            else:
-                second.adopt(number, params)
-            ended = number - 3  # three trials run at a time
-            for sampler in (first, second) if ended > 1 else ():
-                sampler.report(ended, 4, float(ended % 7))
-                metrics = {"val/psnr": float(ended % 7), "val/mse": ended % 5 / 5}
-                sampler.end(ended, STATUSES[number % 4], metrics)
-        assert state_of(first) == state_of(second)
-        assert len(first.trials) <= 44
+        """Three trials run at a time, and all but these are of any status, also beside what the sampler proposes."""
+        if name == "curve" and objective is TWO:
+            pytest.skip("it optimises one metric")
+        trials = Trials(sampler_spec(space, objective, sampler=name, num_trials=200))
+        trials.begin_file()
+        for number in range(2, 48):
+            if number % 6 == 0:
+                again = trials.replayed()
+                assert again.sampler.propose(number) == trials.sampler.propose(number)
+                assert optuna_trials(again.sampler) == optuna_trials(trials.sampler)
+                assert len(optuna_trials(again.sampler)) <= 27
+            trials.begin(number, trials.proposed(number) if number % 2 else None)
+            ended = number - 3
+            if ended > 0:
+                trials.report(ended, 4, float(ended % 7), {"val/psnr": float(ended % 7), "val/mse": ended % 5 / 5})
+                trials.end(ended, STATUSES[number % 4])
 
     def test_a_space_without_new_params_is_exhausted(self, name: str) -> None:
-        sampler = Sampler(sampler_spec({"data.flip": {"choices": [False, True]}}, sampler=name))
-        sampler.adopt(1, {"data.flip": False})
-        assert sampler.propose(2) == {"data.flip": True}
-        assert sampler.is_exhausted
-        assert sampler.propose(3) is None
+        trials = Trials(sampler_spec({"data.flip": {"choices": [False, True]}}, sampler=name))
+        trials.begin_file()
+        assert trials.begin(2) == {"data.flip": True}
+        assert trials.sampler.is_exhausted
+        assert trials.proposed(3) is None
 
 
 # ------------------------------------------------------------------------------------------- proposals
@@ -125,7 +142,8 @@ def test_a_log_range_is_sampled_in_the_logarithm(path: str) -> None:
 
 def test_an_int_range_reaches_both_ends() -> None:
     search = sampler_spec({"batch_size": {"low": 7, "high": 9}}, sampler="random")
-    assert {proposed(Sampler(search), number)["batch_size"] for number in range(30)} == {7, 8, 9}
+    found = [Trials(search).proposed(number) for number in range(2, 32)]
+    assert {params["batch_size"] for params in found if params} == {7, 8, 9}
 
 
 def test_neighbouring_seeds_share_no_proposals() -> None:
@@ -133,21 +151,22 @@ def test_neighbouring_seeds_share_no_proposals() -> None:
     assert len(set(found)) == 25
 
 
-def test_an_extended_search_proposes_what_one_of_its_length_would_have_proposed() -> None:
-    short, long = sampler_spec(num_trials=8), sampler_spec(num_trials=80)
-    sampler, extended, fresh = Sampler(short), Sampler(long), Sampler(long)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_extended_search_proposes_what_one_of_its_length_would_have_proposed(name: str) -> None:
+    short, long = (Trials(sampler_spec(sampler=name, num_trials=count)) for count in (8, 80))
     for number in range(2, 10):
-        params = proposed(sampler, number)
-        for other in (extended, fresh):
-            other.adopt(number, params)
-        for other in (sampler, extended, fresh):
-            other.end(number, "finished", measured(-abs(params["optimizer.lr"] - 0.01)))
-    for number in range(10, 40):
-        params = proposed(extended, number)
-        assert fresh.propose(number) == params
-        for other in (extended, fresh):
-            other.end(number, "finished", measured(-abs(params["optimizer.lr"] - 0.01)))
-    assert extended.trials[-1].params["optimizer.lr"] == pytest.approx(0.01, rel=1.0)
+        params = short.begin(number)
+        long.begin(number, params)
+        for trials in (short, long):
+            trials.end(number, "finished", measured(-abs(params["optimizer.lr"] - 0.01)))
+    extended = Trials(long.spec)
+    for event in short.events:
+        extended.apply(event)
+    for number in range(10, 20):
+        assert extended.proposed(number) == long.proposed(number)
+        params = long.run(number, lambda params: -abs(params["optimizer.lr"] - 0.01))
+        extended.begin(number, params)
+        extended.end(number, "finished", measured(-abs(params["optimizer.lr"] - 0.01)))
 
 
 # --------------------------------------------------------------------------------------- ends of trials
@@ -155,23 +174,23 @@ def test_an_extended_search_proposes_what_one_of_its_length_would_have_proposed(
 
 @pytest.mark.parametrize(("direction", "worst"), [("maximize", 0.0), ("minimize", 1.0)])
 def test_a_diverged_trial_completes_with_the_worst_value(direction: str, worst: float) -> None:
-    sampler = Sampler(sampler_spec(objective=ONE[direction]))
-    sampler.propose(2)
-    sampler.report(2, 0, 0.5)
-    sampler.end(2, "diverged", measured(worst))
+    trials, sampler = asked_of_optuna(objective=ONE[direction])
+    trials.begin(2)
+    trials.report(2, 0, 0.5)
+    trials.end(2, "diverged")
     [trial] = sampler.trials
     assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, worst, {0: 0.5})
 
 
 def test_optuna_learns_how_a_trial_ended() -> None:
-    sampler = Sampler(sampler_spec())
+    trials, sampler = asked_of_optuna()
     for number in (2, 3, 4):
-        sampler.propose(number)
-        sampler.report(number, 0, 18.0)
-        sampler.report(number, 4, 20.0 + number)
-    sampler.end(2, "finished", measured(22.0))
-    sampler.end(3, "pruned", measured(23.0))
-    sampler.end(4, "failed", measured(24.0))
+        trials.begin(number)
+        trials.report(number, 0, 18.0)
+        trials.report(number, 4, 20.0 + number)
+    trials.end(2, "finished")
+    trials.end(3, "pruned")
+    trials.end(4, "failed")
     finished, pruned, failed = sampler.trials
     assert (finished.state, finished.value) == (TrialState.COMPLETE, 22.0)
     assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {0: 18.0, 4: 23.0})
@@ -180,22 +199,23 @@ def test_optuna_learns_how_a_trial_ended() -> None:
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 @pytest.mark.usefixtures("short_memory")
-def test_the_sampler_keeps_the_best_and_the_newest_of_many_trials(direction: str) -> None:
-    sampler = Sampler(sampler_spec(objective=ONE[direction], sampler="random", num_trials=100))
-    sampler.propose(2)  # runs all the time
+def test_optuna_gets_the_best_and_the_newest_of_many_trials(direction: str) -> None:
+    trials, sampler = asked_of_optuna(objective=ONE[direction], sampler="random", num_trials=100)
+    trials.begin(2)  # runs all the time
     for number in range(3, 100):
-        sampler.propose(number)
-        sampler.report(number, 4, float(number))
-        finished, value = number % 2, float(number if direction == "minimize" else -number)
-        sampler.end(number, "finished" if finished else "pruned", measured(value))
-        assert len(sampler.trials) <= 41
+        trials.begin(number)
+        is_finished, value = number % 2, float(number if direction == "minimize" else -number)
+        trials.report(number, 4, value)
+        trials.end(number, "finished" if is_finished else "pruned")
+        assert len(sampler.trials) <= 25
+    trials.begin(100)
     kept = sampler.trials
     assert kept[0].state == TrialState.RUNNING
-    assert [abs(t.value) for t in kept if t.value is not None][:5] == [3.0, 5.0, 7.0, 9.0, 11.0]
-    assert [t.intermediate_values[4] for t in kept[-20:]] == [float(number) for number in range(80, 100)]
-    sampler.report(2, 4, 1.0)
-    sampler.end(2, "finished", measured(50.0))
-    assert (sampler.trials[0].value, sampler.trials[0].intermediate_values) == (50.0, {4: 1.0})
+    assert [abs(t.value) for t in kept if t.value is not None][:4] == [3.0, 5.0, 7.0, 9.0]
+    assert [abs(t.intermediate_values[4]) for t in kept[-13:-1]] == [float(number) for number in range(88, 100)]
+    trials.report(2, 4, 50.0)
+    trials.end(2, "finished")
+    assert (sampler.trials[0].value, sampler.trials[0].intermediate_values) == (50.0, {4: 50.0})
 
 
 # ---------------------------------------------------------------------------------------------- Optuna
@@ -205,7 +225,7 @@ def test_the_verbosity_of_optuna_stays() -> None:
     before = optuna.logging.get_verbosity()
     try:
         optuna.logging.set_verbosity(optuna.logging.INFO)
-        Sampler(sampler_spec()).propose(2)
+        Trials(sampler_spec()).proposed(2)
         assert optuna.logging.get_verbosity() == optuna.logging.INFO
     finally:
         optuna.logging.set_verbosity(before)

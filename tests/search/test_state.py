@@ -2,15 +2,18 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated import STEPS, events, kill, report, run, sampled, snapshot, state_spec
+from optuna.trial import FrozenTrial
+from simulated import STEPS, events, kill, on_rungs, report, run, sampled, snapshot, state_spec
 
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
+from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage import journal
@@ -22,6 +25,12 @@ from ftae.storage.journal import FILE_NAME
 @pytest.fixture
 def state(tmp_path: Path) -> SearchState:
     return SearchState(state_spec(), FolderStore(tmp_path))
+
+
+def learned(state: SearchState) -> list[FrozenTrial]:
+    """What Optuna knows."""
+    assert isinstance(state.sampler, OptunaSampler)
+    return state.sampler.trials
 
 
 # --------------------------------------------------------------------------------- assigning trials
@@ -127,14 +136,14 @@ def test_the_baseline_ends_with_its_first_report(state: SearchState) -> None:
     assert not state.report(0, report(0, 20.0))
     assert state.record.baseline is not None
     assert state.record.baseline.value == 20.0
-    assert state.sampler.trials == []
+    assert learned(state) == []
 
 
 def test_a_trial_ends_with_its_budget_and_its_last_value_counts(state: SearchState) -> None:
     [number] = sampled(state, 1)
     assert [state.report(number, report(step, 20.0 + step)) for step in STEPS] == [True, True, True, False]
     assert state.record.trials[number].status == "finished"
-    assert state.sampler.trials[-1].value == 32.0
+    assert learned(state)[-1].value == 32.0
 
 
 def test_a_repeated_report_changes_nothing(state: SearchState) -> None:
@@ -142,7 +151,7 @@ def test_a_repeated_report_changes_nothing(state: SearchState) -> None:
     for step in (0, 0, 4, 4, 0):
         assert state.report(first, report(step, 22.0))
     assert [r["step"] for r in state.record.trials[first].reports] == [0, 4]
-    assert state.scheduler.recorded()[4] == {first: 22.0}
+    assert on_rungs(state.scheduler)[4] == {first: 22.0}
     assert not state.report(second, report(4, 21.0))  # behind the one trial before it
     size = (state.store.folder / FILE_NAME).stat().st_size
     assert state.report(first, report(4, 22.0))
@@ -159,7 +168,7 @@ def test_a_trial_that_has_ended_is_not_changed_by_reports_or_ends(state: SearchS
     assert (state.store.folder / FILE_NAME).stat().st_size == size
     trial = state.record.trials[number]
     assert (trial.status, trial.reason, trial.value) == ("failed", "first reason", 20.0)
-    assert state.sampler.trials[-1].state.name == "FAIL"
+    assert learned(state)[-1].state.name == "FAIL"
 
 
 @pytest.mark.parametrize(("direction", "worst"), [("maximize", 0.0), ("minimize", 1.0)])
@@ -172,7 +181,7 @@ def test_a_diverged_trial_scores_the_worst_value_and_is_not_ranked(
     state.end(number, "diverged", "non-finite loss at step 2")
     *_, (event, _) = journal.read(tmp_path)
     assert (event["status"], event["value"], event["reason"]) == ("diverged", worst, "non-finite loss at step 2")
-    trial = state.sampler.trials[-1]
+    trial = learned(state)[-1]
     assert (trial.state.name, trial.value) == ("COMPLETE", worst)
     assert state.record.ranked() == []
 
@@ -185,7 +194,7 @@ def test_the_sampler_keeps_the_intermediate_values_of_a_pruned_trial(tmp_path: P
     assert state.report(second, report(0, 20.0))
     assert not state.report(second, report(4, 21.0))  # a lower psnr, a higher mse
     assert state.record.trials[second].status == "pruned"
-    trial = state.sampler.trials[-1]
+    trial = learned(state)[-1]
     values = {0: 20.0, 4: 21.0} if direction == "maximize" else {0: 1 / 20.0, 4: 1 / 21.0}
     assert (trial.state.name, trial.intermediate_values) == ("PRUNED", values)
 
@@ -265,6 +274,66 @@ def test_an_object_store_gets_one_event_at_a_time(bucket: str, tmp_path: Path) -
     again = ObjectStore(store.url, tmp_path / "again")
     again.refresh()
     assert (again.folder / FILE_NAME).read_bytes() == (tmp_path / FILE_NAME).read_bytes()
+
+
+# -------------------------------------------------------------------- the model of the curves travels
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_journal_says_what_was_expected_and_why_a_trial_was_stopped(tmp_path: Path, sampler: str) -> None:
+    """Whoever proposes: the scheduler decides by the newest model of the journal."""
+    search = state_spec("minimize", "forecast", sampler=sampler)
+    state = run(SearchState(search, FolderStore(tmp_path)))
+    written = events(tmp_path)
+    last = [event for event in written if event["event"] == "suggest"][-1]
+    assert last["model"] == state.record.model
+    assert len(last["model"]) == state.forecaster.cube.num_columns + 6
+    assert last["noise"] == state.record.noise > 0.0
+    assert last["forecast"].keys() == {"mean", "sd"}
+    stopped = [event for event in written if event.get("status") == "pruned"]
+    assert stopped
+    for event in stopped:
+        forecast = event["forecast"]
+        assert forecast.keys() == {"mean", "sd", "chance", "best"}
+        assert 0.0 <= forecast["chance"] < 0.25
+        assert forecast["mean"] > forecast["best"], "a larger error"
+        said = re.fullmatch(
+            r"its end is expected at (\S+) ± \S+, and the chance to beat (\S+) is \d+%", event["reason"]
+        )
+        assert said is not None
+        assert [float(number) for number in said.groups()] == pytest.approx([forecast["mean"], forecast["best"]], 1e-3)
+        trial = state.record.trials[event["trial"]]
+        assert (trial.forecast, trial.reason) == (forecast, event["reason"])
+    state.close("complete")
+    assert replay(tmp_path).model == state.record.model
+
+
+def with_model(folder: Path, model: list[float]) -> None:
+    """Replace the model in the journal."""
+    lines = [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+    for event in lines:
+        if "model" in event:
+            event["model"] = model
+    (folder / FILE_NAME).write_text("".join(json.dumps(event) + "\n" for event in lines))
+
+
+@pytest.mark.parametrize("is_reported", [False, True])
+def test_a_model_of_another_space_is_refused(tmp_path: Path, is_reported: bool) -> None:
+    """Either at once, where the last report has to be judged, or by the next one."""
+    search = state_spec(scheduler="forecast")
+    state = SearchState(search, FolderStore(tmp_path))
+    sampled(state, 0)
+    for step in STEPS:
+        state.report(1, report(step, 20.0 + step))
+    assert state.next_trial() is not None  # whose suggestion has a model
+    if is_reported:
+        state.report(2, report(4, 30.0))
+    assert state.record.model is not None
+    kill(state)
+    with_model(tmp_path, [0.5, 0.5])
+    message = r"the journal of small has a model of 2 numbers, and this search space needs \d+: the journal is damaged"
+    with pytest.raises(FtaeError, match=message):
+        SearchState(search, FolderStore(tmp_path)).report(2, report(4, 30.0))
 
 
 # ------------------------------------------------------------------------ the end of a small space

@@ -6,25 +6,31 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from simulated import CONSTRAINED, ONE, SPACE, TWO, measured, proposed, sampler_spec
+from simulated import CONSTRAINED, ONE, SPACE, TWO, Trials, measured, sampler_spec
 
-from ftae.search.sampler import Sampler
+from ftae.search.sampler import OptunaSampler
 
 RATE = {"optimizer.lr": SPACE["optimizer.lr"]}
+
+
+def asked_of_tpe(*arguments: Any, **settings: Any) -> tuple[Trials, OptunaSampler]:
+    trials = Trials(sampler_spec(*arguments, **settings))
+    assert isinstance(trials.sampler, OptunaSampler)
+    return trials, trials.sampler
 
 
 def divergences(status: str, direction: str) -> list[bool]:
     """Which of 60 proposals have an lr that diverges, where such a trial ends with ``status``."""
     space = {path: SPACE[path] for path in ("optimizer.lr", "max_grad_norm")}
-    sampler, found = Sampler(sampler_spec(space, ONE[direction], num_trials=60)), []
+    trials, found = Trials(sampler_spec(space, ONE[direction], num_trials=60)), []
     for number in range(2, 62):
-        lr = proposed(sampler, number)["optimizer.lr"]
+        lr = trials.begin(number)["optimizer.lr"]
         found.append(lr > 0.02)
         if found[-1]:
-            sampler.end(number, status, measured(None))
+            trials.end(number, status)
         else:
             loss = min(1.0, abs(math.log10(lr / 0.002)) / 3)  # the best lr is a tenth of the lowest that diverges
-            sampler.end(number, "finished", measured(loss if direction == "minimize" else 30 * (1 - loss)))
+            trials.end(number, "finished", measured(loss if direction == "minimize" else 30 * (1 - loss)))
     return found
 
 
@@ -45,11 +51,11 @@ def test_tpe_stays_in_a_region_that_fails() -> None:
 
 def rates(objective: Any, count: int = 60) -> list[float]:
     """Proposed rates where both metrics rise with the rate: psnr by 1 per decade, mse to 0.5 at 0.01."""
-    sampler, found = Sampler(sampler_spec(RATE, objective, num_trials=count)), []
+    trials, found = Trials(sampler_spec(RATE, objective, num_trials=count)), []
     for number in range(2, 2 + count):
-        lr = proposed(sampler, number)["optimizer.lr"]
+        lr = trials.begin(number)["optimizer.lr"]
         found.append(lr)
-        sampler.end(number, "finished", {"val/psnr": 10 + math.log10(lr), "val/mse": 0.5 + math.log10(lr / 0.01) / 4})
+        trials.end(number, "finished", {"val/psnr": 10 + math.log10(lr), "val/mse": 0.5 + math.log10(lr / 0.01) / 4})
     return found
 
 
@@ -79,13 +85,10 @@ def test_tpe_spreads_over_the_front_of_two_metrics() -> None:
 def test_optuna_learns_how_far_a_constraint_is_violated(
     status: str, metrics: dict[str, float], violation: float
 ) -> None:
-    sampler = Sampler(sampler_spec(objective=CONSTRAINED))
-    params = proposed(sampler, 2)
-    sampler.adopt(3, params)
-    for number in (2, 3):
-        sampler.report(number, 4, 1.0)
-        sampler.end(number, status, metrics)
-        assert sampler.trials[number - 2].constraints == {"val/mse <= 0.5": violation}
+    trials, sampler = asked_of_tpe(objective=CONSTRAINED)
+    trials.begin(2)
+    trials.end(2, status, metrics)
+    assert sampler.trials[0].constraints == {"val/mse <= 0.5": violation}
 
 
 def test_optuna_accepts_no_pruned_trial_with_two_metrics() -> None:
@@ -104,12 +107,12 @@ def test_optuna_accepts_no_pruned_trial_with_two_metrics() -> None:
 
 
 def test_with_two_metrics_a_pruned_trial_ranks_behind_the_full_ones() -> None:
-    sampler = Sampler(sampler_spec(RATE, TWO))
+    trials, sampler = asked_of_tpe(RATE, TWO)
     ends = {2: ("pruned", 4), 3: ("finished", 12), 4: ("pruned", 8), 5: ("diverged", 4), 6: ("failed", 4)}
     for number, (status, step) in ends.items():
-        sampler.propose(number)
-        sampler.report(number, step, 1.0)
-        sampler.end(number, status, {"val/psnr": 30.0, "val/mse": 0.1})
+        trials.begin(number)
+        trials.report(number, step, 30.0, {"val/psnr": 30.0, "val/mse": 0.1})
+        trials.end(number, status)
     first, finished, second, diverged, failed = sampler.trials
     assert [t.state.name for t in sampler.trials] == ["COMPLETE"] * 4 + ["FAIL"]
     assert finished.values == first.values == [30.0, 0.1]
@@ -120,7 +123,7 @@ def test_with_two_metrics_a_pruned_trial_ranks_behind_the_full_ones() -> None:
         {"budget": pytest.approx(1 / 3)},
     ]
     assert sampler._ranked(dict(zip(ends, sampler.trials[:4], strict=False))) == [3, 5, 4, 2]
-    sampler.propose(7)
+    assert trials.proposed(7)
 
 
 # ------------------------------------------------------------------------------- conditional params
@@ -137,14 +140,14 @@ def test_tpe_learns_what_to_turn_on_and_how_far(objective: Any) -> None:
         "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
         "schedule.num_cycles": {"low": 2, "high": 5},
     }
-    sampler, found = Sampler(sampler_spec(space, objective, num_trials=80)), []
+    trials, found = Trials(sampler_spec(space, objective, num_trials=80)), []
     for number in range(2, 82):
-        params = proposed(sampler, number)
+        params = trials.begin(number)
         found.append(params)
         value = 20.0 - 5.0 * (params["losses.huber"] > 0.0)
         if params["losses.tv"]:
             value += 3.0 - 6.0 * abs(math.log10(params["losses.tv"] / 0.1))
-        sampler.end(number, "finished", {"val/psnr": value, "val/mse": 1.0 - value / 40.0})
+        trials.end(number, "finished", {"val/psnr": value, "val/mse": 1.0 - value / 40.0})
     late = found[40:]
     assert sum(params["losses.huber"] == 0.0 for params in late) >= 30
     near = [0.03 < params["losses.tv"] < 0.3 for params in late]

@@ -354,7 +354,7 @@ def test_without_a_full_trial_the_outcome_is_the_leaderboard(journal: Journal, t
     tracker = Tracker()
     publish(FolderStore(tmp_path), tracker)
     assert [row["trial"] for row in tracker.published.leaderboard or ()] == [0, 1]
-    metrics = {"baseline/val/psnr": 20.0, "baseline/train/loss": 0.5}
+    metrics = {"search/full_trainings": 1.0, "baseline/val/psnr": 20.0, "baseline/train/loss": 0.5}
     assert tracker.published == Outcome(tracker.published.leaderboard, metrics=metrics)
 
 

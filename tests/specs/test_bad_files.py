@@ -133,7 +133,7 @@ ONE_FAULT = [
     ("{encoder: 0.1}", "{encoder: 0}", "14: finetune.optimizer.lr_multipliers.encoder: must be greater than 0, got 0"),
     ("{encoder: 0.1}", "{1: 0.1}", "14: finetune.optimizer.lr_multipliers.1: must be text in quotes, got 1"),
     ("{encoder: 0.1}", "[0.1]", "14: finetune.optimizer.lr_multipliers: must be a mapping, got [0.1]"),
-    ("max_steps: 2000", "max_steps: 3", "2: finetune.num_evals: must not exceed max_steps (3), got 6"),
+    ("max_steps: 2000", "max_steps: 3", "2: finetune.num_evals: must not exceed max_steps (3), got 9"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: constant, final_fraction: 0.1}",
      "16: finetune.schedule.final_fraction: has no effect on a constant schedule, it needs linear or cosine"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: cosine, num_cycles: 2}",
@@ -232,7 +232,7 @@ ONE_FAULT = [
     ("num_trials: 32", "num_trails: 32",
      "30: search.num_trails: unknown key, must be one of num_trials, budget, max_hours"),
     ("name: asha", "name: ashaa",
-     "31: search.scheduler.name: must be one of asha, fifo, got 'ashaa', did you mean 'asha'?"),
+     "31: search.scheduler.name: must be one of forecast, asha, fifo, got 'ashaa', did you mean 'asha'?"),
     ("name: asha", "name: fifo", "31: search.scheduler.grace_fraction: unknown key, must be one of name"),
     ("gpus: 1,", "gpus: 2,", "32: search.resources.gpus: must be at most 1, the share of one process, got 2; "
      "gpus_per_trial (or workers) trains a trial on several"),

@@ -21,6 +21,8 @@ RANDOM_CANDIDATES = 400
 BEST_TRIALS, NEAR_BEST = 4, 50  # so many candidates near each of the best trials
 BEST_CANDIDATES, NEAR_CANDIDATE, REFINED_WIDTHS = 5, 20, (1.0, 0.5)  # then so many near each of the best candidates
 
+FAR_BELOW = -6.0  # in deviations: where the expected improvement is taken from its series
+
 
 class CurveSampler:
     """Bayesian optimisation with the Gaussian process of the curves.
@@ -131,10 +133,12 @@ class CurveSampler:
 def log_expected_improvement(mean: Array, deviation: Array, bar: float) -> Array:
     """The logarithm of the expectation of ``max(0, value - bar)`` of normal values, (N,).
 
-    Far below ``bar`` the asymptotic form is used, whose logarithm does not vanish.
+    Far below ``bar`` its asymptotic series is used (Ament et al. 2023), whose logarithm does not vanish.
     """
     z = (mean - bar) / deviation
-    near = np.maximum(z, -30.0)
+    near, far = np.maximum(z, FAR_BELOW), np.minimum(z, FAR_BELOW)
     expected = np.exp(-0.5 * near * near) / math.sqrt(2.0 * math.pi) + near * ndtr(near)
-    far = -0.5 * z * z - 2.0 * np.log(np.maximum(-z, 1.0)) - 0.5 * math.log(2.0 * math.pi)
-    return np.asarray(np.where(z > -6.0, np.log(np.maximum(expected, 1e-300)), far) + np.log(deviation))
+    w = far**-2
+    series = np.log(w) + np.log1p(w * (-3.0 + w * (15.0 - 105.0 * w)))
+    log_far = -0.5 * far * far - 0.5 * math.log(2.0 * math.pi) + series
+    return np.asarray(np.where(z > FAR_BELOW, np.log(expected), log_far) + np.log(deviation))

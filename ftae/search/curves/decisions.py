@@ -22,3 +22,8 @@ class Stop:
     def fields(self) -> dict[str, Any]:
         """The fields of the ``end`` event."""
         return {"reason": self.reason} | ({} if self.forecast is None else {"forecast": self.forecast})
+
+
+def rounded(value: float) -> float:
+    """Six significant digits: enough of a forecast, whatever the unit of the objective."""
+    return float(f"{value:.6g}")

@@ -2,7 +2,7 @@
 
 from scipy.special import ndtr
 
-from ftae.search.curves.decisions import Stop
+from ftae.search.curves.decisions import Stop, rounded
 from ftae.search.curves.forecaster import Forecast, Forecaster
 from ftae.specs.search.settings import Forecast as ForecastSpec
 
@@ -42,7 +42,7 @@ class ForecastScheduler:
         return Stop(
             f"its end is expected at {sign * end:.4g} ± {deviation:.2g}, "
             f"and the chance to beat {sign * bar:.4g} is {chance:.0%}",
-            {name: round(number, 6) for name, number in shown.items()},
+            {name: rounded(number) for name, number in shown.items()},
         )
 
     def record(self, number: int, step: int, value: float) -> None:

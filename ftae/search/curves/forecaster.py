@@ -14,6 +14,7 @@ from scipy.special import log_ndtr
 
 from ftae.errors import FtaeError
 from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
+from ftae.search.curves.decisions import rounded
 from ftae.search.curves.gaussian_process import Array, CurveProcess, Observations, fit, num_parameters
 from ftae.search.curves.related_tasks import RelatedTasks
 from ftae.search.curves.unit_cube import UnitCube
@@ -32,6 +33,8 @@ FEWEST_OBSERVATIONS = 3
 # Each fit expects other lengths: few data allow many, and trials that are proposed together should not all believe the
 # same.
 LENGTH, LENGTH_VARIATION = 0.6, 0.5
+
+Unwritten = Mapping[int, tuple[int, float]]  # by trial, the step and the value of a report that the journal lacks yet
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,11 @@ class Forecaster:
 
     # ------------------------------------------------------------------------------------- forecasts
 
-    def observations(self, extra: Mapping[int, tuple[int, float]] | None = None) -> Observations | None:
-        """What the process sees; None before there is enough.
-
-        ``extra``: by trial, the step and the value of a report that is not in the journal yet.
-        """
+    def observations(self, extra: Unwritten | None = None) -> Observations | None:
+        """What the process sees; None before there is enough."""
         budget = self.spec.finetune.max_steps
         rows: list[tuple[int, int, float]] = []
-        for number in self.selected(MAX_TRIALS):
+        for number in self.selected(MAX_TRIALS, extra):
             trial = self.record.trials[number]
             if trial.status == "diverged":  # modelled apart, so that a cliff does not bend the curves
                 continue
@@ -121,14 +121,16 @@ class Forecaster:
             self.vectors(list(trials)), np.array(trials), np.array(steps_seen) / budget, np.array(values, dtype=float)
         )
 
-    def selected(self, most: int) -> list[int]:
+    def selected(self, most: int, extra: Unwritten | None = None) -> list[int]:
         """All trials; of more than ``most`` the best third, by how far they came and then by value, and the newest."""
         tuned = self.tuned
         if len(tuned) <= most:
             return list(tuned)
-        with_values = [number for number, trial in tuned.items() if trial.step > 0]
-        best = sorted(with_values, key=lambda n: (-tuned[n].step, -self.sign * (tuned[n].value or 0.0)))[: most // 3]
-        keep = set(best)
+        reached = {n: (trial.step, trial.value or 0.0) for n, trial in tuned.items() if trial.step > 0} | dict(
+            extra or {}
+        )
+        best = sorted(reached, key=lambda n: (-reached[n][0], -self.sign * reached[n][1], n))
+        keep = {*best[: most // 3], *(extra or {})}
         for number in reversed(tuned):
             if len(keep) >= most:
                 break
@@ -144,7 +146,7 @@ class Forecaster:
         lengths = LENGTH * np.exp(rng.normal(size=self.cube.num_columns) * LENGTH_VARIATION)
         return self._forecast(seen, self._fit(seen, lengths))
 
-    def current(self, extra: Mapping[int, tuple[int, float]] | None = None) -> Forecast | None:
+    def current(self, extra: Unwritten | None = None) -> Forecast | None:
         """The forecast with all data of now and the newest hyperparameters of the journal; None before any data.
 
         As long as the journal has none, they are fitted anew.
@@ -154,7 +156,7 @@ class Forecaster:
             return None
         model = self.record.model
         if model is None:
-            return self._forecast(seen, self._fit(seen, np.full(self.cube.num_columns, LENGTH)))
+            return self._forecast(seen, self._fit(seen, np.full(self.cube.num_columns, LENGTH), extra))
         expected = num_parameters(self.cube.num_columns)
         if len(model) != expected:
             raise FtaeError(
@@ -163,12 +165,13 @@ class Forecaster:
             )
         return self._forecast(seen, np.array(model))
 
-    def _fit(self, seen: Observations, lengths: Array) -> Array:
-        return fit(seen.of_trials(set(self.selected(MAX_FITTED_TRIALS))), lengths, scale=seen.scale())
+    def _fit(self, seen: Observations, lengths: Array, extra: Unwritten | None = None) -> Array:
+        return fit(seen.of_trials(set(self.selected(MAX_FITTED_TRIALS, extra))), lengths, scale=seen.scale())
 
     def _forecast(self, seen: Observations, parameters: Array) -> Forecast:
         process = CurveProcess(seen, parameters)
-        done = [trial.number for trial in self.finished()]
+        observed = set(seen.trials.tolist())  # the best of many trials are among them
+        done = [trial.number for trial in self.finished() if trial.number in observed]
         bar = float(process.at_end(self.vectors(done), done)[0].max()) if done else None
         return Forecast(process, bar)
 
@@ -229,6 +232,6 @@ class Forecaster:
         mean, deviation = forecast.process.at_end(self.cube.vector(params)[None])
         return {
             "model": forecast.process.parameters.tolist(),
-            "noise": round(forecast.process.noise, 6),
-            "forecast": {"mean": round(self.sign * float(mean[0]), 6), "sd": round(float(deviation[0]), 6)},
+            "noise": rounded(forecast.process.noise),
+            "forecast": {"mean": rounded(self.sign * float(mean[0])), "sd": rounded(float(deviation[0]))},
         }

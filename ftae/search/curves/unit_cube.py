@@ -48,27 +48,30 @@ class _Leaf(Protocol):
 
 @dataclass(frozen=True)
 class _Category:
-    choices: tuple[Any, ...]
+    """Choices, each as the text that it is in a journal, which has lists for tuples."""
+
+    encoded: tuple[str, ...]
 
     @property
     def num_columns(self) -> int:
-        return len(self.choices)
+        return len(self.encoded)
+
+    @classmethod
+    def of(cls, given: Choices) -> "_Category":
+        return cls(tuple(map(json.dumps, given.choices)))
 
     def _index(self, places: Array) -> Array:
-        return np.minimum(np.floor(places * len(self.choices)), len(self.choices) - 1)
+        return np.minimum(np.floor(places * len(self.encoded)), len(self.encoded) - 1)
 
     def value(self, place: float) -> Any:
-        return self.choices[int(self._index(np.array([place]))[0])]
+        return json.loads(self.encoded[int(self._index(np.array([place]))[0])])
 
     def place(self, value: Any) -> float:
-        found = [json.dumps(choice) for choice in self.choices].index(
-            json.dumps(value)
-        )  # a journal has lists, not tuples
-        return (found + 0.5) / len(self.choices)
+        return (self.encoded.index(json.dumps(value)) + 0.5) / len(self.encoded)
 
     def columns(self, places: Array) -> list[Array]:
         index = self._index(places)
-        return [(index == i).astype(float) for i in range(len(self.choices))]
+        return [(index == i).astype(float) for i in range(len(self.encoded))]
 
     def moved(self, places: Array, steps: Array, rng: np.random.Generator) -> Array:
         drawn, changed = rng.random(len(places)), rng.random(len(places)) < NEW_CATEGORY
@@ -146,7 +149,7 @@ class UnitCube:
         self._paths = list(self._space)
         self._place = {path: 2 * i for i, path in enumerate(self._paths)}
         self._leaves: dict[str, _Leaf] = {
-            path: _Category(given.choices) if isinstance(given, Choices) else _Number.of(given)
+            path: _Category.of(given) if isinstance(given, Choices) else _Number.of(given)
             for path, given in self._space.items()
         }
         self._switched = {path for path, d in self._space.items() if isinstance(d, Range) and d.or_off}

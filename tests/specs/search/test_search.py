@@ -1,4 +1,4 @@
-"""A whole search: absolute paths, the machine of its trials, workers that share batches."""
+"""A whole search: absolute paths, the machine of its trials, workers that share batches, what suits the objective."""
 
 from pathlib import Path
 from typing import Any
@@ -78,3 +78,60 @@ def test_workers_share_every_batch_evenly(searched: dict[str, Any], problem: str
     else:
         with pytest.raises(ValidationError, match=f"resources.workers: {problem}"):
             SearchSpec.model_validate(data)
+
+
+# ------------------------------------------------------------------------- what suits the objective
+
+TWO = {"metrics": [{"metric": f"val/{m}", "direction": d} for m, d in (("psnr", "maximize"), ("ssim", "maximize"))]}
+
+
+def with_goals(objective: dict[str, Any] | None = None, **settings: Any) -> SearchSpec:
+    changes = {"finetune.metrics": ["psnr", "ssim"]} | ({} if objective is None else {"objective": objective})
+    return search_spec(search=settings, **changes)
+
+
+def test_the_default_sampler_and_scheduler_suit_the_objective() -> None:
+    one, two = with_goals().search, with_goals(TWO).search
+    assert (one.sampler, one.scheduler.name) == ("curve", "forecast")
+    assert (two.sampler, two.scheduler.name) == ("tpe", "asha")
+    given = with_goals(TWO, sampler="random", scheduler={"name": "fifo"}).search
+    assert (given.sampler, given.scheduler.name) == ("random", "fifo")
+    again = SearchSpec.model_validate(with_goals(TWO).model_dump(mode="json"))
+    assert again == with_goals(TWO)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "curve"}, "curve optimises one metric, and objective has 2; use tpe or random"),
+        ({"scheduler": {"name": "forecast"}}, "forecast optimises one metric, and objective has 2; use asha or fifo"),
+    ],
+)
+def test_the_model_of_the_curves_is_refused_for_several_metrics(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        with_goals(TWO, **settings)
+    [error] = refusal.value.errors()
+    assert message in str(error)
+    assert with_goals(**settings).search.num_trials == 16
+
+
+@pytest.mark.parametrize(
+    ("grace", "max_steps", "num_evals", "steps"),
+    [
+        (0.11, 90, 9, [10, 20, 30, 40, 50, 60, 70, 80]),
+        (0.11, 300, 9, [33, 67, 100, 133, 167, 200, 233, 267]),  # a ninth, rounded down, is enough
+        (0.5, 90, 9, [50, 60, 70, 80]),
+        (0.9, 90, 9, []),
+        (0.11, 12, 1, []),
+    ],
+)
+def test_the_forecast_is_made_at_the_evaluations_after_the_grace(
+    grace: float, max_steps: int, num_evals: int, steps: list[int]
+) -> None:
+    scheduler = {"name": "forecast", "grace_fraction": grace}
+    changes = {"finetune.max_steps": max_steps, "finetune.num_evals": num_evals}
+    search = search_spec(search={"scheduler": scheduler}, **changes)
+    assert search.rung_steps() == steps
+    assert bool(search.search.scheduler.warnings(search.finetune)) is (steps == [])
+    shorter = search.search.scheduler.expected_steps(search.finetune) < max_steps
+    assert shorter is (steps != [])
