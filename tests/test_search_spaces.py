@@ -84,4 +84,4 @@ def test_what_needs_nothing_else_has_a_plan(name: str) -> None:
 def test_the_quickstart_has_a_plan_for_a_model_from_scratch() -> None:
     path = ROOT / "search_spaces/quickstart.yaml"
     lines = plan(load_any(path, ["model.pretrained=null"]))
-    assert any(line.startswith("rungs        steps 100 of 300") for line in lines)
+    assert any(line.startswith("stopping     at steps 33, 67, 100, 133, 167, 200, 233, 267 of 300") for line in lines)

@@ -18,8 +18,10 @@ import sys
 from pathlib import Path
 
 from ftae.engine.training.loop import finetune
-from ftae.search.sampler import Sampler
-from ftae.search.scheduler import make_scheduler
+from ftae.results.search_record import SearchRecord
+from ftae.search.curves.forecaster import Forecaster
+from ftae.search.sampler import SAMPLERS
+from ftae.search.scheduler import SCHEDULERS
 from ftae.specs import SearchSpec
 
 spec = SearchSpec.model_validate(
@@ -43,11 +45,12 @@ spec = SearchSpec.model_validate(
 *_, last = finetune(spec.finetune, Path(sys.argv[1]))
 assert 0.0 < last.metrics["val/max_error"] <= 1.0
 
-assert set(Sampler(spec).propose(2)) == {"optimizer.lr"}
-scheduler = make_scheduler(spec)
+forecaster = Forecaster(spec, SearchRecord(search=spec.model_dump(mode="json")))
+assert set(SAMPLERS["gp"](forecaster).propose(2).params) == {"optimizer.lr"}
+scheduler = SCHEDULERS["median"](forecaster)
 for number, value in enumerate((0.1, 0.2, 0.3)):
     scheduler.record(number, 2, value)
-assert [scheduler.goes_on(9, 2, value) for value in (0.1, 0.3)] == [True, False]
+assert [scheduler.stop(9, 2, value) is None for value in (0.1, 0.3)] == [True, False]
 assert spec.rung_steps() == [2]
 """
 

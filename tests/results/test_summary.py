@@ -135,7 +135,7 @@ TWO = {"metrics": [{"metric": "val/psnr", "direction": "maximize"}, {"metric": "
 def make(folder: Path, objective: Any, values: dict[int, tuple[float, float] | None]) -> SearchState:
     """Trials with these last values of psnr and mse; None is a trial that diverged."""
     folder.mkdir(parents=True)
-    search = SearchSpec.model_validate(spec("maximize").model_dump() | {"objective": objective})
+    search = SearchSpec.model_validate(spec("maximize").model_dump(exclude_unset=True) | {"objective": objective})
     state = SearchState(search, FolderStore(folder))
     for number, pair in values.items():
         state.next_trial()

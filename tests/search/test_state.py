@@ -322,18 +322,20 @@ def test_a_model_of_another_space_is_refused(tmp_path: Path, is_reported: bool) 
     """Either at once, where the last report has to be judged, or by the next one."""
     search = state_spec(scheduler="forecast")
     state = SearchState(search, FolderStore(tmp_path))
-    sampled(state, 0)
-    for step in STEPS:
-        state.report(1, report(step, 20.0 + step))
-    assert state.next_trial() is not None  # whose suggestion has a model
-    if is_reported:
-        state.report(2, report(4, 30.0))
+    for number in range(6):
+        state.next_trial()
+        for step in STEPS:
+            state.report(number, report(step, 20.0 + step + number))
+    last = state.next_trial()
+    assert last is not None
     assert state.record.model is not None
+    if is_reported:
+        state.report(last.number, report(4, 40.0))
     kill(state)
     with_model(tmp_path, [0.5, 0.5])
     message = r"the journal of small has a model of 2 numbers, and this search space needs \d+: the journal is damaged"
     with pytest.raises(FtaeError, match=message):
-        SearchState(search, FolderStore(tmp_path)).report(2, report(4, 30.0))
+        SearchState(search, FolderStore(tmp_path)).report(last.number, report(4, 40.0))
 
 
 # ------------------------------------------------------------------------ the end of a small space

@@ -9,7 +9,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from simulated import CONSTRAINED, ONE, SPACE, Trials, measured, sampler_spec
 
-from ftae.search.curves.curve_sampler import FAR_BELOW, INITIAL_TRIALS, log_expected_improvement
+from ftae.search.curves.curve_sampler import FAR_BELOW, log_expected_improvement
+from ftae.search.curves.forecaster import INITIAL_TRIALS
 
 RATES: dict[str, Any] = {path: SPACE[path] for path in ("optimizer.lr", "optimizer.weight_decay", "grad_accumulation")}
 RATE: dict[str, Any] = {"optimizer.lr": SPACE["optimizer.lr"]}
