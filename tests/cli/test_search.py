@@ -79,7 +79,7 @@ def test_a_search_that_exists_is_not_started_again(ftae: Ftae, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["extend", "small"], 2, "Invalid value: give --trials, --max-hours, or both"),
+        (["extend", "small"], 2, "Invalid value: give --trials, --budget or --max-hours"),
         (["resume", "none"], 1, "error: there is no search 'none' in searches; it holds none\n"),
         (["status", "none"], 1, "error: there is no search 'none' in searches; it holds none\n"),
         (["resume", "small", "--follow"], 1, "error: --follow, --python and --max-attempts are for a cluster; name it"),

@@ -199,4 +199,5 @@ def check_command(command: str) -> None:
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert [word for word in words[1:] if not re.search(rf"^{word}:", makefile, re.MULTILINE)] == []
     elif words[:2] == ["python", "-m"]:
-        assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
+        module = ROOT / words[2].replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()

@@ -252,3 +252,17 @@ def test_a_failed_export_leaves_nothing(folder: Path, record: SearchRecord, tmp_
     with pytest.raises(FileNotFoundError):
         export(FolderStore(tmp_path / "small"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_the_provenance_names_earlier_searches_without_their_trials(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "small")
+    file = tmp_path / "small" / journal.FILE_NAME
+    first, *rest = file.read_text().splitlines()
+    trials = [{"params": {}, "shares": [1.0], "values": [20.0]}]
+    earlier = {"search": "first", "digest": "0123", "trials": trials, "model": [0.0]}
+    event = json.loads(first)
+    event["facts"]["warm_start"] = [earlier]
+    file.write_text("\n".join([json.dumps(event), *rest, ""]))
+    export(FolderStore(tmp_path / "small"), tmp_path / "out")
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["warm_start"] == [{"search": "first", "digest": "0123"}]

@@ -78,7 +78,7 @@ def test_the_fields_with_which_a_run_may_be_resumed() -> None:
 def test_the_settings_with_which_a_search_may_be_resumed() -> None:
     limits = {"num_trials", "budget", "max_hours", "max_concurrent", "max_failures", "wait_for_nodes_minutes"}
     assert set(MAY_CHANGE) == limits | {"resources", "keep_checkpoints", "confirm", "max_storage_gb", "storage"}
-    assert set(SearchSettings.model_fields) - set(MAY_CHANGE) == {"sampler", "scheduler", "seed"}
+    assert set(SearchSettings.model_fields) - set(MAY_CHANGE) == {"sampler", "scheduler", "seed", "warm_start"}
 
 
 def test_the_fields_that_a_finished_model_can_still_be_given() -> None:
