@@ -15,7 +15,7 @@ from commands import Ftae, commands_in
 from ftae.cluster.status import describe, state
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.search_record import run_of, search_of
+from ftae.results.stored_spec import run_of, search_of
 from ftae.results.summary import UnreadableSearch, leaderboard, read_record, record_of
 from ftae.results.verdict import verdict
 from ftae.search.state import SearchState

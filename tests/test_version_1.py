@@ -23,7 +23,8 @@ from ftae.engine.models.families import build_model
 from ftae.engine.training.checkpoint import read_spec
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, run_of, search_of
+from ftae.results.search_record import SearchRecord
+from ftae.results.stored_spec import run_of, search_of
 from ftae.specs.files import load_production
 from ftae.specs.reading.format_versions import FORMAT
 

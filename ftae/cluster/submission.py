@@ -17,7 +17,7 @@ from ftae.errors import FtaeError
 from ftae.results.search_record import SearchRecord
 from ftae.results.summary import record_of, state_of
 from ftae.specs.search.search import SearchSpec, most_trials
-from ftae.specs.search.settings import Confirm
+from ftae.specs.search.settings import MOST_SEEDS, Confirm
 from ftae.user_code import ALLOW_CODE, check_code_allowed
 from ftae.wording import full_trainings
 
@@ -122,8 +122,8 @@ def confirming(spec: SearchSpec, seeds: int, top: int | None) -> SearchSpec:
     """
     kept = spec.search.keep_checkpoints
     top = min(Confirm().top, kept) if top is None else top
-    if seeds < 1:
-        raise FtaeError(f"seeds: must be 1 or more, got {seeds}")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise FtaeError(f"seeds: must be 1 .. {MOST_SEEDS}, got {seeds}")
     if not 1 <= top <= kept:
         rule = f"must be 1 .. {kept}, since search.keep_checkpoints keeps the models of so many trials"
         raise FtaeError(f"top: {rule}, got {top}")

@@ -14,7 +14,7 @@ from ftae.engine.training.checkpoint import damage, read_spec, usable_checkpoint
 from ftae.errors import FtaeError, SpecError
 from ftae.results.export import chosen_trial
 from ftae.results.replay import replay
-from ftae.results.search_record import run_of, search_of
+from ftae.results.stored_spec import run_of, search_of
 from ftae.results.summary import find_search
 from ftae.specs.files import load_any, load_production
 from ftae.specs.finetune.run import FinetuneSpec

@@ -95,9 +95,12 @@ def _confirmed(record: SearchRecord, trial: TrialRecord, further: list[TrialReco
 def chosen_by_mean(record: SearchRecord) -> TrialRecord | None:
     """The confirmed trial with the best mean; None where the first of the ranking is not confirmed.
 
+    Only trials whose checkpoints are kept, the best of the ranking, can be chosen.
     Trials come first of whose runs fewer diverged or missed constraints. Several metrics are ordered as trials are.
     """
-    known, ranked = confirmed(record), record.ranked()
+    ranked = record.ranked()
+    kept = {trial.number for trial in ranked[: record.search["search"].get("keep_checkpoints", len(ranked))]}
+    known = {number: found for number, found in confirmed(record).items() if number in kept}
     if not ranked or ranked[0].number not in known:
         return None
     fewest = min(c.num_diverged + c.num_missing for c in known.values())

@@ -12,7 +12,8 @@ from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.errors import FtaeError
 from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
-from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord, run_of, search_of
+from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
+from ftae.results.stored_spec import run_of, search_of
 from ftae.results.summary import choose, over_seeds
 from ftae.results.verdict import verdict
 from ftae.specs.files import dump

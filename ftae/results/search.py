@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftae.results.confirmation import Confirmed, confirmed
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, TrialRecord, search_of
+from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.stored_spec import search_of
 from ftae.results.summary import best, choose, find_search, leaderboard, state_of
 from ftae.results.verdict import notes, verdict, within_noise
 from ftae.specs.search.search import SearchSpec

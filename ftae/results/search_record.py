@@ -8,11 +8,8 @@ from typing import Any, Literal
 
 from ftae.errors import FtaeError
 from ftae.results import ranking
-from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.format_versions import reading_back, stored
 from ftae.specs.reading.names import leads_out
 from ftae.specs.search.objective import AnyObjective, read_objective
-from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 
 WARM_START = "warm_start"  # in the facts: the trials of earlier searches that a search learns from
@@ -311,56 +308,6 @@ class SearchRecord:
     def pareto_front(self) -> list[TrialRecord]:
         """The ranked trials that keep all constraints and that no other such trial dominates."""
         return [self.trials[number] for number in ranking.pareto_front(self._points(self.ranked()))]
-
-
-def spec_of(record: SearchRecord) -> SearchSpec | ProductionSpec:
-    """Read the spec of a search or a production run, as its newest driver had it.
-
-    Raises:
-        FtaeError: another version of ftae wrote the spec, with other fields.
-    """
-    if record.kind == "search":
-        return stored(SearchSpec, record.search, _journal_of(record), _version(record))
-    content = {key: value for key, value in record.search.items() if key in ProductionSpec.model_fields}
-    return stored(ProductionSpec, content, _journal_of(record), _version(record))
-
-
-def search_of(record: SearchRecord) -> SearchSpec:
-    """Read the spec of a search, as its newest driver had it.
-
-    Raises:
-        FtaeError: another version of ftae wrote the spec, with other fields; or it is a production run.
-    """
-    spec = spec_of(record)
-    if isinstance(spec, ProductionSpec):
-        raise FtaeError(
-            f"{record.name} is a production run, not a search; its model is in the folder model beside its journal, "
-            "and ftae train --resume continues it"
-        )
-    return spec
-
-
-def run_of(record: SearchRecord, trial: TrialRecord) -> FinetuneSpec:
-    """Return the complete run of a trial, with what had to be changed on the way.
-
-    Raises:
-        FtaeError: as ``spec_of``.
-    """
-    spec = spec_of(record)
-    if isinstance(spec, ProductionSpec):
-        return spec.finetune
-    with reading_back(_journal_of(record), FinetuneSpec, _version(record)):
-        return spec.trial_spec(trial.settings)
-
-
-def _journal_of(record: SearchRecord) -> str:
-    return f"the journal of {record.search.get('name')}"
-
-
-def _version(record: SearchRecord) -> str | None:
-    versions = record.facts.get("versions")
-    version = versions.get("ftae") if isinstance(versions, dict) else None
-    return version if isinstance(version, str) else None
 
 
 def trial_folder(number: int) -> str:

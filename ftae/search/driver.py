@@ -12,7 +12,8 @@ from ftae.engine.data.listing import check_output
 from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
 from ftae.results.replay import find_existing_search, replay
-from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord, search_of
+from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord
+from ftae.results.stored_spec import search_of
 from ftae.search.coordinator import StateCoordinator
 from ftae.search.curves.earlier_searches import described, warm_start
 from ftae.search.preflight import ClusterCapacity, check_measured, preflight

@@ -12,7 +12,8 @@ from typing import Any
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.models import hub
 from ftae.engine.models.model_folder import model_digest, weights_digest
-from ftae.results.search_record import SearchRecord, search_of
+from ftae.results.search_record import SearchRecord
+from ftae.results.stored_spec import search_of
 from ftae.specs.finetune.models import DiffusersModel
 from ftae.specs.reading.base import Spec
 from ftae.specs.search.distributions import Choices

@@ -73,7 +73,7 @@ class SearchState:
                 undecided = event
         search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
         # What was taken from earlier searches stays as it was: the first proposals were made by it.
-        kept = {key: value for key, value in self.record.facts.items() if key == WARM_START}
+        kept = {key: value for key, value in self.record.facts.items() if key == WARM_START and self.record.trials}
         self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance) | kept)
         if undecided is not None:
             self._end_after(undecided)

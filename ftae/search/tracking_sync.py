@@ -14,7 +14,8 @@ from typing import Any
 
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord, run_of, spec_of
+from ftae.results.search_record import SearchRecord
+from ftae.results.stored_spec import run_of, spec_of
 from ftae.results.summary import choose, leaderboard
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out

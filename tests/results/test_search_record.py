@@ -8,7 +8,8 @@ from builders import production_spec, search_spec
 
 from ftae.errors import FtaeError
 from ftae.results.replay import replay
-from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord, run_of, search_of
+from ftae.results.search_record import STOPPED_BY_USER, Close, SearchRecord
+from ftae.results.stored_spec import run_of, search_of
 from ftae.results.verdict import beats_baseline, needs_warning
 from ftae.storage.journal import Event, Journal
 

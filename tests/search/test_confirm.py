@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from ftae.cluster.submission import confirming, with_settings
 from ftae.errors import FtaeError
 from ftae.results.replay import fold, replay
-from ftae.results.search_record import FIRST_CONFIRMATION, SearchRecord, run_of
+from ftae.results.search_record import FIRST_CONFIRMATION, SearchRecord
+from ftae.results.stored_spec import run_of
 from ftae.search.coordinator import StateCoordinator
 from ftae.search.progress import Progress
 from ftae.search.ray.messages import Assignment, Note

@@ -42,7 +42,7 @@ def search(**changes: Any) -> dict[str, Any]:
     return search_dict(**base | {path.replace("__", "."): value for path, value in changes.items()})
 
 
-FORECAST = "a trial whose chance to end above the best is below 25% stops, as learned from all curves of this search"
+FORECAST = "a trial whose chance to beat the best is below 25% stops, as learned from all curves of this search"
 
 
 def plan_of(**changes: Any) -> list[str]:

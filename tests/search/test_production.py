@@ -17,7 +17,8 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.results.replay import replay
-from ftae.results.search_record import STOPPED_BY_USER, Close, run_of, search_of, spec_of
+from ftae.results.search_record import STOPPED_BY_USER, Close
+from ftae.results.stored_spec import run_of, search_of, spec_of
 from ftae.results.summary import best, leaderboard, progress, state_of
 from ftae.search.production import objective_of, train
 from ftae.search.state import SearchState

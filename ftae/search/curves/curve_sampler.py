@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from scipy.stats import qmc
 
 from ftae.search.curves.decisions import Proposal
-from ftae.search.curves.forecaster import Forecast, Forecaster
+from ftae.search.curves.forecaster import CurveForecast, Forecaster
 from ftae.search.curves.gaussian_process import Array, CurveProcess
 from ftae.specs.search.distributions import Tried
 from ftae.specs.search.objective import Metrics
@@ -87,7 +87,7 @@ class CurveSampler:
         sequence = qmc.Sobol(self._forecaster.cube.num_coordinates, scramble=True, rng=self._spec.search.seed)
         return np.roll(np.asarray(sequence.random(MAX_POINTS)), -(number - 1) % MAX_POINTS, axis=0)
 
-    def _candidates(self, forecast: Forecast, number: int) -> Array:
+    def _candidates(self, forecast: CurveForecast, number: int) -> Array:
         """Points, the most promising one first."""
         rng = np.random.default_rng([self._spec.search.seed, number])
         cube, best = self._forecaster.cube, self._forecaster.best(BEST_TRIALS)
@@ -101,7 +101,7 @@ class CurveSampler:
             points, gains = np.vstack([points, finer]), np.append(gains, log_gain(finer))
         return np.asarray(points[np.argsort(-gains, kind="stable")])
 
-    def _with_running(self, forecast: Forecast) -> tuple[CurveProcess, float]:
+    def _with_running(self, forecast: CurveForecast) -> tuple[CurveProcess, float]:
         """The process with the running trials at their expected ends, and the value to improve on."""
         forecaster, process = self._forecaster, forecast.process
         running = [number for number in forecaster.record.running if number in forecaster.tuned]
@@ -117,7 +117,7 @@ class CurveSampler:
             bar = float(ends.max())
         return CurveProcess(process.observations.with_ends(vectors, running, ends), process.parameters), bar
 
-    def _log_gain(self, forecast: Forecast) -> Callable[[Array], Array]:
+    def _log_gain(self, forecast: CurveForecast) -> Callable[[Array], Array]:
         """The acquisition: of points, the logarithm of the expected improvement, times the chances."""
         process, bar = self._with_running(forecast)
         log_chances = self._forecaster.log_chances()

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from ftae.errors import FtaeError
-from ftae.results.search_record import WARM_START, SearchRecord, search_of
+from ftae.results.search_record import WARM_START, SearchRecord
+from ftae.results.stored_spec import search_of
 from ftae.results.summary import UnreadableSearch, read_record
 from ftae.search.curves.forecaster import LENGTH, MAX_FITTED_TRIALS, Forecaster
 from ftae.search.curves.gaussian_process import Observations, fit

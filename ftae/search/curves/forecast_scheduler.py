@@ -1,23 +1,25 @@
-"""``scheduler: forecast``: stops a trial that will hardly end above the best."""
+"""``scheduler: forecast``: stops a trial that will hardly beat the best."""
 
 from scipy.special import ndtr
 
 from ftae.search.curves.decisions import Stop, rounded
-from ftae.search.curves.forecaster import Forecast, Forecaster
-from ftae.specs.search.settings import Forecast as ForecastSpec
+from ftae.search.curves.forecaster import CurveForecast, Forecaster
+from ftae.specs.search.settings import Forecast
 
-PROTECTED_SHARE = 4  # of so many running trials one goes on, whatever the bar: somebody must come to the end
+# Of so many running trials one goes on, whatever the bar: somebody must come to the end. Of three as well, since one of
+# four may have ended just now.
+PROTECTED_SHARE = 4
 
 
 class ForecastScheduler:
-    """Stops a trial whose chance to end above the best is small, as the Gaussian process of all curves sees it.
+    """Stops a trial whose chance to beat the best is small, as the Gaussian process of all curves sees it.
 
     The file's own configuration is never stopped.
     """
 
     def __init__(self, forecaster: Forecaster) -> None:
         settings = forecaster.spec.search.scheduler
-        assert isinstance(settings, ForecastSpec)
+        assert isinstance(settings, Forecast)
         self._forecaster, self._least = forecaster, settings.min_chance
         self._first = settings.grace_fraction * forecaster.spec.finetune.max_steps
 
@@ -48,7 +50,7 @@ class ForecastScheduler:
     def record(self, number: int, step: int, value: float) -> None:
         """Nothing to do: the forecaster reads the journal."""
 
-    def _is_protected(self, forecast: Forecast, number: int, step: int, end: float) -> bool:
+    def _is_protected(self, forecast: CurveForecast, number: int, step: int, end: float) -> bool:
         """Whether the trial is among the most promising ones that run and are at least as far."""
         running = {n: t for n, t in self._forecaster.record.running.items() if t.kind != "baseline"}
         protected = (len(running) + 1) // PROTECTED_SHARE
@@ -60,7 +62,9 @@ class ForecastScheduler:
         ends = forecast.process.at_end(self._forecaster.vectors(others), others)[0]
         return int((ends > end).sum()) < protected
 
-    def _ahead(self, forecast: Forecast, number: int) -> float:
-        """Before any trial has ended: the best end that is expected of one that has reported."""
-        seen = sorted({*forecast.process.observations.trials.astype(int).tolist(), number})
+    def _ahead(self, forecast: CurveForecast, number: int) -> float:
+        """Before any trial has ended well: the best end that is expected of one that may keep the constraints."""
+        record = self._forecaster.record
+        observed = forecast.process.observations.trials.astype(int).tolist()
+        seen = sorted({number, *(n for n in observed if record.is_feasible(record.trials[n]) is not False)})
         return float(forecast.process.at_end(self._forecaster.vectors(seen), seen)[0].max())

@@ -38,7 +38,7 @@ Unwritten = Mapping[int, tuple[int, float]]  # by trial, the step and the value 
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CurveForecast:
     """What one state of the journal lets expect. Values are turned so that more is better.
 
     Attributes:
@@ -85,7 +85,7 @@ class Forecaster:
         """The values of a trial after its first step, by step; more is better."""
         return {report["step"]: self.sign * report["value"] for report in trial.reports if report["step"] > 0}
 
-    def finished(self) -> list[TrialRecord]:
+    def finished_feasible(self) -> list[TrialRecord]:
         """The trials that ran to their end and keep the constraints."""
         return [trial for trial in self.record.ranked() if self.record.is_feasible(trial)]
 
@@ -137,7 +137,7 @@ class Forecaster:
             keep.add(number)
         return [number for number in tuned if number in keep]
 
-    def fitted(self, number: int) -> Forecast | None:
+    def fitted(self, number: int) -> CurveForecast | None:
         """The forecast by which trial ``number`` is proposed, with its own hyperparameters; None for the first ones."""
         seen = self.observations() if number > INITIAL_TRIALS else None
         if seen is None:
@@ -146,7 +146,7 @@ class Forecaster:
         lengths = LENGTH * np.exp(rng.normal(size=self.cube.num_columns) * LENGTH_VARIATION)
         return self._forecast(seen, self._fit(seen, lengths))
 
-    def current(self, extra: Unwritten | None = None) -> Forecast | None:
+    def current(self, extra: Unwritten | None = None) -> CurveForecast | None:
         """The forecast with all data of now and the newest hyperparameters of the journal; None before any data.
 
         As long as the journal has none, they are fitted anew.
@@ -168,12 +168,12 @@ class Forecaster:
     def _fit(self, seen: Observations, lengths: Array, extra: Unwritten | None = None) -> Array:
         return fit(seen.of_trials(set(self.selected(MAX_FITTED_TRIALS, extra))), lengths, scale=seen.scale())
 
-    def _forecast(self, seen: Observations, parameters: Array) -> Forecast:
+    def _forecast(self, seen: Observations, parameters: Array) -> CurveForecast:
         process = CurveProcess(seen, parameters)
         observed = set(seen.trials.tolist())  # the best of many trials are among them
-        done = [trial.number for trial in self.finished() if trial.number in observed]
+        done = [trial.number for trial in self.finished_feasible() if trial.number in observed]
         bar = float(process.at_end(self.vectors(done), done)[0].max()) if done else None
-        return Forecast(process, bar)
+        return CurveForecast(process, bar)
 
     # ------------------------------------------------------------------------------------- chances
 
@@ -225,7 +225,7 @@ class Forecaster:
 
     # ------------------------------------------------------------------------------------- journal
 
-    def facts(self, forecast: Forecast | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    def facts(self, forecast: CurveForecast | None, params: Mapping[str, Any]) -> dict[str, Any]:
         """What the ``suggest`` event of a trial says about the forecast that it was proposed by."""
         if forecast is None:
             return {}

@@ -11,7 +11,9 @@ chapters 2 and 5); the hyperparameters are the most probable ones.
 """
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -240,11 +242,14 @@ class _Covariances:
 
 
 _CONTROLLER = ThreadpoolController()  # of the libraries that numpy and scipy have loaded
+_LIMIT = threading.Lock()  # it is one for the whole process, and two searches may run in threads
 
 
-def _one_thread() -> Any:
-    """A context in which linear algebra runs in one thread: the digits do not depend on the number of cores."""
-    return _CONTROLLER.limit(limits=1, user_api="blas")
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, linear algebra runs in one thread: the digits do not depend on the number of cores."""
+    with _LIMIT, _CONTROLLER.limit(limits=1, user_api="blas"):
+        yield
 
 
 def _split(parameters: Array) -> tuple[Array, dict[str, float]]:

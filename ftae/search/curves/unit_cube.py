@@ -14,12 +14,10 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ftae.search.curves.gaussian_process import Array
 from ftae.specs.search.distributions import Choices, Range, conditions_of, has_effect, in_order
 from ftae.specs.search.search import SearchSpec
-
-Array = NDArray[np.float64]
 
 MIDDLE = 0.5
 STEP_DEVIATION, STEP_VARIATION = 0.12, 0.7  # of a small change of a value, and of the logarithm of its size

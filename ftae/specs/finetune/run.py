@@ -6,7 +6,7 @@ Every length is a fraction of ``max_steps``, so that a trial, a rung and a longe
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
@@ -174,6 +174,18 @@ class FinetuneSpec(Spec):
             rule = f"{discriminator.depth} needs a resolution of at least {least}, got {data.resolution}"
             raise refusal([(("depth",), rule)])
         return discriminator
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluate_short_runs_each_step(cls, given: Any) -> Any:
+        """A run of fewer steps than evaluations by default; a number in the file is checked instead."""
+        steps, default = (
+            given.get("max_steps") if isinstance(given, dict) else None,
+            cls.model_fields["num_evals"].default,
+        )
+        if type(steps) is not int or not 0 < steps < default or "num_evals" in given:
+            return given
+        return {**given, "num_evals": steps}
 
     @field_validator("num_evals")
     @classmethod

@@ -183,14 +183,20 @@ class SearchSpec(Spec):
 
     def expected_budget(self) -> float:
         """What the tuned trials take, in full trainings, if the scheduler stops as many as it is expected to."""
-        expected = self.search.num_trials * self._expected_share()
+        full = self._full_trials()
+        expected = full + (self.search.num_trials - full) * self._expected_share()
         return expected if self.search.budget is None else min(self.search.budget, expected)
 
     def expected_trials(self) -> int:
         """The number of tuned trials, which with a budget depends on how many the scheduler stops."""
         if self.search.budget is None:
             return self.search.num_trials
-        return min(self.search.num_trials, round(self.search.budget / self._expected_share()))
+        full = self._full_trials()
+        return min(self.search.num_trials, full + round((self.search.budget - full) / self._expected_share()))
+
+    def _full_trials(self) -> int:
+        """The number of tuned trials that are never stopped."""
+        return int(self.search.scheduler.runs_file_to_the_end)
 
     def _expected_share(self) -> float:
         """The share of its steps that a trial takes on average."""

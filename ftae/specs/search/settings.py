@@ -3,7 +3,7 @@
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -14,7 +14,7 @@ from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.reading.schema import Means
 from ftae.specs.search.distributions import Choices, Distribution, Range
 
-REPLAYED_SHARE = 0.4  # of its budget that a trial takes on average; see benchmarks/search_quality.py
+REPLAYED_SHARE = 0.4  # of its budget that a trial takes on average; see benchmarks/search_quality/
 
 
 class Resources(Spec):
@@ -84,6 +84,8 @@ class Resources(Spec):
 class SchedulerSpec(Spec):
     """Decides which trials end early. A scheduler overrides what differs: here every trial runs to its full budget."""
 
+    runs_file_to_the_end: ClassVar[bool] = False  # whether the file's own configuration is never stopped
+
     def rung_steps(self, run: FinetuneSpec) -> list[int]:
         """The steps, before the end, at which trials are compared."""
         return []
@@ -150,17 +152,18 @@ class Asha(SchedulerSpec):
 
 
 class Forecast(SchedulerSpec):
-    """Stops a trial that will hardly end above the best, as learned from all curves of the search.
+    """Stops a trial that will hardly beat the best, as learned from all curves of the search.
 
     Trials are compared by the objective alone; constraints count for the best that is to be beaten. The file's own
     configuration always runs to its end.
     """
 
+    runs_file_to_the_end: ClassVar[bool] = True
     name: Literal["forecast"] = "forecast"
     grace_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.11
     """The share of the budget from which on a trial may be stopped, at each evaluation."""
     min_chance: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
-    """A trial is stopped where its chance to end above the best is smaller."""
+    """A trial is stopped where its chance to beat the best is smaller."""
 
     def rung_steps(self, run: FinetuneSpec) -> list[int]:
         """The evaluations from ``grace_fraction`` of the budget on."""
@@ -169,7 +172,7 @@ class Forecast(SchedulerSpec):
 
     def description(self) -> str:
         return (
-            f"a trial whose chance to end above the best is below {self.min_chance:.0%} stops, "
+            f"a trial whose chance to beat the best is below {self.min_chance:.0%} stops, "
             "as learned from all curves of this search"
         )
 
@@ -186,10 +189,13 @@ AnyScheduler = Annotated[Forecast | Asha | Fifo, Field(discriminator="name")]
 SamplerName = Literal["curve", "tpe", "random"]
 
 
+MOST_SEEDS = 1000
+
+
 class Confirm(Spec):
     """Trains the best trials again with other seeds, when all trials of the search have ended."""
 
-    seeds: Annotated[int, Field(ge=0, le=1000)] = 0
+    seeds: Annotated[int, Field(ge=0, le=MOST_SEEDS)] = 0
     """Further seeds for each of them, the numbers that follow its own seed; 0 confirms none."""
     top: Positive = 3
     """Number of trials, the best of the search; at most ``keep_checkpoints``."""
@@ -235,8 +241,8 @@ class SearchSettings(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sampler."""
     warm_start: tuple[str, ...] = ()
-    """Earlier searches with the same objective, by name below ``storage``, by folder or by URL. The model of the curves
-    takes their trials for those of related tasks."""
+    """Earlier searches with the same objective, by name below ``storage``, by folder or by URL. The first trials
+    follow what did best there; see Warm start."""
 
     @field_validator("warm_start")
     @classmethod

@@ -119,7 +119,7 @@ def test_before_any_trial_has_ended_the_best_expected_end_is_the_bar() -> None:
     trials.end(3, "pruned")
     trials.end(2, "failed")
     assert trials.forecaster.current() is not None
-    assert trials.forecaster.finished() == []
+    assert trials.forecaster.finished_feasible() == []
     stop = run_to(trials, 5, 14.0, 30, lr=1e-3)
     assert stop is not None
     assert stop.forecast is not None
