@@ -44,6 +44,7 @@ LENGTH, LENGTH_DEVIATION, LENGTH_BOUNDS = math.log(0.6), 1.0, (-3.0, 3.5)
 NO_EARLY_TERM = (math.log(1e-3), 0.01)  # in place of the prior of h, for values that are no curves
 FEWEST_TO_FIT = 4  # observations; the prior medians serve below
 MAX_ITERATIONS = 25
+DIGITS = 6  # of hyperparameters, behind the point: a journal holds the very numbers that are used
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ def fit(
     *,
     scale: tuple[float, float] | None = None,
     curves: bool = True,
-    digits: int = 6,
 ) -> Array:
     """The most probable hyperparameters, (D + 6,), as ``CurveProcess`` takes them.
 
@@ -155,7 +155,6 @@ def fit(
         lengths: (D,), the prior medians of the lengths.
         scale: as of ``CurveProcess``.
         curves: whether the values are curves; else they are taken to be ends.
-        digits: after the point, so that a journal holds the very numbers.
     """
     medians = {name: prior[0] for name, prior in _OTHERS.items()}
     deviations = {name: prior[1] for name, prior in _OTHERS.items()}
@@ -172,7 +171,7 @@ def fit(
                 loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_ITERATIONS}
             )
         start = found.x
-    return np.round(start, digits)
+    return np.round(start, DIGITS)
 
 
 class _Covariances:
