@@ -24,12 +24,15 @@ def report(trial: int, step: int, value: float) -> dict[str, Any]:
     return {"trial": trial, "step": step, "value": value, "metrics": {"val/psnr": value}, **kept}
 
 
+SEARCH = {"name": "s", "search_space": {}, "search": {"num_trials": 3}, "finetune": {"max_steps": 30}}
+
+
 def test_work_is_counted_from_the_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     objective = {"metric": "val/psnr", "direction": "maximize"}
     journal.append(
         "open",
-        search={"name": "s", "objective": objective, "search_space": {}, "search": {"num_trials": 3}},
+        search=SEARCH | {"objective": objective},
         digest="",
         facts={},
     )
@@ -50,7 +53,7 @@ def test_trials_that_report_no_untuned_model_repeat_nothing(tmp_path: Path) -> N
     objective = {"metric": "val/psnr", "direction": "maximize"}
     journal.append(
         "open",
-        search={"name": "s", "objective": objective, "search_space": {}, "search": {"num_trials": 3}},
+        search=SEARCH | {"objective": objective},
         digest="",
         facts={},
     )

@@ -295,7 +295,7 @@ def test_a_search_that_is_not_complete_is_not_confirmed(stored: Callable[[Search
 @pytest.mark.parametrize(
     ("seeds", "top", "message"),
     [
-        (0, None, "seeds: must be 1 or more, got 0"),
+        (0, None, "seeds: must be 1 .. 1000, got 0"),
         (1, 0, "top: must be 1 .. 3, since search.keep_checkpoints keeps the models of so many trials, got 0"),
         (1, 4, "top: must be 1 .. 3, since search.keep_checkpoints keeps the models of so many trials, got 4"),
     ],

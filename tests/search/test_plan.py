@@ -55,7 +55,7 @@ def test_the_plan_of_a_search() -> None:
         "small: a valid search",
         "objective    maximize val/psnr",
         "trials       9 tuned + the untuned baseline, curve, at most 1.5 h; each 1 CPUs, 0 GPUs",
-        "budget       about 3.6 full trainings",
+        "budget       about 4.2 full trainings",
         f"stopping     at steps 4, 8 of 12: {FORECAST}",
         "  optimizer.lr: 0.0001 .. 0.01, log",
         "  batch_size: 4 .. 16, linear, step 4",
@@ -150,7 +150,7 @@ def test_the_plan_of_a_begun_search_has_the_measurements_of_its_preflight(tmp_pa
     journal.close()
     last = (
         "preflight    a step 20 ms, peak memory 300 MB (cpu) on n1; about 2.2 s a full trial, "
-        "0.0022 CPU hours the search"
+        "0.0026 CPU hours the search"
     )
     assert last in plan_of(search__storage=str(tmp_path))
 

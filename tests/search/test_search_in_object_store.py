@@ -58,7 +58,10 @@ def run(state: SearchState, until: int = 99) -> SearchState:
 
 def die(state: SearchState) -> None:
     """Leave what a killed driver leaves: nothing is closed or released."""
-    state.writer.lease._released.set()
+    lease = state.writer.lease
+    lease._released.set()
+    with lease._renewing:  # the last renewal has ended
+        pass
 
 
 def events(folder: Path) -> list[tuple[str, int | None]]:

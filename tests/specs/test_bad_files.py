@@ -133,7 +133,7 @@ ONE_FAULT = [
     ("{encoder: 0.1}", "{encoder: 0}", "14: finetune.optimizer.lr_multipliers.encoder: must be greater than 0, got 0"),
     ("{encoder: 0.1}", "{1: 0.1}", "14: finetune.optimizer.lr_multipliers.1: must be text in quotes, got 1"),
     ("{encoder: 0.1}", "[0.1]", "14: finetune.optimizer.lr_multipliers: must be a mapping, got [0.1]"),
-    ("max_steps: 2000", "max_steps: 3", "2: finetune.num_evals: must not exceed max_steps (3), got 9"),
+    ("max_steps: 2000", "max_steps: 3\n  num_evals: 9", "16: finetune.num_evals: must not exceed max_steps (3), got 9"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: constant, final_fraction: 0.1}",
      "16: finetune.schedule.final_fraction: has no effect on a constant schedule, it needs linear or cosine"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: cosine, num_cycles: 2}",

@@ -110,8 +110,6 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
         yield f"search.max_concurrent ({settings.max_concurrent}) is never reached: {limit}"
     if settings.budget is not None and settings.budget >= settings.num_trials:
         yield f"search.budget ({settings.budget:g}) is never reached: search.num_trials is {settings.num_trials}"
-    if "top" in settings.confirm.model_fields_set and not settings.confirm.seeds:
-        yield "search.confirm.top has no effect: search.confirm.seeds is 0"
     if settings.resources.gpus and spec.finetune.device == "cpu":
         yield "search.resources reserves GPUs that no trial uses: finetune.device is cpu"
     yield from settings.scheduler.warnings(spec.finetune)

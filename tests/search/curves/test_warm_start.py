@@ -313,7 +313,9 @@ def test_later_drivers_keep_what_the_first_has_taken(storage: Path, tmp_path: Pa
     search = spec(tmp_path, warm_start=[f"{storage}/first"])
     facts = warm_start(search)
     (tmp_path / "small").mkdir()
-    state_of(search, facts).close("interrupted")
+    first = state_of(search, facts)
+    assert first.next_trial() is not None
+    first.close("interrupted")
     other = [facts["warm_start"][0] | {"search": "other"}]
     state = state_of(search, {"warm_start": other})
     assert state.record.facts == facts
