@@ -29,6 +29,7 @@ def ftae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.faults  # two whole searches
 def test_a_search_ends_with_its_budget_and_goes_on_with_more(ftae: Ftae) -> None:
     status, _, err = ftae("search", "search.yaml")
     assert status == 0

@@ -11,7 +11,7 @@ from ftae.results.replay import replay
 from ftae.search.driver import run_search
 from ftae.specs import SearchSpec
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]  # four whole searches
 
 
 def spec(storage: Path, name: str, **settings: object) -> SearchSpec:
