@@ -43,6 +43,7 @@ class Confirmed:
 
     @property
     def mean(self) -> float:
+        """The mean of the objective over seeds."""
         return self.mean_of(self.metric)
 
     @property

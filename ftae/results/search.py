@@ -51,6 +51,7 @@ class Trial:
 
     @classmethod
     def of(cls, record: TrialRecord) -> "Trial":
+        """The trial as the journal has it."""
         return cls(
             number=record.number,
             kind=record.kind,

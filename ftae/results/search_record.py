@@ -141,6 +141,7 @@ class SearchRecord:
     _ranked: list[TrialRecord] | None = field(default_factory=list)  # None: not in order
 
     def apply(self, event: Event) -> None:
+        """Take the next event of the journal. Raises FtaeError for a path that leads out of the search's folder."""
         kind = event["event"]
         if kind == "open":
             self.search, self.facts, self.close = event["search"], event.get("facts", {}), None

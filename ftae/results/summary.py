@@ -31,9 +31,14 @@ def find_search(name: str, storage: str) -> Store:
         if store.exists():
             store.refresh()
             return store
+    raise FtaeError(no_search(name, storage))
+
+
+def no_search(name: str, storage: str) -> str:
+    """The message that ``storage`` has no search of this name, with those that it has."""
     known = searches_in(storage)
     choices = f"choose one of {', '.join(known)}" if known else "it holds none"
-    raise FtaeError(f"there is no search {name!r} in {storage}; {choices}")
+    return f"there is no search {name!r} in {storage}; {choices}"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, quoted
 from ftae.specs.search.distributions import Choices, Distribution, conditions_of
 from ftae.specs.search.lint import missing_folders, warnings
+from ftae.specs.search.resources import Resources
 from ftae.specs.search.search import ProductionSpec, SearchSpec
-from ftae.specs.search.settings import Resources
 from ftae.storage.journal import FILE_NAME
 from ftae.wording import count, duration, full_trainings, size, used_of_budget
 

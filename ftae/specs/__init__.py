@@ -46,8 +46,9 @@ from ftae.specs.finetune.networks import DiscriminatorSpec, FeatureNet, Perceptu
 from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
 from ftae.specs.search.distributions import Choices, Distribution, Range
 from ftae.specs.search.objective import Constraint, Goal, Objective, Objectives
+from ftae.specs.search.resources import Resources
 from ftae.specs.search.search import ProductionSpec, SearchSpec
-from ftae.specs.search.settings import Asha, Fifo, Resources, SearchSettings, Tracking
+from ftae.specs.search.settings import Asha, Confirm, Fifo, Forecast, SearchSettings, Tracking
 
 __all__ = [
     "METRICS",
@@ -58,6 +59,7 @@ __all__ = [
     "AutoencoderTiny",
     "Blocks",
     "Choices",
+    "Confirm",
     "Constraint",
     "ConvAe",
     "ConvCvae",
@@ -71,6 +73,7 @@ __all__ = [
     "FeatureNet",
     "Fifo",
     "FinetuneSpec",
+    "Forecast",
     "Goal",
     "HierarchicalVae",
     "ImageFolder",

@@ -104,7 +104,7 @@ class CurveSampler:
     def _with_running(self, forecast: CurveForecast) -> tuple[CurveProcess, float]:
         """The process with the running trials at their expected ends, and the value to improve on."""
         forecaster, process = self._forecaster, forecast.process
-        running = [number for number in forecaster.record.running if number in forecaster.tuned]
+        running = [trial.number for trial in forecaster.record.tuned_running]
         bar = forecast.bar
         if not running:
             if bar is None:

@@ -7,14 +7,13 @@ import numpy as np
 from ftae.errors import FtaeError
 from ftae.results.search_record import WARM_START, SearchRecord
 from ftae.results.stored_spec import search_of
-from ftae.results.summary import UnreadableSearch, read_record
+from ftae.results.summary import UnreadableSearch, no_search, read_record
 from ftae.search.curves.forecaster import LENGTH, MAX_FITTED_TRIALS, Forecaster
 from ftae.search.curves.gaussian_process import Observations, fit
 from ftae.search.curves.related_tasks import observations_of
 from ftae.search.curves.unit_cube import UnitCube
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.search.search import SearchSpec
-from ftae.storage.store import searches_in
 from ftae.wording import count
 
 
@@ -67,9 +66,7 @@ def _read(name: str, storage: str) -> SearchRecord:
     if isinstance(found, UnreadableSearch):
         raise FtaeError(f"search.warm_start: {name} cannot be read: {found.error}") from found.error
     if found is None:
-        known = searches_in(folder or "/")
-        choices = f"choose one of {', '.join(known)}" if known else "it holds none"
-        raise FtaeError(f"search.warm_start: there is no search {search!r} in {folder or '/'}; {choices}")
+        raise FtaeError(f"search.warm_start: {no_search(search, folder or '/')}")
     return found
 
 

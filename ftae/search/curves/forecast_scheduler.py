@@ -52,11 +52,11 @@ class ForecastScheduler:
 
     def _is_protected(self, forecast: CurveForecast, number: int, step: int, end: float) -> bool:
         """Whether the trial is among the most promising ones that run and are at least as far."""
-        running = {n: t for n, t in self._forecaster.record.running.items() if t.kind != "baseline"}
+        running = self._forecaster.record.tuned_running
         protected = (len(running) + 1) // PROTECTED_SHARE
         if protected == 0:
             return False
-        others = [n for n, trial in running.items() if n != number and trial.step >= step]
+        others = [trial.number for trial in running if trial.number != number and trial.step >= step]
         if not others:
             return True
         ends = forecast.process.at_end(self._forecaster.vectors(others), others)[0]

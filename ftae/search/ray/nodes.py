@@ -10,7 +10,8 @@ from ray import tune
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from ftae.errors import FtaeError
-from ftae.specs.search.settings import Resources, SearchSettings
+from ftae.specs.search.resources import Resources
+from ftae.specs.search.settings import SearchSettings
 from ftae.wording import duration
 
 

@@ -38,8 +38,8 @@ from ftae.search.ray.messages import (
 )
 from ftae.search.ray.nodes import this_node
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.search.resources import Resources
 from ftae.specs.search.search import SearchSpec
-from ftae.specs.search.settings import Resources
 from ftae.storage.store import StorageRetry, Store, open_store
 
 

@@ -84,6 +84,7 @@ def labels(parts: Parts) -> str | None:
 
 @need("the label of every image")
 def every_label(parts: Parts) -> str | None:
+    """Why some images of the run have no label; None if all have one."""
     if reason := labels(parts):
         return f"{reason}; use digits, or an image_folder with a sub-folder for each class"
     if parts.data is None:

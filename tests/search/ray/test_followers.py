@@ -18,7 +18,7 @@ from ftae.search.ray.hang_detector import WORKER_TITLE
 from ftae.search.ray.nodes import placement
 from ftae.search.ray.trial import followers
 from ftae.specs import SearchSpec
-from ftae.specs.search.settings import Resources
+from ftae.specs.search.resources import Resources
 from ftae.storage import journal
 from ftae.storage.journal import FILE_NAME
 

@@ -25,7 +25,7 @@ import ray
 
 from ftae.errors import FtaeError
 from ftae.search.ray.nodes import nodes_with_room, wait_for_room
-from ftae.specs.search.settings import Resources
+from ftae.specs.search.resources import Resources
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 notes = []
