@@ -73,11 +73,14 @@ def extended(
     search without a budget gets what it has used so far, and these.
 
     Raises:
-        FtaeError: the search is complete, and what is asked for gives it no further trial; ``budget`` holds no trial.
+        FtaeError: what is asked for has no effect, or gives a complete search no further trial; ``budget`` holds no
+            trial.
     """
     record = record_of(spec.name, spec.search.storage)
     if record is not None and state_of(record) == "complete":
         _check_complete(record, trials, budget)
+    if trials is not None and budget is None:
+        _check_trials_limit(spec)
     settings: dict[str, float] = {} if max_hours is None else {"max_hours": max_hours}
     if budget is not None:
         if not 1.0 <= budget < math.inf:
@@ -101,6 +104,17 @@ def _check_complete(record: SearchRecord, trials: int | None, budget: float | No
     if trials is None:
         done = f"{record.name} has finished all its {record.num_trials} trials"
         raise FtaeError(f"{done}; to add trials: ftae extend {record.name} --trials N")
+
+
+def _check_trials_limit(spec: SearchSpec) -> None:
+    """Refuse more trials for a search whose budget alone limits it."""
+    budget = spec.search.budget
+    if budget is not None and spec.search.num_trials >= (most := most_trials(budget, spec.finetune)):
+        raise FtaeError(
+            f"more trials have no effect: search.budget of {spec.name} ({full_trainings(budget)}) holds at most {most}, "
+            f"and search.num_trials is {spec.search.num_trials}; "
+            f"to add full trainings: ftae extend {spec.name} --budget N"
+        )
 
 
 def _used_budget(spec: SearchSpec, record: SearchRecord | None) -> float:

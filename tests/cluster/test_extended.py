@@ -87,3 +87,14 @@ def test_a_budget_that_holds_no_trial_is_refused(tmp_path: Path, budget: float) 
     spec = stored(tmp_path, 1, "interrupted", budget=2.0)
     with pytest.raises(FtaeError, match="budget must be at least 1 full training more"):
         extended(spec, budget=budget)
+
+
+def test_trials_that_the_budget_cannot_hold_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    spec = stored(tmp_path, 1, "interrupted", budget=2.0)
+    with pytest.raises(FtaeError) as refusal:
+        extended(spec, trials=4)
+    assert str(refusal.value) == (
+        "more trials have no effect: search.budget of small (2 full trainings) holds at most 6, and search.num_trials "
+        "is 6; to add full trainings: ftae extend small --budget N"
+    )
+    assert limits(extended(spec, trials=4, budget=1.0)) == (3.0, 10)

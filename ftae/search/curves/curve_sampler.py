@@ -101,31 +101,31 @@ class CurveSampler:
             points, gains = np.vstack([points, finer]), np.append(gains, log_gain(finer))
         return np.asarray(points[np.argsort(-gains, kind="stable")])
 
-    def _with_running(self, forecast: CurveForecast) -> tuple[CurveProcess, float]:
-        """The process with the running trials at their expected ends, and the value to improve on."""
+    def _with_running(self, forecast: CurveForecast) -> tuple[CurveProcess, float | None]:
+        """The process with the running trials at their expected ends, and the value to improve on, if there is one."""
         forecaster, process = self._forecaster, forecast.process
         running = [trial.number for trial in forecaster.record.tuned_running]
         bar = forecast.bar
-        if not running:
-            if bar is None:
-                seen = process.observations
-                bar = float(process.at_end(seen.vectors, seen.trials.astype(int).tolist())[0].max())
-            return process, bar
-        vectors = forecaster.vectors(running)
-        ends = process.at_end(vectors, running)[0]
         if bar is None:
-            bar = float(ends.max())
-        return CurveProcess(process.observations.with_ends(vectors, running, ends), process.parameters), bar
+            bar = forecaster.best_expected(process, running or process.observations.trials.astype(int).tolist())
+        if running:
+            vectors = forecaster.vectors(running)
+            ends = process.at_end(vectors, running)[0]
+            process = CurveProcess(process.observations.with_ends(vectors, running, ends), process.parameters)
+        return process, bar
 
     def _log_gain(self, forecast: CurveForecast) -> Callable[[Array], Array]:
-        """The acquisition: of points, the logarithm of the expected improvement, times the chances."""
+        """The acquisition: of points, the logarithm of the expected improvement, times the chances.
+
+        As long as all trials miss constraints, there is nothing to improve on, and the chances alone count.
+        """
         process, bar = self._with_running(forecast)
         log_chances = self._forecaster.log_chances()
 
         def of(points: Array) -> Array:
             vectors = self._forecaster.cube.vectors(points)
-            mean, deviation = process.at_end(vectors)
-            return log_expected_improvement(mean, deviation, bar) + log_chances(vectors)
+            chances = log_chances(vectors)
+            return chances if bar is None else chances + log_expected_improvement(*process.at_end(vectors), bar)
 
         return of
 

@@ -35,7 +35,7 @@ class ForecastScheduler:
         end, deviation = float(ends[0]), float(deviations[0])
         if self._is_protected(forecast, number, step, end):
             return None
-        bar = self._ahead(forecast, number) if forecast.bar is None else forecast.bar
+        bar = self._bar(forecast, number, end)
         chance = float(ndtr((end - bar) / deviation))
         if chance >= self._least:
             return None
@@ -62,9 +62,10 @@ class ForecastScheduler:
         ends = forecast.process.at_end(self._forecaster.vectors(others), others)[0]
         return int((ends > end).sum()) < protected
 
-    def _ahead(self, forecast: CurveForecast, number: int) -> float:
-        """Before any trial has ended well: the best end that is expected of one that may keep the constraints."""
-        record = self._forecaster.record
-        observed = forecast.process.observations.trials.astype(int).tolist()
-        seen = sorted({number, *(n for n in observed if record.is_feasible(record.trials[n]) is not False)})
-        return float(forecast.process.at_end(self._forecaster.vectors(seen), seen)[0].max())
+    def _bar(self, forecast: CurveForecast, number: int, end: float) -> float:
+        """What the trial has to beat: the best end, or before any trial has ended well, the best expected end."""
+        if forecast.bar is not None:
+            return forecast.bar
+        others = set(forecast.process.observations.trials.astype(int).tolist()) - {number}
+        expected = self._forecaster.best_expected(forecast.process, others)
+        return end if expected is None else max(end, expected)

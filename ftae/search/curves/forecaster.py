@@ -4,7 +4,7 @@ A forecast is a function of the journal, the seed and a trial's number. The hype
 when a trial is proposed and travel in its ``suggest`` event. A search that is resumed, or replayed, reads them there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -90,10 +90,14 @@ class Forecaster:
         return [trial for trial in self.record.ranked() if self.record.is_feasible(trial)]
 
     def best(self, count: int) -> list[int]:
-        """The numbers of the trials to look around: those that ended best, or that run best if none has ended."""
+        """The numbers of the trials to look around: those that ended best, or that run best if none has ended.
+
+        Trials that miss constraints come last.
+        """
         curves = {number: curve for number, trial in self.tuned.items() if (curve := self.curve(trial))}
         ended = [number for number in curves if self.record.trials[number].status == "finished"]
-        return sorted(ended or curves, key=lambda n: -curves[n][max(curves[n])])[:count]
+        missing = {number for number in curves if not self.record.is_feasible(self.record.trials[number])}
+        return sorted(ended or curves, key=lambda n: (n in missing, -curves[n][max(curves[n])]))[:count]
 
     # ------------------------------------------------------------------------------------- forecasts
 
@@ -174,6 +178,14 @@ class Forecaster:
         done = [trial.number for trial in self.finished_feasible() if trial.number in observed]
         bar = float(process.at_end(self.vectors(done), done)[0].max()) if done else None
         return CurveForecast(process, bar)
+
+    def best_expected(self, process: CurveProcess, numbers: Iterable[int]) -> float | None:
+        """The best end expected of trials that may still keep the constraints; None if there are none.
+
+        It is the bar as long as no trial has ended well.
+        """
+        seen = sorted({n for n in numbers if self.record.is_feasible(self.record.trials[n]) is not False})
+        return float(process.at_end(self.vectors(seen), seen)[0].max()) if seen else None
 
     # ------------------------------------------------------------------------------------- chances
 

@@ -107,14 +107,28 @@ def test_a_region_that_diverges_is_left_though_it_begins_near_the_best(direction
     assert 0.004 < np.median(near) < 0.02
 
 
+def ends_of(lr: float) -> dict[str, float]:
+    """Both metrics rise with the rate: psnr by 1 per decade, mse to 0.5 at 0.01."""
+    return {"val/psnr": 10 + math.log10(lr), "val/mse": 0.5 + math.log10(lr / 0.01) / 4}
+
+
 def rates(objective: Any, count: int = 18) -> list[float]:
-    """Proposed rates where both metrics rise with the rate: psnr by 1 per decade, mse to 0.5 at 0.01."""
+    """Proposed rates where the ends are those of ``ends_of``."""
     trials, found = Trials(sampler_spec(RATES, objective, sampler="curve", num_trials=count)), []
     for number in range(2, 2 + count):
         lr = trials.begin(number)["optimizer.lr"]
         found.append(lr)
-        trials.end(number, "finished", {"val/psnr": 10 + math.log10(lr), "val/mse": 0.5 + math.log10(lr / 0.01) / 4})
+        trials.end(number, "finished", ends_of(lr))
     return found
+
+
+def test_where_all_trials_miss_a_constraint_the_next_one_looks_for_one_that_keeps_it() -> None:
+    """It leaves the rates above 0.02, where all miss it, though these are the better the higher."""
+    trials = Trials(sampler_spec(RATE, CONSTRAINED, sampler="curve", num_trials=40))
+    for number, lr in enumerate((0.9, 0.1, 0.3, 0.06, 0.02), start=2):
+        trials.begin(number, {"optimizer.lr": lr})
+        trials.end(number, "finished", {"val/psnr": 20 + 5 * math.log10(lr), "val/mse": 0.6 + 0.01 * (number % 2)})
+    assert trials.begin(7)["optimizer.lr"] < 0.01
 
 
 def test_a_constraint_is_kept() -> None:
