@@ -113,7 +113,10 @@ def resume(
     allow_code: AllowCode = False,
 ) -> None:
     """Continue a search that was stopped or whose driver died; on this machine unless a cluster is named."""
-    _continue(name, {}, address, storage, follow, python, max_attempts, allow_code)
+    from ftae import api
+
+    calls = (api.resume_search, api.submit_search)
+    _continue(name, {}, calls, address, storage, follow, python, max_attempts, allow_code)
 
 
 @app.command()
@@ -136,7 +139,10 @@ def extend(
     more = {key: value for key, value in asked.items() if value}
     if not more:
         raise typer.BadParameter("give --trials, --budget or --max-hours")
-    _continue(name, more, address, storage, follow, python, max_attempts, allow_code)
+    from ftae import api
+
+    calls = (api.resume_search, api.submit_search)
+    _continue(name, more, calls, address, storage, follow, python, max_attempts, allow_code)
 
 
 @app.command()
@@ -146,20 +152,19 @@ def confirm(
     top: Annotated[
         int | None, typer.Option(min=1, help="How many of the best trials.", show_default="3, if so many are kept")
     ] = None,
+    address: MaybeAddress = None,
     storage: Storage = STORAGE,
+    follow: Follow = False,
+    python: Python = None,
+    max_attempts: MaxAttempts = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Train the best trials of a complete search again with other seeds; repeated, it adds what is missing."""
     from ftae import api
 
-    where = [] if storage == STORAGE else ["--storage", storage]
-    _run(
-        Path(name).name,
-        ["ftae", "resume", name, *where, *_code_option(allow_code)],
-        lambda: api.confirm(
-            name, storage, seeds=seeds, top=top, notify=to_stderr, show_progress=True, allow_code=allow_code
-        ),
-    )
+    asked = {"seeds": seeds, "top": top}
+    calls = (api.confirm, api.submit_confirmation)
+    _continue(name, asked, calls, address, storage, follow, python, max_attempts, allow_code)
 
 
 @app.command()
@@ -179,7 +184,8 @@ def stop(name: SearchName, address: Address = ADDRESS) -> None:
 
 def _continue(
     name: str,
-    more: dict[str, Any],
+    asked: dict[str, Any],
+    calls: "tuple[Callable[..., Search], Callable[..., str]]",
     address: str | None,
     storage: str,
     follow: bool,
@@ -187,14 +193,11 @@ def _continue(
     max_attempts: int | None,
     allow_code: bool,
 ) -> None:
-    """Resume or extend a search: here, or on a cluster if there is an address."""
-    from ftae import api
-
+    """Continue a search with what is ``asked``, by one of two functions of the API: here, or on a cluster."""
+    run, submit = calls
     if address is not None:
-        job = api.submit_search(
-            name, address, storage=storage, python=python, max_attempts=max_attempts, allow_code=allow_code, **more
-        )
-        _print_job(job, address, follow)
+        how = {"storage": storage, "python": python, "max_attempts": max_attempts, "allow_code": allow_code}
+        _print_job(submit(name, address, **how, **asked), address, follow)
         return
     if follow or python is not None or max_attempts is not None:
         raise FtaeError("--follow, --python and --max-attempts are for a cluster; name it with --address")
@@ -202,7 +205,7 @@ def _continue(
     _run(
         Path(name).name,
         ["ftae", "resume", name, *where, *_code_option(allow_code)],
-        lambda: api.resume_search(name, storage, notify=to_stderr, show_progress=True, allow_code=allow_code, **more),
+        lambda: run(name, storage, notify=to_stderr, show_progress=True, allow_code=allow_code, **asked),
     )
 
 

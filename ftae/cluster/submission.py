@@ -111,8 +111,8 @@ def _check_trials_limit(spec: SearchSpec) -> None:
     budget = spec.search.budget
     if budget is not None and spec.search.num_trials >= (most := most_trials(budget, spec.finetune)):
         raise FtaeError(
-            f"more trials have no effect: search.budget of {spec.name} ({full_trainings(budget)}) holds at most {most}, "
-            f"and search.num_trials is {spec.search.num_trials}; "
+            f"more trials have no effect: search.budget of {spec.name} ({full_trainings(budget)}) "
+            f"holds at most {most}, and search.num_trials is {spec.search.num_trials}; "
             f"to add full trainings: ftae extend {spec.name} --budget N"
         )
 

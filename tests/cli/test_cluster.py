@@ -253,8 +253,11 @@ def test_a_search_is_stopped_resumed_and_extended(user: User) -> None:
     assert "10/10 trials done" in user.ftae("extend", "long", "--trials", "2", "--follow").err
     ended = [e["trial"] for e in user.events("long") if e["event"] == "end"]
     assert ended == list(range(11))
+    confirmed = user.ftae("confirm", "long", "--seeds", "1", "--top", "2", "--follow")
+    assert confirmed.status == 0
+    assert len([e for e in user.events("long") if e["event"] == "end" and e["trial"] >= 100_000]) == 2
     closed = [(e["status"], e["reason"]) for e in user.events("long") if e["event"] == "close"]
-    assert closed == [("interrupted", "stopped by the user"), ("complete", None), ("complete", None)]
+    assert closed == [("interrupted", "stopped by the user"), *[("complete", None)] * 3]
 
 
 @pytest.mark.slow
