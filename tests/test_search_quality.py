@@ -11,6 +11,7 @@ import pytest
 from benchmarks.search_quality.__main__ import main
 from benchmarks.search_quality.cost import decision_cost
 from benchmarks.search_quality.peers import PEERS, RayStock
+from benchmarks.search_quality.product import FtaeSearch
 from benchmarks.search_quality.record import header_of
 from benchmarks.search_quality.recorded_task import RecordedTask, Region, Row
 from benchmarks.search_quality.results import interquartile_mean, markdown, read_results
@@ -30,6 +31,7 @@ def search_spec(direction: str = "maximize") -> SearchSpec:
             "model": {"family": "conv_vae", "pretrained": "/some/machine/digits-vae"},
             "data": {"source": "digits", "resolution": 16},
             "losses": {"mse": 1.0, "kl": 1e-4},
+            "metrics": ["psnr", "kl"],
             "optimizer": {"lr": 1e-3},
             "max_steps": 90,
         },
@@ -49,12 +51,20 @@ def curve(params: Params, seed: int = 0) -> dict[str, float]:
     return {str(step): 30 - off - 100 / (10 + step) + seed / 100 for step in STEPS}
 
 
+def kl(params: Params) -> float:
+    """It rises with the learning rate, to 1 at the best one."""
+    return 1 + math.log10(params["optimizer.lr"]) + 2.5
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of ten configurations, one of them trained with four seeds."""
     spec = search_spec()
     params = UnitSpace(spec).random(np.random.default_rng(0), 10)
-    rows: list[Row] = [{"kind": "random", "params": one, "seed": 0, "curve": curve(one)} for one in params]
+    rows: list[Row] = [
+        {"kind": "random", "params": one, "seed": 0, "curve": curve(one), "metrics": {"val/kl": kl(one)}}
+        for one in params
+    ]
     rows += [{"kind": "noise", "params": params[0], "seed": seed, "curve": curve(params[0], seed)} for seed in range(4)]
     file = tmp_path_factory.mktemp("curves") / "made-up.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in [{"search": header_of(spec)}, *rows]) + "\n")
@@ -114,6 +124,21 @@ def test_trials_that_diverge_free_their_workers(recorded: Path) -> None:
     assert not everywhere.diverging.contains({"optimizer.lr": 5e-3, "max_grad_norm": 0.1})
     outcome = Simulation(everywhere, RayStock(everywhere, seed=0), workers=1, budget=2, seed=0).run()
     assert outcome.started > 2  # the file's own diverges
+
+
+def test_constraints_hold_for_what_a_search_hands_over(recorded: Path, task: RecordedTask, tmp_path: Path) -> None:
+    constrained = ["objective.constraints=[val/kl <= 0.7]"]
+    kept = RecordedTask(recorded, overrides=constrained)
+    assert kept.best < task.best
+    search = FtaeSearch(kept, seed=0, budget=6, workers=2, overrides=["search.sampler=random"])
+    Simulation(kept, search, workers=2, budget=6, seed=0).run()
+    best = search.best()
+    search.close()
+    assert best is not None
+    assert kept.metrics(best)["val/kl"] <= 0.7
+    command = ["replay", "--tasks", str(recorded), "--set", *constrained, "--out", str(tmp_path / "none.jsonl")]
+    with pytest.raises(SystemExit, match="ray_stock knows no constraints; replay ftae"):
+        main([*command, "--methods", "ray_stock"])
 
 
 def test_the_mean_is_that_of_the_middle_half() -> None:

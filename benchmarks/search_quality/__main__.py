@@ -42,6 +42,8 @@ ALIASES = {"ftae_tpe_asha": "ftae:sampler=tpe;scheduler=asha", "ftae_random": "f
 def make_method(name: str, task: RecordedTask, seed: int, budget: float, workers: int) -> Method:
     """A new search by the method of this name."""
     if name in PEERS:
+        if task.spec.objective.constraints:
+            raise FtaeError(f"{name} knows no constraints; replay ftae, with whatever sampler and scheduler")
         return make_peer(name, task, seed)
     settings = ALIASES.get(name, name).partition(":")[2]
     pairs = [text.partition("=") for text in settings.split(";") if text]
@@ -57,7 +59,7 @@ def replay(given: argparse.Namespace, console: Console) -> None:
         raise FtaeError(f"unknown method {unknown[0]}; there are {names}")
     known = {(*key_of(row), row["seed"]): row for row in ([] if given.again else read_results(given.out))}
     for file in given.tasks:
-        task = RecordedTask(file, Region(given.diverge))
+        task = RecordedTask(file, Region(given.diverge), given.set)
         fit = ", ".join(f"{name} {value:.3g}" for name, value in task.fit.items())
         console.print(f"{task.name}: best {task.best:.3f}, median {task.median:.3f}; stand-in: {fit}", markup=False)
         for method in given.methods:
@@ -68,6 +70,7 @@ def replay(given: argparse.Namespace, console: Console) -> None:
 def _searches(given: argparse.Namespace, task: RecordedTask, name: str, known: dict[Any, Row]) -> Iterator[Row]:
     setting: Row = {"task": task.name, "method": name, "budget": given.budget, "workers": given.workers}
     setting |= {"noise_factor": given.noise_factor, "diverge": " or ".join(given.diverge)}
+    setting["set"] = " ".join(given.set)
     for seed in range(given.first, given.first + given.seeds):
         row = known.get((*key_of(setting), seed))
         if row is None:
@@ -130,6 +133,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     replaying.add_argument("--noise-factor", type=float, default=1.0, help="0 replays without noise")
     replaying.add_argument(
         "--diverge", action="append", default=[], help="where training diverges: PATH>NUMBER and ..."
+    )
+    replaying.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="such as objective.constraints=[val/kl <= 54]"
     )
     replaying.add_argument("--out", type=Path, default=Path("results.jsonl"), help="rows that it has are not replayed")
     replaying.add_argument("--again", action="store_true", help="replay rows that the file has, too")

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.search_quality.recorded_task import RecordedTask
@@ -31,7 +31,7 @@ class FtaeSearch:
         most = math.ceil(20 * budget + budget * spec.finetune.num_evals) + workers
         settings = spec.search.model_copy(update={"num_trials": most, "max_concurrent": workers})
         self._spec = spec.model_copy(update={"search": settings})
-        self._goal = spec.objective.first
+        self._goal, self._params = spec.objective.first, dict[int, Params]()
         self.eval_steps = spec.finetune.eval_steps()
         self._state = SearchState(self._spec, FolderStore(Path(self._folder.name)))
 
@@ -41,23 +41,27 @@ class FtaeSearch:
             untuned = self._task.median if self._task.baseline is None else self._task.baseline
             self.report(assignment.number, 0, untuned)
             assignment = self._state.next_trial()
-        return None if assignment is None else (assignment.number, assignment.params)
+        if assignment is None:
+            return None
+        self._params[assignment.number] = assignment.params
+        return assignment.number, assignment.params
 
     def report(self, number: int, step: int, value: float) -> bool:
-        return self._state.report(number, evaluation(self._goal.metric, step, self._goal.sign * value))
+        metrics = self._task.metrics(self._params.get(number, self._spec.file_params()))
+        return self._state.report(number, evaluation(self._goal.metric, step, self._goal.sign * value, metrics))
 
     def diverged(self, number: int) -> None:
         self._state.end(number, "diverged")
 
     def best(self) -> Params | None:
         ranked = self._state.record.ranked()
-        return ranked[0].params if ranked else None
+        return ranked[0].params if ranked and self._state.record.is_feasible(ranked[0]) else None
 
     def close(self) -> None:
         self._state.close("complete")
         self._folder.cleanup()
 
 
-def evaluation(metric: str, step: int, value: float) -> EvalReport:
-    """A report of an evaluation that measured nothing else."""
-    return EvalReport(step, {metric: value}, {}, f"checkpoints/step-{step:08d}" if step else None, "")
+def evaluation(metric: str, step: int, value: float, others: Mapping[str, float] = {}) -> EvalReport:
+    """A report of an evaluation, with what else it measured."""
+    return EvalReport(step, {metric: value, **others}, {}, f"checkpoints/step-{step:08d}" if step else None, "")

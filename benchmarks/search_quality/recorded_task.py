@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.search_quality.stand_in import fit_curves
+from benchmarks.search_quality.stand_in import GaussianProcess, fit_curves
 from benchmarks.search_quality.unit_space import Params, UnitSpace, Vector
 from ftae.errors import FtaeError
 from ftae.specs import SearchSpec
@@ -72,6 +72,9 @@ class Repeats:
 class RecordedTask:
     """A search file with curves for all of its configurations. Higher values are better, whatever the direction.
 
+    ``overrides`` change the search file, such as its constraints: what is measured of these at the end is recorded, and
+    taken to be the same at every evaluation.
+
     Attributes:
         best: the best end that can be reached, without noise.
         median: the median of the recorded ends.
@@ -79,18 +82,22 @@ class RecordedTask:
         fit: how good the stand-in is, by cross-validation.
     """
 
-    def __init__(self, file: Path, diverging: Region | None = None) -> None:
-        self.name, self._content = file.stem, read_header(file)["search"]
+    def __init__(self, file: Path, diverging: Region | None = None, overrides: Sequence[str] = ()) -> None:
+        self.name, self._content, self._overrides = file.stem, read_header(file)["search"], tuple(overrides)
         self.spec = self.search()
-        if len(self.spec.objective.goals) > 1 or self.spec.objective.constraints:
-            raise FtaeError(f"{file}: only searches with one goal and without constraints can be replayed")
+        if len(self.spec.objective.goals) > 1:
+            raise FtaeError(f"{file}: only searches with one goal can be replayed")
         self.space, self.diverging = UnitSpace(self.spec), diverging or Region([])
         rows, sign = read_rows(file), self.spec.objective.first.sign
         whole = [row for row in rows if str(self.max_steps) in row["curve"]]
         self.steps = sorted({int(step) for row in whole for step in row["curve"]} - {0})
         fitted = [row for row in whole if row["kind"] != "noise"]
-        curves = sign * _curves(fitted, self.steps)
-        self._model, self.fit = fit_curves(self.space.vectors([row["params"] for row in fitted]), curves)
+        curves, vectors = sign * _curves(fitted, self.steps), self.space.vectors([row["params"] for row in fitted])
+        self._model, self.fit = fit_curves(vectors, curves)
+        self._measured = {
+            c.metric: GaussianProcess(vectors, np.array([row["metrics"][c.metric] for row in fitted]))
+            for c in self.spec.objective.constraints
+        }
         first = whole[0]["curve"].get("0")
         self.baseline = None if first is None else sign * float(first)
         self.median, self.best = float(np.median(curves[:, -1])), self._reachable()
@@ -106,7 +113,7 @@ class RecordedTask:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "search.yaml"
             path.write_text(yaml.safe_dump(self._content, sort_keys=False))
-            return load_search(path, overrides)
+            return load_search(path, [*self._overrides, *overrides])
 
     def curve(self, params: Params) -> Vector:
         """The values at ``steps``, without noise."""
@@ -119,6 +126,11 @@ class RecordedTask:
     def end(self, params: Params) -> float:
         """The true value of a configuration that is trained to the end."""
         return float(self.curve(params)[-1])
+
+    def metrics(self, params: Params) -> dict[str, float]:
+        """What constraints are about, of a configuration that is trained to the end."""
+        vector = self.space.vector(params)[None]
+        return {name: float(process.predict(vector)[0]) for name, process in self._measured.items()}
 
     def noise(self, params: Params, rng: np.random.Generator) -> Vector:
         """A recorded deviation from the mean curve, of a configuration with a like learning rate; in either direction.
@@ -141,7 +153,12 @@ class RecordedTask:
     def _reachable(self) -> float:
         candidates = self.space.random(np.random.default_rng(0), CANDIDATES)
         vectors = self.space.vectors([params for params in candidates if not self.diverging.contains(params)])
-        return max(float(self._model.predict(part)[:, -1].max()) for part in np.array_split(vectors, 20))
+        best = -math.inf
+        for part in np.array_split(vectors, 20):
+            measured = {name: process.predict(part) for name, process in self._measured.items()}
+            kept = [not self.spec.objective.violation(_row(measured, i)) for i in range(len(part))]
+            best = max(best, self._model.predict(part)[kept, -1].max(initial=-math.inf))
+        return float(best)
 
     def _borrowed(self, file: Path) -> list[Repeats]:
         name = read_header(file).get("noise")
@@ -153,6 +170,10 @@ class RecordedTask:
         )
         whole = [row for row in rows if str(max_steps) in row["curve"]]
         return _repeats(whole, sorted({int(step) for row in whole for step in row["curve"]} - {0}))
+
+
+def _row(columns: dict[str, Vector], i: int) -> dict[str, float]:
+    return {name: float(values[i]) for name, values in columns.items()}
 
 
 def read_header(file: Path) -> Row:

@@ -10,7 +10,15 @@ import numpy as np
 from benchmarks.search_quality.unit_space import Vector
 
 RESAMPLES = 400
-SETTING = ("task", "method", "budget", "workers", "noise_factor", "diverge")  # rows that differ only in their seeds
+SETTING = (
+    "task",
+    "method",
+    "budget",
+    "workers",
+    "noise_factor",
+    "diverge",
+    "set",
+)  # rows that differ only in their seeds
 Row = dict[str, Any]
 
 
@@ -21,7 +29,7 @@ def read_results(file: Path) -> list[Row]:
 
 def key_of(row: Row) -> tuple[Any, ...]:
     """What a row was replayed with, but for the seed."""
-    return tuple(row[name] for name in SETTING)
+    return tuple(row.get(name, "") for name in SETTING)
 
 
 def interquartile_mean(values: Vector) -> float:
@@ -52,13 +60,27 @@ def summaries(rows: Iterable[Row]) -> Iterator[Row]:
 
 def markdown(rows: Iterable[Row]) -> str:
     """The summaries as a Markdown table."""
-    titles = ["task", "method", "budget", "workers", "noise", "diverges", "seeds", "1/4", "1/2", "3/4", "all", "90 %"]
+    titles = [
+        "task",
+        "method",
+        "budget",
+        "workers",
+        "noise",
+        "diverges",
+        "changes",
+        "seeds",
+        "1/4",
+        "1/2",
+        "3/4",
+        "all",
+        "90 %",
+    ]
     titles += ["started", "finished", "CPU s"]
     lines = [titles, ["---"] * len(titles)]
     for row in summaries(rows):
         low, high = row["interval"]
         setting = [row["task"], row["method"], f"{row['budget']:g}", str(row["workers"]), f"{row['noise_factor']:g}"]
-        cells = [*setting, row["diverge"] or "-", str(row["seeds"])]
+        cells = [*setting, row["diverge"] or "-", row["set"] or "-", str(row["seeds"])]
         cells += [f"{regret:.3f}" for regret in row["regret"]] + [f"{low:.3f} .. {high:.3f}"]
         lines.append([*cells, f"{row['started']:.0f}", f"{row['finished']:.0f}", f"{row['cpu_seconds']:.1f}"])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
