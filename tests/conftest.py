@@ -44,6 +44,23 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["FTAE_CACHE"] = before
 
 
+@pytest.fixture(autouse=True)
+def ended_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A search that a test leaves open renews its lease no more, or hundreds would until the session ends."""
+    from ftae.storage.lease import Lease
+
+    taken, take = list[Lease](), Lease.take
+
+    def noted(lease: Lease) -> None:
+        taken.append(lease)
+        take(lease)
+
+    monkeypatch.setattr(Lease, "take", noted)
+    yield
+    for lease in taken:
+        lease._released.set()
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The URL of an S3 server on this machine, for the whole session."""

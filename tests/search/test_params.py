@@ -9,6 +9,8 @@ from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.specs import SearchSpec
 from ftae.specs.search.distributions import count_up_to, identity
 
+pytestmark = pytest.mark.usefixtures("quick_models")
+
 CONDITIONAL: dict[str, Any] = {
     "losses.huber_delta": {"low": 0.01, "high": 1.0, "log": True},
     "losses.huber": {"low": 0.01, "high": 1.0, "log": True, "or_off": True},

@@ -27,6 +27,8 @@ from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.specs import SearchSpec
 from ftae.specs.search.settings import SamplerName
 
+pytestmark = pytest.mark.usefixtures("quick_models")
+
 STATUSES = ("finished", "pruned", "diverged", "failed")
 
 
@@ -110,8 +112,8 @@ class TestEverySampler:
             pytest.skip("it optimises one metric")
         trials = Trials(sampler_spec(space, objective, sampler=name, num_trials=200))
         trials.begin_file()
-        for number in range(2, 48):
-            if number % 6 == 0:
+        for number in range(2, 38):
+            if number % 9 == 0:
                 again = trials.replayed()
                 assert again.sampler.propose(number) == trials.sampler.propose(number)
                 assert optuna_trials(again.sampler) == optuna_trials(trials.sampler)
@@ -202,17 +204,17 @@ def test_optuna_learns_how_a_trial_ended() -> None:
 def test_optuna_gets_the_best_and_the_newest_of_many_trials(direction: str) -> None:
     trials, sampler = asked_of_optuna(objective=ONE[direction], sampler="random", num_trials=100)
     trials.begin(2)  # runs all the time
-    for number in range(3, 100):
+    for number in range(3, 50):
         trials.begin(number)
         is_finished, value = number % 2, float(number if direction == "minimize" else -number)
         trials.report(number, 4, value)
         trials.end(number, "finished" if is_finished else "pruned")
         assert len(sampler.trials) <= 25
-    trials.begin(100)
+    trials.begin(50)
     kept = sampler.trials
     assert kept[0].state == TrialState.RUNNING
     assert [abs(t.value) for t in kept if t.value is not None][:4] == [3.0, 5.0, 7.0, 9.0]
-    assert [abs(t.intermediate_values[4]) for t in kept[-13:-1]] == [float(number) for number in range(88, 100)]
+    assert [abs(t.intermediate_values[4]) for t in kept[-13:-1]] == [float(number) for number in range(38, 50)]
     trials.report(2, 4, 50.0)
     trials.end(2, "finished")
     assert (sampler.trials[0].value, sampler.trials[0].intermediate_values) == (50.0, {4: 50.0})

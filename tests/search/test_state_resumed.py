@@ -1,6 +1,6 @@
 """After a driver has died at any point, the next one continues the search as if nothing had happened."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from simulated import CONDITIONAL_SPACE, MIXED_SPACE, Recorded, events, kill, outcome, run, snapshot, state_spec
 
-from ftae.search.curves import curve_sampler, gaussian_process
 from ftae.search.sampler import SAMPLERS
 from ftae.search.scheduler import SCHEDULERS
 from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
+
+pytestmark = pytest.mark.usefixtures("quick_models")
 
 PAIRS = list(product(SAMPLERS, SCHEDULERS))
 
@@ -41,18 +42,8 @@ SEARCHES: dict[str, tuple[SearchSpec, int]] = {
 AT_EACH_EVENT = {"tpe asha", "curve forecast"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_models() -> Iterator[None]:
-    """Fits and proposals of less work; they are as reproducible as others."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gaussian_process, "MAX_ITERATIONS", 5)
-        for name, number in {"RANDOM_CANDIDATES": 30, "NEAR_BEST": 5, "NEAR_CANDIDATE": 5}.items():
-            patch.setattr(curve_sampler, name, number)
-        yield
-
-
 @pytest.fixture(scope="module", params=SEARCHES)
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_models: None) -> Recorded:
     search, workers = SEARCHES[request.param]
     return Recorded(search, tmp_path_factory.mktemp("recorded") / "whole", workers)
 
