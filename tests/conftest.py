@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """The files of quick tests, some 100 MB, are kept in memory: on a disk they wait for each write to be there."""
     if config.option.markexpr.startswith("not slow") and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2e9:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes whole files, and one of them takes all that share a Ray, so that it is started once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "Ray" if "ray_session" in (config.rootpath / file).read_text(encoding="utf-8") else file
+
+    return Files(config, log)
 
 
 def pytest_collection_finish() -> None:
