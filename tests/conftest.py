@@ -2,9 +2,11 @@
 
 import gc
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    @cache
+    def unit(file: str) -> str:
+        text = (config.rootpath / file).read_text(encoding="utf-8")
+        return "Ray" if re.search('"ray_session"|ray_session: None', text) else file
+
     class Files(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return "Ray" if "ray_session" in (config.rootpath / file).read_text(encoding="utf-8") else file
+            return unit(nodeid.split("::")[0])
 
     return Files(config, log)
 

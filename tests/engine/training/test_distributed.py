@@ -108,10 +108,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop("parallel_nets", None)
 
 
+DIGITS = {"source": "digits", "resolution": 16, "classes": [0, 1]}
+
+
 def spec_of(**changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
         "model": {"family": "conv_vae", "channels": 4, "latent_dim": 4},
-        "data": {"source": "digits", "resolution": 16, "classes": [0, 1], "random_crop_from": 20, "flip": True},
+        "data": {**DIGITS, "random_crop_from": 20, "flip": True},
         "losses": {"mse": 1.0, "kl": 1e-3, "ssim": 0.1, "tv": 0.01, "ce": 0.1},
         "optimizer": {"lr": 1e-3, "weight_decay": 0.01},
         "max_grad_norm": 0.1,
@@ -191,7 +194,7 @@ def test_the_noise_of_all_shares_is_that_of_the_batch(layout: str, size: int) ->
 def test_two_workers_give_the_numbers_of_one(changes: dict[str, Any], home: Path, tmp_path: Path) -> None:
     if changes.get("model") == "kl":
         model = {"family": "autoencoder_kl", "pretrained": str(home / "kl")}
-        changes = changes | {"model": model, "data": {"source": "digits", "resolution": 16, "color": "rgb"}}
+        changes = changes | {"model": model, "data": {**DIGITS, "color": "rgb"}}
     spec = spec_of(**changes)
     one, two = run(spec, tmp_path / "one"), run(spec, tmp_path / "two", workers=2)
     assert [report.step for report in two] == [0, 4, 8, 12]
