@@ -29,7 +29,7 @@ DIGITS = {
     "color": "rgb",
     "classes": [0, 1],
 }  # 288 for training, 72 for validation
-FEW = {"source": "shapes", "resolution": 16, "num_images": 72, "val": 1 / 3}  # 48 for training, 24 for validation
+FEW = {"source": "shapes", "resolution": 16, "color": "rgb", "num_images": 72, "val": 1 / 3}  # 48 and 24
 ENCODER = 3  # stages of the conv_vae's encoder, its bottleneck among them
 MODELS: dict[str, dict[str, Any]] = {
     "mlp_vae": {"family": "mlp_vae", "hidden": 16, "latent_dim": 4},
@@ -128,7 +128,7 @@ def test_no_number_depends_on_it(
     runs = [(1, True), (encoder, True), (last, True), *([(last, False)] if has_posterior else [])]
     for depth, sampled in runs if precision == "fp32" else runs[1:2]:  # convolutions in bf16 are slow on a CPU
         fields = {"model": model, "data": FEW, "losses": losses, "precision": precision, "sample_posterior": sampled}
-        spec = spec_of(**fields, freeze_depth=depth, max_steps=6)
+        spec = spec_of(**fields, freeze_depth=depth, max_steps=6, **{"optimizer.lr": 1e-4})
         folder = tmp_path / f"{depth}-{sampled}"
         monkeypatch.setenv("FTAE_CACHE", str(folder))
         expected = result(without_cache(spec), folder / "without")
