@@ -41,7 +41,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return unit(nodeid.split("::")[0])
 
+    config.option.loadscopereorder = False  # in the order of their collection
     return Files(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the files that start more come first: they take longest, and wait."""
+
+    @cache
+    def starts_none(file: Path) -> bool:
+        text = file.read_text(encoding="utf-8")
+        return re.search("ray_session|subprocess|multiprocessing|Drivers", text) is None
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: starts_none(item.path))
 
 
 def pytest_collection_finish() -> None:
