@@ -3,13 +3,11 @@
 from typing import Any
 
 import pytest
-from simulated import ONE, TWO, Trials, measured, optuna_trials, sampler_spec
+from simulated import ONE, TWO, Trials, measured, optuna_trials, quicken_models, sampler_spec
 
 from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.specs import SearchSpec
 from ftae.specs.search.distributions import count_up_to, identity
-
-pytestmark = pytest.mark.usefixtures("quick_models")
 
 CONDITIONAL: dict[str, Any] = {
     "losses.huber_delta": {"low": 0.01, "high": 1.0, "log": True},
@@ -19,6 +17,11 @@ CONDITIONAL: dict[str, Any] = {
     "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
     "schedule.num_cycles": {"low": 2, "high": 5},
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_models(monkeypatch)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -17,6 +17,7 @@ from simulated import (
     Trials,
     measured,
     optuna_trials,
+    quicken_models,
     sampler_spec,
 )
 
@@ -26,8 +27,6 @@ from ftae.search.curves import forecaster
 from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.specs import SearchSpec
 from ftae.specs.search.settings import SamplerName
-
-pytestmark = pytest.mark.usefixtures("quick_models")
 
 STATUSES = ("finished", "pruned", "diverged", "failed")
 
@@ -39,6 +38,11 @@ def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, number)
     for name, number in {"MAX_TRIALS": 16, "MAX_FITTED_TRIALS": 10, "MAX_DIVERGED": 4, "MAX_ALIVE": 8}.items():
         monkeypatch.setattr(forecaster, name, number)
+
+
+@pytest.fixture
+def quick_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_models(monkeypatch)
 
 
 def proposals(search: SearchSpec, count: int = 12) -> list[dict[str, Any]]:
@@ -105,7 +109,7 @@ class TestEverySampler:
         [(SPACE, ONE["maximize"]), (SPACE, CONSTRAINED), (SPACE, TWO), (CONDITIONAL_SPACE, ONE["minimize"])],
         ids=["plain", "constrained", "two metrics", "conditional"],
     )
-    @pytest.mark.usefixtures("short_memory")
+    @pytest.mark.usefixtures("short_memory", "quick_models")
     def test_a_replayed_journal_gives_the_same_proposals(self, name: str, space: Any, objective: Any) -> None:
         """Three trials run at a time, and all but these are of any status, also beside what the sampler proposes."""
         if name == "curve" and objective is TWO:
@@ -204,17 +208,17 @@ def test_optuna_learns_how_a_trial_ended() -> None:
 def test_optuna_gets_the_best_and_the_newest_of_many_trials(direction: str) -> None:
     trials, sampler = asked_of_optuna(objective=ONE[direction], sampler="random", num_trials=100)
     trials.begin(2)  # runs all the time
-    for number in range(3, 50):
+    for number in range(3, 100):
         trials.begin(number)
         is_finished, value = number % 2, float(number if direction == "minimize" else -number)
         trials.report(number, 4, value)
         trials.end(number, "finished" if is_finished else "pruned")
         assert len(sampler.trials) <= 25
-    trials.begin(50)
+    trials.begin(100)
     kept = sampler.trials
     assert kept[0].state == TrialState.RUNNING
     assert [abs(t.value) for t in kept if t.value is not None][:4] == [3.0, 5.0, 7.0, 9.0]
-    assert [abs(t.intermediate_values[4]) for t in kept[-13:-1]] == [float(number) for number in range(38, 50)]
+    assert [abs(t.intermediate_values[4]) for t in kept[-13:-1]] == [float(number) for number in range(88, 100)]
     trials.report(2, 4, 50.0)
     trials.end(2, "finished")
     assert (sampler.trials[0].value, sampler.trials[0].intermediate_values) == (50.0, {4: 50.0})

@@ -1,12 +1,23 @@
 """After a driver has died at any point, the next one continues the search as if nothing had happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated import CONDITIONAL_SPACE, MIXED_SPACE, Recorded, events, kill, outcome, run, snapshot, state_spec
+from simulated import (
+    CONDITIONAL_SPACE,
+    MIXED_SPACE,
+    Recorded,
+    events,
+    kill,
+    outcome,
+    quicken_models,
+    run,
+    snapshot,
+    state_spec,
+)
 
 from ftae.search.sampler import SAMPLERS
 from ftae.search.scheduler import SCHEDULERS
@@ -14,8 +25,6 @@ from ftae.search.state import SearchState
 from ftae.specs import SearchSpec
 from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME
-
-pytestmark = pytest.mark.usefixtures("quick_models")
 
 PAIRS = list(product(SAMPLERS, SCHEDULERS))
 
@@ -42,8 +51,15 @@ SEARCHES: dict[str, tuple[SearchSpec, int]] = {
 AT_EACH_EVENT = {"tpe asha", "curve forecast"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_models() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        quicken_models(patch)
+        yield
+
+
 @pytest.fixture(scope="module", params=SEARCHES)
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, quick_models: None) -> Recorded:
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     search, workers = SEARCHES[request.param]
     return Recorded(search, tmp_path_factory.mktemp("recorded") / "whole", workers)
 
