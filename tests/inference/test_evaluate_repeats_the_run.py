@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 HAS_CODES = ("vq_vae", "vq_vae_2", "vq_model")
 HAS_POSTERIOR = ("mlp_vae", "conv_vae", "conv_cvae", "hierarchical_vae", "autoencoder_kl")
-SHAPES = {"source": "shapes", "resolution": 16, "color": "rgb", "num_images": 60, "val": 0.2}
+SHAPES = {"source": "shapes", "resolution": 16, "color": "rgb", "num_images": 120}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -169,7 +169,7 @@ def test_of_two_workers_that_share_the_cores(models: Path, tmp_path: Path) -> No
         {"batch_size": 200},  # more than there are
         {"freeze_depth": 2},  # whose outputs come from the cache
         {"freeze_depth": 2, "precision": "bf16"},
-        {"data": SHAPES | {"val": 0.02}, "metrics": ["psnr", "ssim", "linear_probe", "latent_drift"]},  # one image
+        {"data": SHAPES | {"val": 0.009}, "metrics": ["psnr", "ssim", "linear_probe", "latent_drift"]},  # one image
         {"data": SHAPES | {"flip": True, "random_crop_from": 20}},
         {"data": SHAPES | {"labelled_fraction": 0.5}},
         {"data": SHAPES | {"degrade": {"noise": 0.2}}, "metrics": ["psnr", "input_psnr", "latent_drift"]},
