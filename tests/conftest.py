@@ -2,10 +2,13 @@
 
 import gc
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,38 @@ def pytest_configure(config: pytest.Config) -> None:
     """The files of quick tests, some 100 MB, are kept in memory: on a disk they wait for each write to be there."""
     if config.option.markexpr.startswith("not slow") and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2e9:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes whole files, and one of them takes all that share a Ray, so that it is started once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    @cache
+    def unit(file: str) -> str:
+        text = (config.rootpath / file).read_text(encoding="utf-8")
+        return "Ray" if re.search('"ray_session"|ray_session: None', text) else file
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(nodeid.split("::")[0])
+
+    config.option.loadscopereorder = False  # in the order of their collection
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the files that start more come first: they take longest, and wait."""
+
+    @cache
+    def starts_none(file: Path) -> bool:
+        text = file.read_text(encoding="utf-8")
+        return re.search("ray_session|subprocess|multiprocessing|Drivers", text) is None
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: starts_none(item.path))
 
 
 def pytest_collection_finish() -> None:
@@ -42,6 +77,23 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FTAE_CACHE"]
     else:
         os.environ["FTAE_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def ended_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A search that a test leaves open renews its lease no more, or hundreds would until the session ends."""
+    from ftae.storage.lease import Lease
+
+    taken, take = list[Lease](), Lease.take
+
+    def noted(lease: Lease) -> None:
+        taken.append(lease)
+        take(lease)
+
+    monkeypatch.setattr(Lease, "take", noted)
+    yield
+    for lease in taken:
+        lease._released.set()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 from builders import production_spec
 
 from ftae.results.replay import replay
-from ftae.specs import ProductionSpec
+from ftae.specs import FinetuneSpec, ProductionSpec
 
 RUN: dict[str, Any] = {
     "data": {"source": "digits", "resolution": 16},
@@ -27,6 +27,11 @@ def spec(*, uri: str | None = NOWHERE, experiment: str | None = None, **changes:
     production = production_spec("digits", **RUN | changes)
     tracking = production.tracking.model_copy(update={"uri": uri, "experiment": experiment})
     return production.model_copy(update={"tracking": tracking, "from_search": {"search": "small", "trial": 7}})
+
+
+def untracked(name: str, finetune: FinetuneSpec) -> ProductionSpec:
+    """A run of which no tracker hears: making the tables of the embedded one takes seconds."""
+    return ProductionSpec.model_validate({"name": name, "finetune": finetune, "tracking": {"uri": NOWHERE}})
 
 
 def silent(line: str) -> None:

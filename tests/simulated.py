@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from builders import eval_report, search_spec
 
 from ftae.engine.training.checkpoint import EvalReport
 from ftae.results.search_record import SearchRecord
+from ftae.search.curves import curve_sampler, gaussian_process
 from ftae.search.curves.decisions import Stop
 from ftae.search.curves.forecaster import Forecaster
 from ftae.search.ray.messages import Assignment
@@ -262,6 +264,13 @@ def kill(state: SearchState) -> None:
     """Leave what a killed driver leaves: its lease, but not its lock."""
     state.writer.journal.close()
     state.writer.lease._released.set()
+
+
+def quicken_models(patch: pytest.MonkeyPatch) -> None:
+    """Fits and proposals of the model of the curves take less work; they are as reproducible as others."""
+    patch.setattr(gaussian_process, "MAX_ITERATIONS", 5)
+    for name, number in {"RANDOM_CANDIDATES": 30, "NEAR_BEST": 5, "NEAR_CANDIDATE": 5}.items():
+        patch.setattr(curve_sampler, name, number)
 
 
 # --------------------------------------------------------------------------- comparing two searches

@@ -75,7 +75,7 @@ def code_losses(model: dict[str, Any]) -> dict[str, float]:
 def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
         "model": model,
-        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1]},
+        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1], "val": 0.1},
         "losses": {"mse": 1.0, **code_losses(model)},
         "optimizer": {"lr": 1e-3},
         "batch_size": 8,

@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 NAMES = {"squeezenet": "squeezenet1_1"}
+FOLDER = tempfile.TemporaryDirectory(prefix="ftae-weights-")  # removed at exit: some 100 MB
 PARTS = ("features.", "conv1", "bn1", "layer")  # without a classifier, which is most of VGG's file and never used
 
 
@@ -26,6 +27,6 @@ def random_weights(net: str) -> str:
         else:
             one = name.endswith(("running_var", ".weight"))
             state[name] = torch.full(tensor.shape, float(one)).to(tensor.dtype)
-    path = Path(tempfile.mkdtemp(prefix="ftae-weights-")) / f"{net}.pth"
+    path = Path(FOLDER.name) / f"{net}.pth"
     torch.save(state, path)
     return str(path)

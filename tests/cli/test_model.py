@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import production_spec, run_dict
+from builders import run_dict, run_spec
 from commands import Ftae, commands_in
 from PIL import Image
+from production_runs import untracked
 
 from ftae.results.replay import replay
 from ftae.search.production import train
@@ -17,7 +18,7 @@ from ftae.search.production import train
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one training run of the digits 3 and 7, ``runs/digits``."""
     home = tmp_path_factory.mktemp("cli")
-    spec = production_spec("digits", metrics=["psnr"])
+    spec = untracked("digits", run_spec(metrics=["psnr"]))
     train(spec, home / "runs" / "digits", storage=home / "searches", notify=lambda line: None)
     return home
 

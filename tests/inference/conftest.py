@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from builders import small_search
 from PIL import Image
+from production_runs import untracked
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
@@ -13,7 +14,6 @@ from ftae.results.export import export
 from ftae.search.production import train
 from ftae.search.provenance import provenance
 from ftae.search.state import SearchState
-from ftae.specs import ProductionSpec
 from ftae.storage.backends import FolderStore
 
 SEARCH = small_search()
@@ -32,8 +32,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 break
     state.close("complete")
     export(FolderStore(folder), home / "exports" / "small")
-    production = ProductionSpec(name="digits", finetune=SEARCH.finetune)
-    train(production, home / "runs" / "digits", storage=home / "searches", notify=lambda line: None)
+    train(
+        untracked("digits", SEARCH.finetune),
+        home / "runs" / "digits",
+        storage=home / "searches",
+        notify=lambda line: None,
+    )
     return home
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from PIL import Image
+from production_runs import untracked
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.checkpoint import EvalReport
@@ -19,7 +20,6 @@ from ftae.inference import evaluate
 from ftae.inference.model import load_model
 from ftae.inference.source import ModelSource, find_model
 from ftae.search.production import train
-from ftae.specs import ProductionSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
 USER_MODULE = """
@@ -139,9 +139,7 @@ def test_of_every_family(name: str, precision: str, device: str, models: Path, t
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_of_a_production_run(precision: str, models: Path, tmp_path: Path) -> None:
     spec = spec_of(MODELS["conv_vae"], models, precision=precision)
-    last, _ = train(
-        ProductionSpec(name="p", finetune=spec), tmp_path / "run", storage=tmp_path, notify=lambda line: None
-    )
+    last, _ = train(untracked("p", spec), tmp_path / "run", storage=tmp_path, notify=lambda line: None)
     for baseline in (False, True):
         found = evaluated(find_model(str(tmp_path / "run"), str(tmp_path), baseline=baseline, notify=print))
         first = next(finetune(spec, tmp_path / "again"))
@@ -155,8 +153,7 @@ def test_of_two_workers_that_share_the_cores(models: Path, tmp_path: Path) -> No
     try:
         data = SHAPES | {"resolution": 32}
         spec = spec_of({"family": "conv_vae"}, models, data=data, num_threads=None, metrics=["psnr", "ssim", "kl"])
-        production = ProductionSpec(name="p", finetune=spec)
-        last, _ = train(production, tmp_path / "run", storage=tmp_path, workers=2, notify=lambda line: None)
+        last, _ = train(untracked("p", spec), tmp_path / "run", storage=tmp_path, workers=2, notify=lambda line: None)
         source = find_model(str(tmp_path / "run"), str(tmp_path), notify=print)
         assert source.spec.num_threads == 1
         assert evaluated(source) == reported(last)
@@ -181,7 +178,10 @@ def test_of_two_workers_that_share_the_cores(models: Path, tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_whatever_batches_and_images(changes: dict[str, Any], models: Path, tmp_path: Path) -> None:
+def test_whatever_batches_and_images(
+    changes: dict[str, Any], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftae.engine.objectives.latent_metrics.TREES", 3)  # of dci, which take seconds
     check(spec_of(MODELS["autoencoder_kl"], models, **changes), tmp_path)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from simulated import ONE, TWO, Trials, measured, optuna_trials, sampler_spec
+from simulated import ONE, TWO, Trials, measured, optuna_trials, quicken_models, sampler_spec
 
 from ftae.search.sampler import SAMPLERS, OptunaSampler
 from ftae.specs import SearchSpec
@@ -17,6 +17,11 @@ CONDITIONAL: dict[str, Any] = {
     "schedule.name": {"choices": ["constant", "cosine", "cyclical"]},
     "schedule.num_cycles": {"low": 2, "high": 5},
 }
+
+
+@pytest.fixture(autouse=True)
+def quick_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_models(monkeypatch)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

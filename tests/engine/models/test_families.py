@@ -160,33 +160,23 @@ class TestContract:
             assert_same(outputs(built(model | {"pretrained": str(folder)}), images), outputs(saved, images))
         assert not torch.equal(outputs(built(model), images)[-1], outputs(saved, images)[-1])
 
-    def test_resumed_equals_uninterrupted(
+    def test_resumed_equals_uninterrupted_whatever_the_consumer_draws(
         self, model: dict[str, Any], uninterrupted: tuple[list[EvalReport], Path], tmp_path: Path
     ) -> None:
         spec = trained_spec(model)
         reports: list[EvalReport] = []
+        draw_from_all_generators()
         for report in finetune(spec, tmp_path):
             reports.append(report)
-            if report.step > 0:
+            draw_from_all_generators()
+            if report.step > 2:
                 break
-        draw_from_all_generators()
         resumed = []
         for report in finetune(spec, tmp_path, resume_from=latest_checkpoint(tmp_path)):
             resumed.append(report)
             draw_from_all_generators()
         assert resumed[0] == reports[-1]
         assert metrics_of(reports + resumed[1:]) == metrics_of(uninterrupted[0])
-        assert_same_end(tmp_path, uninterrupted[1])
-
-    def test_what_the_consumer_draws_changes_nothing(
-        self, model: dict[str, Any], uninterrupted: tuple[list[EvalReport], Path], tmp_path: Path
-    ) -> None:
-        draw_from_all_generators()
-        reports = []
-        for report in finetune(trained_spec(model), tmp_path):
-            reports.append(report)
-            draw_from_all_generators()
-        assert metrics_of(reports) == metrics_of(uninterrupted[0])
         assert_same_end(tmp_path, uninterrupted[1])
 
     def test_an_exported_model_is_the_one_that_was_evaluated(self, model: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from builders import run_spec
 from hub_server import Hub, succeeded
+from production_runs import untracked
 from safetensors.torch import load_file, save_file
 from tiny_diffusers import save_tiny_models
 
@@ -26,7 +27,7 @@ from ftae.results.search_record import SearchRecord
 from ftae.search.production import train
 from ftae.search.provenance import pinned as pinned_search
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.search.search import ProductionSpec, SearchSpec
+from ftae.specs.search.search import SearchSpec
 
 OLD, NEW = "a" * 40, "b" * 40
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -168,7 +169,7 @@ def test_a_pinned_model_is_built_once_for_all_trials(cache: Path, monkeypatch: p
 
 
 def test_a_production_run_that_is_resumed_keeps_its_commit(cache: Path, tmp_path: Path) -> None:
-    spec = ProductionSpec.model_validate({"name": "p", "finetune": spec_of(max_steps=2)})
+    spec = untracked("p", spec_of(max_steps=2))
     folders = {"storage": tmp_path, "notify": lambda line: None}
     train(spec, tmp_path / "run", **folders)
     (cache / "refs" / "main").write_text(NEW)

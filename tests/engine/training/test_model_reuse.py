@@ -76,7 +76,7 @@ def spec_of(**changes: Any) -> FinetuneSpec:
 def kl_spec(folder: Path, **changes: Any) -> FinetuneSpec:
     fields: dict[str, Any] = {
         "model": {"family": "autoencoder_kl", "pretrained": str(folder)},
-        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1]},
+        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1], "val": 0.05},
         "optimizer": {"lr": 1e-4},
     }
     return spec_of(**fields | changes)
