@@ -43,8 +43,10 @@ def headline(record: SearchRecord, winner: TrialRecord | None) -> str:
     if winner is not None:
         found = verdict(record, winner).removeprefix("WARNING: ").replace("->", "→")
         own = record.trials.get(1)
-        if needs_warning(record, winner) or own is None or own is winner or own.status != "finished":
+        if needs_warning(record, winner) or own is None or record.kind == "production" or own.status != "finished":
             return f"{winner.name.capitalize()}: {found}"
+        if own is winner:
+            return f"The file's own configuration is the best: {found}"
         value = _value(own, record.objective.first.metric)
         end = f"The file's own configuration reaches {value}."
         return f"{winner.name.capitalize()} is the best: {found.rstrip('.')}. {end}"
@@ -121,10 +123,9 @@ def _cost(record: SearchRecord) -> Card:
     used = full_trainings(record.used_budget, record.budget) if record.kind == "search" else ""
     times = progress(record)
     if times["began"] is not None and times["newest_event"] is not None:
-        used = (
-            f"{used}{', ' if used else ''}{duration(times['newest_event'] - times['began'])} from first to last event"
-        )
-    return Card("Cost", f"{hours * each * processes:.3g} {unit} hours", used)
+        elapsed = duration(times["newest_event"] - times["began"])
+        used = f"{used}{', ' if used else ''}{elapsed} from first to last event"
+    return Card(f"{unit} time", duration(3600.0 * hours * each * processes), used)
 
 
 def commands(record: SearchRecord, winner: TrialRecord | None, storage: str) -> list[Command]:

@@ -18,7 +18,9 @@ from ftae.specs.search.objective import Goal
 from ftae.specs.search.search import SearchSpec
 from ftae.wording import count, listed
 
-MOST_TRIALS = 1000  # the time of fANOVA grows faster than their number, and its answer hardly changes
+MOST_TRIALS = 1000
+MOST_FOR_FANOVA = 150  # its time grows with the square of their number: a second, and ten for twice as many
+TREES = 32
 LEAST_TRIALS = 4  # with a value, below which there is nothing to explain
 FEW_TRIALS = 20
 CORRELATED = 0.6  # from this rank correlation on, two params share what one of them may have caused
@@ -49,16 +51,20 @@ def importance(record: SearchRecord, spec: SearchSpec, goal: Goal) -> Importance
     found = rated(record, spec, goal, MOST_TRIALS)
     told = _limits(found)
     if len({trial.value for trial in found.trials}) < LEAST_TRIALS:
-        few = f"{count(len(found.trials), 'trial')} with a known end cannot tell which params mattered"
-        return Importance(goal.metric, {}, {}, [few, *told])
+        why = f"{count(len(found.trials), 'trial')} with a known end cannot tell which params mattered"
+        return Importance(goal.metric, {}, {}, [why, *told])
     with quiet_optuna():
         study = found.study(goal)
     common = [path for path in found.trials[0].params if all(path in trial.params for trial in found.trials)]
     varied = [path for path in common if len({str(trial.params[path]) for trial in found.trials}) > 1]
     if not varied:
         return Importance(goal.metric, {}, {}, ["no param has two values in these trials", *told])
-    overall = _evaluated(study, varied, FanovaImportanceEvaluator(seed=0))
+    few = rated(record, spec, goal, MOST_FOR_FANOVA)
+    with quiet_optuna():
+        overall = _evaluated(few.study(goal), varied, FanovaImportanceEvaluator(n_trees=TREES, seed=0))
     top = _evaluated(study, varied, _ped_anova()) if len(found.trials) >= FEW_TRIALS else {}
+    if len(few.trials) < len(found.trials):
+        told.append(f"fANOVA rates {len(few.trials)} of these {len(found.trials)} trials, evenly from first to last")
     told += _conditional(found.trials, common) + _together(found.trials, varied)
     return Importance(goal.metric, overall, {path: top[path] for path in overall if path in top}, told)
 
