@@ -8,27 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from reporting.journals import Story, spec_of
+from reporting.journals import Story
 
 from ftae.reporting import pictures
 from ftae.reporting.pictures import Gallery
 from ftae.results.replay import replay
+from ftae.storage.journal import FILE_NAME
 
 
-def gallery(story: Story) -> dict[str, Any] | None:
+def gallery(story: Story, degraded: bool = False) -> dict[str, Any] | None:
     store = story.write()
+    if degraded:
+        journal = (store.folder / FILE_NAME).read_text()
+        (store.folder / FILE_NAME).write_text(journal.replace('"degrade": null', '"degrade": {"noise": 0.2}'))
     record = replay(store.folder)
     winner = record.ranked()[0] if record.ranked() else None
     return Gallery(store, record, winner).content()
 
 
 def with_pictures(folder: Path, num_trials: int = 2, degraded: bool = False) -> Story:
-    spec = spec_of()
-    if degraded:
-        run = {"degrade": {"noise": 0.2}}
-        data = spec.finetune.data.model_copy(update=run)
-        spec = spec.model_copy(update={"finetune": spec.finetune.model_copy(update={"data": data})})
-    story = Story(folder, spec)
+    story = Story(folder)
     story.add("suggest", trial=0, params={}, kind="baseline")
     story.report(0, 0, 18.0, story.picture(0, 0, degraded))
     story.end(0, "finished")
@@ -58,7 +57,7 @@ def test_samples_are_those_of_the_stored_picture(tmp_path: Path) -> None:
 
 
 def test_a_degraded_input_has_its_target_in_the_third_cell(tmp_path: Path) -> None:
-    found = gallery(with_pictures(tmp_path / "s", degraded=True))
+    found = gallery(with_pictures(tmp_path / "s", degraded=True), degraded=True)
     assert found is not None
     assert not (strip(found["target"]) == strip(found["input"])).all()
 
