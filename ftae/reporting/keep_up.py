@@ -56,7 +56,9 @@ def _start(store: Store) -> "subprocess.Popen[bytes] | None":
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the driver
+            # Ctrl-C is for the driver. A session of its own would have its own share of the processor, too, in which a
+            # low priority means nothing: Linux shares among sessions first.
+            process_group=0,
         )
     except OSError:
         return None
