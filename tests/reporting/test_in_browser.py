@@ -13,8 +13,11 @@ from ftae.reporting.document import report_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
-SECONDS = 120_000  # milliseconds: machines that run tests are busy
+pytestmark = [
+    pytest.mark.faults,  # which run one at a time: without a graphics card a page takes a whole core
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium"),
+]
+PATIENCE = 600_000  # milliseconds: machines that run tests are busy
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +51,13 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, file: Path) -> Iterator[Any]:
     """The report, drawn; ``page.faults`` has what the browser complained of."""
     opened = browser.new_page(viewport={"width": 1200, "height": 900}, accept_downloads=True)
-    opened.set_default_timeout(SECONDS)
+    opened.set_default_timeout(PATIENCE)
     opened.faults = []
     opened.on("console", lambda said: opened.faults.append(said.text) if said.type == "error" else None)
     opened.on("pageerror", lambda error: opened.faults.append(str(error)))
     opened.on("request", lambda request: opened.faults.append(request.url) if "://" in request.url[5:] else None)
     opened.goto(file.as_uri())
-    opened.wait_for_selector("html[data-drawn]", timeout=SECONDS)
+    opened.wait_for_selector("html[data-drawn]", timeout=PATIENCE)
     opened.faults = [fault for fault in opened.faults if fault != file.as_uri()]
     yield opened
     opened.close()
@@ -162,7 +165,7 @@ def test_a_reload_keeps_place_selection_and_order(page: Any) -> None:
     page.evaluate("scrollTo({top: 700, behavior: 'instant'})")
     page.wait_for_function("scrollY > 650")
     page.reload()
-    page.wait_for_selector("html[data-drawn]", timeout=SECONDS)
+    page.wait_for_selector("html[data-drawn]", timeout=PATIENCE)
     page.wait_for_selector("#board tr[data-trial='5'][aria-selected=true]")
     assert column(page, "trial")[0] == "0"
     assert page.evaluate("scrollY") > 600
@@ -171,7 +174,8 @@ def test_a_reload_keeps_place_selection_and_order(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_without_scrolling_sideways(browser: Any, file: Path, scheme: str) -> None:
     phone = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    phone.set_default_timeout(PATIENCE)
     phone.goto(file.as_uri())
-    phone.wait_for_selector("html[data-drawn]", timeout=SECONDS)
+    phone.wait_for_selector("html[data-drawn]", timeout=PATIENCE)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 360
     phone.close()
