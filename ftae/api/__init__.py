@@ -25,6 +25,7 @@ settings of torch. Heavy packages are imported by the functions that need them.
 from ftae.api.files import read_search, read_training, validate
 from ftae.api.jobs import submit_confirmation, submit_search
 from ftae.api.models import TrainedRun, load_model, run_training
+from ftae.api.reports import report
 from ftae.api.searches import confirm, open_search, resume_search, run_search, sync_search
 from ftae.results.search import Search, Trial
 
@@ -37,6 +38,7 @@ __all__ = [
     "open_search",
     "read_search",
     "read_training",
+    "report",
     "resume_search",
     "run_search",
     "run_training",

@@ -20,8 +20,9 @@ def run_search(
     """Run a search to its end on this machine, or on the cluster that the variable ``RAY_ADDRESS`` names.
 
     A Ray that this process has joined before is used, and left running. The search is stored in
-    ``<search.storage>/<name>/``. Ctrl-C ends it in order, and ``resume_search`` continues it: once trials run, the
-    interrupted search is returned, before that KeyboardInterrupt is raised.
+    ``<search.storage>/<name>/``, and keeps its ``report`` up to date there. Ctrl-C ends it in order, and
+    ``resume_search`` continues it: once trials run, the interrupted search is returned, before that KeyboardInterrupt
+    is raised.
 
     Args:
         spec: the search.
@@ -44,9 +45,10 @@ def run_search(
     notify = notify or logger.info
     notify(f"{spec.name}: checking data and model, then starting Ray")
     with unchanged_process(allow_code):
+        from ftae.reporting.keep_up import kept_up_to_date
         from ftae.search.driver import run_search
 
-        run_search(spec, resume=resume, notify=None if show_progress else notify)
+        run_search(spec, resume=resume, notify=None if show_progress else notify, reporting=kept_up_to_date)
     return open_search(spec.name, spec.search.with_absolute_paths().storage)
 
 

@@ -1,4 +1,4 @@
-"""The commands about results: best, show, export, train, sync, ui."""
+"""The commands about results: best, show, report, export, train, sync, ui."""
 
 import json
 import os
@@ -93,6 +93,24 @@ def _with_spreads(row: dict[str, Any]) -> dict[str, Any]:
         elif name not in ("forecast_sd", "sd"):
             result[name] = value
     return result
+
+
+@app.command(rich_help_panel=PANEL)
+def report(
+    name: SearchName,
+    out: Annotated[
+        Path | None, typer.Option(callback=local, help="The file to write.", show_default="report.html of the search")
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    storage: Storage = STORAGE,
+) -> None:
+    """Write a search as one HTML file: verdict, pictures, curves, params, trade-offs, leaderboard, time, facts."""
+    from ftae import api
+
+    file = api.report(name, storage, out)
+    typer.echo(file)
+    if open_it:
+        typer.launch(file.as_uri())
 
 
 @app.command(rich_help_panel=PANEL)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,21 @@ FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 MAY_CHANGE = fields_with(SearchSettings, Means)
 
 
+Reporting = Callable[[Store], AbstractContextManager[object]]  # surrounds what changes the journal of a search
+
+
 def run_search(
-    spec: SearchSpec, *, resume: bool | None = False, notify: Callable[[str], None] | None = None
+    spec: SearchSpec,
+    *,
+    resume: bool | None = False,
+    notify: Callable[[str], None] | None = None,
+    reporting: Reporting = nullcontext,
 ) -> SearchRecord:
     """Run a search until all its trials are done, its time is over, or Ctrl-C; returns what the journal holds then.
 
     The search lives in ``<storage>/<name>/``. ``resume``: True continues a search, False begins one, None does
     either. ``notify`` receives the progress, a line a call; without it the progress is shown on standard error.
+    ``reporting`` is entered once the journal is open, and left when it is closed, before MLflow gets the outcome.
 
     Raises:
         FtaeError: the search exists (``resume`` False) or does not (True), or is not comparable with the one to resume;
@@ -63,7 +71,7 @@ def run_search(
     with ray_session() as is_local:
         if is_local and not spec.search.resources.gpus:  # a process that has used a GPU is not used again
             start_worker(spec.search.resources.cpus)
-        return drive(spec, resume, is_local=is_local, notify=notify)
+        return drive(spec, resume, is_local=is_local, notify=notify, reporting=reporting)
 
 
 def _check_not_running(folder: Path) -> None:
@@ -73,7 +81,12 @@ def _check_not_running(folder: Path) -> None:
 
 
 def drive(
-    spec: SearchSpec, resume: bool | None, *, is_local: bool, notify: Callable[[str], None] | None = None
+    spec: SearchSpec,
+    resume: bool | None,
+    *,
+    is_local: bool,
+    notify: Callable[[str], None] | None = None,
+    reporting: Reporting = nullcontext,
 ) -> SearchRecord:
     """``run_search`` once Ray is up. ``spec`` has absolute paths. ``is_local``: whether Ray is this machine alone."""
     store = open_store(spec.search.storage, spec.name, "driver")
@@ -91,8 +104,9 @@ def drive(
     with Progress(spec, notify) as progress:
         state = SearchState(spec, store, facts, progress.notify)
         tracking_sync = TrackingSync(store, lambda: tracker_for(spec, store), progress.notify)
-        outcome = Close("failed", "the driver failed")
+        outcome, reports = Close("failed", "the driver failed"), ExitStack()
         try:
+            reports.enter_context(reporting(store))
             store.write("search.yaml", dump(spec).encode())
             for note in data.notes:
                 progress.notify(note)
@@ -116,6 +130,7 @@ def drive(
             try:
                 _close(state, outcome)
             finally:
+                reports.close()
                 _finish_tracking(store, spec, tracking_sync, progress)
     if outcome.status == "failed":
         raise FtaeError(f"{spec.name} stopped: {outcome.reason}")

@@ -148,7 +148,7 @@ class OptunaSampler:
         return {n: trial for n, trial in self._seen.items() if n in best | newest | running}
 
     def _study(self) -> optuna.Study:
-        with _quiet_optuna():
+        with quiet_optuna():
             study = optuna.create_study(directions=[goal.direction for goal in self._spec.objective.goals])
         study.add_trials(self._kept().values())
         return study
@@ -244,7 +244,7 @@ _VERBOSITY = threading.Lock()  # Optuna has one for the whole process, and two s
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Inside, Optuna does not log that it has created a study."""
     with _VERBOSITY:
         before = optuna.logging.get_verbosity()

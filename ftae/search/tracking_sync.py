@@ -28,6 +28,7 @@ INTERVAL_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 CURSOR = "tracking.json"
 SEARCH_FILE = "search.yaml"
+REPORT = "report.html"
 
 
 def send_new(store: Store, tracker: Tracker) -> int:
@@ -157,9 +158,9 @@ def _outcome(record: SearchRecord, store: Store) -> Outcome:
     metrics = {"search/full_trainings": record.used_budget}
     if record.baseline is not None:
         metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
-    rows = leaderboard(record)
+    rows, files = leaderboard(record), _report(store)
     if not record.ranked():
-        return Outcome(rows, metrics=metrics)
+        return Outcome(rows, files=files, metrics=metrics)
     best = choose(record)
     tags = {"ftae.best_trial": str(best.number)}
     if record.objective.constraints:
@@ -167,11 +168,17 @@ def _outcome(record: SearchRecord, store: Store) -> Outcome:
     if len(record.objective.goals) > 1:
         tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.pareto_front())
     metrics |= {f"best/{name}": value for name, value in best.metrics.items() if is_held_out(name)}
-    files: dict[str, Path] = {}
     if best.checkpoint is not None:
         # A folder of its own, or a later winner's files would mix with those of an earlier one.
         files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
     return Outcome(rows, dump(run_of(record, best)), files, tags, metrics)
+
+
+def _report(store: Store) -> dict[str, Path]:
+    """The newest report, if there is one: by the folder that it is uploaded to, which is the top."""
+    store.release(REPORT)  # the mirror's may be an earlier one
+    file = store.fetch(REPORT)
+    return {"": file} if file.is_file() else {}
 
 
 def _model(store: Store) -> Outcome:

@@ -27,6 +27,17 @@ LEASE_SECONDS = 20.0
 SETTLE_SECONDS = 1.0  # two drivers that write the lease at the same time have overwritten each other by then
 
 
+def seems_driven(store: Store) -> bool:
+    """Whether a driver seems to run the search in ``store``. Only ``Lease.take`` finds out, which takes a while.
+
+    A lease in a folder must have been renewed lately by this machine's clock; one in an object store must exist.
+    """
+    file = store.folder / FILE_NAME
+    if store.appends_atomically:  # a folder
+        return file.exists() and time.time() - file.stat().st_mtime < LEASE_SECONDS
+    return store.read(FILE_NAME) is not None
+
+
 class Lease:
     """The lease of one driver, held from ``take`` to ``release`` and renewed by a thread.
 

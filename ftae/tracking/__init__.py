@@ -33,7 +33,7 @@ class Outcome:
     Attributes:
         leaderboard: one row per trial; None where there is nothing to rank.
         best_config: the YAML of the best trial's run; None without a best trial.
-        files: local files and folders, by the name of the folder that they are uploaded to.
+        files: local files and folders, by the name of the folder that they are uploaded to; an empty name is the top.
         tags: facts as text.
         metrics: of the best trial and the baseline.
     """

@@ -89,7 +89,7 @@ class MlflowTracker(ABC, Generic[S]):
                 if outcome.best_config is not None:
                     client.log_text(run_id, outcome.best_config, "best_config.yaml")
             for artifact_path, path in outcome.files.items():
-                self._server.upload(run_id, path, artifact_path)
+                self._server.upload(run_id, path, artifact_path or None)
             # A point has a time, so the same value sent twice would be two points.
             changed = {key: value for key, value in outcome.metrics.items() if found.metrics.get(key) != value}
             self._server.log(run_id, points(changed, now(), 0), {}, tags)

@@ -1,0 +1,46 @@
+"""Write the report of a search."""
+
+from pathlib import Path
+
+
+def report(name: str, storage: str = "searches", out: Path | str | None = None) -> Path:
+    """Write what a search has found as one HTML file, which needs no network.
+
+    A search writes it itself while it runs, and at its end.
+
+    Args:
+        name: the name of a search below ``storage``, or the folder of a search or a production run.
+        storage: the folder or the URL of the object store that holds the searches.
+        out: the file to write; by default ``report.html`` of the search. An object store keeps that file; this machine
+            gets a copy.
+
+    Returns:
+        The file.
+
+    Raises:
+        FtaeError: there is no such search, its journal cannot be read, or ``out`` cannot be written.
+        OSError: the storage cannot be read.
+
+    Examples:
+        >>> ftae.report("quickstart")
+        PosixPath('/home/me/searches/quickstart/report.html')
+    """
+    from ftae.errors import FtaeError
+    from ftae.reporting.document import report_of
+    from ftae.results.summary import find_search
+    from ftae.search.tracking_sync import REPORT
+    from ftae.storage.lease import seems_driven
+
+    store = find_search(name, storage)
+    content = report_of(store, is_live=out is None and seems_driven(store))
+    if out is None:
+        store.write(REPORT, content)
+        store.release(REPORT)  # an earlier copy
+        return store.fetch(REPORT)
+    file = Path(out).expanduser().absolute()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise FtaeError(f"cannot write {file}: {error.strerror}") from error
+    return file

@@ -1,0 +1,1 @@
+"""One HTML file that shows what a search has found: a projection of its journal."""

@@ -1,0 +1,151 @@
+"""Writes the report again while a search runs, in a process of its own that never holds up the driver.
+
+The process has a low priority, and reads the journal as anybody else does. It ends when the driver has closed the
+journal, and when the driver is gone, however that ended.
+"""
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ftae
+from ftae.errors import FtaeError
+from ftae.storage.backends import FolderStore, ObjectStore
+from ftae.storage.journal import FILE_NAME as JOURNAL
+from ftae.storage.store import Store, open_store
+
+FIRST_SECONDS = 5.0  # until the first report
+LEAST_SECONDS = 30.0  # between two reports
+SHARE = 0.05  # of one core, at most: a large report is written less often
+POLL_SECONDS = 1.0
+LAST_SECONDS = 120.0  # how long the end of a search waits for the last report
+CLOSED = b"closed"  # what the driver says when the journal is closed
+
+
+@contextmanager
+def kept_up_to_date(store: Store) -> Iterator[None]:
+    """Inside, the report of the search in ``store`` is written again and again; at the end, once more and for good.
+
+    The journal must be open when the block begins, and closed when it ends. A report that cannot be written is left
+    out: it can be made at any time by ``ftae report``.
+    """
+    process = _start(store)
+    try:
+        yield
+    finally:
+        if process is not None:
+            _finish(process)
+
+
+def _start(store: Store) -> "subprocess.Popen[bytes] | None":
+    storage, name = _place(store)
+    # The package as this process has it, from wherever it was imported.
+    paths = [str(Path(ftae.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", __name__, storage, name, str(os.getpid())]
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # is closed with this process, whatever ends it
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            # Ctrl-C is for the driver. A session of its own would have its own share of the processor, too, in which a
+            # low priority means nothing: Linux shares among sessions first.
+            process_group=0,
+        )
+    except OSError:
+        return None
+
+
+def _finish(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it has ended before, or takes too long
+        process.communicate(CLOSED, LAST_SECONDS)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _place(store: Store) -> tuple[str, str]:
+    """The storage and the name that lead to a store."""
+    if isinstance(store, ObjectStore):
+        storage, _, name = store.url.rpartition("/")
+        return storage, name
+    return str(store.folder.parent), store.folder.name
+
+
+def keep_up(store: Store, news: Callable[[float], bytes | None]) -> None:
+    """Write the report whenever the journal has grown, until the driver has left.
+
+    A journal that was not closed by then is of a driver that was killed; the last report says so.
+
+    Args:
+        store: the search.
+        news: waits for so many seconds at most; returns None while the driver runs, and else ``CLOSED``, or nothing
+            where the driver was killed.
+    """
+    written, pause = -1, FIRST_SECONDS
+    while news(pause) is None:
+        began = time.monotonic()
+        size = _length(store)
+        if size != written:
+            _write(store, is_live=True)
+            written = size
+        pause = max(LEAST_SECONDS, (time.monotonic() - began) / SHARE)
+    _length(store)
+    _write(store, is_live=False)
+
+
+def _length(store: Store) -> int:
+    """The length of the journal, which is up to date then; -1 where the storage fails."""
+    try:
+        store.refresh()
+        return (store.folder / JOURNAL).stat().st_size
+    except (FtaeError, OSError):
+        return -1
+
+
+def _write(store: Store, *, is_live: bool) -> None:
+    # Later than this module: a driver imports it, too, and needs none of what makes a report.
+    from ftae.reporting.document import report_of
+    from ftae.search.tracking_sync import REPORT
+
+    with contextlib.suppress(FtaeError, OSError):
+        store.write(REPORT, report_of(store, is_live=is_live))
+
+
+def news_of(driver: int) -> Callable[[float], bytes | None]:
+    """``news`` for ``keep_up``: what the driver writes to standard input, which ends with the driver.
+
+    The process of the driver is watched, too: a process that it has forked may keep the input open.
+    """
+
+    def news(seconds: float) -> bytes | None:
+        deadline = time.monotonic() + seconds
+        while os.getppid() == driver:
+            left = deadline - time.monotonic()
+            if left <= 0.0:
+                return None
+            if select.select([sys.stdin.buffer], [], [], min(left, POLL_SECONDS))[0]:
+                return sys.stdin.buffer.read(len(CLOSED))
+        return b""
+
+    return news
+
+
+def main(storage: str, name: str, driver: str) -> None:
+    """The process: ``python -m ftae.reporting.keep_up STORAGE NAME DRIVER``."""
+    os.nice(10)
+    store = open_store(storage, name, "reader") if "://" in storage else FolderStore(Path(storage) / name)
+    keep_up(store, news_of(int(driver)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

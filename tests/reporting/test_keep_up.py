@@ -1,0 +1,120 @@
+"""Reports of running searches: written again as the journal grows, for good at the end, ended with the driver."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reporting.journals import Story
+from reporting.page import Page
+
+from ftae.reporting import keep_up
+from ftae.search.tracking_sync import REPORT
+from ftae.storage.backends import FolderStore
+
+WAIT_SECONDS = 180.0
+
+
+def begun(folder: Path) -> Story:
+    story = Story(folder)
+    story.baseline()
+    story.trial(1, "running")
+    return story
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def is_live(folder: Path) -> bool:
+    return bool(Page((folder / REPORT).read_bytes()).content("data")["live"])
+
+
+def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(tmp_path: Path) -> None:
+    story = begun(tmp_path / "s")
+    store = story.write()
+    written: list[bytes] = []
+
+    class Watched(FolderStore):
+        def write(self, path: str, data: bytes) -> None:
+            assert path == REPORT
+            written.append(data)
+
+    told = iter([None, None, None, keep_up.CLOSED])
+    pauses: list[float] = []
+
+    def news(seconds: float) -> bytes | None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            story.trial(2)
+            story.write()
+        if len(pauses) == 4:
+            story.close()
+            story.write()
+        return next(told)
+
+    keep_up.keep_up(Watched(store.folder), news)
+    assert [Page(data).content("data")["live"] for data in written] == [True, True, False]
+    assert pauses[0] == keep_up.FIRST_SECONDS
+    assert all(pause >= keep_up.LEAST_SECONDS for pause in pauses[1:])
+
+
+def test_a_report_that_cannot_be_made_or_stored_disturbs_nobody(tmp_path: Path) -> None:
+    class Full(FolderStore):
+        def write(self, path: str, data: bytes) -> None:
+            raise OSError("no space left")
+
+    store = begun(tmp_path / "s").write()
+    keep_up.keep_up(Full(store.folder), lambda seconds: keep_up.CLOSED)
+    keep_up.keep_up(FolderStore(tmp_path / "nothing"), lambda seconds: b"")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_block_ends_with_the_last_report(tmp_path: Path) -> None:
+    story = begun(tmp_path / "s")
+    store = story.write()
+    with keep_up.kept_up_to_date(store):
+        story.end(1, "finished")
+        story.close()
+        story.write()
+    assert not is_live(store.folder)
+    assert "complete" in Page((store.folder / REPORT).read_bytes()).words
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from ftae.reporting import keep_up
+from ftae.storage.backends import FolderStore
+with keep_up.kept_up_to_date(FolderStore(Path(sys.argv[1]))):
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_when_the_driver_is_killed(tmp_path: Path, number: int) -> None:
+    store = begun(tmp_path / "s").write()
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(store.folder)], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == b"begun\n"
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    assert len(children) == 1
+    os.kill(driver.pid, number)
+    driver.wait()
+    until(lambda: not is_running(int(children[0])))
+    assert not is_live(store.folder)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
