@@ -25,7 +25,19 @@ from ftae.storage.store import open_store
 from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "confirm", "list", "status", "logs", "stop"}
-COMMANDS |= {"best", "show", "export", "train", "sync", "ui", "evaluate", "reconstruct", "interpolate", "sample"}
+COMMANDS |= {
+    "best",
+    "show",
+    "report",
+    "export",
+    "train",
+    "sync",
+    "ui",
+    "evaluate",
+    "reconstruct",
+    "interpolate",
+    "sample",
+}
 SEARCH = search_dict(
     **{
         "finetune.num_evals": 3,
