@@ -143,12 +143,12 @@ def commands(record: SearchRecord, winner: TrialRecord | None, storage: str) -> 
     if winner is None:
         return found
     if needs_warning(record, winner):
-        found.append(Command(f"ftae extend{tail} --trials 10", "look further: this is no clear gain"))
-    elif close is not None and not confirmed(record):
-        found.append(Command(f"ftae export{tail}", "the best model as a folder that production starts from"))
-        found.append(Command(f"ftae confirm{tail}", "train the best again with other seeds: was it luck?"))
+        more = "--trials 10" if record.budget is None else "--budget 10"  # a budget may hold no further trial
+        found.append(Command(f"ftae extend{tail} {more}", "look further: this is no clear gain"))
     elif close is not None:
         found.append(Command(f"ftae export{tail}", "the best model as a folder that production starts from"))
+        if not confirmed(record):
+            found.append(Command(f"ftae confirm{tail}", "train the best again with other seeds: was it luck?"))
     scores = f"ftae evaluate{tail} --out scores --heatmaps 6"
     return [*found, Command(scores, "the error of every validation image, and the worst as maps")]
 

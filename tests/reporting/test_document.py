@@ -59,6 +59,18 @@ def test_the_verdict_compares_and_says_what_to_do_next(tmp_path: Path) -> None:
     assert "30/4000" in page.words
 
 
+@pytest.mark.parametrize(("settings", "more"), [({}, "--trials 10"), ({"budget": 9.0}, "--budget 10")])
+def test_no_gain_is_followed_by_more_of_what_limits_the_search(
+    tmp_path: Path, settings: dict[str, float], more: str
+) -> None:
+    story = Story(tmp_path / "s", spec_of(**settings))
+    story.add("suggest", trial=0, params={}, kind="baseline")
+    story.report(0, 0, 99.0)
+    story.end(0, "finished")
+    story.trial(1, "finished")
+    assert f"ftae extend made-up --storage {tmp_path} {more}" in Page(report_of(story.write())).words
+
+
 @pytest.mark.parametrize("status", ["running", "pruned", "diverged", "failed"])
 def test_a_search_without_a_finished_trial(tmp_path: Path, status: str) -> None:
     story = Story(tmp_path / "s")

@@ -38,7 +38,7 @@ class RangeUse:
 
 
 def good_trials(record: SearchRecord) -> list[TrialRecord]:
-    """The best trials that ran to their full budget and keep the constraints, a seventh of them, but at least 3."""
+    """The best trials that ran to their full budget and keep the constraints: ``GOOD_SHARE`` of them, at least 3."""
     ranked = [trial for trial in record.ranked() if record.is_feasible(trial)]
     return ranked[: max(LEAST_GOOD, math.ceil(GOOD_SHARE * len(ranked)))]
 
