@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         submit_confirmation,
         submit_search,
         sync_search,
+        tracking_page,
         validate,
     )
     from ftae.errors import FtaeError, SpecError, TrainingFailed
@@ -56,6 +57,7 @@ __all__ = [
     "submit_confirmation",
     "submit_search",
     "sync_search",
+    "tracking_page",
     "validate",
 ]
 

@@ -70,8 +70,9 @@ class MadeUpSearch(MadeUp):
         tracking = self.spec.tracking.model_copy(update={"uri": uri})
         return tracker_for(self.spec.model_copy(update={"tracking": tracking}), FolderStore(self.folder))
 
-    def open(self) -> Event:
-        return self.add("open", search=self.spec.model_dump(mode="json"), digest=self.spec.digest(), facts={})
+    def open(self, **more: Any) -> Event:
+        search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
+        return self.add("open", **{"search": search, "digest": digest, "facts": {}, **more})
 
     def suggest(self, trial: int, kind: str = "sampled", params: dict[str, Any] | None = None, **more: Any) -> Event:
         return self.add("suggest", trial=trial, params=params or {}, kind=kind, **more)
@@ -112,11 +113,11 @@ class MadeUpRun(MadeUp):
 
 
 def runs_of(client: MlflowClient, experiment: str) -> dict[str, Run]:
-    """The runs of an experiment, by name; a name that is there twice fails."""
+    """The runs of an experiment, by name without its result: "trial-0001". A name that is there twice fails."""
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     runs = client.search_runs([found.experiment_id])
-    by_name = {run.info.run_name: run for run in runs}
+    by_name = {run.info.run_name.partition(": ")[0]: run for run in runs}
     assert len(by_name) == len(runs)
     return by_name
 
@@ -138,6 +139,7 @@ def picture(client: MlflowClient, experiment: str) -> dict[str, Any]:
     return {
         name: (
             run.info.run_id,
+            run.info.run_name,
             run.info.status,
             run.info.start_time,
             run.info.end_time,

@@ -1,4 +1,4 @@
-"""Write the report of a search."""
+"""What a search has found, as a file and as a page."""
 
 from pathlib import Path
 
@@ -44,3 +44,22 @@ def report(name: str, storage: str = "searches", out: Path | str | None = None) 
     except OSError as error:
         raise FtaeError(f"cannot write {file}: {error.strerror}") from error
     return file
+
+
+def tracking_page(name: str, storage: str = "searches", ui: str = "http://127.0.0.1:5000") -> str:
+    """The address of a search's page in MLflow.
+
+    Args:
+        name: the name of a search below ``storage``, or the folder of a search or a production run.
+        storage: the folder or the URL of the object store that holds the searches.
+        ui: where ``ftae ui`` serves the store, for a search that is not tracked on a server.
+
+    Raises:
+        FtaeError: there is no such search, or MLflow has nothing of it, or cannot be reached.
+    """
+    from ftae.results.summary import find_search
+    from ftae.search.tracking_sync import tracker_of
+
+    tracker = tracker_of(find_search(name, storage))
+    uri = tracker.destination["uri"]
+    return f"{(uri if uri.startswith('http') else ui).rstrip('/')}/{tracker.page()}"

@@ -4,7 +4,8 @@
 |---------------|---------------------------------------------------------|
 | `search.py`   | validate, search, submit, resume, extend, confirm, stop |
 | `status.py`   | list, status, logs                                      |
-| `results.py`  | best, show, export, train, sync, ui                     |
+| `results.py`  | best, show, report, export, train                       |
+| `tracking.py` | sync, ui                                                |
 | `model.py`    | evaluate, reconstruct, interpolate, sample              |
 """
 
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 from ftae import __version__
-from ftae.cli import model, results, search, status
+from ftae.cli import model, results, search, status, tracking
 from ftae.cli.options import to_stderr
 from ftae.errors import FtaeError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for module in (search, status, results, model):
+for module in (search, status, results, tracking, model):
     app.add_typer(module.app)
 
 

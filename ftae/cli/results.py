@@ -1,8 +1,6 @@
-"""The commands about results: best, show, report, export, train, sync, ui."""
+"""The commands about results: best, show, report, export, train."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +20,6 @@ from ftae.cli.options import (
     prints_to_stderr,
     to_stderr,
 )
-from ftae.errors import FtaeError
 from ftae.wording import full_trainings, plus_minus
 
 app = typer.Typer()
@@ -137,32 +134,6 @@ def export(
     typer.echo(f"trial {chosen} of {search.name} is in {folder}. {search.verdict(chosen)}")
     for note in notes:
         typer.echo(note)
-
-
-@app.command(rich_help_panel=PANEL)
-def sync(name: SearchName, storage: Storage = STORAGE) -> None:
-    """Send a search to MLflow again: after the server was unreachable or wiped, or the driver was killed."""
-    from ftae import api
-
-    search = api.open_search(name, storage)
-    typer.echo(f"{search.name}: {api.sync_search(name, storage)} events sent; MLflow has everything the journal holds")
-
-
-@app.command(rich_help_panel=PANEL)
-def ui(
-    storage: LocalStorage = STORAGE,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = 5000,
-) -> None:
-    """Open MLflow's user interface on the embedded store of a storage folder."""
-    database = Path(storage).absolute() / "mlflow.db"
-    if not database.is_file():
-        raise FtaeError(f"{storage} has no embedded MLflow store (mlflow.db); run a search first, or name --storage")
-    uri = f"sqlite:///{database}"
-    os.execv(
-        sys.executable,
-        [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)],
-    )
 
 
 def _weights(text: str | None, trial: int | None) -> dict[str, float] | None:

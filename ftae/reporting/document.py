@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -23,10 +22,12 @@ from ftae.reporting.plots import COLOURS, Plot, palette
 from ftae.reporting.safe import in_script, without_secrets
 from ftae.reporting.table import trial_table
 from ftae.reporting.tradeoffs import tradeoff_plots
+from ftae.results import conclusion
+from ftae.results.conclusion import storage_of, winner_of
 from ftae.results.replay import replay
-from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
+from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord
 from ftae.results.stored_spec import search_of
-from ftae.results.summary import choose, state_of
+from ftae.results.summary import state_of
 from ftae.search.analysis.importance import importance
 from ftae.search.analysis.ranges import range_uses
 from ftae.specs.search.search import SearchSpec
@@ -67,8 +68,8 @@ class _Report:
     def __init__(self, store: Store, record: SearchRecord, is_live: bool) -> None:
         self._store, self._record, self._is_live = store, record, is_live
         self._is_search = record.kind == "search"
-        self._winner = _winner(record)
-        self._storage = _storage(store)
+        self._winner = winner_of(record)
+        self._storage = storage_of(store)
         tracking = record.search.get("tracking") or {}
         self._addresses = [str(tracking.get("uri") or ""), self._storage]
 
@@ -108,10 +109,10 @@ class _Report:
             "state": "running" if self._is_live else state_of(record),
             "written": story.at(time.time()),
             "version": __version__,
-            "headline": story.headline(record, winner),
-            "tone": story.tone(record, winner),
+            "headline": conclusion.headline(record, winner),
+            "tone": conclusion.tone(record, winner),
             "cards": [vars(card) for card in story.cards(record, winner)],
-            "commands": [vars(command) for command in story.commands(record, winner, self._storage)],
+            "commands": [vars(command) for command in conclusion.commands(record, winner, self._storage)],
             "metrics": story.metric_rows(record, winner),
             "remarks": story.remarks(record),
             "places": timeline.places(record),
@@ -152,22 +153,8 @@ class _Report:
         return None
 
 
-def _winner(record: SearchRecord) -> TrialRecord | None:
-    """The best trial that ran to its full budget; the only one of a production run; None before the first report."""
-    if record.kind == "production":
-        trial = record.trials.get(PRODUCTION_TRIAL)
-        return trial if trial is not None and trial.reports else None
-    return choose(record) if record.ranked() else None
-
-
 def _table_of_production(record: SearchRecord) -> dict[str, Any]:
     return trial_table(record, None) | {"winner": PRODUCTION_TRIAL}
-
-
-def _storage(store: Store) -> str:
-    """The storage that holds a search, as options name it."""
-    where = str(store)
-    return where.rpartition("/")[0] if "://" in where else str(Path(where).parent)
 
 
 # ------------------------------------------------------------------------------------------------ the page

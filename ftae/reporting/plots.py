@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ftae.reporting.safe import in_plot
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.metrics import METRICS, unit_of
 from ftae.specs.search.objective import Goal
 from ftae.wording import count
 
@@ -112,12 +112,6 @@ def with_unit(metric: str) -> str:
     """``val/psnr in dB``."""
     unit = unit_of(metric)
     return f"{metric} in {unit}" if unit else metric
-
-
-def unit_of(metric: str) -> str:
-    """The unit of a metric; empty without one, and for a metric that this version of ftae does not have."""
-    known = METRICS.get(metric.partition("/")[2])
-    return "" if known is None else known.unit
 
 
 def better_side(metric: str) -> Literal["minimize", "maximize"] | None:

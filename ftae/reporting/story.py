@@ -1,24 +1,19 @@
-"""The texts of a report: verdict, costs, what to do next, metrics side by side, and facts."""
+"""The texts of a report: the figures at its top, metrics side by side, and facts."""
 
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ftae.reporting.plots import better_side, unit_of, with_unit
+from ftae.reporting.plots import better_side, with_unit
 from ftae.reporting.timeline import worker_hours
+from ftae.results.conclusion import BY_STATUS, by_state
 from ftae.results.confirmation import confirmed
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.results.summary import progress
-from ftae.results.verdict import beats_baseline, is_within_noise, needs_warning, noise_of, notes, verdict
-from ftae.specs.finetune.metrics import is_held_out
-from ftae.storage.store import is_url
-from ftae.wording import count, done_of_asked, duration, full_trainings, plus_minus
-
-STORAGE = "searches"  # where commands look without --storage
-BY_STATUS = {"finished": "finished", "pruned": "stopped", "diverged": "diverged", "failed": "failed"}
+from ftae.results.verdict import is_within_noise, noise_of, notes
+from ftae.specs.finetune.metrics import in_unit, is_held_out
+from ftae.wording import done_of_asked, duration, full_trainings, plus_minus
 
 
 @dataclass(frozen=True)
@@ -28,39 +23,6 @@ class Card:
     title: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command to run next, and what for."""
-
-    line: str
-    purpose: str
-
-
-def headline(record: SearchRecord, winner: TrialRecord | None) -> str:
-    """What the search has found, in a sentence or two."""
-    if winner is not None:
-        found = verdict(record, winner).removeprefix("WARNING: ").replace("->", "→")
-        own = record.trials.get(1)
-        if needs_warning(record, winner) or own is None or record.kind == "production" or own.status != "finished":
-            return f"{winner.name.capitalize()}: {found}"
-        if own is winner:
-            return f"The file's own configuration is the best: {found}"
-        value = _value(own, record.objective.first.metric)
-        end = f"The file's own configuration reaches {value}."
-        return f"{winner.name.capitalize()} is the best: {found.rstrip('.')}. {end}"
-    running = len(record.running)
-    if running:
-        return f"No trial has finished yet; {count(running, 'trial')} {'runs' if running == 1 else 'run'}."
-    return "No trial has finished."
-
-
-def tone(record: SearchRecord, winner: TrialRecord | None) -> str:
-    """``good``, ``warning`` or ``open``, for the mark beside the headline."""
-    if winner is None:
-        return "open"
-    return "warning" if needs_warning(record, winner) or beats_baseline(record, winner) is None else "good"
 
 
 def cards(record: SearchRecord, winner: TrialRecord | None) -> list[Card]:
@@ -79,7 +41,7 @@ def cards(record: SearchRecord, winner: TrialRecord | None) -> list[Card]:
 def _value(trial: TrialRecord | None, metric: str) -> str:
     if trial is None or trial.metrics.get(metric) is None:
         return "-"
-    return f"{trial.metrics[metric]:.4g} {unit_of(metric)}".strip()
+    return in_unit(trial.metrics[metric], metric)
 
 
 def _state_of(record: SearchRecord, trial: TrialRecord | None) -> str:
@@ -108,10 +70,7 @@ def _best_note(record: SearchRecord, winner: TrialRecord | None) -> str:
 
 def _trials(record: SearchRecord) -> Card:
     counts = progress(record)
-    ended = [f"{counts[status]} {word}" for status, word in BY_STATUS.items() if counts[status]]
-    if counts["running"]:
-        ended.append(f"{counts['running']} running")
-    return Card("Trials", done_of_asked(counts["done"], record.num_trials), ", ".join(ended) or "none yet")
+    return Card("Trials", done_of_asked(counts["done"], record.num_trials), by_state(record) or "none yet")
 
 
 def _cost(record: SearchRecord) -> Card:
@@ -126,43 +85,6 @@ def _cost(record: SearchRecord) -> Card:
         elapsed = duration(times["newest_event"] - times["began"])
         used = f"{used}{', ' if used else ''}{elapsed} from first to last event"
     return Card(f"{unit} time", duration(3600.0 * hours * each * processes), used)
-
-
-def commands(record: SearchRecord, winner: TrialRecord | None, storage: str) -> list[Command]:
-    """What to run next, the most sensible first. ``storage``: where the search is."""
-    if record.kind == "production":
-        return _next_of_production(record)
-    close, found = record.close, list[Command]()
-    tail = f" {shlex.quote(record.name)}{_option(storage)}"
-    if close is None:
-        found.append(
-            Command(f"ftae status{tail}", "how far the search is; ftae resume continues it if its driver died")
-        )
-    elif close.status != "complete":
-        found.append(Command(f"ftae resume{tail}", "continue where the search was left"))
-    if winner is None:
-        return found
-    if needs_warning(record, winner):
-        more = "--trials 10" if record.budget is None else "--budget 10"  # a budget may hold no further trial
-        found.append(Command(f"ftae extend{tail} {more}", "look further: this is no clear gain"))
-    elif close is not None:
-        found.append(Command(f"ftae export{tail}", "the best model as a folder that production starts from"))
-        if not confirmed(record):
-            found.append(Command(f"ftae confirm{tail}", "train the best again with other seeds: was it luck?"))
-    scores = f"ftae evaluate{tail} --out scores --heatmaps 6"
-    return [*found, Command(scores, "the error of every validation image, and the worst as maps")]
-
-
-def _next_of_production(record: SearchRecord) -> list[Command]:
-    folder = shlex.quote(record.name)
-    if record.close is not None and record.close.status == "complete":
-        return [Command(f"ftae evaluate runs/{folder} --out scores", "the error of every validation image")]
-    line = f"ftae train runs/{folder}/production.yaml --out runs/{folder} --resume"
-    return [Command(line, "continue the run from its newest checkpoint")]
-
-
-def _option(storage: str) -> str:
-    return "" if not is_url(storage) and Path(storage).name == STORAGE else f" --storage {shlex.quote(storage)}"
 
 
 def metric_rows(record: SearchRecord, winner: TrialRecord | None) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ import math
 
 from ftae.results.confirmation import chosen_by_mean, confirmed
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.specs.finetune.metrics import metric_facts
+from ftae.specs.finetune.metrics import unit_of
 from ftae.wording import listed
 
 # ------------------------------------------------------------------------------------------------- noise
@@ -30,7 +30,7 @@ def notes(record: SearchRecord) -> list[str]:
     """What the leaderboard cannot show, a line each: ``within_noise``, and the best mean over seeds."""
     lines, metric = [], record.objective.first.metric
     if (near := within_noise(record)) and record.noise is not None:
-        unit = f" {metric_facts(metric).unit}".rstrip()
+        unit = f" {unit_of(metric)}".rstrip()
         lines.append(
             f"trials {listed(near)} are within noise of each other: the standard deviation of a run is "
             f"at most {record.noise:.2g}{unit} of {metric}"

@@ -22,7 +22,7 @@ from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.results.replay import REPORTS, fold, reports_of_version_1
 from ftae.results.search_record import PRODUCTION_TRIAL, STOPPED_BY_USER, Close, SearchRecord, Status, TrialRecord
-from ftae.search.provenance import provenance
+from ftae.search.provenance import current_user, provenance
 from ftae.search.tracking_sync import CURSOR, Sender
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import metric_facts
@@ -177,7 +177,7 @@ class _Run:
             "search": {"num_trials": 1, "storage": str(self.storage.absolute())},
         }
         opened = {"format": FORMAT, "kind": "production", "search": search, "digest": self.spec.digest()}
-        opened["facts"] = provenance(self.spec, data)
+        opened |= {"user": current_user(), "facts": provenance(self.spec, data)}
         events = [new_event("open", **opened)]
         if PRODUCTION_TRIAL not in self.record.trials:
             events += [new_event("suggest", trial=PRODUCTION_TRIAL, params={}, kind="file")]

@@ -3,6 +3,7 @@
 Written into the journal as ``facts`` whenever a driver opens the search, and from there into every export.
 """
 
+import getpass
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ def provenance(spec: SearchSpec | ProductionSpec, data: Dataset) -> dict[str, An
         "perceptual_digest": weights_digest(None if run.perceptual is None else run.perceptual.weights),
         "features_digest": weights_digest(None if run.features is None else run.features.weights),
         "skipped_images": list(data.skipped),
+        "images": {"train": len(data.train), "val": len(data.val)},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
     }
@@ -81,6 +83,14 @@ def _models(search: Mapping[str, Any]) -> list[str]:
         search["finetune"]["model"].get("pretrained"),
         *search["search_space"].get(PRETRAINED, {}).get("choices", ()),
     ]
+
+
+def current_user() -> str | None:
+    """Who runs this process; None for a user without a name, as containers have them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
 
 
 def _version(package: str) -> str | None:

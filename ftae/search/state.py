@@ -20,6 +20,7 @@ from ftae.results.search_record import (
 )
 from ftae.search.curves.decisions import Proposal, Stop
 from ftae.search.curves.forecaster import Forecaster
+from ftae.search.provenance import current_user
 from ftae.search.ray.messages import Assignment
 from ftae.search.sampler import SAMPLERS
 from ftae.search.scheduler import SCHEDULERS
@@ -74,7 +75,8 @@ class SearchState:
         search, digest = self.spec.model_dump(mode="json"), self.spec.digest()
         # What was taken from earlier searches stays as it was: the first proposals were made by it.
         kept = {key: value for key, value in self.record.facts.items() if key == WARM_START and self.record.trials}
-        self._append("open", format=FORMAT, search=search, digest=digest, facts=dict(provenance) | kept)
+        facts = dict(provenance) | kept
+        self._append("open", format=FORMAT, search=search, digest=digest, user=current_user(), facts=facts)
         if undecided is not None:
             self._end_after(undecided)
             self._learn(undecided)

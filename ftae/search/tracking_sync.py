@@ -6,26 +6,32 @@ What was sent is remembered as a byte offset of the journal, saved after each ba
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
+from ftae.results.conclusion import storage_of
+from ftae.results.description import description
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord
 from ftae.results.stored_spec import run_of, spec_of
-from ftae.results.summary import choose, leaderboard
+from ftae.results.summary import choose, leaderboard, progress
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.storage import journal
 from ftae.storage.store import Store
-from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable, tracker_for
+from ftae.tracking import LONGEST_DESCRIPTION, MODEL, Outcome, Tracker, TrackingUnavailable, tracker_for
 
 BATCH_EVENTS = 500
 INTERVAL_SECONDS = 2.0
 RETRY_SECONDS = 10.0
+OUTCOME_SECONDS = 30.0  # at least, between two outcomes of a search that runs
+OUTCOME_SHARE = 0.05  # of the time, at most, is spent on them
 CURSOR = "tracking.json"
 SEARCH_FILE = "search.yaml"
 REPORT = "report.html"
@@ -56,6 +62,7 @@ class Sender:
 
     Attributes:
         failure: why the last attempt failed; None if it did not.
+        has_news: whether something was sent since the last outcome.
         is_stopped: whether further attempts are useless.
     """
 
@@ -64,6 +71,7 @@ class Sender:
     ) -> None:
         self._store, self._make_tracker, self._notify, self._what = store, make_tracker, notify, what
         self.failure: Exception | None = None
+        self.has_news = False
         self.is_stopped = False
 
     @cached_property
@@ -86,7 +94,12 @@ class Sender:
 
     def send(self) -> None:
         """Send what is new. Never raises."""
-        self._attempt(lambda: send_new(self._store, self.tracker))
+        self._attempt(self._send_new)
+
+    def send_outcome(self) -> None:
+        """Send what the search has led to until now. Never raises."""
+        self._attempt(lambda: publish(self._store, self.tracker, is_final=False))
+        self.has_news = self.failure is not None
 
     def send_all(self) -> bool:
         """Send what is new, and the outcome; returns whether everything arrived. Never raises."""
@@ -94,6 +107,10 @@ class Sender:
         if self.failure is None:
             self._attempt(lambda: publish(self._store, self.tracker))
         return self.failure is None
+
+    def _send_new(self) -> None:
+        if send_new(self._store, self.tracker):
+            self.has_news = True
 
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
@@ -129,12 +146,20 @@ class TrackingSync(threading.Thread):
         self._finishing = threading.Event()
 
     def run(self) -> None:
-        """Send what is new, again and again; once more after ``finish``. Never raises."""
-        is_last_round = False
-        while not is_last_round and not self._sender.is_stopped:
+        """Send what is new, again and again, and now and then the outcome; what is new once more after ``finish``.
+
+        Never raises.
+        """
+        sender, is_last_round, outcome_is_due = self._sender, False, time.monotonic() + OUTCOME_SECONDS
+        while not is_last_round and not sender.is_stopped:
             # Also before the first round: the driver has enough to import meanwhile.
-            is_last_round = self._finishing.wait(RETRY_SECONDS if self._sender.failure else INTERVAL_SECONDS)
-            self._sender.send()
+            is_last_round = self._finishing.wait(RETRY_SECONDS if sender.failure else INTERVAL_SECONDS)
+            sender.send()
+            began = time.monotonic()
+            if sender.has_news and not sender.failure and not is_last_round and began >= outcome_is_due:
+                sender.send_outcome()
+                now = time.monotonic()
+                outcome_is_due = now + max(OUTCOME_SECONDS, (now - began) / OUTCOME_SHARE)
 
     def finish(self, timeout_seconds: float) -> bool:
         """Send what is left, waiting at most ``timeout_seconds``; returns whether everything was sent."""
@@ -144,34 +169,47 @@ class TrackingSync(threading.Thread):
         return not self.is_alive() and unsent(self._store) == 0
 
 
-def publish(store: Store, tracker: Tracker) -> None:
+def publish(store: Store, tracker: Tracker, *, is_final: bool = True) -> None:
     """Publish the outcome: of a search the leaderboard and the best trial, of a production run the model.
+
+    ``is_final`` false: the search still runs, and the checkpoint of its best trial waits for the end.
 
     Raises:
         TrackingUnavailable: the tracker is unreachable, or refuses.
     """
     record = replay(store.folder)
-    tracker.publish(_outcome(record, store) if record.kind == "search" else _model(store))
+    outcome = _outcome(record, store, is_final) if record.kind == "search" else _model(store)
+    text = description(record, storage_of(store), LONGEST_DESCRIPTION, is_running=not is_final)
+    tracker.publish(replace(outcome, description=text))
 
 
-def _outcome(record: SearchRecord, store: Store) -> Outcome:
-    metrics = {"search/full_trainings": record.used_budget}
-    if record.baseline is not None:
-        metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items()}
-    rows, files = leaderboard(record), _report(store)
+def _outcome(record: SearchRecord, store: Store, is_final: bool) -> Outcome:
+    outcome = Outcome(
+        leaderboard(record), files=_report(store), metrics=_metrics(record), num_ended=progress(record)["done"]
+    )
     if not record.ranked():
-        return Outcome(rows, files=files, metrics=metrics)
+        return outcome
     best = choose(record)
     tags = {"ftae.best_trial": str(best.number)}
     if record.objective.constraints:
         tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
     if len(record.objective.goals) > 1:
         tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.pareto_front())
-    metrics |= {f"best/{name}": value for name, value in best.metrics.items() if is_held_out(name)}
-    if best.checkpoint is not None:
+    files = dict(outcome.files)
+    if best.checkpoint is not None and is_final:
         # A folder of its own, or a later winner's files would mix with those of an earlier one.
         files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
-    return Outcome(rows, dump(run_of(record, best)), files, tags, metrics)
+    return replace(outcome, best_config=dump(run_of(record, best)), files=files, tags=tags)
+
+
+def _metrics(record: SearchRecord) -> dict[str, float]:
+    """The costs, and the metrics of the best trial and of the baseline."""
+    metrics = {"search/full_trainings": record.used_budget}
+    if record.baseline is not None:
+        metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items() if is_held_out(name)}
+    if record.ranked():
+        metrics |= {f"best/{name}": value for name, value in choose(record).metrics.items() if is_held_out(name)}
+    return metrics
 
 
 def _report(store: Store) -> dict[str, Path]:
@@ -194,17 +232,22 @@ def sync(store: Store) -> int:
     Raises:
         TrackingUnavailable: the tracker is still unreachable, or refuses.
     """
-    record = replay(store.folder)
-    tracker = tracker_for(spec_of(record), store, _storage(record))
+    tracker = tracker_of(store)
     sent = _send_from(0, store, tracker)
     publish(store, tracker)
     return sent
 
 
-def _storage(record: SearchRecord) -> Path | None:
-    """The folder that the embedded tracking store is in; None for that of the search itself."""
-    folder = record.search["search"].get("storage")
-    return Path(folder) if record.kind == "production" and isinstance(folder, str) else None
+def tracker_of(store: Store) -> Tracker:
+    """The tracker of the search or the production run in ``store``, as its journal names it.
+
+    Raises:
+        FtaeError: the journal cannot be read, or another version of ftae wrote the spec, with other fields.
+    """
+    record = replay(store.folder)
+    # The embedded store of a production run lies beside the searches, not beside the run.
+    folder = record.search["search"].get("storage") if record.kind == "production" else None
+    return tracker_for(spec_of(record), store, Path(folder) if isinstance(folder, str) else None)
 
 
 def _send_from(offset: int, store: Store, tracker: Tracker) -> int:

@@ -15,6 +15,7 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
+LONGEST_DESCRIPTION = 4000  # characters: trackers limit texts, and people may write above it
 MODEL = "model"  # the name in ``Outcome.files`` under which ``Tracker.register`` finds a model
 
 
@@ -34,15 +35,19 @@ class Outcome:
         leaderboard: one row per trial; None where there is nothing to rank.
         best_config: the YAML of the best trial's run; None without a best trial.
         files: local files and folders, by the name of the folder that they are uploaded to; an empty name is the top.
+        description: what there is to say, as Markdown of at most ``LONGEST_DESCRIPTION`` characters.
         tags: facts as text.
         metrics: of the best trial and the baseline.
+        num_ended: of the tuned trials, which is where the metrics lie on a curve.
     """
 
     leaderboard: Sequence[Mapping[str, Any]] | None = None
     best_config: str | None = None
+    description: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    num_ended: int = 0
 
 
 class Tracker(Protocol):
@@ -67,6 +72,14 @@ class Tracker(Protocol):
 
     def publish(self, outcome: Outcome) -> None:
         """Show an outcome, which replaces the one before."""
+        ...
+
+    def page(self) -> str:
+        """Return the address of the page of this search, relative to that of the tracker.
+
+        Raises:
+            FtaeError: the tracker has nothing of this search.
+        """
         ...
 
     def register(self, name: str) -> str:

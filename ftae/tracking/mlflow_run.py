@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ftae.tracking.mlflow_server import MAX_NAME, MAX_PARAM, MAX_TAG, Server, clip, points
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import DatasetInput, Metric, Run
 
 RUN_STATUS = {
     "finished": "FINISHED",
@@ -28,7 +28,7 @@ RUN_STATUS = {
 class RunState:
     """A run as it must become, and the part of that which is not written yet. Times are in milliseconds.
 
-    ``params``, ``tags`` and ``status`` are those that the run will have when all is written.
+    ``name``, ``params``, ``tags`` and ``status`` are those that the run will have when all is written.
     """
 
     name: str
@@ -39,11 +39,13 @@ class RunState:
     status: str = "RUNNING"
     written_status: str = "RUNNING"
     ended: int = 0
+    new_name: str = ""  # empty: it has not changed
     new_params: dict[str, str] = field(default_factory=dict)
     new_tags: dict[str, str] = field(default_factory=dict)
     metrics: "list[Metric]" = field(default_factory=list)
     images: dict[int, Path] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    datasets: "list[DatasetInput]" = field(default_factory=list)
 
     @classmethod
     def of(cls, found: "Run") -> "RunState":
@@ -52,6 +54,12 @@ class RunState:
         run = cls(info.run_name, info.start_time, data.tags, info.run_id, data.params)
         run.status = run.written_status = info.status
         return run
+
+    def show(self, result: str) -> None:
+        """Show a result in the name, behind what it begins with: ``trial-0007: 24.31 dB``."""
+        name = f"{self.name.partition(': ')[0]}: {result}"
+        if name != self.name:
+            self.name = self.new_name = name
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
@@ -68,7 +76,9 @@ class RunState:
 
     def add_report(self, event: Mapping[str, Any], folder: Path) -> None:
         """Add the metrics and the picture of a ``report`` event; its paths are below ``folder``."""
-        self.metrics += points({**event["metrics"], **event["timing"]}, milliseconds(event), event["step"])
+        # MLflow shows metrics of this prefix on a page of their own, apart from the curves.
+        timing = {f"system/{name.partition('/')[2]}": value for name, value in event["timing"].items()}
+        self.metrics += points({**event["metrics"], **timing}, milliseconds(event), event["step"])
         if event["images"]:
             self.images[event["step"]] = folder / event["images"]
 
@@ -85,8 +95,12 @@ class RunState:
 
     @property
     def is_written(self) -> bool:
-        pending = (self.new_params, self.new_tags, self.metrics, self.images, self.files)
+        pending = (self.new_name, *self._pending)
         return bool(self.run_id) and self.status == self.written_status and not any(pending)
+
+    @property
+    def _pending(self) -> "tuple[list[Any] | dict[Any, Any], ...]":
+        return self.new_params, self.new_tags, self.metrics, self.images, self.files, self.datasets
 
     def write(self, server: Server) -> None:
         """Write what is not written yet to a run that exists."""
@@ -94,11 +108,15 @@ class RunState:
             server.upload(self.run_id, path)
         if server.upload_images(self.run_id, self.images, self.started):
             self.set_tags({"mlflow.loggedImages": "True"})
+        for dataset in self.datasets:
+            server.log_dataset(self.run_id, dataset)
+        if self.new_name:
+            server.rename(self.run_id, self.new_name)
         server.log(self.run_id, self.metrics, self.new_params, self.new_tags)
         if self.status != self.written_status:
             server.set_status(self.run_id, self.status, self.ended)
-        self.written_status = self.status
-        for pending in (self.new_params, self.new_tags, self.metrics, self.images, self.files):
+        self.written_status, self.new_name = self.status, ""
+        for pending in self._pending:
             pending.clear()
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # Lengths that servers of all versions accept.
 MAX_PARAM, MAX_TAG, MAX_NAME = 500, 5000, 250
 IMAGE_KEY = "reconstruction"
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")  # opens in "Model training", not in "GenAI"
 CHAMPION = "champion"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 TEMPORARY_4XX = (408, 409, 425, 429, 499)
@@ -95,7 +96,7 @@ def _quiet() -> Iterator[None]:
 
 with _variables(_for_all_calls):
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
     from mlflow.exceptions import InvalidUrlException, MlflowException
 
 
@@ -154,7 +155,7 @@ class Server:
             return MlflowClient(self.uri, registry_uri=self.uri)
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment; creates it if it is missing."""
+        """Return the id of an experiment; creates it if it is missing. It opens in MLflow's "Model training"."""
         # A server decides where artifacts go; with a database alone, MLflow would take the current folder.
         served = self.uri.startswith(("http:", "https:"))
         location = None if served else (self._storage / "mlartifacts").as_uri()
@@ -162,8 +163,10 @@ class Server:
             found = client.get_experiment_by_name(name)
             if found is None:
                 with _unless_it_exists():  # another search may create it at the same time
-                    client.create_experiment(name, location)
+                    client.create_experiment(name, location, dict([EXPERIMENT_KIND]))
                 found = client.get_experiment_by_name(name)
+            elif found.lifecycle_stage == "active" and EXPERIMENT_KIND[0] not in found.tags:
+                client.set_experiment_tag(found.experiment_id, *EXPERIMENT_KIND)
         assert found is not None
         if found.lifecycle_stage != "active":
             raise TrackingUnavailable(
@@ -199,6 +202,15 @@ class Server:
                 client.update_run(run_id, status)
             else:
                 client.set_terminated(run_id, status, ended)
+
+    def rename(self, run_id: str, name: str) -> None:
+        with self.client() as client:
+            client.update_run(run_id, name=name)
+
+    def log_dataset(self, run_id: str, dataset: DatasetInput) -> None:
+        """Name the data of a run; naming the same again changes nothing."""
+        with self.client() as client:
+            client.log_inputs(run_id, [dataset])
 
     def upload(self, run_id: str, path: Path, artifact_path: str | None = None) -> None:
         """Upload a file, or the content of a folder."""

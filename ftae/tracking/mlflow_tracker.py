@@ -13,15 +13,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ftae.errors import FtaeError
+from ftae.specs.finetune.metrics import in_unit
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage import journal
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable
+from ftae.tracking.mlflow_origin import dataset_input, origin_tags
 from ftae.tracking.mlflow_run import RunState, flatten, milliseconds, now, table_json
 from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
 
 LEADERBOARD = "leaderboard.json"
+NOTE = "mlflow.note.content"  # the description of a run, as its page shows it
+OWN_NOTE = "<!-- What follows is written by ftae, again and again. What stands above stays. -->\n"
 Runs = dict[int | None, RunState]  # by trial; the main run, of the search or the production run, at None
 S = TypeVar("S", SearchSpec, ProductionSpec)
 
@@ -81,6 +86,8 @@ class MlflowTracker(ABC, Generic[S]):
             with self._server.client() as client:
                 found = client.get_run(run_id).data
                 tags = dict(outcome.tags)
+                if outcome.description is not None:
+                    tags[NOTE] = _with_notes_kept(found.tags.get(NOTE, ""), outcome.description)
                 if outcome.leaderboard is not None:
                     client.log_text(run_id, table_json(outcome.leaderboard), LEADERBOARD)
                     tables: list[Any] = json.loads(found.tags.get("mlflow.loggedArtifacts", "[]"))
@@ -92,11 +99,18 @@ class MlflowTracker(ABC, Generic[S]):
                 self._server.upload(run_id, path, artifact_path or None)
             # A point has a time, so the same value sent twice would be two points.
             changed = {key: value for key, value in outcome.metrics.items() if found.metrics.get(key) != value}
-            self._server.log(run_id, points(changed, now(), 0), {}, tags)
+            self._server.log(run_id, points(changed, now(), outcome.num_ended), {}, tags)
 
     def register(self, name: str) -> str:
         with self._known_runs() as runs:
             return self._server.register(runs[None].run_id, MODEL, name)
+
+    def page(self) -> str:
+        run = self._find_runs().get(None)
+        if run is None:
+            raise FtaeError(f"MLflow has no run of {self._spec.name}; send it with: ftae sync {self._spec.name}")
+        # The parameter opens "Model training": MLflow shows "GenAI" otherwise, whatever kind the experiment has.
+        return f"#/experiments/{self._experiment}/runs/{run.run_id}?workflowType=machine_learning"
 
     # ------------------------------------------------------------------------- what differs by the kind
 
@@ -127,6 +141,14 @@ class MlflowTracker(ABC, Generic[S]):
 
     def _look_up(self) -> Runs:
         """Find the runs that the server has of this search; creates the main run if it is missing."""
+        runs = self._find_runs()
+        if None not in runs:
+            tags = dict([self._identity()]) | {"ftae.status": "running"} | self._main_tags()
+            runs[None] = RunState(self._spec.name, milliseconds(self._first_event), tags)
+            self._create(runs[None])
+        return runs
+
+    def _find_runs(self) -> Runs:
         self._experiment = self._server.experiment(self._experiment_name)
         runs: Runs = {}
         tag, value = self._identity()
@@ -140,16 +162,14 @@ class MlflowTracker(ABC, Generic[S]):
                 # A request that was answered too late was repeated, and made the run twice.
                 with self._server.client() as client:
                     client.delete_run(found.info.run_id)
-        if None not in runs:
-            tags = dict([self._identity()]) | {"ftae.status": "running"} | self._main_tags()
-            runs[None] = RunState(self._spec.name, milliseconds(self._first_event), tags)
-            self._create(runs[None])
         return runs
 
     def _create(self, run: RunState) -> None:
         with self._server.client() as client:
-            run.run_id = client.create_run(self._experiment, run.started, run.tags, run.name).info.run_id
+            tags = origin_tags(self._first_event) | run.tags
+            run.run_id = client.create_run(self._experiment, run.started, tags, run.name).info.run_id
         run.new_tags.clear()
+        run.new_name = ""
 
     @cached_property
     def _first_event(self) -> Event:
@@ -175,6 +195,7 @@ class SearchTracker(MlflowTracker[SearchSpec]):
             main.resume()
             main.set_params(_search_params(event["search"]))
             main.files.append(self._folder / "search.yaml")
+            _set_origin(main, event)
         elif kind == "suggest":
             run = self._trial_run(runs, event)
             run.resume()
@@ -186,10 +207,14 @@ class SearchTracker(MlflowTracker[SearchSpec]):
             run = self._trial_run(runs, event)
             run.resume()
             run.add_report(event, self._folder)
+            if event["value"] is not None:
+                run.show(in_unit(event["value"], self._spec.objective.first.metric))
             run.set_tags(self._feasibility(event["metrics"]))
         elif kind == "end":
             run = self._trial_run(runs, event)
             run.end(event["status"], at, event["reason"])
+            if event["status"] in ("diverged", "failed"):
+                run.show(event["status"])
             if event["status"] == "diverged" and self._spec.objective.constraints:
                 run.set_tags({"ftae.feasible": "false"})
         elif kind == "close":
@@ -232,10 +257,17 @@ class ProductionTracker(MlflowTracker[ProductionSpec]):
         if kind == "open":
             run.resume()
             run.set_params(flatten(event["search"]["finetune"]))
+            _set_origin(run, event)
         elif kind == "report":
             run.add_report(event, self._folder)
         elif kind == "close":
             run.end(event["status"], milliseconds(event), event["reason"])
+
+
+def _set_origin(run: RunState, opened: Event) -> None:
+    run.set_tags(origin_tags(opened))
+    if (dataset := dataset_input(opened)) is not None:
+        run.datasets.append(dataset)
 
 
 def _named(event: Event) -> tuple[str, dict[str, str]]:
@@ -245,6 +277,13 @@ def _named(event: Event) -> tuple[str, dict[str, str]]:
         of, seed = event["of"], event["changes"]["seed"]
         return f"trial-{of:04d}-seed-{seed}", {"ftae.confirmation": str(trial), "ftae.confirms": str(of)}
     return "baseline" if event.get("kind") == "baseline" else f"trial-{trial:04d}", {"ftae.trial": str(trial)}
+
+
+def _with_notes_kept(before: str, description: str) -> str:
+    """A description below what people wrote above the one before."""
+    written, found, _ = before.partition(OWN_NOTE)
+    kept = written if found or not before else f"{before.rstrip()}\n\n"
+    return clip(f"{kept}{OWN_NOTE}{description}", MAX_TAG)
 
 
 def _search_params(search: Mapping[str, Any]) -> dict[str, str]:

@@ -34,6 +34,7 @@ class Tracker:
         self.arrived: list[Event] = []
         self.published = Outcome()
         self.failures = list(failures)
+        self.failures_to_publish: list[Exception] = []
         self.calls = 0
 
     def check(self) -> None:
@@ -47,7 +48,12 @@ class Tracker:
         self.arrived += events
 
     def publish(self, outcome: Outcome) -> None:
+        if self.failures_to_publish:
+            raise self.failures_to_publish.pop(0)
         self.published = outcome
+
+    def page(self) -> str:
+        raise AssertionError("a search asks for no page")
 
     def register(self, name: str) -> str:
         raise AssertionError("only production runs register")
@@ -354,8 +360,37 @@ def test_without_a_full_trial_the_outcome_is_the_leaderboard(journal: Journal, t
     tracker = Tracker()
     publish(FolderStore(tmp_path), tracker)
     assert [row["trial"] for row in tracker.published.leaderboard or ()] == [0, 1]
-    metrics = {"search/full_trainings": 1.0, "baseline/val/psnr": 20.0, "baseline/train/loss": 0.5}
-    assert tracker.published == Outcome(tracker.published.leaderboard, metrics=metrics)
+    outcome = tracker.published
+    assert (outcome.best_config, outcome.files, outcome.tags) == (None, {}, {})
+    assert outcome.metrics == {"search/full_trainings": 1.0, "baseline/val/psnr": 20.0}
+    assert str(outcome.description).startswith("**No trial has finished.**")
+
+
+def test_the_outcome_is_sent_while_the_search_runs(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_sync, "OUTCOME_SECONDS", 0.0)
+    tracker = Tracker()
+    thread, _ = start(tmp_path, tracker)
+    add(journal, 0)
+    add(journal, 1, 24.0)
+    wait_until(lambda: tracker.published.tags == {"ftae.best_trial": "1"})
+    assert tracker.published.files == {}  # checkpoints are large, and the next trial may be better
+    assert "\n\nRunning: 1/16 trials (1 finished), 1 full training.\n\n" in str(tracker.published.description)
+    thread.finish(60.0)
+
+
+def test_an_outcome_that_is_refused_for_now_is_sent_later(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_sync, "OUTCOME_SECONDS", 0.0)
+    tracker = Tracker()
+    tracker.failures_to_publish = [away()]
+    thread, messages = start(tmp_path, tracker)
+    add(journal, 0)
+    wait_until(lambda: tracker.published.description is not None)
+    thread.finish(60.0)
+    assert len(messages) == 2
 
 
 @pytest.mark.parametrize("cursor", ["kept", "damaged"])
@@ -391,7 +426,7 @@ def test_sync_repairs_a_store_that_was_deleted(journal: Journal, tmp_path: Path)
         found = client.get_experiment_by_name("made-up")
         assert found is not None
         runs = {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
-        assert set(runs) == {"made-up", "baseline", "trial-0001"}
+        assert set(runs) == {"made-up", "baseline: 20 dB", "trial-0001: 20 dB"}
         parent = runs["made-up"]
         assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["leaderboard.json"]
         assert parent.data.metrics["baseline/val/psnr"] == 20.0

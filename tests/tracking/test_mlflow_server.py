@@ -304,7 +304,7 @@ def test_postgresql_holds_each_point_once(
     sync(search)
     query = """
         SELECT count(*), count(DISTINCT (run_uuid, key, step)) FROM metrics JOIN runs USING (run_uuid)
-        JOIN experiments USING (experiment_id) WHERE experiments.name = %s AND key IN ('val/psnr', 'time/eval')
+        JOIN experiments USING (experiment_id) WHERE experiments.name = %s AND key IN ('val/psnr', 'system/eval')
     """
     with psycopg.connect("dbname=mlflow") as connection:
         assert connection.execute(query, [search.name]).fetchone() == (20, 20)

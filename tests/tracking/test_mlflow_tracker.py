@@ -102,7 +102,77 @@ def test_a_search_is_a_parent_run_with_a_child_per_trial(storage: Path, client: 
     run, reports = runs["trial-0002"], [event for event in events if event["event"] == "report"]
     assert (run.info.start_time, run.info.end_time) == tuple(int(events[i]["time"] * 1000) for i in (0, -1))
     assert points_of(client, run) == [(e["step"], int(e["time"] * 1000), e["value"]) for e in reports]
-    assert len(points_of(client, run, "time/eval")) == 3
+    assert len(points_of(client, run, "system/eval")) == 3
+
+
+def test_a_page_says_who_ran_what_on_which_data(storage: Path, client: MlflowClient) -> None:
+    search = MadeUpSearch(storage, "origin")
+    facts = {"git_commit": "0123abcd-dirty", "dataset_fingerprint": "f" * 60, "images": {"train": 80, "val": 20}}
+    search.open(user="ada", facts=facts)
+    search.suggest(1, "file")
+    for _ in range(2):
+        search.tracker().send(search.events)
+    runs = runs_of(client, "origin")
+    for run in runs.values():
+        assert {key: run.data.tags[f"mlflow.{key}"] for key in ("source.name", "source.git.commit", "user")} == {
+            "source.name": "ftae search",
+            "source.git.commit": "0123abcd",
+            "user": "ada",
+        }
+    (data,) = runs["origin"].inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("digits", "f" * 36)
+    assert json.loads(data.dataset.profile) == {"train": 80, "val": 20}
+    run_id = runs["origin"].info.run_id
+    assert search.tracker().page() == (
+        f"#/experiments/{runs['origin'].info.experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    )
+
+
+def test_a_search_that_was_never_sent_has_no_page(storage: Path) -> None:
+    search = MadeUpSearch(storage, "unsent")
+    search.open()
+    with pytest.raises(FtaeError, match="MLflow has no run of unsent; send it with: ftae sync unsent"):
+        search.tracker().page()
+
+
+def test_experiments_are_for_training_models(storage: Path, client: MlflowClient) -> None:
+    for name, before in (("new", None), ("old", {}), ("own", {"mlflow.experimentKind": "genai_development"})):
+        if before is not None:
+            client.create_experiment(name, tags=before)
+        search = MadeUpSearch(storage, name)
+        search.open()
+        search.tracker().check()
+        kind = client.get_experiment_by_name(name).tags["mlflow.experimentKind"]
+        assert kind == ("genai_development" if name == "own" else "custom_model_development")
+
+
+def test_names_tell_results(storage: Path, client: MlflowClient) -> None:
+    search = MadeUpSearch(storage, "named")
+    events = search.whole()
+    tracker = search.tracker()
+    for i in range(0, len(events), 4):
+        tracker.send(events[i : i + 4])
+    names = sorted(run.info.run_name for run in runs_of(client, "named").values())
+    assert names == ["baseline: 18.5 dB", "named", "trial-0001: 20.5 dB", "trial-0002: 21.5 dB", "trial-0003: diverged"]
+
+
+def test_the_description_leaves_what_people_wrote(storage: Path, client: MlflowClient) -> None:
+    search = MadeUpSearch(storage, "described")
+    search.open()
+
+    def described(text: str) -> str:
+        search.tracker().publish(Outcome(description=text))
+        note: str = runs_of(client, "described")["described"].data.tags["mlflow.note.content"]
+        return note
+
+    first = described("one")
+    assert first.endswith("-->\none")
+    assert described("two") == first.replace("one", "two")
+    run_id = runs_of(client, "described")["described"].info.run_id
+    client.set_tag(run_id, "mlflow.note.content", "by hand\n\n" + first)
+    assert described("three") == "by hand\n\n" + first.replace("one", "three")
+    client.set_tag(run_id, "mlflow.note.content", "all by hand")
+    assert described("four") == "all by hand\n\n" + first.replace("one", "four")
 
 
 def test_a_confirmation_is_a_child_run_of_its_own_kind(storage: Path, client: MlflowClient) -> None:
@@ -253,7 +323,7 @@ def test_values_that_spoil_charts_or_break_limits(storage: Path, client: MlflowC
     search.end(1, "failed", "y" * 10_000)
     search.tracker().send(search.events)
     run = runs_of(client, "limits")["trial-0001"]
-    assert run.data.metrics == {"val/psnr": 20.0, "train/lr": 1e-3, "time/eval": 0.5}
+    assert run.data.metrics == {"val/psnr": 20.0, "train/lr": 1e-3, "system/eval": 0.5}
     assert [step for step, _, _ in points_of(client, run)] == [50]
     freeze = run.data.params.pop("freeze")
     assert run.data.params == {

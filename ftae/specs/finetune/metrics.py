@@ -127,3 +127,14 @@ def is_held_out(name: str) -> bool:
 def metric_facts(name: str) -> Metric:
     """The entry of a metric by its name in reports: ``val/psnr``, ``val_source/psnr``."""
     return METRICS[name.partition("/")[2]]
+
+
+def unit_of(name: str) -> str:
+    """The unit of a metric by its name in reports; empty without one, and for a metric that this version lacks."""
+    known = METRICS.get(name.partition("/")[2])
+    return "" if known is None else known.unit
+
+
+def in_unit(value: float, name: str) -> str:
+    """A value of a metric with four digits and its unit: ``24.31 dB``."""
+    return f"{value:.4g} {unit_of(name)}".rstrip()
