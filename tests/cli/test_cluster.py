@@ -91,7 +91,7 @@ class User:
 
 
 def without_ray() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FTAE_"))}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
