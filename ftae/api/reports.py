@@ -1,6 +1,10 @@
-"""Write the report of a search."""
+"""Write the report of a search, and compare two searches."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ftae.results.comparison import Comparison
 
 
 def report(name: str, storage: str = "searches", out: Path | str | None = None) -> Path:
@@ -44,3 +48,29 @@ def report(name: str, storage: str = "searches", out: Path | str | None = None) 
     except OSError as error:
         raise FtaeError(f"cannot write {file}: {error.strerror}") from error
     return file
+
+
+def compare(a: str, b: str, storage: str = "searches") -> "Comparison":
+    """Compare two searches, training runs or exported trials that were measured on the same images.
+
+    Of a search, the best trial counts.
+
+    Args:
+        a: the name of a search below ``storage``, its folder, the folder of a training run, or that of an export.
+        b: as ``a``.
+        storage: the folder or the URL of the object store that holds the searches.
+
+    Returns:
+        The metrics of both, what differs in their settings, what they cost, and what cannot be compared.
+
+    Raises:
+        FtaeError: there is no such search or folder, no trial of it ran to its full budget, the two were measured on
+            different images, or they share no metric.
+
+    Examples:
+        >>> found = ftae.compare("quickstart", "exports/quickstart")
+        >>> [(metric.metric, metric.difference, metric.better) for metric in found.metrics]
+    """
+    from ftae.results.comparison import compare
+
+    return compare(str(a), str(b), storage)

@@ -53,6 +53,7 @@ Storage = Annotated[
 LocalStorage = Annotated[str, typer.Option(callback=local, help="The folder of the embedded MLflow store.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the package.module:attr that a file names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print the table as CSV, numbers with all their digits.")]
 Trial = Annotated[int | None, typer.Option(help="The number of a trial.", show_default="the best")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 
@@ -134,6 +135,20 @@ def to_stderr(line: str) -> None:
     typer.echo(line, err=True)
 
 
+def check_one_format(as_json: bool, as_csv: bool) -> None:
+    """Refuse two formats at once."""
+    if as_json and as_csv:
+        raise typer.BadParameter("use --json or --csv, not both")
+
+
+def print_csv(rows: list[dict[str, Any]]) -> None:
+    """Print rows with the same keys as CSV, all columns; nothing where there are no rows."""
+    from ftae.results.csv_text import csv_text
+
+    if rows:
+        typer.echo(csv_text(list(rows[0]), [row.values() for row in rows]), nl=False)
+
+
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows with the same keys; columns without any value are left out."""
     from rich.console import Console
@@ -144,6 +159,11 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     for column in columns:
         table.add_column(column.removeprefix("params."))
     for row in rows:
-        cells = (row[column] for column in columns)
-        table.add_row(*("" if c is None else f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
+        table.add_row(*(_cell(row[column]) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

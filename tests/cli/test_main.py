@@ -26,6 +26,7 @@ from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "confirm", "list", "status", "logs", "stop"}
 COMMANDS |= {
+    "compare",
     "best",
     "show",
     "report",
