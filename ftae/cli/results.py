@@ -148,8 +148,8 @@ def compare(a: Side, b: Side, storage: Storage = STORAGE, as_json: Json = False)
 
 
 def _setting(value: Any) -> Any:
-    """A setting as the file has it; a cell with nothing is one that the other side alone has."""
-    return value if value is None or isinstance(value, float | str) else json.dumps(value)
+    """A setting as the file would have it."""
+    return value if isinstance(value, float | str) else json.dumps(value)
 
 
 def _costs(model: "Candidate") -> list[str]:

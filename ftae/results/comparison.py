@@ -141,7 +141,7 @@ def _unsure(a: Candidate, b: Candidate) -> Iterator[str]:
         if not _fingerprint(model)[0]:
             yield f"whether the images are the same is not known: {model.description} has no fingerprint of them"
     versions = [(each.facts.get("versions") or {}).get("ftae") for each in (a, b)]
-    if versions[0] != versions[1]:
+    if all(versions) and versions[0] != versions[1]:
         yield f"ftae {versions[0]} and {versions[1]} measured the two, and may have defined a metric differently"
 
 
