@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -68,7 +67,7 @@ class _Report:
         self._store, self._record, self._is_live = store, record, is_live
         self._is_search = record.kind == "search"
         self._winner = _winner(record)
-        self._storage = _storage(store)
+        self._storage = story.storage_of(store)
         tracking = record.search.get("tracking") or {}
         self._addresses = [str(tracking.get("uri") or ""), self._storage]
 
@@ -162,12 +161,6 @@ def _winner(record: SearchRecord) -> TrialRecord | None:
 
 def _table_of_production(record: SearchRecord) -> dict[str, Any]:
     return trial_table(record, None) | {"winner": PRODUCTION_TRIAL}
-
-
-def _storage(store: Store) -> str:
-    """The storage that holds a search, as options name it."""
-    where = str(store)
-    return where.rpartition("/")[0] if "://" in where else str(Path(where).parent)
 
 
 # ------------------------------------------------------------------------------------------------ the page

@@ -14,7 +14,7 @@ from ftae.results.summary import progress
 from ftae.results.verdict import beats_baseline, is_within_noise, needs_warning, noise_of, notes, verdict
 from ftae.results.worker_time import worker_hours
 from ftae.specs.finetune.metrics import is_held_out
-from ftae.storage.store import is_url
+from ftae.storage.store import Store, is_url
 from ftae.wording import count, done_of_asked, duration, full_trainings, plus_minus
 
 STORAGE = "searches"  # where commands look without --storage
@@ -159,6 +159,12 @@ def _next_of_production(record: SearchRecord) -> list[Command]:
         return [Command(f"ftae evaluate runs/{folder} --out scores", "the error of every validation image")]
     line = f"ftae train runs/{folder}/production.yaml --out runs/{folder} --resume"
     return [Command(line, "continue the run from its newest checkpoint")]
+
+
+def storage_of(store: Store) -> str:
+    """The storage that holds a search, as options name it."""
+    where = str(store)
+    return where.rpartition("/")[0] if "://" in where else str(Path(where).parent)
 
 
 def _option(storage: str) -> str:
