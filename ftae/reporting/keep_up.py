@@ -116,17 +116,18 @@ def keep_up(store: Store, news: Callable[[float], bytes | None], tell: Tell = la
         store: the search.
         news: waits for so many seconds at most; returns None while the driver runs, and else ``CLOSED``, or nothing
             where the driver was killed.
-        tell: is called after each report. ``is_over``: it was the last one.
+        tell: is called when the journal has grown, also where that is too soon for a report. ``is_over``: for good.
     """
-    written, pause = -1, FIRST_SECONDS
+    told, written, due, pause = -1, -1, 0.0, FIRST_SECONDS
     while news(pause) is None:
-        began = time.monotonic()
         size = _length(store)
-        if size != written:
+        if size != written and (began := time.monotonic()) >= due:
             _write(store, is_live=True)
+            written, due = size, time.monotonic() + (time.monotonic() - began) / SHARE
+        if size != told:
             tell(is_over=False)
-            written = size
-        pause = max(LEAST_SECONDS, (time.monotonic() - began) / SHARE)
+            told = size
+        pause = LEAST_SECONDS
     _length(store)
     _write(store, is_live=False)
     tell(is_over=True)

@@ -70,11 +70,13 @@ class Notifier:
     def __init__(self, store: Store, say: Callable[[str], None]) -> None:
         self._store, self._say = store, say
         self._away: set[str] = set()  # variables
+        self._waits = False  # for the end: there is nothing more to tell before it
 
     def update(self, *, is_over: bool) -> None:
         """Post what is new in the journal. ``is_over``: the driver has left."""
         try:
-            self._update(is_over)
+            if is_over or not self._waits:
+                self._update(is_over)
         except (FtaeError, OSError):
             return  # the search never began, or its storage fails, as others say
         except Exception as error:  # noqa: BLE001  # no notification may end what keeps the report
@@ -83,11 +85,10 @@ class Notifier:
     def _update(self, is_over: bool) -> None:
         record = replay(self._store.folder)
         variables = [name for name in record.search["search"].get("notify", ()) if self._can_be_told(name, is_over)]
-        if not variables:
-            return
         winner = choose(record) if record.ranked() else None
+        found = message(record, winner, is_over=is_over) if variables else None
+        self._waits = found is not None or not variables
         arrived = self._arrived()
-        found = message(record, winner, is_over=is_over)
         due = [name for name in variables if found is not None and found.key not in arrived.get(name, ())]
         if found is None or not due:
             return

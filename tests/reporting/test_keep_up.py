@@ -1,5 +1,6 @@
 """Reports of running searches: written again as the journal grows, for good at the end, ended with the driver."""
 
+import math
 import os
 import signal
 import subprocess
@@ -46,7 +47,12 @@ def is_live(folder: Path) -> bool:
     return bool(Page((folder / REPORT).read_bytes()).content("data")["live"])
 
 
-def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "live"), [(math.inf, [True, True, False]), (1e-9, [True, False])])
+def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, live: list[bool]
+) -> None:
+    """What takes too large a share of a core is written at the end alone, but is told."""
+    monkeypatch.setattr(keep_up, "SHARE", share)
     story = begun(tmp_path / "s")
     store = story.write()
     written: list[bytes] = []
@@ -69,10 +75,11 @@ def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(tmp_path:
             story.write()
         return next(told)
 
-    keep_up.keep_up(Watched(store.folder), news)
-    assert [Page(data).content("data")["live"] for data in written] == [True, True, False]
-    assert pauses[0] == keep_up.FIRST_SECONDS
-    assert all(pause >= keep_up.LEAST_SECONDS for pause in pauses[1:])
+    ends: list[bool] = []
+    keep_up.keep_up(Watched(store.folder), news, lambda *, is_over: ends.append(is_over))
+    assert [Page(data).content("data")["live"] for data in written] == live
+    assert ends == [False, False, True]
+    assert pauses == [keep_up.FIRST_SECONDS, *3 * [keep_up.LEAST_SECONDS]]
 
 
 def test_a_report_that_cannot_be_made_or_stored_disturbs_nobody(tmp_path: Path) -> None:
