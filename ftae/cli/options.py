@@ -1,6 +1,9 @@
 """Arguments and options that several commands share, and how commands print."""
 
+import csv
 import inspect
+import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from ftae.inference.arrays import Model
 
 STORAGE = "searches"
+_FORMULA = re.compile(r"[=+\-@\t\r]")  # how a text begins that a spreadsheet runs; the report's page has the same rule
 
 
 def without_secret(address: str | None) -> str | None:
@@ -142,11 +146,21 @@ def check_one_format(as_json: bool, as_csv: bool) -> None:
 
 
 def print_csv(rows: list[dict[str, Any]]) -> None:
-    """Print rows with the same keys as CSV, all columns; nothing where there are no rows."""
-    from ftae.results.csv_text import csv_text
+    """Print rows with the same keys as CSV (RFC 4180), all columns; nothing where there are no rows.
 
+    None is an empty cell, a truth value ``true`` or ``false``, a list JSON; numbers have all their digits. A text that
+    a spreadsheet would take for a formula gets a ``'`` in front.
+    """
+    text = io.StringIO(newline="")
     if rows:
-        typer.echo(csv_text(list(rows[0]), [row.values() for row in rows]), nl=False)
+        csv.writer(text).writerows([map(_csv_cell, line) for line in (rows[0], *(row.values() for row in rows))])
+    typer.echo(text.getvalue(), nl=False)
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value)
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:

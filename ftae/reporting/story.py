@@ -10,9 +10,8 @@ from typing import Any
 from ftae.reporting.plots import better_side, unit_of, with_unit
 from ftae.results.confirmation import confirmed
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.results.summary import progress
+from ftae.results.summary import progress, worker_hours
 from ftae.results.verdict import beats_baseline, is_within_noise, needs_warning, noise_of, notes, verdict
-from ftae.results.worker_time import worker_hours
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.storage.store import Store, is_url
 from ftae.wording import count, done_of_asked, duration, full_trainings, plus_minus

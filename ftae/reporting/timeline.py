@@ -7,7 +7,7 @@ from typing import Any
 from ftae.reporting.plots import BASELINE, LOOKS, Look, Plot, evenly, figure, named, points, time_unit
 from ftae.reporting.safe import in_plot
 from ftae.results.search_record import SearchRecord
-from ftae.results.worker_time import Segment, segments_of
+from ftae.results.summary import Segment, segments_of
 from ftae.wording import count, duration
 
 MOST_SEGMENTS = 6000

@@ -15,9 +15,8 @@ from ftae.results.export import PRODUCTION, PROVENANCE
 from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord
 from ftae.results.stored_spec import run_of, search_of
-from ftae.results.summary import choose, find_search
+from ftae.results.summary import choose, find_search, worker_hours
 from ftae.results.verdict import noise_of
-from ftae.results.worker_time import worker_hours
 from ftae.specs.files import load_production
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.finetune.run import FinetuneSpec

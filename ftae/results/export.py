@@ -14,9 +14,8 @@ from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
 from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
 from ftae.results.stored_spec import run_of, search_of
-from ftae.results.summary import choose, over_seeds
+from ftae.results.summary import choose, over_seeds, worker_hours
 from ftae.results.verdict import verdict
-from ftae.results.worker_time import worker_hours
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
