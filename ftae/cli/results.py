@@ -140,7 +140,10 @@ def compare(a: Side, b: Side, storage: Storage = STORAGE, as_json: Json = False)
         for each in found.metrics
     ]
     print_table("held-out metrics", rows)
-    settings = [{"setting": path, "A": _setting(a), "B": _setting(b)} for path, (a, b) in found.differing.items()]
+    settings = [
+        {"setting": path, "A": _setting(ours), "B": _setting(theirs)}
+        for path, (ours, theirs) in found.differing.items()
+    ]
     if settings:
         print_table("settings that differ", settings)
     else:

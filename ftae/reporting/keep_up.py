@@ -33,7 +33,7 @@ CLOSED = b"closed"  # what the driver says when the journal is closed
 
 
 class Tell(Protocol):
-    """What is called after each report."""
+    """What is called when there may be something to tell; ``is_over``: the driver has left."""
 
     def __call__(self, *, is_over: bool) -> None: ...
 
@@ -116,7 +116,7 @@ def keep_up(store: Store, news: Callable[[float], bytes | None], tell: Tell = la
         store: the search.
         news: waits for so many seconds at most; returns None while the driver runs, and else ``CLOSED``, or nothing
             where the driver was killed.
-        tell: is called when the journal has grown, also where that is too soon for a report. ``is_over``: for good.
+        tell: is called when the journal has grown, also where that is too soon for a report, and at the end.
     """
     told, written, due, pause = -1, -1, 0.0, FIRST_SECONDS
     while news(pause) is None:

@@ -94,7 +94,7 @@ class Notifier:
             return
         for name, fault in _post(due, self._text(record, winner, found)).items():
             if fault is None:
-                arrived[name] = [*arrived.get(name, ()), *found.told]
+                arrived[name] = list(dict.fromkeys([*arrived.get(name, ()), *found.told]))
             else:
                 self._missed(name, f"the webhook of {name} did not get a message: {fault}")
         self._store.write(ARRIVED, json.dumps(arrived).encode())

@@ -54,7 +54,7 @@ def unmeasured(record: SearchRecord) -> str | None:
         return None
     if untuned.status == "running":
         return "is running" if record.close is None else "is unfinished"
-    return f"{untuned.status}: {untuned.reason}"
+    return f"{untuned.status}: {untuned.reason}" if untuned.reason else untuned.status
 
 
 def beats_baseline(record: SearchRecord, trial: TrialRecord) -> bool | None:
