@@ -18,7 +18,7 @@ from ftae.specs import SearchSpec
 from ftae.specs.files import dump, load_production
 from ftae.storage.backends import FolderStore
 
-SEARCH = small_search()
+SEARCH = small_search(**{"search.notify": ["FTAE_WEBHOOK"]})
 
 SECRETS = {
     "MLFLOW_TRACKING_USERNAME": "hush-username",
@@ -34,6 +34,7 @@ SECRETS = {
     "GOOGLE_APPLICATION_CREDENTIALS": "/hush-google.json",
     "HF_TOKEN": "hush-hub",
     "RAY_AUTH_TOKEN": "hush-ray",
+    "FTAE_WEBHOOK": "https://hooks.example.org/hush-webhook",
 }
 
 

@@ -1,6 +1,10 @@
-"""What a search has found, as a file and as a page."""
+"""What a search has found: as a file, as a page, and beside another search."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ftae.results.comparison import Comparison
 
 
 def report(name: str, storage: str = "searches", out: Path | str | None = None) -> Path:
@@ -58,8 +62,32 @@ def tracking_page(name: str, storage: str = "searches", ui: str = "http://127.0.
         FtaeError: there is no such search, or MLflow has nothing of it, or cannot be reached.
     """
     from ftae.results.summary import find_search
-    from ftae.search.tracking_sync import tracker_of
+    from ftae.search.tracking_sync import page_address
 
-    tracker = tracker_of(find_search(name, storage))
-    uri = tracker.destination["uri"]
-    return f"{(uri if uri.startswith('http') else ui).rstrip('/')}/{tracker.page()}"
+    return page_address(find_search(name, storage), embedded=ui)
+
+
+def compare(a: str, b: str, storage: str = "searches") -> "Comparison":
+    """Compare two searches, training runs or exported trials that were measured on the same images.
+
+    Of a search, the best trial counts.
+
+    Args:
+        a: the name of a search below ``storage``, its folder, the folder of a training run, or that of an export.
+        b: as ``a``.
+        storage: the folder or the URL of the object store that holds the searches.
+
+    Returns:
+        The metrics of both, what differs in their settings, what they cost, and what cannot be compared.
+
+    Raises:
+        FtaeError: there is no such search or folder, no trial of it ran to its full budget, the two were measured on
+            different images, or they share no metric.
+
+    Examples:
+        >>> found = ftae.compare("quickstart", "exports/quickstart")
+        >>> [(metric.metric, metric.difference, metric.better) for metric in found.metrics]
+    """
+    from ftae.results.comparison import compare
+
+    return compare(str(a), str(b), storage)

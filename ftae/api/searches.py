@@ -20,9 +20,9 @@ def run_search(
     """Run a search to its end on this machine, or on the cluster that the variable ``RAY_ADDRESS`` names.
 
     A Ray that this process has joined before is used, and left running. The search is stored in
-    ``<search.storage>/<name>/``, and keeps its ``report`` up to date there. Ctrl-C ends it in order, and
-    ``resume_search`` continues it: once trials run, the interrupted search is returned, before that KeyboardInterrupt
-    is raised.
+    ``<search.storage>/<name>/``, keeps its ``report`` up to date there, and posts to the webhooks of ``search.notify``.
+    Ctrl-C ends it in order, and ``resume_search`` continues it: once trials run, the interrupted search is returned,
+    before that KeyboardInterrupt is raised.
 
     Args:
         spec: the search.

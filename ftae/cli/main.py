@@ -4,7 +4,7 @@
 |---------------|---------------------------------------------------------|
 | `search.py`   | validate, search, submit, resume, extend, confirm, stop |
 | `status.py`   | list, status, logs                                      |
-| `results.py`  | best, show, report, export, train                       |
+| `results.py`  | best, show, compare, report, export, train              |
 | `tracking.py` | sync, ui                                                |
 | `model.py`    | evaluate, reconstruct, interpolate, sample              |
 """

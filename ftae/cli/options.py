@@ -1,6 +1,9 @@
 """Arguments and options that several commands share, and how commands print."""
 
+import csv
 import inspect
+import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from ftae.inference.arrays import Model
 
 STORAGE = "searches"
+_FORMULA = re.compile(r"[=+\-@\t\r]")  # how a text begins that a spreadsheet runs; the report's page has the same rule
 
 
 def without_secret(address: str | None) -> str | None:
@@ -53,6 +57,7 @@ Storage = Annotated[
 LocalStorage = Annotated[str, typer.Option(callback=local, help="The folder of the embedded MLflow store.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the package.module:attr that a file names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print the table as CSV, numbers with all their digits.")]
 Trial = Annotated[int | None, typer.Option(help="The number of a trial.", show_default="the best")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 
@@ -134,6 +139,30 @@ def to_stderr(line: str) -> None:
     typer.echo(line, err=True)
 
 
+def check_one_format(as_json: bool, as_csv: bool) -> None:
+    """Refuse two formats at once."""
+    if as_json and as_csv:
+        raise typer.BadParameter("use --json or --csv, not both")
+
+
+def print_csv(rows: list[dict[str, Any]]) -> None:
+    """Print rows with the same keys as CSV (RFC 4180), all columns; nothing where there are no rows.
+
+    None is an empty cell, a truth value ``true`` or ``false``, a list JSON; numbers have all their digits. A text that
+    a spreadsheet would take for a formula gets a ``'`` in front.
+    """
+    text = io.StringIO(newline="")
+    if rows:
+        csv.writer(text).writerows([map(_csv_cell, line) for line in (rows[0], *(row.values() for row in rows))])
+    typer.echo(text.getvalue(), nl=False)
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value)
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows with the same keys; columns without any value are left out."""
     from rich.console import Console
@@ -144,6 +173,11 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     for column in columns:
         table.add_column(column.removeprefix("params."))
     for row in rows:
-        cells = (row[column] for column in columns)
-        table.add_row(*("" if c is None else f"{c:.6g}" if isinstance(c, float) else str(c) for c in cells))
+        table.add_row(*(_cell(row[column]) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,26 +1,32 @@
-"""The commands about results: best, show, report, export, train."""
+"""The commands about results: best, show, compare, report, export, train."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ftae.cli.options import (
     STORAGE,
     AllowCode,
+    Csv,
     Json,
     LocalStorage,
     SearchName,
     Sets,
     Storage,
     Trial,
+    check_one_format,
     local,
+    print_csv,
     print_table,
     prints_to_stderr,
     to_stderr,
 )
-from ftae.wording import full_trainings, plus_minus
+from ftae.wording import duration, full_trainings, plus_minus
+
+if TYPE_CHECKING:
+    from ftae.results.candidate import Candidate
 
 app = typer.Typer()
 PANEL = "Results"
@@ -52,16 +58,22 @@ def best(
             typer.echo(f"{key}:")
             for inner, number in value.items():
                 typer.echo(f"  {inner}: {number}")
+        elif isinstance(value, list):
+            typer.echo(f"{key}: {', '.join(map(str, value)) or 'none'}")
         else:
             typer.echo(f"{key}: {value}")
 
 
 @app.command(rich_help_panel=PANEL)
-def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) -> None:
+def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False, as_csv: Csv = False) -> None:
     """Print the leaderboard of a search: the state, metrics and params of every trial."""
     from ftae import api
 
+    check_one_format(as_json, as_csv)
     search = api.open_search(name, storage)
+    if as_csv:
+        print_csv(search.rows())
+        return
     if as_json:
         found = {
             "search": search.name,
@@ -80,16 +92,69 @@ def show(name: SearchName, storage: Storage = STORAGE, as_json: Json = False) ->
 
 
 def _with_spreads(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with each value and its standard deviation in one cell."""
+    """A row with each value and its standard deviation in one cell; only what is within noise is marked."""
     result: dict[str, Any] = {}
     spreads = {"forecast": ("expected end", "forecast_sd"), "mean": ("over seeds", "sd")}
     for name, value in row.items():
         if name in spreads:
             title, sd = spreads[name]
             result[title] = value if value is None or row[sd] is None else plus_minus(value, row[sd])
+        elif name == "within_noise":
+            result["within noise"] = value or None
         elif name not in ("forecast_sd", "sd"):
             result[name] = value
     return result
+
+
+Side = Annotated[
+    str,
+    typer.Argument(help="A search, or the folder of ftae export or ftae train.", show_default=False),
+]
+
+
+@app.command(rich_help_panel=PANEL)
+def compare(a: Side, b: Side, storage: Storage = STORAGE, as_json: Json = False) -> None:
+    """Compare two searches, exports or training runs on the same images: metrics, settings, costs."""
+    from ftae import api
+
+    found = api.compare(a, b, storage)
+    for warning in found.warnings:
+        to_stderr(f"warning: {warning}")
+    if as_json:
+        typer.echo(json.dumps(found.plain()))
+        return
+    for letter, model in (("A", found.a), ("B", found.b)):
+        typer.echo(f"{letter}: {', '.join([model.description, *_costs(model)])}")
+    rows = [
+        {
+            "metric": each.metric,
+            "A": each.a,
+            "B": each.b,
+            "B - A": each.difference,
+            "better": each.better and each.better.upper(),
+            "within noise": each.within_noise,
+        }
+        for each in found.metrics
+    ]
+    print_table("held-out metrics", rows)
+    settings = [
+        {"setting": path, "A": _setting(ours), "B": _setting(theirs)}
+        for path, (ours, theirs) in found.differing.items()
+    ]
+    if settings:
+        print_table("settings that differ", settings)
+    else:
+        typer.echo("no setting differs")
+
+
+def _setting(value: Any) -> Any:
+    """A setting as the file would have it."""
+    return value if isinstance(value, float | str) else json.dumps(value)
+
+
+def _costs(model: "Candidate") -> list[str]:
+    costs = [] if model.full_trainings is None else [full_trainings(model.full_trainings)]
+    return costs if model.hours is None else [*costs, f"{duration(3600.0 * model.hours)} of workers' time"]
 
 
 @app.command(rich_help_panel=PANEL)

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftae.cli.options import STORAGE, Json, SearchName, Storage, print_table, to_stderr, without_secret
+from ftae.cli.options import (
+    STORAGE,
+    Csv,
+    Json,
+    SearchName,
+    Storage,
+    check_one_format,
+    print_csv,
+    print_table,
+    to_stderr,
+    without_secret,
+)
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:
@@ -39,15 +50,19 @@ def list_searches(
         typer.Option(callback=without_secret, help="List the searches of this storage.", show_default=STORAGE),
     ] = None,
     as_json: Json = False,
+    as_csv: Csv = False,
 ) -> None:
     """Print every search of a cluster, or of a storage, and its progress."""
-    from ftae.cluster.status import row, statuses
+    from ftae.cluster.status import flat, row, statuses
 
+    check_one_format(as_json, as_csv)
     on_cluster = address is not None and storage is None
     where = str(address) if on_cluster else storage or STORAGE
     found = statuses(where, on_cluster=on_cluster, notify=to_stderr)
     if as_json:
         typer.echo(json.dumps({"searches": found}))
+    elif as_csv:
+        print_csv([flat(status) for status in found])
     elif found:
         print_table(f"searches in {where}", [row(status) for status in found])
     else:
@@ -55,13 +70,20 @@ def list_searches(
 
 
 @app.command(rich_help_panel=PANEL)
-def status(name: SearchName, address: MaybeAddress = None, storage: Storage = STORAGE, as_json: Json = False) -> None:
+def status(
+    name: SearchName,
+    address: MaybeAddress = None,
+    storage: Storage = STORAGE,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
     """Print the progress of a search: its attempts on the cluster, its trials, its best trial."""
     from ftae.cluster import jobs
-    from ftae.cluster.status import describe, described
+    from ftae.cluster.status import describe, described, flat
     from ftae.results.replay import replay
     from ftae.results.summary import find_search
 
+    check_one_format(as_json, as_csv)
     client = None if address is None else jobs.connect(address)
     attempts = [] if client is None else jobs.attempts(client, Path(name).name)
     if client is not None and attempts:
@@ -69,7 +91,10 @@ def status(name: SearchName, address: MaybeAddress = None, storage: Storage = ST
     else:
         store = find_search(name, storage)
         found = describe(store.name, [], replay(store.folder))
-    print_status(found, as_json)
+    if as_csv:
+        print_csv([flat(found)])
+    else:
+        print_status(found, as_json)
 
 
 @app.command(rich_help_panel=PANEL)

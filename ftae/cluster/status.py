@@ -10,7 +10,7 @@ from ftae.results.search_record import SearchRecord
 from ftae.results.summary import UnreadableSearch, progress, read_record, state_of
 from ftae.specs.reading.names import redacted
 from ftae.storage.store import searches_in
-from ftae.wording import done_of_asked, full_trainings, used_of_budget
+from ftae.wording import done_of_asked, full_trainings, listed, used_of_budget
 
 
 def describe(
@@ -106,6 +106,8 @@ def lines(status: dict[str, Any]) -> list[str]:
     if (found := status["progress"]) is not None:
         amount = [_steps(found)] if found["max_steps"] else [_trials(status), _used(found)]
         result += [*amount, *_confirmations(found), f"best         {_best(found)}"]
+        if "no_baseline" in found:
+            result.append(f"baseline     {found['no_baseline']}")
         if found["began"] is not None:
             result.append(f"time         began {at(found['began'])}, newest event {at(found['newest_event'])}")
     if status["last_line"] is not None:
@@ -132,6 +134,22 @@ def row(status: dict[str, Any]) -> dict[str, Any]:
         "best": (found.get("best") or {}).get("value"),
         "baseline": found.get("baseline"),
         "began": began and at(began)[:-3],  # to the minute
+    }
+
+
+def flat(status: dict[str, Any]) -> dict[str, Any]:
+    """Return a status as one row of plain values for machines; times are seconds since the epoch."""
+    found, attempts = status["progress"] or {}, status["attempts"]
+    best = found.get("best") or {}
+    counts = ("num_trials", "done", "running", "finished", "pruned", "diverged", "failed", "budget", "used_budget")
+    return {
+        "search": status["search"],
+        "state": status["state"],
+        "attempt": attempts[-1]["number"] if attempts else None,
+        **{name: found.get(name) for name in (*counts, "step", "max_steps", "metric")},
+        "best_trial": best.get("trial"),
+        "best": best.get("value"),
+        **{name: found.get(name) for name in ("baseline", "no_baseline", "began", "newest_event")},
     }
 
 
@@ -167,6 +185,8 @@ def _best(found: dict[str, Any]) -> str:
     text = "no full trial yet" if best is None else f"trial {best['trial']}, {found['metric']} {best['value']:.4f}"
     if best is not None and best.get("feasible") is False:
         text += ", which misses constraints"
+    if best is not None and (near := [number for number in best.get("within_noise", ()) if number != best["trial"]]):
+        text += f", within noise of {'trial' if len(near) == 1 else 'trials'} {listed(near)}"
     if baseline is None:
         return text
     gain = "" if best is None else f" ({best['value'] - baseline:+.4f})"

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftae.reporting.plots import better_side, with_unit
-from ftae.reporting.timeline import worker_hours
 from ftae.results.conclusion import BY_STATUS, by_state
 from ftae.results.confirmation import confirmed
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.results.summary import progress
+from ftae.results.summary import progress, worker_hours
 from ftae.results.verdict import is_within_noise, noise_of, notes
 from ftae.specs.finetune.metrics import in_unit, is_held_out
 from ftae.wording import done_of_asked, duration, full_trainings, plus_minus

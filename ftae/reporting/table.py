@@ -7,7 +7,6 @@ from ftae.reporting.params import short_name
 from ftae.reporting.plots import BASELINE, LOOKS, WINNER
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.results.summary import leaderboard
-from ftae.results.verdict import within_noise
 
 LONGEST_CELL = 500  # characters
 
@@ -18,9 +17,6 @@ def trial_table(record: SearchRecord, winner: TrialRecord | None) -> dict[str, A
     ``curves`` has steps and values of the first goal by trial, and ``looks`` how states are called and marked.
     """
     rows = [_with_times(record, row) for row in leaderboard(record)]
-    near = set(within_noise(record))
-    if near:
-        rows = [row | {"within noise": "yes" if row["trial"] in near else None} for row in rows]
     keys = [key for key in rows[0] if any(row[key] is not None for row in rows)] if rows else []
     metric = record.objective.first.metric
     curves = {trial.number: curve_of(trial, metric) for trial in record.trials.values() if trial.reports}

@@ -6,23 +6,13 @@ from typing import Any
 
 from ftae.reporting.plots import BASELINE, LOOKS, Look, Plot, evenly, figure, named, points, time_unit
 from ftae.reporting.safe import in_plot
-from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.results.search_record import SearchRecord
+from ftae.results.summary import Segment, segments_of
 from ftae.wording import count, duration
 
-HOUR = 3600.0
 MOST_SEGMENTS = 6000
 MOST_FAULTS = 40
 MOST_LANES = 24
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The time that a trial spent on one worker, in seconds since the epoch."""
-
-    trial: TrialRecord
-    node: str
-    begin: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -41,18 +31,6 @@ class Lane:
         return max(0.0, 1.0 - self.busy_seconds / (end - begin)) if end > begin else 0.0
 
 
-def segments_of(record: SearchRecord) -> list[Segment]:
-    """Where each trial ran, in the order of time. A trial that was retried has one for each start."""
-    found: list[Segment] = []
-    for trial in record.all_trials.values():
-        newest = max([trial.started, *(report["time"] for report in trial.reports)])
-        ended = trial.ended if trial.ended is not None else newest
-        starts = [(start["time"], str(start.get("node") or "")) for start in trial.starts] or [(trial.started, "")]
-        ends = [*(time for time, _ in starts[1:]), ended]
-        found += [Segment(trial, node, begin, max(begin, end)) for (begin, node), end in zip(starts, ends, strict=True)]
-    return sorted(found, key=lambda segment: (segment.begin, segment.trial.number))
-
-
 def lanes_of(segments: Sequence[Segment]) -> list[Lane]:
     """Put segments into as few lanes as there were places in use at a time, those of one node beside each other."""
     nodes = {node: i + 1 for i, node in enumerate(dict.fromkeys(segment.node for segment in segments))}
@@ -69,11 +47,6 @@ def lanes_of(segments: Sequence[Segment]) -> list[Lane]:
 
 def _node(name: str, nodes: dict[str, int]) -> str:
     return f"node {nodes[name]} ({name[:8]})" if name else "node unknown"
-
-
-def worker_hours(record: SearchRecord) -> float:
-    """The hours that all trials ran, together."""
-    return sum(segment.end - segment.begin for segment in segments_of(record)) / HOUR
 
 
 def timeline_plot(record: SearchRecord) -> Plot | None:

@@ -14,13 +14,15 @@ from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
 from ftae.results.search_record import WARM_START, SearchRecord, TrialRecord
 from ftae.results.stored_spec import run_of, search_of
-from ftae.results.summary import choose, over_seeds
+from ftae.results.summary import choose, over_seeds, worker_hours
 from ftae.results.verdict import verdict
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.store import Store
 from ftae.wording import full_trainings
+
+PRODUCTION, PROVENANCE = "production.yaml", "provenance.json"
 
 
 def export(
@@ -49,9 +51,9 @@ def export(
         assert trial.checkpoint is not None
         assert trial.picture is not None
         model = export_model(spec, store.fetch(trial.checkpoint), parts / "model")
-        (parts / "production.yaml").write_text(dump(_production(record, search, trial)), encoding="utf-8")
+        (parts / PRODUCTION).write_text(dump(_production(record, search, trial)), encoding="utf-8")
         provenance = _provenance(record, search, trial, model)
-        (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        (parts / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")
         (parts / "README.md").write_text(_readme(record, search, trial, model), encoding="utf-8")
         parts.rename(out)
@@ -111,6 +113,8 @@ def _provenance(record: SearchRecord, search: SearchSpec, trial: TrialRecord, mo
         "metrics": trial.metrics,
         **({} if record.noise is None else {"noise": record.noise}),
         **({} if seeds is None else {"confirmed": over_seeds(seeds)}),
+        "full_trainings": record.used_budget,
+        "worker_hours": worker_hours(record),
         "latents": asdict(model),
         **record.facts,
         **_earlier_searches(record),

@@ -226,7 +226,8 @@ class Search:
         """Return the leaderboard as a table with a row for each trial, indexed by the number of the trial.
 
         The columns: ``kind``, ``status``, the metrics of the objective, ``step``, ``params.PATH`` for every searched
-        leaf, and ``reason``; also ``front`` for several metrics, ``feasible`` for constraints, ``forecast`` and
+        leaf, and ``reason``; also ``front`` for several metrics, ``feasible`` for constraints, ``within_noise`` where
+        other trials may be as good as the best, ``forecast`` and
         ``forecast_sd`` for the ends that stopped trials were expected to have, and ``seeds``, ``mean`` and ``sd`` for
         confirmed trials.
         """

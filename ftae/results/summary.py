@@ -11,7 +11,7 @@ from ftae.results import ranking
 from ftae.results.confirmation import Confirmed, chosen_by_mean, confirmed
 from ftae.results.replay import replay
 from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
-from ftae.results.verdict import beats_baseline, needs_warning, verdict, within_noise
+from ftae.results.verdict import beats_baseline, needs_warning, unmeasured, verdict, within_noise
 from ftae.storage.journal import UnreadableJournal
 from ftae.storage.store import Store, open_store, searches_in
 
@@ -88,7 +88,8 @@ def progress(record: SearchRecord) -> dict[str, Any]:
 
     Times are seconds since the epoch. ``budget`` and ``used_budget`` are in full trainings; the budget is None if the
     search has none. ``step`` and ``max_steps`` are those of a production run, None for a search. ``confirmations``: how
-    many have ended and have begun, where there are any.
+    many have ended and have begun, where there are any. ``no_baseline``: why the untuned model, which has begun, has no
+    objective. ``best`` has ``within_noise``, the trials that may be as good, where there are any.
     """
     tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
     counts = Counter(trial.status for trial in tuned)
@@ -108,6 +109,7 @@ def progress(record: SearchRecord) -> dict[str, Any]:
         "metric": record.objective.first.metric,
         "best": _best_so_far(record, choose(record)) if ranked else None,
         "baseline": None if untuned is None else untuned.value,
+        **({} if (reason := unmeasured(record)) is None else {"no_baseline": reason}),
         "began": min(times, default=None),
         "newest_event": max(times, default=None),
         **({"confirmations": _ended_and_begun(record)} if record.confirmations else {}),
@@ -121,11 +123,42 @@ def _ended_and_begun(record: SearchRecord) -> dict[str, int]:
 
 def _best_so_far(record: SearchRecord, trial: TrialRecord) -> dict[str, Any]:
     feasible = {"feasible": record.is_feasible(trial)} if record.objective.constraints else {}
-    return {"trial": trial.number, "value": trial.value, **feasible}
+    near = {"within_noise": numbers} if (numbers := within_noise(record)) else {}
+    return {"trial": trial.number, "value": trial.value, **feasible, **near}
 
 
 def _report_times(trial: TrialRecord) -> list[float]:
     return [report["time"] for report in trial.reports]
+
+
+# -------------------------------------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The time that a trial spent on one worker, in seconds since the epoch."""
+
+    trial: TrialRecord
+    node: str
+    begin: float
+    end: float
+
+
+def segments_of(record: SearchRecord) -> list[Segment]:
+    """Where each trial ran, in the order of time. A trial that was retried has one for each start."""
+    found: list[Segment] = []
+    for trial in record.all_trials.values():
+        newest = max([trial.started, *(report["time"] for report in trial.reports)])
+        ended = trial.ended if trial.ended is not None else newest
+        starts = [(start["time"], str(start.get("node") or "")) for start in trial.starts] or [(trial.started, "")]
+        ends = [*(time for time, _ in starts[1:]), ended]
+        found += [Segment(trial, node, begin, max(begin, end)) for (begin, node), end in zip(starts, ends, strict=True)]
+    return sorted(found, key=lambda segment: (segment.begin, segment.trial.number))
+
+
+def worker_hours(record: SearchRecord) -> float:
+    """The hours that all trials ran, together."""
+    return sum(segment.end - segment.begin for segment in segments_of(record)) / 3600.0
 
 
 # ----------------------------------------------------------------------------------------------- results
@@ -141,7 +174,8 @@ def choose(record: SearchRecord, number: int | None = None, weights: Mapping[str
     """
     ranked = record.ranked()
     if not ranked:
-        raise FtaeError(f"{record.name}: no tuned trial ran to its full budget yet")
+        baseline = "" if (reason := unmeasured(record)) is None else f"; the baseline {reason}"
+        raise FtaeError(f"{record.name}: no tuned trial ran to its full budget yet{baseline}")
     if number is not None:
         if number not in (trial.number for trial in ranked):
             numbers = ", ".join(str(trial.number) for trial in ranked)
@@ -212,7 +246,8 @@ def leaderboard(record: SearchRecord) -> list[dict[str, Any]]:
     """Return one row per trial: the ranked ones first, then the baseline, however it ended, and the rest by number.
 
     ``front`` (with several metrics): whether the trial is on the Pareto front. ``feasible`` (with constraints): whether
-    it keeps them. ``forecast``, ``forecast_sd`` (where a trial was stopped by its forecast): the objective that was
+    it keeps them. ``within_noise`` (where the best has others beside it that may be as good): whether a ranked trial is
+    among these. ``forecast``, ``forecast_sd`` (where a trial was stopped by its forecast): the objective that was
     expected at its end. ``seeds``, ``mean``, ``sd`` (where trials are confirmed): the number of runs, and the mean and
     the standard deviation of the objective over them.
     """
@@ -240,10 +275,13 @@ def leaderboard(record: SearchRecord) -> list[dict[str, Any]]:
 def _uncertain(record: SearchRecord) -> Callable[[TrialRecord], dict[str, Any]]:
     """The columns that only some searches have, of a trial."""
     is_forecast = any(trial.forecast for trial in record.trials.values())
-    seeds = confirmed(record)
+    seeds, near = confirmed(record), within_noise(record)
 
     def of(trial: TrialRecord) -> dict[str, Any]:
         row: dict[str, Any] = {}
+        if near:
+            is_ranked = trial.kind != "baseline" and trial.status == "finished"
+            row["within_noise"] = trial.number in near if is_ranked else None
         if is_forecast:
             expected = trial.forecast or {}
             row |= {"forecast": expected.get("mean"), "forecast_sd": expected.get("sd")}

@@ -27,7 +27,8 @@ def within_noise(record: SearchRecord) -> list[int]:
 
 
 def notes(record: SearchRecord) -> list[str]:
-    """What the leaderboard cannot show, a line each: ``within_noise``, and the best mean over seeds."""
+    """What the leaderboard cannot show, a line each: ``within_noise``, the best mean over seeds, and why there is no
+    baseline."""
     lines, metric = [], record.objective.first.metric
     if (near := within_noise(record)) and record.noise is not None:
         unit = f" {unit_of(metric)}".rstrip()
@@ -40,10 +41,20 @@ def notes(record: SearchRecord) -> list[str]:
         lines.append(
             "; ".join([f"trial {best.number} has the best mean: {seeds.description(metric)}", *seeds.faults()])
         )
-    return lines
+    return [*lines, *([] if (reason := unmeasured(record)) is None else [f"the baseline {reason}"])]
 
 
 # --------------------------------------------------------------------------------------------- the untuned model
+
+
+def unmeasured(record: SearchRecord) -> str | None:
+    """Why the untuned model has no metrics yet, to complete "the baseline ..."; None if it has, or did not begin."""
+    untuned = record.trials.get(0)
+    if untuned is None or untuned.status == "finished":
+        return None
+    if untuned.status == "running":
+        return "is running" if record.close is None else "is unfinished"
+    return f"{untuned.status}: {untuned.reason}" if untuned.reason else untuned.status
 
 
 def beats_baseline(record: SearchRecord, trial: TrialRecord) -> bool | None:
@@ -127,7 +138,8 @@ def _comparison(record: SearchRecord, trial: TrialRecord) -> str:
     if missed:
         return f"this trial misses {', '.join(missed)}. {changes}."
     if untuned is None or not untuned.reports or not trial.reports:
-        return f"{changes}; the baseline was not measured."
+        reason = unmeasured(record)
+        return f"{changes}; the baseline {f'was not measured: it {reason}' if reason else 'was not measured.'}"
     if not beats_baseline(record, trial):
         return f"the untuned model was not beaten. {changes}. Use the model as it was."
     if is_within_noise(record, trial):

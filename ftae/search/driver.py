@@ -41,15 +41,20 @@ FLUSH_SECONDS = 60.0  # how long the end of a search waits for MLflow
 MAY_CHANGE = fields_with(SearchSettings, Means)
 
 
-Reporting = Callable[[Store], AbstractContextManager[object]]  # surrounds what changes the journal of a search
+Notify = Callable[[str], None]
+Reporting = Callable[[Store, Notify], AbstractContextManager[object]]  # surrounds what changes the journal of a search
+
+
+def no_reporting(store: Store, notify: Notify) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 def run_search(
     spec: SearchSpec,
     *,
     resume: bool | None = False,
-    notify: Callable[[str], None] | None = None,
-    reporting: Reporting = nullcontext,
+    notify: Notify | None = None,
+    reporting: Reporting = no_reporting,
 ) -> SearchRecord:
     """Run a search until all its trials are done, its time is over, or Ctrl-C; returns what the journal holds then.
 
@@ -85,8 +90,8 @@ def drive(
     resume: bool | None,
     *,
     is_local: bool,
-    notify: Callable[[str], None] | None = None,
-    reporting: Reporting = nullcontext,
+    notify: Notify | None = None,
+    reporting: Reporting = no_reporting,
 ) -> SearchRecord:
     """``run_search`` once Ray is up. ``spec`` has absolute paths. ``is_local``: whether Ray is this machine alone."""
     store = open_store(spec.search.storage, spec.name, "driver")
@@ -106,7 +111,7 @@ def drive(
         tracking_sync = TrackingSync(store, lambda: tracker_for(spec, store), progress.notify)
         outcome, reports = Close("failed", "the driver failed"), ExitStack()
         try:
-            reports.enter_context(reporting(store))
+            reports.enter_context(reporting(store, progress.notify))
             store.write("search.yaml", dump(spec).encode())
             for note in data.notes:
                 progress.notify(note)

@@ -238,6 +238,19 @@ def sync(store: Store) -> int:
     return sent
 
 
+def page_address(store: Store, trial: int | None = None, embedded: str = "") -> str:
+    """The address of the page of a search, or of one of its trials, in its tracker.
+
+    ``embedded``: where the embedded store is served, for a search that is not tracked on a server.
+
+    Raises:
+        FtaeError: as ``tracker_of``; or the tracker does not have it.
+    """
+    tracker = tracker_of(store)
+    uri = tracker.destination["uri"]
+    return f"{(uri if uri.startswith(('http:', 'https:')) else embedded).rstrip('/')}/{tracker.page(trial)}"
+
+
 def tracker_of(store: Store) -> Tracker:
     """The tracker of the search or the production run in ``store``, as its journal names it.
 

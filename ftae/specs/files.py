@@ -1,5 +1,6 @@
 """Search and production files: YAML in, specs out, every problem at once as ``file:line: path: rule``."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +113,10 @@ def _parse(spec_type: type[S], file: YamlFile, overrides: Sequence[str], check: 
     return spec
 
 
+# Whoever knows the path of an address may use it, such as that of a webhook, which belongs in no file.
+_HTTP_PATH = re.compile(r"(https?://[^\s/'\"\],}]+)/[^\s'\"\],}]+", re.IGNORECASE)
+
+
 class _Report:
     """The problems of one file and its overrides, each with its place.
 
@@ -127,7 +132,9 @@ class _Report:
 
     def add(self, rank: Rank, text: str) -> None:
         kind, number = rank
-        where = f"--set {self._overrides[number]}" if kind == 1 else f"{self._file.path}:{number}"
+        where = f"{self._file.path}:{number}"
+        if kind == 1:
+            where = "--set " + _HTTP_PATH.sub(r"\1/***", self._overrides[number])
         self._found.append((rank, f"{where}: {text}"))
 
     def add_problems(self, found: Iterable[Problem]) -> None:

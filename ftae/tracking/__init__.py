@@ -74,11 +74,11 @@ class Tracker(Protocol):
         """Show an outcome, which replaces the one before."""
         ...
 
-    def page(self) -> str:
-        """Return the address of the page of this search, relative to that of the tracker.
+    def page(self, trial: int | None = None) -> str:
+        """Return the address of the page of this search or of one of its trials, relative to that of the tracker.
 
         Raises:
-            FtaeError: the tracker has nothing of this search.
+            FtaeError: the tracker does not have it.
         """
         ...
 

@@ -105,10 +105,11 @@ class MlflowTracker(ABC, Generic[S]):
         with self._known_runs() as runs:
             return self._server.register(runs[None].run_id, MODEL, name)
 
-    def page(self) -> str:
-        run = self._find_runs().get(None)
+    def page(self, trial: int | None = None) -> str:
+        run = self._find_runs().get(trial)
         if run is None:
-            raise FtaeError(f"MLflow has no run of {self._spec.name}; send it with: ftae sync {self._spec.name}")
+            what = self._spec.name if trial is None else f"trial {trial} of {self._spec.name}"
+            raise FtaeError(f"MLflow has no run of {what}; send it with: ftae sync {self._spec.name}")
         # The parameter opens "Model training": MLflow shows "GenAI" otherwise, whatever kind the experiment has.
         return f"#/experiments/{self._experiment}/runs/{run.run_id}?workflowType=machine_learning"
 

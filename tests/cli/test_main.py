@@ -1,5 +1,7 @@
 """The command line: exit statuses, what goes to stdout and what to stderr, and what machines read."""
 
+import csv
+import io
 import json
 import os
 import subprocess
@@ -26,6 +28,7 @@ from ftae.tracking import store_uri
 
 COMMANDS = {"validate", "search", "submit", "resume", "extend", "confirm", "list", "status", "logs", "stop"}
 COMMANDS |= {
+    "compare",
     "best",
     "show",
     "report",
@@ -315,6 +318,51 @@ def test_show_prints_every_trial(ftae: Ftae, tmp_path: Path) -> None:
 def test_show_tells_the_state(ftae: Ftae, tmp_path: Path, status: str | None, state: str) -> None:
     make_search(tmp_path / "searches" / "small", 20.0, status=status)
     assert json.loads(ftae("show", "small", "--json").out)["state"] == state
+
+
+def test_tables_are_printed_as_csv(ftae: Ftae, tmp_path: Path) -> None:
+    record = make_search(tmp_path / "searches" / "small", 20.0, 21.0, 23.1)
+    first, *_ = list(csv.DictReader(io.StringIO(ftae("show", "small", "--csv").out, newline="")))
+    assert (first["trial"], first["val/psnr"]) == ("2", "23.1")
+    assert float(first["params.optimizer.lr"]) == record.trials[2].params["optimizer.lr"]
+    for command in (["list"], ["status", "small"]):
+        [row] = list(csv.DictReader(io.StringIO(ftae(*command, "--csv").out, newline="")))
+        assert (row["search"], row["done"], row["best_trial"], row["best"], row["budget"]) == (
+            "small",
+            "3",
+            "2",
+            "23.1",
+            "",
+        )
+    assert ftae("list", "--storage", "none", "--csv").out == ""
+
+
+@pytest.mark.parametrize("command", [["show", "small"], ["status", "small"], ["list"]])
+def test_two_formats_at_once_are_a_wrong_call(ftae: Ftae, command: list[str]) -> None:
+    result = ftae(*command, "--json", "--csv")
+    assert (result.status, result.out) == (2, "")
+    assert "use --json or --csv, not both" in result.err
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_baseline_that_runs_or_failed_is_told(ftae: Ftae, tmp_path: Path, status: str) -> None:
+    folder = tmp_path / "searches" / "small"
+    folder.mkdir(parents=True)
+    state = SearchState(SearchSpec.model_validate(SEARCH), FolderStore(folder))
+    state.next_trial()
+    if status == "failed":
+        state.end(0, "failed", "RuntimeError: boom")
+        state.close("failed", "the untuned model cannot be evaluated: RuntimeError: boom")
+    reason = "is running" if status == "running" else "failed: RuntimeError: boom"
+    shown = ftae("show", "small").out
+    assert f"0      baseline  {status}" in shown
+    assert f"the baseline {reason}" in shown
+    assert f"baseline     {reason}" in ftae("status", "small").out
+    assert (
+        ftae("best", "small").err == f"error: small: no tuned trial ran to its full budget yet; the baseline {reason}\n"
+    )
+    [row] = list(csv.DictReader(io.StringIO(ftae("status", "small", "--csv").out, newline="")))
+    assert (row["baseline"], row["no_baseline"]) == ("", reason)
 
 
 def test_sync_sends_what_mlflow_lacks(ftae: Ftae, tmp_path: Path) -> None:

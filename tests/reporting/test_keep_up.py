@@ -1,16 +1,19 @@
 """Reports of running searches: written again as the journal grows, for good at the end, ended with the driver."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reporting.journals import Story
+from reporting.journals import Story, spec_of
 from reporting.page import Page
+from webhook_server import SECRET, WebhookServer, webhook_server
 
 from ftae.reporting import keep_up
 from ftae.search.tracking_sync import REPORT
@@ -19,8 +22,15 @@ from ftae.storage.backends import FolderStore
 WAIT_SECONDS = 180.0
 
 
-def begun(folder: Path) -> Story:
-    story = Story(folder)
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebhookServer]:
+    with webhook_server() as server:
+        monkeypatch.setenv("FTAE_WEBHOOK", server.url)
+        yield server
+
+
+def begun(folder: Path, *notify: str) -> Story:
+    story = Story(folder, spec_of(notify=notify))
     story.baseline()
     story.trial(1, "running")
     return story
@@ -37,7 +47,12 @@ def is_live(folder: Path) -> bool:
     return bool(Page((folder / REPORT).read_bytes()).content("data")["live"])
 
 
-def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "live"), [(math.inf, [True, True, False]), (1e-9, [True, False])])
+def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, live: list[bool]
+) -> None:
+    """What takes too large a share of a core is written at the end alone, but is told."""
+    monkeypatch.setattr(keep_up, "SHARE", share)
     story = begun(tmp_path / "s")
     store = story.write()
     written: list[bytes] = []
@@ -60,10 +75,11 @@ def test_it_writes_when_the_journal_has_grown_and_once_more_at_the_end(tmp_path:
             story.write()
         return next(told)
 
-    keep_up.keep_up(Watched(store.folder), news)
-    assert [Page(data).content("data")["live"] for data in written] == [True, True, False]
-    assert pauses[0] == keep_up.FIRST_SECONDS
-    assert all(pause >= keep_up.LEAST_SECONDS for pause in pauses[1:])
+    ends: list[bool] = []
+    keep_up.keep_up(Watched(store.folder), news, lambda *, is_over: ends.append(is_over))
+    assert [Page(data).content("data")["live"] for data in written] == live
+    assert ends == [False, False, True]
+    assert pauses == [keep_up.FIRST_SECONDS, *3 * [keep_up.LEAST_SECONDS]]
 
 
 def test_a_report_that_cannot_be_made_or_stored_disturbs_nobody(tmp_path: Path) -> None:
@@ -77,13 +93,22 @@ def test_a_report_that_cannot_be_made_or_stored_disturbs_nobody(tmp_path: Path) 
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_block_ends_with_the_last_report(tmp_path: Path) -> None:
-    story = begun(tmp_path / "s")
+def test_the_block_ends_with_the_last_report_and_its_notification(
+    tmp_path: Path, server: WebhookServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    story = begun(tmp_path / "s", "FTAE_WEBHOOK")
     store = story.write()
-    with keep_up.kept_up_to_date(store):
+    said: list[str] = []
+    server.status = 500
+    with keep_up.kept_up_to_date(store, said.append):
         story.end(1, "finished")
         story.close()
         story.write()
+    assert [text.splitlines()[0] for text in server.texts] == ["made-up is complete."]
+    assert len(said) == 1
+    assert "the webhook of FTAE_WEBHOOK did not get a message: it answered with status 500" in said[0]
+    files = [file.read_text(errors="replace") for file in store.folder.rglob("*") if file.is_file()]
+    assert not [text for text in [*said, *capfd.readouterr(), *files] if SECRET in text]
     assert not is_live(store.folder)
     assert "complete" in Page((store.folder / REPORT).read_bytes()).words
 
@@ -93,15 +118,15 @@ import sys, time
 from pathlib import Path
 from ftae.reporting import keep_up
 from ftae.storage.backends import FolderStore
-with keep_up.kept_up_to_date(FolderStore(Path(sys.argv[1]))):
+with keep_up.kept_up_to_date(FolderStore(Path(sys.argv[1])), print):
     print("begun", flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_when_the_driver_is_killed(tmp_path: Path, number: int) -> None:
-    store = begun(tmp_path / "s").write()
+def test_it_ends_when_the_driver_is_killed(tmp_path: Path, number: int, server: WebhookServer) -> None:
+    store = begun(tmp_path / "s", "FTAE_WEBHOOK").write()
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(store.folder)], stdout=subprocess.PIPE)
     assert driver.stdout is not None
     assert driver.stdout.readline() == b"begun\n"
@@ -111,6 +136,9 @@ def test_it_ends_when_the_driver_is_killed(tmp_path: Path, number: int) -> None:
     driver.wait()
     until(lambda: not is_running(int(children[0])))
     assert not is_live(store.folder)
+    assert [text.splitlines()[0] for text in server.texts] == [
+        "made-up has lost its driver, which was killed or could not write the journal."
+    ]
 
 
 def is_running(pid: int) -> bool:

@@ -1,5 +1,7 @@
 """What is said about noise: trials that are within it, gains that are, and the spread over seeds that was measured."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,13 @@ def test_commands_and_api_tell_what_is_within_noise(journal: Journal, ftae: Ftae
     line = (
         "trials 2 and 1 are within noise of each other: the standard deviation of a run is at most 0.1 dB of val/psnr"
     )
-    assert ftae("show", "small").out.splitlines()[-1] == line
+    shown = ftae("show", "small").out.splitlines()
+    assert shown[-1] == line
+    assert ["yes" in row.split() for row in shown[2:6]] == [True, True, False, False]
+    rows = list(csv.DictReader(io.StringIO(ftae("show", "small", "--csv").out)))
+    assert [row["within_noise"] for row in rows] == ["true", "true", "", ""]
+    assert "within noise of trial" in ftae("status", "small").out
+    assert "within_noise: 2, 1" in ftae("best", "small").out
     for command in ("show", "best"):
         shown = json.loads(ftae(command, "small", "--json").out)
         assert (shown["noise"], shown["within_noise"]) == (0.1, [2, 1])

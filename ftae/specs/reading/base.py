@@ -90,15 +90,16 @@ def mark_wrong_types(kinds: Sequence[Any], value: Any) -> Any:
         may_be_address = ":" in value or "%" in value
         return Secret(rule) if may_be_address and (rule := secret_problem(value)) is not None else value
     if isinstance(value, dict):
-        return {key: _mark_inside(kinds, key, item) for key, item in value.items()}
-    return type(value)([_mark_inside(kinds, i, item) for i, item in enumerate(value)])
+        mappings = [kind for kind in kinds if get_origin(kind) is dict]
+        return {key: _mark_inside(mappings, key, item) for key, item in value.items()}
+    lists = [kind for kind in kinds if get_origin(kind) in (list, tuple)]
+    return type(value)([_mark_inside(lists, i, item) for i, item in enumerate(value)])
 
 
-def _mark_inside(kinds: Sequence[Any], part: Any, item: Any) -> Any:
+def _mark_inside(holders: Sequence[Any], part: Any, item: Any) -> Any:
     if not isinstance(item, _CONVERTIBLE):
         return item
-    holder = next((kind for kind in kinds if get_origin(kind) in (dict, list, tuple)), None)
-    return mark_wrong_types([] if holder is None else children(holder, part), item)
+    return mark_wrong_types(children(holders[0], part) if holders else [], item)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Doubts about a valid file: settings without effect, and folders that this machine lacks."""
+"""Doubts about a valid file: settings without effect, and folders and variables that this machine lacks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ from ftae.specs.reading.problems import Problem, dotted, quoted
 from ftae.specs.reading.schema import KeepsValidation, roles_below, roles_in
 from ftae.specs.search.distributions import CONDITIONS, Space, count_up_to, covers, default_of
 from ftae.specs.search.search import ProductionSpec, SearchSpec
+from ftae.specs.search.webhooks import webhook_fault
 
 _SIDE = {"minimize": "lower", "maximize": "higher"}
 
@@ -112,6 +113,9 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
         yield f"search.budget ({settings.budget:g}) is never reached: search.num_trials is {settings.num_trials}"
     if settings.resources.gpus and spec.finetune.device == "cpu":
         yield "search.resources reserves GPUs that no trial uses: finetune.device is cpu"
+    for variable in settings.notify:
+        if fault := webhook_fault(variable):
+            yield f"search.notify posts nothing from this machine: {fault}; on a cluster, the head node needs it"
     yield from settings.scheduler.warnings(spec.finetune)
 
 

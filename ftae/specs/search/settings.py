@@ -3,7 +3,7 @@
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,6 +13,7 @@ from ftae.specs.reading.names import search_name_problem
 from ftae.specs.reading.problems import quoted, refusal
 from ftae.specs.reading.schema import Means
 from ftae.specs.search.resources import Resources
+from ftae.specs.search.webhooks import check_variables
 
 REPLAYED_SHARE = 0.4  # of its budget that a trial takes on average; see benchmarks/search_quality/
 
@@ -174,11 +175,19 @@ class SearchSettings(Spec):
     machine adds none, and is not waited for."""
     storage: Annotated[str, Means()] = "searches"
     """The folder of all searches, the same on all nodes, or the URL of an object store (``s3://bucket/prefix``)."""
+    notify: Annotated[tuple[str, ...], Means()] = ()
+    """Environment variables of the driver that hold the URLs of webhooks: told of the first trial that beats the
+    baseline, and of the end; see Notifications."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the sampler."""
     warm_start: tuple[str, ...] = ()
     """Earlier searches with the same objective, by name below ``storage``, by folder or by URL. The first trials
     follow what did best there; see Warm start."""
+
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _are_variables(cls, names: Any) -> Any:
+        return check_variables(names)
 
     @field_validator("warm_start")
     @classmethod

@@ -77,7 +77,14 @@ def test_the_fields_with_which_a_run_may_be_resumed() -> None:
 
 def test_the_settings_with_which_a_search_may_be_resumed() -> None:
     limits = {"num_trials", "budget", "max_hours", "max_concurrent", "max_failures", "wait_for_nodes_minutes"}
-    assert set(MAY_CHANGE) == limits | {"resources", "keep_checkpoints", "confirm", "max_storage_gb", "storage"}
+    assert set(MAY_CHANGE) == limits | {
+        "resources",
+        "keep_checkpoints",
+        "confirm",
+        "max_storage_gb",
+        "storage",
+        "notify",
+    }
     assert set(SearchSettings.model_fields) - set(MAY_CHANGE) == {"sampler", "scheduler", "seed", "warm_start"}
 
 
