@@ -20,6 +20,7 @@ from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.store import Store
+from ftae.tracking.mlflow_model_folder import make_mlflow_model
 from ftae.wording import full_trainings
 
 
@@ -54,6 +55,7 @@ def export(
         (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")
         (parts / "README.md").write_text(_readme(record, search, trial, model), encoding="utf-8")
+        make_mlflow_model(parts, spec)
         parts.rename(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The connection to an MLflow server or database; its failures become TrackingUnavailable.
 
-The only module that imports mlflow. MLflow takes its timeouts from variables of the environment alone: they are set
+MLflow takes its timeouts from variables of the environment alone: they are set
 while it is imported and while it is called, and then restored.
 """
 
@@ -93,6 +93,13 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+@contextmanager
+def quiet_mlflow(variables: Mapping[str, str] | None = None) -> Iterator[None]:
+    """For calls of mlflow that need no server: sets its variables, and others, and silences it."""
+    with _variables(lambda: {**_for_all_calls(), **(variables or {})}), _quiet():
+        yield
+
+
 with _variables(_for_all_calls):
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -127,7 +134,7 @@ class Server:
     def client(self) -> Iterator[MlflowClient]:
         """The client, for a few calls; whatever they raise becomes a TrackingUnavailable."""
         try:
-            with _variables(_for_all_calls), _quiet():
+            with quiet_mlflow():
                 if self._client is None:
                     self._client = self._connect()
                 yield self._client
