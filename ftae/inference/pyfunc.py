@@ -15,7 +15,8 @@ import numpy.typing as npt
 from ftae.errors import FtaeError
 from ftae.inference.arrays import Floats, Model
 from ftae.inference.model import load_model
-from ftae.inference.source import MODEL, PRODUCTION, ModelSource
+from ftae.inference.source import ModelSource
+from ftae.results.export import MODEL, PRODUCTION
 from ftae.specs.files import load_production
 from ftae.specs.reading.problems import one_of
 
@@ -79,7 +80,8 @@ class ServedModel:
             return _with_four_axes(self._model.encode(images, each))
 
     def _sample(self, n: int, seed: int, labels: Sequence[str]) -> Floats:
-        made = [self._model.sample(n, seed, label) for label in labels or [None]]
+        classes: Sequence[str | None] = labels or [None]
+        made = [self._model.sample(n, seed, label) for label in classes]
         return _channels_first(np.concatenate(made))
 
     def _latents(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -23,6 +23,8 @@ from ftae.storage.store import Store
 from ftae.tracking.mlflow_model_folder import make_mlflow_model
 from ftae.wording import full_trainings
 
+PRODUCTION, MODEL = "production.yaml", "model"  # in the folder of an exported trial and of a production run
+
 
 def export(
     store: Store, out: Path, trial_number: int | None = None, weights: Mapping[str, float] | None = None
@@ -49,8 +51,8 @@ def export(
     try:
         assert trial.checkpoint is not None
         assert trial.picture is not None
-        model = export_model(spec, store.fetch(trial.checkpoint), parts / "model")
-        (parts / "production.yaml").write_text(dump(_production(record, search, trial)), encoding="utf-8")
+        model = export_model(spec, store.fetch(trial.checkpoint), parts / MODEL)
+        (parts / PRODUCTION).write_text(dump(_production(record, search, trial)), encoding="utf-8")
         provenance = _provenance(record, search, trial, model)
         (parts / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")

@@ -5,6 +5,8 @@ What was sent is remembered as a byte offset of the journal, saved after each ba
 """
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from functools import cached_property
@@ -12,16 +14,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ftae.engine.training.loop import process_state_kept
 from ftae.errors import FtaeError
+from ftae.results.export import MODEL, PRODUCTION, export
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord
+from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
 from ftae.results.stored_spec import run_of, spec_of
 from ftae.results.summary import choose, leaderboard
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.storage import journal
 from ftae.storage.store import Store
-from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable, tracker_for
+from ftae.tracking import Outcome, OutcomeModel, Tracker, TrackingUnavailable, tracker_for
+from ftae.tracking.mlflow_model_folder import make_mlflow_model
 
 BATCH_EVENTS = 500
 INTERVAL_SECONDS = 2.0
@@ -151,7 +156,7 @@ def publish(store: Store, tracker: Tracker) -> None:
         TrackingUnavailable: the tracker is unreachable, or refuses.
     """
     record = replay(store.folder)
-    tracker.publish(_outcome(record, store) if record.kind == "search" else _model(store))
+    tracker.publish(_outcome(record, store) if record.kind == "search" else _model(record, store))
 
 
 def _outcome(record: SearchRecord, store: Store) -> Outcome:
@@ -168,10 +173,19 @@ def _outcome(record: SearchRecord, store: Store) -> Outcome:
     if len(record.objective.goals) > 1:
         tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.pareto_front())
     metrics |= {f"best/{name}": value for name, value in best.metrics.items() if is_held_out(name)}
-    if best.checkpoint is not None:
-        # A folder of its own, or a later winner's files would mix with those of an earlier one.
-        files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
-    return Outcome(rows, dump(run_of(record, best)), files, tags, metrics)
+    model = None if best.checkpoint is None else OutcomeModel(best.reports[-1], best.settings, _exported(store, best))
+    return Outcome(rows, dump(run_of(record, best)), files, tags, metrics, model)
+
+
+def _exported(store: Store, trial: TrialRecord) -> Callable[[Path], None]:
+    """Writes what ``ftae export`` writes of a trial."""
+
+    def write(folder: Path) -> None:
+        with process_state_kept():
+            folder.rmdir()  # it is made whole or not at all
+            export(store, folder, trial.number)
+
+    return write
 
 
 def _report(store: Store) -> dict[str, Path]:
@@ -181,9 +195,18 @@ def _report(store: Store) -> dict[str, Path]:
     return {"": file} if file.is_file() else {}
 
 
-def _model(store: Store) -> Outcome:
-    folder = store.folder / MODEL
-    return Outcome(files={MODEL: folder} if folder.is_dir() else {})
+def _model(record: SearchRecord, store: Store) -> Outcome:
+    """The model of a production run; nothing before the run has written it."""
+    source, trial = store.folder / MODEL, record.trials.get(PRODUCTION_TRIAL)
+    if not source.is_dir() or trial is None or not trial.reports:
+        return Outcome()
+
+    def write(folder: Path) -> None:
+        shutil.copyfile(store.folder / PRODUCTION, folder / PRODUCTION)
+        shutil.copytree(source.absolute(), folder / MODEL, copy_function=os.symlink)  # weights are large
+        make_mlflow_model(folder, spec_of(record).finetune)
+
+    return Outcome(model=OutcomeModel(trial.reports[-1], {}, write))
 
 
 def sync(store: Store) -> int:

@@ -15,8 +15,6 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
-MODEL = "model"  # the name in ``Outcome.files`` under which ``Tracker.register`` finds a model
-
 
 class TrackingUnavailable(FtaeError):
     """The tracker did not take what was sent. ``permanent``: it refused, and another attempt will not help."""
@@ -24,6 +22,22 @@ class TrackingUnavailable(FtaeError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         self.permanent = permanent
         super().__init__(message)
+
+
+@dataclass(frozen=True)
+class OutcomeModel:
+    """The model that a search or a production run has led to.
+
+    Attributes:
+        report: the ``report`` event of the evaluation that measured it; it names the trial and the step.
+        params: the settings that tell it from other models of the search.
+        write: writes it into an empty folder, from which MLflow loads it; raises FtaeError if it cannot. Called only
+            for a model that the tracker does not have.
+    """
+
+    report: Event
+    params: Mapping[str, Any]
+    write: Callable[[Path], None] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Outcome:
         files: local files and folders, by the name of the folder that they are uploaded to; an empty name is the top.
         tags: facts as text.
         metrics: of the best trial and the baseline.
+        model: the best model; None without one.
     """
 
     leaderboard: Sequence[Mapping[str, Any]] | None = None
@@ -43,6 +58,7 @@ class Outcome:
     files: Mapping[str, Path] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    model: OutcomeModel | None = None
 
 
 class Tracker(Protocol):
@@ -70,7 +86,7 @@ class Tracker(Protocol):
         ...
 
     def register(self, name: str) -> str:
-        """Make the published ``MODEL`` the newest version, and champion, of a registered model; returns the version."""
+        """Make the published model a version, and the champion, of a registered model; returns the version."""
         ...
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ftae
-from ftae.specs.finetune.models import DiffusersModel, ModelSpec
+from ftae.specs.finetune.models import AnyModel, DiffusersModel
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.tracking.mlflow_server import quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -36,6 +35,8 @@ def make_mlflow_model(folder: Path, spec: FinetuneSpec) -> None:
     That is the flavor ``python_function`` with signature, input example and exact requirements. Files of an earlier
     call are replaced.
     """
+    from ftae.tracking.mlflow_server import quiet_mlflow  # takes seconds, and a served model has no use for it
+
     with quiet_mlflow({"MLFLOW_UV_AUTO_DETECT": "false"}):
         import mlflow.pyfunc
 
@@ -54,7 +55,7 @@ def make_mlflow_model(folder: Path, spec: FinetuneSpec) -> None:
                 part.rename(folder / part.name)
 
 
-def requirements(model: ModelSpec) -> list[str]:
+def requirements(model: AnyModel) -> list[str]:
     """The packages that the model computes with, each in the version that is installed here."""
     names = [*REQUIRED]
     if isinstance(model, DiffusersModel):
