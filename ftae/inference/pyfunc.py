@@ -72,7 +72,7 @@ class ServedModel:
             each = labels * len(values) if len(labels) == 1 else labels or None
             if method == "decode":
                 return _channels_first(self._model.decode(self._latents(values), each))
-            images = values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
+            images = self._images(values)
             if method == "reconstruct":
                 return _channels_first(self._model.reconstruct(images, each))
             if method == "score":
@@ -83,6 +83,15 @@ class ServedModel:
         classes: Sequence[str | None] = labels or [None]
         made = [self._model.sample(n, seed, label) for label in classes]
         return _channels_first(np.concatenate(made))
+
+    def _images(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Images with the channels last."""
+        height, width, channels = self._model.image_shape
+        if values.ndim != 4 or values.shape[1:] != (channels, height, width):
+            raise FtaeError(
+                f"images must have the shape (B, {channels}, {height}, {width}), got {values.dtype} of {values.shape}"
+            )
+        return values.transpose(0, 2, 3, 1)
 
     def _latents(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Latents in the shape of the model, of those with four axes."""
