@@ -79,16 +79,16 @@ def register_model(server: Server, run_id: str, model_id: str, name: str) -> str
         found = client.search_model_versions(f"run_id = '{run_id}'")
         known = [each.version for each in found if (each.name, each.source) == (name, model.artifact_location)]
         if known:
-            version = known[0]
+            version = str(known[0])
         else:
             made = client.create_model_version(
                 name, model.artifact_location, run_id, await_creation_for=0, model_id=model_id
             )
-            version = made.version
+            version = str(made.version)
             versions = [*json.loads(model.tags.get(VERSIONS, "[]")), {"name": name, "version": version}]
             client.set_logged_model_tags(model_id, {VERSIONS: json.dumps(versions)})
         client.set_registered_model_alias(name, CHAMPION, version)
-    return str(version)
+    return version
 
 
 def _find(server: Server, experiment: str, tags: Mapping[str, str]) -> "LoggedModel | None":

@@ -124,7 +124,7 @@ class MlflowTracker(ABC, Generic[S]):
         with self._known_runs() as runs:
             run_id = runs[None].run_id
             with self._server.client() as client:
-                published = client.get_run(run_id).data.tags.get(MODEL_TAG, "nothing was published")
+                published = client.get_run(run_id).data.tags.get(MODEL_TAG, "the run has no model yet")
             if not published.startswith(MODEL_URI):
                 raise FtaeError(published)
             return register_model(self._server, run_id, published.removeprefix(MODEL_URI), name)

@@ -80,7 +80,8 @@ def test_the_best_trial_is_written_as_one_folder(folder: Path, record: SearchRec
     trial, _ = export(FolderStore(folder), tmp_path / "out")
     assert trial == record.ranked()[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"production.yaml", "model", "provenance.json", "README.md", "reconstructions.png"}
+    assert {"production.yaml", "model", "provenance.json", "README.md", "reconstructions.png"} <= names
+    assert {"MLmodel", "requirements.txt", "code", "input_example.json"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     picture = folder / trial.reports[-1]["images"]
     assert (tmp_path / "out" / "reconstructions.png").read_bytes() == picture.read_bytes()

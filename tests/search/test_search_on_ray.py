@@ -255,7 +255,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
 def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: MlflowClient, storage: Path) -> None:
     parent = runs(client, "small")["search"].info.run_id
     artifacts = {artifact.path for artifact in client.list_artifacts(parent)}
-    assert artifacts == {"best_checkpoint", "best_config.yaml", "leaderboard.json", "search.yaml"}
+    assert artifacts == {"best_config.yaml", "leaderboard.json", "search.yaml"}
     table = json.loads(Path(client.download_artifacts(parent, "leaderboard.json")).read_text())
     assert [row[0] for row in table["data"]] == [row["trial"] for row in leaderboard(searched)]
 
