@@ -103,7 +103,7 @@ class MlflowTracker(ABC, Generic[S]):
         """Log the model; returns its URI, or why it cannot be logged."""
         trial, step = model.report["trial"], model.report["step"]
         tags = dict([self._identity()]) | {"ftae.trial": str(trial), "ftae.step": str(step)}
-        shown_in = [runs[trial], runs[None]] if self._has_children else [runs[None]]
+        shown_in = [runs[key] for key in (trial, None) if key in runs]  # a person may have deleted the trial's
         try:
             model_id = log_model(
                 self._server,
