@@ -182,6 +182,8 @@ Fixed validation images, each as input | reconstruction | absolute difference.
 - `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
   kind of machine; `--max-steps N` trains for longer, `--resume` continues an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
+- `MLmodel` and what lies beside it: `mlflow.pyfunc.load_model` loads this folder, `mlflow models serve -m .` serves it,
+  with the packages of `requirements.txt`.
 """
 
 
