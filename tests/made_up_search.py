@@ -56,6 +56,7 @@ class MadeUp:
         report = [each for each in self.events if each["event"] == "report" and each["trial"] == trial][-1]
 
         def write(folder: Path) -> None:
+            folder.mkdir()
             (folder / "weights.txt").write_text(text)
 
         return Outcome(model=OutcomeModel(report, {"optimizer.lr": 1e-3}, write))

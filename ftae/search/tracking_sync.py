@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae.engine.training.loop import process_state_kept
-from ftae.errors import FtaeError
+from ftae.errors import FtaeError, one_message
 from ftae.results.export import MODEL, PRODUCTION, export
 from ftae.results.replay import replay
 from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
@@ -181,8 +181,8 @@ def _exported(store: Store, trial: TrialRecord) -> Callable[[Path], None]:
     """Writes what ``ftae export`` writes of a trial."""
 
     def write(folder: Path) -> None:
-        with process_state_kept():
-            folder.rmdir()  # it is made whole or not at all
+        # Whatever goes wrong, the rest of the outcome has arrived, and a search does not end with a traceback.
+        with one_message("the best trial cannot be exported"), process_state_kept():
             export(store, folder, trial.number)
 
     return write
@@ -202,6 +202,7 @@ def _model(record: SearchRecord, store: Store) -> Outcome:
         return Outcome()
 
     def write(folder: Path) -> None:
+        folder.mkdir()
         shutil.copyfile(store.folder / PRODUCTION, folder / PRODUCTION)
         shutil.copytree(source.absolute(), folder / MODEL, copy_function=os.symlink)  # weights are large
         make_mlflow_model(folder, spec_of(record).finetune)

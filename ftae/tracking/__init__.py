@@ -31,8 +31,8 @@ class OutcomeModel:
     Attributes:
         report: the ``report`` event of the evaluation that measured it; it names the trial and the step.
         params: the settings that tell it from other models of the search.
-        write: writes it into an empty folder, from which MLflow loads it; raises FtaeError if it cannot. Called only
-            for a model that the tracker does not have.
+        write: writes it to a new folder, from which MLflow loads it; raises FtaeError if it cannot. Called only for a
+            model that the tracker does not have.
     """
 
     report: Event

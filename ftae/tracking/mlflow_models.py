@@ -50,12 +50,12 @@ def log_model(
     if found is not None and found.status == LoggedModelStatus.READY:
         return str(found.model_id)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".model-") as parts:
-        model.write(Path(parts))
+        model.write(written := Path(parts) / "model")
         with server.client(uploading=True) as client:
             if found is None:
                 plain = re.sub(r"[/:.%\"']", "_", name)  # what MLflow refuses in the name of a model
                 found = client.create_logged_model(experiment, plain, runs[0], dict(tags), flatten(model.params))
-            client.log_model_artifacts(found.model_id, parts)
+            client.log_model_artifacts(found.model_id, str(written))
     report, model_id = model.report, str(found.model_id)
     measured = points(report["metrics"], milliseconds(report), report["step"], model_id)
     server.log(runs[0], measured, {}, {})

@@ -1,7 +1,7 @@
 """The connection to an MLflow server or database; its failures become TrackingUnavailable.
 
-MLflow takes its timeouts from variables of the environment alone: they are set
-while it is imported and while it is called, and then restored.
+MLflow takes its timeouts from variables of the environment alone: they are set while it is imported and while it is
+called, and then restored.
 """
 
 import fcntl

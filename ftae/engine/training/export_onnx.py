@@ -64,8 +64,7 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
         The largest absolute difference from PyTorch on validation images: of ``latents``, and of ``images`` in [0, 1].
 
     Raises:
-        FtaeError: the family has an operation without ONNX equivalent, or ONNX computes
-            something else.
+        FtaeError: the family has an operation without ONNX equivalent, or ONNX computes something else.
     """
     data = load_dataset(spec.data)
     model = load_exported_model(spec, model_folder, data.num_classes).eval()
