@@ -49,7 +49,7 @@ def check_code_allowed(reference: str) -> None:
     if not os.environ.get(ALLOW_CODE):
         raise FtaeError(
             f"{reference!r} names code, which runs only if you allow it: read that module, then use --allow-code "
-            "(allow_code=True in Python)"
+            f"(allow_code=True in Python, {ALLOW_CODE}=1 in the environment of a served model)"
         )
 
 

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from ftae.storage.backends import FolderStore
 from ftae.storage.journal import FILE_NAME as JOURNAL
 from ftae.storage.journal import Event
-from ftae.tracking import Tracker, tracker_for
+from ftae.tracking import Outcome, OutcomeModel, Tracker, tracker_for
 
 START = 1_700_000_000.0
 
@@ -50,6 +50,16 @@ class MadeUp:
             checkpoint=None,
             images=path if image else None,
         )
+
+    def with_model(self, trial: int, text: str = "weights") -> Outcome:
+        """The outcome whose model is that of a trial at its last report; its only file holds ``text``."""
+        report = [each for each in self.events if each["event"] == "report" and each["trial"] == trial][-1]
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "weights.txt").write_text(text)
+
+        return Outcome(model=OutcomeModel(report, {"optimizer.lr": 1e-3}, write))
 
     def close(self, status: str, reason: str | None = None) -> Event:
         return self.add("close", status=status, reason=reason)

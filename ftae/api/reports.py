@@ -31,8 +31,8 @@ def report(name: str, storage: str = "searches", out: Path | str | None = None) 
     """
     from ftae.errors import FtaeError
     from ftae.reporting.document import report_of
+    from ftae.results.outcome import REPORT
     from ftae.results.summary import find_search
-    from ftae.search.tracking_sync import REPORT
     from ftae.storage.lease import seems_driven
 
     store = find_search(name, storage)

@@ -183,10 +183,11 @@ def export(
     ] = None,
     trial: Trial = None,
     weights: Weights = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write encoder.onnx and decoder.onnx.")] = False,
     storage: Storage = STORAGE,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write the best trial to a folder: production.yaml, model/, provenance.json, README.md."""
+    """Write the best trial to a folder that ftae train, diffusers and MLflow read: production.yaml, model/, MLmodel."""
     from ftae import api
 
     search = api.open_search(name, storage)
@@ -194,7 +195,11 @@ def export(
     with prints_to_stderr():
         chosen = search.choose(trial, _weights(weights, trial)).number
         folder = search.export(
-            out or Path("exports") / search.folder.name, chosen, notify=notes.append, allow_code=allow_code
+            out or Path("exports") / search.folder.name,
+            chosen,
+            notify=notes.append,
+            onnx=onnx,
+            allow_code=allow_code,
         )
     typer.echo(f"trial {chosen} of {search.name} is in {folder}. {search.verdict(chosen)}")
     for note in notes:

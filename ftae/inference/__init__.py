@@ -1,1 +1,1 @@
-"""A tuned model in use: evaluate, reconstruct, interpolate, sample."""
+"""A tuned model in use: evaluate, reconstruct, interpolate, sample, serve."""

@@ -120,6 +120,25 @@ class Model:
         made = self._in_batches(self._tuned.decode, torch.from_numpy(given.astype(np.float32)), labels)
         return np.ascontiguousarray(made.transpose(0, 2, 3, 1))
 
+    def score(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
+        """Score images by their error of reconstruction: the larger, the less an image is like those of training.
+
+        Args:
+            images: (N, H, W, C), uint8 in [0, 255] or floats in [0, 1].
+            labels: N class names, for a model conditioned on labels.
+
+        Returns:
+            The mean squared error of each image, float32 (N,): the ``mse`` of ``ftae evaluate``.
+
+        Raises:
+            FtaeError: the images have another shape, type or range, or the labels do not fit the model.
+        """
+
+        def errors(part: Tensor, known: Tensor | None) -> Tensor:
+            return (self._tuned.reconstruct(part, known) - part).square().flatten(1).mean(1)
+
+        return self._in_batches(errors, self._images(images), labels)
+
     def sample(self, n: int, seed: int = 0, label: str | None = None, *, fitted: bool = False) -> Floats:
         """Sample new images. The same seed gives the same images; NumPy's and torch's own generators are not used.
 

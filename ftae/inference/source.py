@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ftae.engine.run_folder import CHECKPOINTS
 from ftae.engine.training.checkpoint import damage, read_spec, usable_checkpoint
 from ftae.errors import FtaeError, SpecError
-from ftae.results.export import chosen_trial
+from ftae.results.export import MODEL, PRODUCTION, chosen_trial
 from ftae.results.replay import replay
 from ftae.results.stored_spec import run_of, search_of
 from ftae.results.summary import find_search
@@ -25,7 +25,6 @@ from ftae.specs.reading.yaml_file import read_value
 from ftae.storage.journal import FILE_NAME
 from ftae.storage.store import Store, searches_in
 
-PRODUCTION, MODEL = "production.yaml", "model"
 SETTABLE = fields_with(FinetuneSpec, AfterTraining)
 
 

@@ -145,7 +145,7 @@ def _length(store: Store) -> int:
 def _write(store: Store, *, is_live: bool) -> None:
     # Later than this module: a driver imports it, too, and needs none of what makes a report.
     from ftae.reporting.document import report_of
-    from ftae.search.tracking_sync import REPORT
+    from ftae.results.outcome import REPORT
 
     with contextlib.suppress(FtaeError, OSError):
         store.write(REPORT, report_of(store, is_live=is_live))

@@ -18,11 +18,12 @@ from ftae.errors import FtaeError
 from ftae.reporting.safe import without_secrets
 from ftae.reporting.webhook import post
 from ftae.results.conclusion import commands, headline, storage_of, winner_of
+from ftae.results.outcome import REPORT
 from ftae.results.replay import replay
 from ftae.results.search_record import Close, SearchRecord, TrialRecord
 from ftae.results.summary import progress
 from ftae.results.verdict import beats_baseline, is_within_noise
-from ftae.search.tracking_sync import REPORT, page_address
+from ftae.search.tracking_sync import page_address
 from ftae.specs.search.webhooks import webhook_fault
 from ftae.storage.store import Store
 

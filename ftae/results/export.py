@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ftae.engine.data.listing import check_output
 from ftae.engine.training.export_model import ExportedModel, export_model
+from ftae.engine.training.export_onnx import check_onnx_installed, export_onnx
 from ftae.errors import FtaeError
 from ftae.results.confirmation import confirmed
 from ftae.results.replay import replay
@@ -20,23 +21,46 @@ from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.store import Store
+from ftae.tracking.mlflow_model_folder import make_mlflow_model
 from ftae.wording import full_trainings
 
-PRODUCTION, PROVENANCE = "production.yaml", "provenance.json"
+# In the folder of an exported trial; the first two in that of a production run, too.
+PRODUCTION, MODEL, PROVENANCE = "production.yaml", "model", "provenance.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A trial that was exported.
+
+    ``onnx``: the largest differences of ONNX from PyTorch; see ``export_onnx``.
+    """
+
+    trial: TrialRecord
+    model: ExportedModel
+    onnx: dict[str, float] | None = None
 
 
 def export(
-    store: Store, out: Path, trial_number: int | None = None, weights: Mapping[str, float] | None = None
-) -> tuple[TrialRecord, ExportedModel]:
+    store: Store,
+    out: Path,
+    trial_number: int | None = None,
+    weights: Mapping[str, float] | None = None,
+    *,
+    onnx: bool = False,
+) -> Export:
     """Write a trial of a search to the new folder ``out``: the given one, or the best (see ``choose``).
 
     ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
-    ``README.md`` and ``reconstructions.png``; it appears whole or not at all.
+    ``README.md`` and ``reconstructions.png``, and what makes it a model of MLflow; with ``onnx`` also ``encoder.onnx``
+    and ``decoder.onnx``. It appears whole or not at all.
 
     Raises:
         FtaeError: no trial ran to its full budget, the given one did not, or its checkpoint was not kept; ``out``
-            exists or lies among the images; another version of ftae ran the search.
+            exists or lies among the images; another version of ftae ran the search; the model cannot be written as
+            ONNX.
     """
+    if onnx:
+        check_onnx_installed()
     record = replay(store.folder)
     search = search_of(record)
     trial = chosen_trial(record, store, trial_number, weights)
@@ -50,16 +74,18 @@ def export(
     try:
         assert trial.checkpoint is not None
         assert trial.picture is not None
-        model = export_model(spec, store.fetch(trial.checkpoint), parts / "model")
+        model = export_model(spec, store.fetch(trial.checkpoint), parts / MODEL)
         (parts / PRODUCTION).write_text(dump(_production(record, search, trial)), encoding="utf-8")
         provenance = _provenance(record, search, trial, model)
         (parts / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")
         (parts / "README.md").write_text(_readme(record, search, trial, model), encoding="utf-8")
+        make_mlflow_model(parts, spec)
+        differences = export_onnx(spec, parts / MODEL, parts) if onnx else None
         parts.rename(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
-    return trial, model
+    return Export(trial, model, differences)
 
 
 def chosen_trial(
@@ -159,6 +185,8 @@ Fixed validation images, each as input | reconstruction | absolute difference.
 - `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
   kind of machine; `--max-steps N` trains for longer, `--resume` continues an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
+- `MLmodel` and what lies beside it: `mlflow.pyfunc.load_model` loads this folder, `mlflow models serve -m .` serves it,
+  with the packages of `requirements.txt`.
 """
 
 

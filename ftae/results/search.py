@@ -249,18 +249,22 @@ class Search:
         weights: Mapping[str, float] | None = None,
         *,
         notify: Callable[[str], None] | None = None,
+        onnx: bool = False,
         allow_code: bool = False,
     ) -> Path:
         """Write a trial, by default the best, to a new folder.
 
         The folder contains ``production.yaml`` for ``ftae.run_training``, ``model/``, ``provenance.json``,
-        ``README.md`` and a picture of reconstructions. It appears complete or not at all.
+        ``README.md`` and a picture of reconstructions. MLflow loads and serves the folder
+        (``mlflow.pyfunc.load_model(folder)``). It appears complete or not at all.
 
         Args:
             folder: the folder to create.
             trial: the number of a trial.
             weights: as for ``choose``.
-            notify: receives a line if models trained on the latents of the pretrained model no longer fit.
+            notify: receives a line if models trained on the latents of the pretrained model no longer fit, and with
+                ``onnx`` one with the largest difference from PyTorch.
+            onnx: also write ``encoder.onnx`` and ``decoder.onnx``, which needs ``pip install 'ftae[onnx]'``.
             allow_code: allow code that the search names.
 
         Returns:
@@ -273,8 +277,11 @@ class Search:
         from ftae.results.export import export
 
         with code_allowed(allow_code), process_state_kept():
-            _, exported = export(self._store, Path(folder), trial, weights)
-        if notify is not None and not exported.latents_compatible:
+            exported = export(self._store, Path(folder), trial, weights, onnx=onnx)
+        if notify is not None and exported.onnx is not None:
+            of = " and ".join(f"{value:.2g} for {name}" for name, value in exported.onnx.items())
+            notify(f"encoder.onnx and decoder.onnx differ from PyTorch by at most {of} on validation images")
+        if notify is not None and not exported.model.latents_compatible:
             notify(f"the latents differ from those of the model before tuning: see {Path(folder) / 'README.md'}")
         return Path(folder)
 

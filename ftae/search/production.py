@@ -20,6 +20,7 @@ from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.engine.training.local_workers import local_workers, with_shared_cores
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError, TrainingFailed
+from ftae.results.export import MODEL
 from ftae.results.replay import REPORTS, fold, reports_of_version_1
 from ftae.results.search_record import PRODUCTION_TRIAL, STOPPED_BY_USER, Close, SearchRecord, Status, TrialRecord
 from ftae.search.provenance import current_user, provenance
@@ -32,7 +33,7 @@ from ftae.specs.search.search import ProductionSpec
 from ftae.storage.backends import FolderStore
 from ftae.storage.journal import UnreadableJournal, new_event
 from ftae.storage.lease import JournalWriter
-from ftae.tracking import MODEL, tracker_for
+from ftae.tracking import tracker_for
 
 Notify = Callable[[str], None]
 

@@ -8,24 +8,18 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
-from ftae.results.conclusion import storage_of
-from ftae.results.description import description
+from ftae.results.outcome import outcome_of
 from ftae.results.replay import replay
-from ftae.results.search_record import SearchRecord
-from ftae.results.stored_spec import run_of, spec_of
-from ftae.results.summary import choose, leaderboard, progress
-from ftae.specs.files import dump
-from ftae.specs.finetune.metrics import is_held_out
+from ftae.results.stored_spec import spec_of
 from ftae.storage import journal
 from ftae.storage.store import Store
-from ftae.tracking import LONGEST_DESCRIPTION, MODEL, Outcome, Tracker, TrackingUnavailable, tracker_for
+from ftae.tracking import Tracker, TrackingUnavailable, tracker_for
 
 BATCH_EVENTS = 500
 INTERVAL_SECONDS = 2.0
@@ -34,7 +28,6 @@ OUTCOME_SECONDS = 30.0  # at least, between two outcomes of a search that runs
 OUTCOME_SHARE = 0.05  # of the time, at most, is spent on them
 CURSOR = "tracking.json"
 SEARCH_FILE = "search.yaml"
-REPORT = "report.html"
 
 
 def send_new(store: Store, tracker: Tracker) -> int:
@@ -178,50 +171,7 @@ def publish(store: Store, tracker: Tracker, *, is_final: bool = True) -> None:
         TrackingUnavailable: the tracker is unreachable, or refuses.
     """
     record = replay(store.folder)
-    outcome = _outcome(record, store, is_final) if record.kind == "search" else _model(store)
-    text = description(record, storage_of(store), LONGEST_DESCRIPTION, is_running=not is_final)
-    tracker.publish(replace(outcome, description=text))
-
-
-def _outcome(record: SearchRecord, store: Store, is_final: bool) -> Outcome:
-    outcome = Outcome(
-        leaderboard(record), files=_report(store), metrics=_metrics(record), num_ended=progress(record)["done"]
-    )
-    if not record.ranked():
-        return outcome
-    best = choose(record)
-    tags = {"ftae.best_trial": str(best.number)}
-    if record.objective.constraints:
-        tags["ftae.feasible"] = json.dumps(record.is_feasible(best))
-    if len(record.objective.goals) > 1:
-        tags["ftae.front"] = ", ".join(str(trial.number) for trial in record.pareto_front())
-    files = dict(outcome.files)
-    if best.checkpoint is not None and is_final:
-        # A folder of its own, or a later winner's files would mix with those of an earlier one.
-        files[f"best_checkpoint/trial-{best.number:04d}"] = store.fetch(best.checkpoint)
-    return replace(outcome, best_config=dump(run_of(record, best)), files=files, tags=tags)
-
-
-def _metrics(record: SearchRecord) -> dict[str, float]:
-    """The costs, and the metrics of the best trial and of the baseline."""
-    metrics = {"search/full_trainings": record.used_budget}
-    if record.baseline is not None:
-        metrics |= {f"baseline/{name}": value for name, value in record.baseline.metrics.items() if is_held_out(name)}
-    if record.ranked():
-        metrics |= {f"best/{name}": value for name, value in choose(record).metrics.items() if is_held_out(name)}
-    return metrics
-
-
-def _report(store: Store) -> dict[str, Path]:
-    """The newest report, if there is one: by the folder that it is uploaded to, which is the top."""
-    store.release(REPORT)  # the mirror's may be an earlier one
-    file = store.fetch(REPORT)
-    return {"": file} if file.is_file() else {}
-
-
-def _model(store: Store) -> Outcome:
-    folder = store.folder / MODEL
-    return Outcome(files={MODEL: folder} if folder.is_dir() else {})
+    tracker.publish(outcome_of(record, store, is_final=is_final))
 
 
 def sync(store: Store) -> int:

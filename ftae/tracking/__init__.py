@@ -16,7 +16,6 @@ from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
 LONGEST_DESCRIPTION = 4000  # characters: trackers limit texts, and people may write above it
-MODEL = "model"  # the name in ``Outcome.files`` under which ``Tracker.register`` finds a model
 
 
 class TrackingUnavailable(FtaeError):
@@ -25,6 +24,22 @@ class TrackingUnavailable(FtaeError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         self.permanent = permanent
         super().__init__(message)
+
+
+@dataclass(frozen=True)
+class OutcomeModel:
+    """The model that a search or a production run has led to.
+
+    Attributes:
+        report: the ``report`` event of the evaluation that measured it; it names the trial and the step.
+        params: the settings that tell it from other models of the search.
+        write: writes it to a new folder, from which MLflow loads it; raises FtaeError if it cannot. Called only for a
+            model that the tracker does not have.
+    """
+
+    report: Event
+    params: Mapping[str, Any]
+    write: Callable[[Path], None] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ class Outcome:
         tags: facts as text.
         metrics: of the best trial and the baseline.
         num_ended: of the tuned trials, which is where the metrics lie on a curve.
+        model: the best model; None without one.
     """
 
     leaderboard: Sequence[Mapping[str, Any]] | None = None
@@ -48,6 +64,7 @@ class Outcome:
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_ended: int = 0
+    model: OutcomeModel | None = None
 
 
 class Tracker(Protocol):
@@ -83,7 +100,7 @@ class Tracker(Protocol):
         ...
 
     def register(self, name: str) -> str:
-        """Make the published ``MODEL`` the newest version, and champion, of a registered model; returns the version."""
+        """Make the published model a version, and the champion, of a registered model; returns the version."""
         ...
 
 

@@ -1,7 +1,7 @@
 """The connection to an MLflow server or database; its failures become TrackingUnavailable.
 
-The only module that imports mlflow. MLflow takes its timeouts from variables of the environment alone: they are set
-while it is imported and while it is called, and then restored.
+MLflow takes its timeouts from variables of the environment alone: they are set while it is imported and while it is
+called, and then restored.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 MAX_PARAM, MAX_TAG, MAX_NAME = 500, 5000, 250
 IMAGE_KEY = "reconstruction"
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")  # opens in "Model training", not in "GenAI"
-CHAMPION = "champion"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 TEMPORARY_4XX = (408, 409, 425, 429, 499)
 
@@ -42,6 +41,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -94,6 +94,13 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+@contextmanager
+def quiet_mlflow(variables: Mapping[str, str] | None = None) -> Iterator[None]:
+    """For calls of mlflow that need no server: sets its variables, and others, and silences it."""
+    with _variables(lambda: {**_for_all_calls(), **(variables or {})}), _quiet():
+        yield
+
+
 with _variables(_for_all_calls):
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
@@ -104,10 +111,10 @@ def clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def points(metrics: Mapping[str, Any], at: int, step: int) -> list[Metric]:
+def points(metrics: Mapping[str, Any], at: int, step: int, model_id: str | None = None) -> list[Metric]:
     """Return the finite values as points; MLflow stores an infinity as 1.8e308, which spoils every chart."""
     return [
-        Metric(key, float(value), at, step)
+        Metric(key, float(value), at, step, model_id)
         for key, value in metrics.items()
         if isinstance(value, int | float) and math.isfinite(value)
     ]
@@ -125,10 +132,13 @@ class Server:
         self._client: MlflowClient | None = None
 
     @contextmanager
-    def client(self) -> Iterator[MlflowClient]:
-        """The client, for a few calls; whatever they raise becomes a TrackingUnavailable."""
+    def client(self, *, uploading: bool = False) -> Iterator[MlflowClient]:
+        """The client, for a few calls; whatever they raise becomes a TrackingUnavailable.
+
+        ``uploading``: the calls may wait for large files to arrive.
+        """
         try:
-            with _variables(_for_all_calls), _quiet():
+            with quiet_mlflow(), _variables(_for_uploads) if uploading else nullcontext():
                 if self._client is None:
                     self._client = self._connect()
                 yield self._client
@@ -216,7 +226,7 @@ class Server:
         """Upload a file, or the content of a folder."""
         if not path.exists():
             raise FtaeError(f"cannot log {path} to MLflow: it does not exist")
-        with self.client() as client, _variables(_for_uploads):
+        with self.client(uploading=True) as client:
             if path.is_dir():
                 client.log_artifacts(run_id, str(path), artifact_path)
             else:
@@ -248,18 +258,10 @@ class Server:
                     client.log_artifacts(run_id, folder, "images")
         return any_left
 
-    def register(self, run_id: str, artifact_path: str, name: str) -> str:
-        """Make an artifact of a run the newest version and the champion of a registered model; returns the version.
-
-        From then on ``models:/<name>@champion`` names it.
-        """
-        with self.client() as client:
-            with _unless_it_exists():
-                client.create_registered_model(name)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{artifact_path}"
-            version = client.create_model_version(name, source, run_id, await_creation_for=0).version
-            client.set_registered_model_alias(name, CHAMPION, version)
-        return str(version)
+    def make_registered_model(self, name: str) -> None:
+        """Make a registered model without versions, unless there is one of this name."""
+        with self.client() as client, _unless_it_exists():
+            client.create_registered_model(name)
 
 
 def _reason(error: Exception) -> str:

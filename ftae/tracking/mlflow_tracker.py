@@ -19,7 +19,8 @@ from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage import journal
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
-from ftae.tracking import MODEL, Outcome, Tracker, TrackingUnavailable
+from ftae.tracking import Outcome, OutcomeModel, Tracker, TrackingUnavailable
+from ftae.tracking.mlflow_models import log_model, register_model
 from ftae.tracking.mlflow_origin import dataset_input, origin_tags
 from ftae.tracking.mlflow_run import RunState, flatten, milliseconds, now, table_json
 from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
@@ -27,6 +28,7 @@ from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
 LEADERBOARD = "leaderboard.json"
 NOTE = "mlflow.note.content"  # the description of a run, as its page shows it
 OWN_NOTE = "<!-- What follows is written by ftae, again and again. What stands above stays. -->\n"
+MODEL_TAG, MODEL_URI = "ftae.model", "models:/"
 Runs = dict[int | None, RunState]  # by trial; the main run, of the search or the production run, at None
 S = TypeVar("S", SearchSpec, ProductionSpec)
 
@@ -100,10 +102,38 @@ class MlflowTracker(ABC, Generic[S]):
             # A point has a time, so the same value sent twice would be two points.
             changed = {key: value for key, value in outcome.metrics.items() if found.metrics.get(key) != value}
             self._server.log(run_id, points(changed, now(), outcome.num_ended), {}, tags)
+            if outcome.model is not None:
+                self._server.log(run_id, [], {}, {MODEL_TAG: self._log_model(runs, outcome.model)})
+
+    def _log_model(self, runs: Runs, model: OutcomeModel) -> str:
+        """Log the model; returns its URI, or why it cannot be logged."""
+        trial, step = model.report["trial"], model.report["step"]
+        tags = dict([self._identity()]) | {"ftae.trial": str(trial), "ftae.step": str(step)}
+        shown_in = [runs[key] for key in (trial, None) if key in runs]  # a person may have deleted the trial's
+        try:
+            model_id = log_model(
+                self._server,
+                self._experiment,
+                model,
+                name=f"{self._spec.name}-trial-{trial}" if self._has_children else self._spec.name,
+                tags=tags,
+                runs=[run.run_id for run in shown_in],
+                folder=self._folder,
+            )
+        except TrackingUnavailable:
+            raise
+        except FtaeError as error:
+            return clip(f"not logged: {error}", MAX_TAG)
+        return f"{MODEL_URI}{model_id}"
 
     def register(self, name: str) -> str:
         with self._known_runs() as runs:
-            return self._server.register(runs[None].run_id, MODEL, name)
+            run_id = runs[None].run_id
+            with self._server.client() as client:
+                published = client.get_run(run_id).data.tags.get(MODEL_TAG, "the run has no model yet")
+            if not published.startswith(MODEL_URI):
+                raise FtaeError(published)
+            return register_model(self._server, run_id, published.removeprefix(MODEL_URI), name)
 
     def page(self, trial: int | None = None) -> str:
         run = self._find_runs().get(trial)

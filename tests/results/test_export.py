@@ -77,10 +77,11 @@ def trial_with(record: SearchRecord, freeze_depth: int) -> TrialRecord:
 
 
 def test_the_best_trial_is_written_as_one_folder(folder: Path, record: SearchRecord, tmp_path: Path) -> None:
-    trial, _ = export(FolderStore(folder), tmp_path / "out")
+    trial = export(FolderStore(folder), tmp_path / "out").trial
     assert trial == record.ranked()[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"production.yaml", "model", "provenance.json", "README.md", "reconstructions.png"}
+    assert {"production.yaml", "model", "provenance.json", "README.md", "reconstructions.png"} <= names
+    assert {"MLmodel", "requirements.txt", "code", "input_example.json"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     picture = folder / trial.reports[-1]["images"]
     assert (tmp_path / "out" / "reconstructions.png").read_bytes() == picture.read_bytes()
@@ -153,7 +154,7 @@ def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
 ) -> None:
     for freeze_depth in (0, 2):
         out = tmp_path / str(freeze_depth)
-        _, model = export(FolderStore(folder), out, trial_with(record, freeze_depth).number)
+        model = export(FolderStore(folder), out, trial_with(record, freeze_depth).number).model
         assert model.latents_compatible is (freeze_depth == 2)
         provenance = json.loads((out / "provenance.json").read_text())
         assert provenance["latents"] == {"latents_compatible": freeze_depth == 2, "scaling_factor": None}

@@ -1,11 +1,14 @@
 """Production runs in MLflow: one run, the same one whenever the run is continued."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
+import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
 from production_runs import model_bytes, reports, silent, spec
 
 from ftae.errors import FtaeError, TrainingFailed
@@ -50,7 +53,19 @@ def artifacts(client: MlflowClient, run: Run, folder: str) -> set[str]:
     return {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, folder)}
 
 
-def test_mlflow_has_the_run_and_its_model(finished: tuple[Path, list[str]], client: MlflowClient) -> None:
+def logged(client: MlflowClient, run: Run) -> LoggedModel:
+    """The only logged model of a run."""
+    [output] = run.outputs.model_outputs
+    return client.get_logged_model(output.model_id)
+
+
+def logged_files(client: MlflowClient, run: Run) -> set[str]:
+    return {Path(file.path).name for file in client.list_logged_model_artifacts(logged(client, run).model_id, "model")}
+
+
+def test_mlflow_has_the_run_and_its_model(
+    finished: tuple[Path, list[str]], client: MlflowClient, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, said = finished
     run = only_run(client, "digits")
     assert (run.info.run_name, run.info.status) == ("digits", "FINISHED")
@@ -60,12 +75,16 @@ def test_mlflow_has_the_run_and_its_model(finished: tuple[Path, list[str]], clie
     assert "mlflow.parentRunId" not in run.data.tags
     assert run.data.params["optimizer.lr"] == "0.003"
     assert points(client, run) == [(r["step"], r["metrics"]["val/psnr"]) for r in reports(out)]
-    assert artifacts(client, run, "model") == set(model_bytes(out))
+    assert logged_files(client, run) == set(model_bytes(out))
     assert len(artifacts(client, run, "images")) == 2 * 4
     assert said[-1] == "registered as version 1 of 'digits-vae', alias champion"
     version = client.get_model_version_by_alias("digits-vae", "champion")
     assert (str(version.version), version.run_id) == ("1", run.info.run_id)
-    assert version.source == f"{run.info.artifact_uri}/model"
+    assert version.source == logged(client, run).artifact_location
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the code of a model in front
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(None, storage))
+    images = np.zeros((2, 1, 16, 16), np.float32)
+    assert mlflow.pyfunc.load_model("models:/digits-vae@champion").predict(images).shape == images.shape
     assert unsent(FolderStore(out)) == 0
 
 
@@ -129,7 +148,7 @@ def test_what_mlflow_missed_is_sent_when_it_is_back(tmp_path: Path) -> None:
     run = only_run(client, "digits")
     assert run.info.status == "FINISHED"
     assert [step for step, _ in points(client, run)] == [0, 4, 8, 12]
-    assert artifacts(client, run, "model") == set(model_bytes(tmp_path / "run"))
+    assert logged_files(client, run) == set(model_bytes(tmp_path / "run"))
 
 
 def test_sync_sends_a_run_and_its_model_to_a_store_that_was_wiped(tmp_path: Path) -> None:
@@ -143,7 +162,7 @@ def test_sync_sends_a_run_and_its_model_to_a_store_that_was_wiped(tmp_path: Path
     run = only_run(client, "digits")
     assert (run.info.status, run.data.params) == ("FINISHED", before.data.params)
     assert points(client, run) == [(r["step"], r["metrics"]["val/psnr"]) for r in reports(out)]
-    assert artifacts(client, run, "model") == set(model_bytes(out))
+    assert logged_files(client, run) == set(model_bytes(out))
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 

@@ -255,7 +255,12 @@ def test_mlflow_has_every_trial_and_every_point_once(
 def test_the_parent_run_holds_the_outcome(searched: SearchRecord, client: MlflowClient, storage: Path) -> None:
     parent = runs(client, "small")["search"].info.run_id
     artifacts = {artifact.path for artifact in client.list_artifacts(parent)}
-    assert artifacts == {"best_checkpoint", "best_config.yaml", "leaderboard.json", "search.yaml"}
+    assert artifacts == {"best_config.yaml", "leaderboard.json", "search.yaml"}
+    tags = client.get_run(parent).data.tags
+    model = client.get_logged_model(tags["ftae.model"].removeprefix("models:/"))
+    assert model.tags["ftae.trial"] == tags["ftae.best_trial"]
+    files = {Path(file.path).name for file in client.list_logged_model_artifacts(model.model_id)}
+    assert {"MLmodel", "code", "model", "production.yaml"} <= files
     table = json.loads(Path(client.download_artifacts(parent, "leaderboard.json")).read_text())
     assert [row[0] for row in table["data"]] == [row["trial"] for row in leaderboard(searched)]
 

@@ -347,7 +347,9 @@ def test_the_outcome_has_the_best_trial_and_the_baseline(journal: Journal, tmp_p
         (3, "pruned"),
     ]
     assert "lr: 0.002" in str(outcome.best_config)
-    assert outcome.files == {"best_checkpoint/trial-0002": tmp_path / "trials/0002/checkpoints/step-00000012"}
+    assert outcome.model is not None
+    assert (outcome.model.report["trial"], outcome.model.report["step"]) == (2, 12)
+    assert outcome.model.params == {"optimizer.lr": 0.002}
     assert outcome.tags == {"ftae.best_trial": "2"}
     assert outcome.metrics["best/val/psnr"] == 24.0
     assert outcome.metrics["baseline/val/psnr"] == 20.0

@@ -221,10 +221,11 @@ def test_a_server_that_goes_and_comes_back(
         made_up = MadeUpRun(tmp_path, "production", tmp_path / "run")
         made_up.open()
         production = made_up.tracker(uri)
-        production.publish(Outcome(files={"model": search.folder / "trials" / "0000"}))
+        made_up.report(1, 12)
+        production.publish(made_up.with_model(1))
         assert production.register("ae") == "1"
-        source = client.get_model_version_by_alias("ae", "champion").source
-        assert source == f"{runs_of(client, 'production')['production'].info.artifact_uri}/model"
+        version, run = client.get_model_version_by_alias("ae", "champion"), runs_of(client, "production")["production"]
+        assert version.source == client.get_logged_model(run.outputs.model_outputs[0].model_id).artifact_location
         search.tracker(uri).publish(Outcome([{"a": 1}], metrics={"m": 1.0}))
         assert "leaderboard.json" in artifacts_of(client, runs["outage"])
 

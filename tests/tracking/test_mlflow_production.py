@@ -6,7 +6,7 @@ import pytest
 from made_up_search import START, MadeUpRun, artifacts_of, points_of, runs_of
 from mlflow import MlflowClient
 
-from ftae.tracking import Outcome, store_uri
+from ftae.tracking import store_uri
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +72,3 @@ def test_a_continued_run_is_the_same_run(storage: Path, client: MlflowClient, tm
     client.delete_run(second.info.run_id)
     run.tracker().send(run.events)
     assert runs_of(client, "continued")["continued"].info.run_id != second.info.run_id
-
-
-def test_the_newest_registered_model_is_the_champion(storage: Path, client: MlflowClient, tmp_path: Path) -> None:
-    versions = []
-    for text in ("first", "second"):
-        run = MadeUpRun(storage, text, tmp_path / text)
-        run.open()
-        (run.folder / "model").mkdir()
-        (run.folder / "model" / "weights.txt").write_text(text)
-        tracker = run.tracker()
-        tracker.send(run.events)
-        tracker.publish(Outcome(files={"model": run.folder / "model"}))
-        versions.append(tracker.register("digits-ae"))
-    assert versions == ["1", "2"]
-    champion = client.get_model_version_by_alias("digits-ae", "champion")
-    assert str(champion.version) == "2"
-    assert champion.run_id == runs_of(client, "second")["second"].info.run_id
-    folder = Path(client.get_model_version_download_uri("digits-ae", "2").removeprefix("file://").replace("%20", " "))
-    assert (folder / "weights.txt").read_text() == "second"

@@ -23,12 +23,14 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from ftae.results.replay import replay
+from ftae.results.stored_spec import spec_of
 from ftae.search.tracking_sync import sync
 from ftae.specs import SearchSpec
 from ftae.storage.backends import FolderStore
 from ftae.storage.journal import Journal
 from ftae.storage.store import Store
-from ftae.tracking import TrackingUnavailable
+from ftae.tracking import Outcome, OutcomeModel, TrackingUnavailable, tracker_for
 
 pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
 psycopg = pytest.importorskip("psycopg")
@@ -288,7 +290,26 @@ def test_a_search_arrives_once_however_often_it_is_sent(
             expected.setdefault(name, {}).setdefault(key, []).append(point)
     assert first == expected
     assert sum(key.endswith(".png") for key in keys) == 10
-    assert {"leaderboard.json", "search.yaml", "state.json"} <= {key.rpartition("/")[2] for key in keys}
+    assert {"leaderboard.json", "search.yaml"} <= {key.rpartition("/")[2] for key in keys}
+
+
+def test_a_model_is_logged_and_registered_by_the_driver(
+    server: Server, search: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in(monkeypatch, PASSWORD["driver"])
+    tracker = tracker_for(spec_of(replay(search.folder)), search)
+    events = [json.loads(line) for line in (search.folder / "journal.jsonl").read_text().splitlines()]
+    tracker.send(events)
+    report = next(event for event in reversed(events) if event["event"] == "report")
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights.txt").write_text("weights")
+
+    for _ in range(2):
+        tracker.publish(Outcome(model=OutcomeModel(report, {}, write)))
+        assert tracker.register("ae") == "1"
+    assert sum(key.endswith("/weights.txt") for key in server.bucket()) == 1
 
 
 @pytest.mark.skipif(PROGRAMS is None, reason="PostgreSQL's programs are not installed (Debian: postgresql)")

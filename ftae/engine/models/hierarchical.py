@@ -54,11 +54,11 @@ class HierarchicalVaeNet(ConvNet):
             posteriors.append(Posterior(prior[0] + shift, prior[1] + spread, prior))
             return Encoding.of(posteriors[-1], noise).latents
 
-        return Encoding(self._descend(len(images), choose), _joined(posteriors))
+        return Encoding(self._descend(images.shape[0], choose), _joined(posteriors))
 
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Latents (B, D) as ``encode`` gives them to images (B, C, H, W) in [0, 1]."""
-        features = self.start(len(latents))
+        features = self.start(latents.shape[0])
         pieces = torch.split(latents, [math.prod(shape) for shape in self.shapes], dim=1)
         for i, (piece, shape) in enumerate(zip(pieces, self.shapes, strict=True)):
             features = self._step(i, features, torch.unflatten(piece, 1, shape))

@@ -1,0 +1,108 @@
+"""A tuned model as MLflow's ``python_function`` flavor serves it: the loader module that ``MLmodel`` names.
+
+A model folder carries the source of this package, so that only what the model computes with must be installed. This
+module, and all that it imports, needs neither Ray nor Optuna, and of MLflow nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftae.errors import FtaeError
+from ftae.inference.arrays import Floats, Model
+from ftae.inference.model import load_model
+from ftae.inference.source import ModelSource
+from ftae.results.export import MODEL, PRODUCTION
+from ftae.specs.files import load_production
+from ftae.specs.reading.problems import one_of
+
+METHODS = ("reconstruct", "encode", "decode", "sample", "score")
+
+
+def _load_pyfunc(folder: str) -> "ServedModel":
+    """The model in a folder that ``ftae export`` or ``ftae train`` wrote. MLflow calls it by this name.
+
+    Raises:
+        FtaeError: the weights are missing or damaged, or the family is code that may not run here.
+    """
+    spec = load_production(Path(folder) / PRODUCTION).finetune
+    tuned = load_model(ModelSource(spec, Path(folder) / MODEL, folder))
+    return ServedModel(Model(tuned, folder))
+
+
+class ServedModel:
+    """A model behind the ``predict`` of MLflow. Images are float32 (B, C, H, W) in [0, 1]."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._one_call = Lock()  # a call sets torch's threads and kernels for the process while it runs
+
+    def predict(self, model_input: npt.ArrayLike, params: Mapping[str, Any] | None = None) -> Floats:
+        """Run the method that ``params["method"]`` names.
+
+        ============ ========================================= ==================================================
+        method       input                                     result, float32
+        ============ ========================================= ==================================================
+        reconstruct  images (B, C, H, W)                       images (B, C, H, W)
+        encode       images (B, C, H, W)                       latents (B, c, h, w), flat ones (B, D, 1, 1)
+        decode       latents, as ``encode`` gives them         images (B, C, H, W)
+        sample       not used                                  ``n`` new images (n, C, H, W) of the seed ``seed``;
+                                                               for each label one batch of n
+        score        images (B, C, H, W)                       the mean squared error of each image (B,)
+        ============ ========================================= ==================================================
+
+        A model conditioned on labels needs ``labels``: a class name for each image, or one for all. Images are those
+        of the model; nothing is drawn, except in ``sample``.
+
+        Raises:
+            FtaeError: there is no such method, the input has another shape or range, or the labels do not fit.
+        """
+        given = {"method": "reconstruct", "n": 1, "seed": 0, "labels": [], **(params or {})}
+        method, labels = given["method"], list(given["labels"])
+        if method not in METHODS:
+            raise FtaeError(f"params: method {one_of(METHODS, str(method))}")
+        with self._one_call:
+            if method == "sample":
+                return self._sample(given["n"], given["seed"], labels)
+            values = np.asarray(model_input)
+            each = labels * len(values) if len(labels) == 1 else labels or None
+            if method == "decode":
+                return _channels_first(self._model.decode(self._latents(values), each))
+            images = self._images(values)
+            if method == "reconstruct":
+                return _channels_first(self._model.reconstruct(images, each))
+            if method == "score":
+                return self._model.score(images, each)
+            return _with_four_axes(self._model.encode(images, each))
+
+    def _sample(self, n: int, seed: int, labels: Sequence[str]) -> Floats:
+        classes: Sequence[str | None] = labels or [None]
+        made = [self._model.sample(n, seed, label) for label in classes]
+        return _channels_first(np.concatenate(made))
+
+    def _images(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Images with the channels last."""
+        height, width, channels = self._model.image_shape
+        if values.ndim != 4 or values.shape[1:] != (channels, height, width):
+            raise FtaeError(
+                f"images must have the shape (B, {channels}, {height}, {width}), got {values.dtype} of {values.shape}"
+            )
+        return values.transpose(0, 2, 3, 1)
+
+    def _latents(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Latents in the shape of the model, of those with four axes."""
+        shape = self._model.latent_shape
+        is_padded = values.shape[1:] == (*shape, *(1,) * (3 - len(shape)))
+        return values.reshape(len(values), *shape) if is_padded else values
+
+
+def _channels_first(images: Floats) -> Floats:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _with_four_axes(latents: Floats) -> Floats:
+    return latents.reshape(*latents.shape, *(1,) * (4 - latents.ndim))
