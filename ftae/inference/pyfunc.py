@@ -24,7 +24,7 @@ METHODS = ("reconstruct", "encode", "decode", "sample", "score")
 
 
 def _load_pyfunc(folder: str) -> "ServedModel":
-    """The model in a folder that ``ftae export`` or ``ftae train`` wrote. MLflow calls it by this name.
+    """The model in a folder that ``ftae export`` wrote, or that was logged. MLflow calls it by this name.
 
     Raises:
         FtaeError: the weights are missing or damaged, or the family is code that may not run here.
