@@ -20,7 +20,6 @@ from ftae.reporting.plots import (
     points,
     robust_range,
     time_unit,
-    tuned,
 )
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.storage.journal import Event
@@ -107,7 +106,7 @@ def _add_level(plot: go.Figure, untuned: Sequence[float], end: float) -> None:
 
 def _stops(record: SearchRecord) -> str:
     """Where trials were stopped."""
-    steps = Counter(trial.step for trial in tuned(record) if trial.status == "pruned")
+    steps = Counter(trial.step for trial in record.tuned if trial.status == "pruned")
     if not steps:
         return "No trial was stopped early." if record.kind == "search" else ""
     most = sorted(step for step, _ in steps.most_common(5))
@@ -122,7 +121,7 @@ def _best_so_far(record: SearchRecord) -> Plot:
     goal = record.objective.first
     began = min((trial.started for trial in record.trials.values()), default=0.0)
     ended = sorted(
-        (t for t in tuned(record) if t.status == "finished" and t.ended is not None), key=lambda t: t.ended or 0.0
+        (t for t in record.tuned if t.status == "finished" and t.ended is not None), key=lambda t: t.ended or 0.0
     )
     unit, unit_name = time_unit(max((trial.ended or began) - began for trial in ended) if ended else 0.0)
     hours = {trial.number: ((trial.ended or began) - began) / unit for trial in ended}

@@ -128,11 +128,6 @@ def by_status(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
     return {status: members for status, members in found.items() if members}
 
 
-def tuned(record: SearchRecord) -> list[TrialRecord]:
-    """The trials, but for the baseline."""
-    return [trial for trial in record.trials.values() if trial.kind != "baseline"]
-
-
 def time_unit(seconds: float) -> tuple[float, str]:
     """The unit for an axis of this length: its seconds, and its name in the plural."""
     units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
@@ -144,7 +139,7 @@ def best_and_some(record: SearchRecord, most: int) -> tuple[list[TrialRecord], s
 
     That are the best third of that number, and evenly many of the others from first to last, in order of their numbers.
     """
-    trials = tuned(record)
+    trials = record.tuned
     if len(trials) <= most:
         return trials, ""
     best = {trial.number for trial in record.ranked()[: most // 3]}

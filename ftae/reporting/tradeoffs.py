@@ -134,6 +134,6 @@ def _caption(record: SearchRecord, shown: Sequence[TrialRecord]) -> str:
     text = f"Values are those of the last report{cut}."
     if not record.objective.constraints:
         return text
-    ended = [trial for trial in record.trials.values() if trial.kind != "baseline" and trial.status == "finished"]
+    ended = [trial for trial in record.tuned if trial.status == "finished"]
     kept = sum(bool(record.is_feasible(trial)) for trial in ended)
     return f"Of {count(len(ended), 'trial')} that ran to their full budget, {kept} keep all constraints. {text}"

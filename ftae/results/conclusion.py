@@ -27,7 +27,7 @@ def winner_of(record: SearchRecord) -> TrialRecord | None:
 
 def by_state(record: SearchRecord) -> str:
     """How the tuned trials ended: ``9 finished, 14 stopped, 1 running``; empty before the first."""
-    counts: Counter[str] = Counter(trial.status for trial in record.trials.values() if trial.kind != "baseline")
+    counts: Counter[str] = Counter(trial.status for trial in record.tuned)
     return ", ".join(f"{counts[s]} {word}" for s, word in (BY_STATUS | {"running": "running"}).items() if counts[s])
 
 

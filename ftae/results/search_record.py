@@ -234,6 +234,11 @@ class SearchRecord:
         return int(self.search["finetune"]["max_steps"])
 
     @property
+    def tuned(self) -> list[TrialRecord]:
+        """The trials, but for the baseline."""
+        return [trial for trial in self.trials.values() if trial.kind != "baseline"]
+
+    @property
     def tuned_running(self) -> list[TrialRecord]:
         """The trials that have not ended, but for the baseline."""
         return [trial for trial in self.running.values() if trial.kind != "baseline"]
@@ -292,7 +297,7 @@ class SearchRecord:
         return list(self._ranked)
 
     def _put_in_order(self) -> list[TrialRecord]:
-        finished = [t for t in self.trials.values() if t.status == "finished" and t.kind != "baseline"]
+        finished = [trial for trial in self.tuned if trial.status == "finished"]
         feasible = ranking.ordered(self._points(finished))
         others = [t for t in finished if not self.is_feasible(t)]
         return [self.trials[number] for number in feasible] + sorted(others, key=self._sort_key)

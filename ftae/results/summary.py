@@ -91,7 +91,7 @@ def progress(record: SearchRecord) -> dict[str, Any]:
     many have ended and have begun, where there are any. ``no_baseline``: why the untuned model, which has begun, has no
     objective. ``best`` has ``within_noise``, the trials that may be as good, where there are any.
     """
-    tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
+    tuned = record.tuned
     counts = Counter(trial.status for trial in tuned)
     ranked, untuned = record.ranked(), record.baseline
     times = [

@@ -22,12 +22,10 @@ from ftae.storage.store import Store
 from ftae.tracking import Outcome, OutcomeModel, Tracker, TrackingUnavailable
 from ftae.tracking.mlflow_models import log_model, register_model
 from ftae.tracking.mlflow_origin import dataset_input, origin_tags
-from ftae.tracking.mlflow_run import RunState, flatten, milliseconds, now, table_json
-from ftae.tracking.mlflow_server import MAX_TAG, Server, clip, points
+from ftae.tracking.mlflow_outcome import publish
+from ftae.tracking.mlflow_run import RunState, flatten, milliseconds
+from ftae.tracking.mlflow_server import MAX_TAG, Server, clip
 
-LEADERBOARD = "leaderboard.json"
-NOTE = "mlflow.note.content"  # the description of a run, as its page shows it
-OWN_NOTE = "<!-- What follows is written by ftae, again and again. What stands above stays. -->\n"
 MODEL_TAG, MODEL_URI = "ftae.model", "models:/"
 Runs = dict[int | None, RunState]  # by trial; the main run, of the search or the production run, at None
 S = TypeVar("S", SearchSpec, ProductionSpec)
@@ -85,23 +83,7 @@ class MlflowTracker(ABC, Generic[S]):
     def publish(self, outcome: Outcome) -> None:
         with self._known_runs() as runs:
             run_id = runs[None].run_id
-            with self._server.client() as client:
-                found = client.get_run(run_id).data
-                tags = dict(outcome.tags)
-                if outcome.description is not None:
-                    tags[NOTE] = _with_notes_kept(found.tags.get(NOTE, ""), outcome.description)
-                if outcome.leaderboard is not None:
-                    client.log_text(run_id, table_json(outcome.leaderboard), LEADERBOARD)
-                    tables: list[Any] = json.loads(found.tags.get("mlflow.loggedArtifacts", "[]"))
-                    table = {"path": LEADERBOARD, "type": "table"}
-                    tags["mlflow.loggedArtifacts"] = json.dumps(tables if table in tables else [*tables, table])
-                if outcome.best_config is not None:
-                    client.log_text(run_id, outcome.best_config, "best_config.yaml")
-            for artifact_path, path in outcome.files.items():
-                self._server.upload(run_id, path, artifact_path or None)
-            # A point has a time, so the same value sent twice would be two points.
-            changed = {key: value for key, value in outcome.metrics.items() if found.metrics.get(key) != value}
-            self._server.log(run_id, points(changed, now(), outcome.num_ended), {}, tags)
+            publish(self._server, run_id, outcome)
             if outcome.model is not None:
                 self._server.log(run_id, [], {}, {MODEL_TAG: self._log_model(runs, outcome.model)})
 
@@ -308,13 +290,6 @@ def _named(event: Event) -> tuple[str, dict[str, str]]:
         of, seed = event["of"], event["changes"]["seed"]
         return f"trial-{of:04d}-seed-{seed}", {"ftae.confirmation": str(trial), "ftae.confirms": str(of)}
     return "baseline" if event.get("kind") == "baseline" else f"trial-{trial:04d}", {"ftae.trial": str(trial)}
-
-
-def _with_notes_kept(before: str, description: str) -> str:
-    """A description below what people wrote above the one before."""
-    written, found, _ = before.partition(OWN_NOTE)
-    kept = written if found or not before else f"{before.rstrip()}\n\n"
-    return clip(f"{kept}{OWN_NOTE}{description}", MAX_TAG)
 
 
 def _search_params(search: Mapping[str, Any]) -> dict[str, str]:

@@ -46,11 +46,10 @@ def good_trials(record: SearchRecord) -> list[TrialRecord]:
 def range_uses(record: SearchRecord, spec: SearchSpec) -> list[RangeUse]:
     """How a search has used each of its ranges, in the order of the file."""
     good, enough = good_trials(record), len(record.ranked()) >= LEAST_TRIALS
-    tuned = [trial for trial in record.trials.values() if trial.kind != "baseline"]
     uses = []
     for path, given in spec.search_space.items():
         if isinstance(given, Range):
-            of_all, of_good = _positions(given, path, tuned), _positions(given, path, good)
+            of_all, of_good = _positions(given, path, record.tuned), _positions(given, path, good)
             advice = _advice(given, path, list(of_good.values())) if enough and len(of_good) >= LEAST_GOOD else None
             uses.append(RangeUse(path, given.low, given.high, of_all, of_good, advice))
     return uses

@@ -47,7 +47,7 @@ def rated(record: SearchRecord, spec: SearchSpec, goal: Goal, most: int) -> Rate
         goal: one of its goals.
         most: of more trials, evenly many from first to last are taken.
     """
-    params, tuned = Params(spec), [t for t in record.trials.values() if t.kind != "baseline" and t.status != "running"]
+    params, tuned = Params(spec), [t for t in record.tuned if t.status != "running"]
     is_first = goal.metric == record.objective.first.metric
     values = {t.number: value for t in tuned if (value := _end(t, goal, is_first)) is not None}
     known = [trial for trial in tuned if trial.number in values]

@@ -69,7 +69,7 @@ class Forecaster:
     @property
     def tuned(self) -> dict[int, TrialRecord]:
         """All trials but the baseline, by number."""
-        return {number: trial for number, trial in self.record.trials.items() if trial.kind != "baseline"}
+        return {trial.number: trial for trial in self.record.tuned}
 
     def vector(self, number: int) -> Array:
         """The params of a trial in the unit cube."""
