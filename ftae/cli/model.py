@@ -62,6 +62,24 @@ def reconstruct(
 
 @app.command(rich_help_panel=PANEL)
 @takes_model
+def translate(
+    model: ModelRef,
+    images: Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="The folder of images.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="The folder to write.", show_default=False),
+    ],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write what a model of pairs makes of every image of a folder, and a sheet of some beside their inputs."""
+    loaded = model.load()
+    with prints_to_stderr():
+        count = loaded.translate_folder(images, out, overwrite=overwrite, notify=to_stderr)
+    typer.echo(f"{count} translations are in {out}; {out / 'sheet.png'} shows inputs and translations")
+
+
+@app.command(rich_help_panel=PANEL)
+@takes_model
 def interpolate(
     model: ModelRef,
     first: Annotated[Path, typer.Argument(metavar="A", help="An image.", show_default=False)],

@@ -113,7 +113,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
 
 def _discriminator_bytes(spec: FinetuneSpec) -> int:
     """The bytes of the discriminator in a checkpoint: its weights and the two averages of its optimizer."""
-    discriminator = build_discriminator(spec.discriminator, channels=spec.data.channels, seed=spec.seed)
+    discriminator = build_discriminator(spec.discriminator, channels=spec.discriminator_channels, seed=spec.seed)
     weights: list[Tensor] = list(discriminator.state_dict().values())
     return 3 * sum(t.numel() * t.element_size() for t in weights)
 

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Model:
-    """A tuned autoencoder, loaded by ``ftae.load_model``.
+    """A tuned model, loaded by ``ftae.load_model``: an autoencoder, or a translator, which has no latents.
 
     Images are arrays of shape (N, H, W, C). H and W are the ``data.resolution`` of the model's run, C is 1 or 3 as its
     ``data.color`` says. Given images are uint8 in [0, 255] or floats in [0, 1]; returned images are float32 in [0, 1].
@@ -82,7 +82,25 @@ class Model:
         Raises:
             FtaeError: the images have another shape, type or range, or the labels do not fit the model.
         """
-        return self.decode(self.encode(images, labels), labels)
+        self._check_task(translates=False)
+        return self._outputs(images, labels)
+
+    def translate(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
+        """Translate images: what a model of pairs makes of A.
+
+        Args:
+            images: (N, H, W, C), uint8 in [0, 255] or floats in [0, 1].
+            labels: N class names, for a model conditioned on labels.
+
+        Returns:
+            The translated images: float32 (N, H, W, C) in [0, 1].
+
+        Raises:
+            FtaeError: the model reconstructs its images; or the images have another shape, type or range, or the labels
+                do not fit the model.
+        """
+        self._check_task(translates=True)
+        return self._outputs(images, labels)
 
     def encode(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
         """Encode images to latents: the mode of the posterior, or the quantised latents; nothing is drawn.
@@ -131,11 +149,13 @@ class Model:
             The mean squared error of each image, float32 (N,): the ``mse`` of ``ftae evaluate``.
 
         Raises:
-            FtaeError: the images have another shape, type or range, or the labels do not fit the model.
+            FtaeError: the model translates images; or these have another shape, type or range, or the labels do not fit
+                the model.
         """
+        self._check_task(translates=False)
 
         def errors(part: Tensor, known: Tensor | None) -> Tensor:
-            return (self._tuned.reconstruct(part, known) - part).square().flatten(1).mean(1)
+            return (self._tuned.run(part, known) - part).square().flatten(1).mean(1)
 
         return self._in_batches(errors, self._images(images), labels)
 
@@ -213,8 +233,26 @@ class Model:
         Returns the number of images. Raises FtaeError if no image can be read, or ``out`` is not empty and
         ``overwrite`` is false.
         """
+        self._check_task(translates=False)
         notify = notify or _ignore
-        return generate.reconstruct_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
+        return generate.run_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
+
+    def translate_folder(
+        self,
+        folder: Path | str,
+        out: Path | str,
+        *,
+        overwrite: bool = False,
+        notify: Callable[[str], None] | None = None,
+    ) -> int:
+        """Write the translation of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
+
+        Returns the number of images. Raises FtaeError as ``reconstruct_folder``, or if the model reconstructs its
+        images.
+        """
+        self._check_task(translates=True)
+        notify = notify or _ignore
+        return generate.run_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
 
     def interpolate_files(
         self,
@@ -263,6 +301,17 @@ class Model:
         )
 
     # -------------------------------------------------------------------------------------------- private
+
+    def _check_task(self, *, translates: bool) -> None:
+        """Refuse a method that belongs to the other kind of model."""
+        if self.spec.translates and not translates:
+            raise FtaeError(f"{self.description} gives other images than it gets: translate them instead")
+        if translates and not self.spec.translates:
+            raise FtaeError(f"{self.description} gives the images that it gets: reconstruct them instead")
+
+    def _outputs(self, images: npt.ArrayLike, labels: Sequence[str] | None) -> Floats:
+        made = self._in_batches(self._tuned.run, self._images(images), labels)
+        return np.ascontiguousarray(made.transpose(0, 2, 3, 1))
 
     def _images(self, images: npt.ArrayLike) -> Tensor:
         """Check images and convert them to float32 (N, C, H, W) in [0, 1]."""

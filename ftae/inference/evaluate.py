@@ -12,6 +12,7 @@ import torch
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import ImagesChanged, load_dataset
+from ftae.engine.data.decoding import stored_shape
 from ftae.engine.data.listing import as_text, check_output
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
@@ -280,4 +281,4 @@ def _training_images(model: TunedModel) -> ImageSet:
     for spec in (data, data.model_copy(update={"fingerprint": None})):
         with suppress(FtaeError):
             return load_dataset(spec).train
-    return ImageSet(np.empty((0, data.decoded_side, data.decoded_side, data.channels), np.uint8), None)
+    return ImageSet(np.empty((0, *stored_shape(data)), np.uint8), None)

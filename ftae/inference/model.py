@@ -70,22 +70,39 @@ class TunedModel:
         labels = torch.tensor([self.label(each) for each in chosen], device=self.device).repeat_interleave(num)
         return labels, [f"{each}-{i:04d}" for each in chosen for i in range(num)]
 
+    def check_latents(self) -> None:
+        """Refuse to encode, decode, interpolate or sample.
+
+        Raises:
+            FtaeError: the model is a translator.
+        """
+        if not self.spec.model.has_latents:
+            raise FtaeError(
+                f"{self.spec.model.family} has no latents to encode to, to decode, to interpolate or to sample: it can "
+                "only translate images"
+            )
+
     @torch.no_grad()
     def encode(self, images: Tensor, labels: Tensor | None = None) -> Encoding:
         """Encode images (B, C, H, W) in [0, 1]. Metrics are measured on the ``mode`` of the encoding."""
+        self.check_latents()
         with self.settings():
             return self.autoencoder.encode(self.autoencoder.to_range(images.to(self.device)), labels)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode latents to float32 images (B, C, H, W), clamped to [0, 1], on the CPU."""
+        self.check_latents()
         with self.settings():
             images = self.autoencoder.to_unit(self.autoencoder.decode(latents.to(self.device), labels))
             return images.float().clamp(0.0, 1.0).cpu()
 
-    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Encode and decode images (B, C, H, W) in [0, 1]; returns images as ``decode`` does."""
-        return self.decode(self.encode(images, labels).mode, labels)
+    @torch.no_grad()
+    def run(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Reconstruct or translate images (B, C, H, W) in [0, 1]; returns images as ``decode`` does."""
+        with self.settings():
+            _, made = self.autoencoder.run(self.autoencoder.to_range(images.to(self.device)), labels)
+            return self.autoencoder.to_unit(made).float().clamp(0.0, 1.0).cpu()
 
     def example_encoding(self) -> Encoding:
         """Encode one grey image: shows the shape of the latents, and whether there is a posterior or codes."""

@@ -17,6 +17,7 @@ from ftae.engine.data.checks import skipped_message
 from ftae.engine.data.dataset import load_dataset, separate_anomalies, store_part
 from ftae.engine.data.decoding import UnreadableImage, decode_image, quiet_pillow, read_bytes
 from ftae.engine.data.image_folder import folder_part
+from ftae.engine.data.pairs import pairs_part
 from ftae.engine.data.source_base import ImageSet, ListedImages, num_held_out
 from ftae.engine.data.sources import source_of
 from ftae.engine.data.survey import check_levels, survey_image
@@ -54,11 +55,13 @@ class NamedImages:
 def named_folder(folder: str, spec: DataSpec) -> NamedImages:
     """All images of a folder in the size and colour of ``spec``, named by their paths below the folder.
 
+    Where ``spec`` is of pairs, each file holds a pair side by side.
+
     Raises:
         FtaeError: the folder holds no readable images, ``spec`` does not say what values mean, or the cache cannot
             be written.
     """
-    part = folder_part(folder, spec)
+    part = pairs_part(folder, spec) if spec.paired else folder_part(folder, spec)
     stored = store_part(part, spec)
     named = _named(part.listed(), stored, spec)
     skipped = sorted([*stored.skipped, *part.unusable])

@@ -20,7 +20,7 @@ from ftae.results.export import MODEL, PRODUCTION
 from ftae.specs.files import load_production
 from ftae.specs.reading.problems import one_of
 
-METHODS = ("reconstruct", "encode", "decode", "sample", "score")
+METHODS = ("reconstruct", "translate", "encode", "decode", "sample", "score")
 
 
 def _load_pyfunc(folder: str) -> "ServedModel":
@@ -48,6 +48,7 @@ class ServedModel:
         method       input                                     result, float32
         ============ ========================================= ==================================================
         reconstruct  images (B, C, H, W)                       images (B, C, H, W)
+        translate    images (B, C, H, W)                       images (B, C, H, W), of a model of pairs
         encode       images (B, C, H, W)                       latents (B, c, h, w), flat ones (B, D, 1, 1)
         decode       latents, as ``encode`` gives them         images (B, C, H, W)
         sample       not used                                  ``n`` new images (n, C, H, W) of the seed ``seed``;
@@ -55,13 +56,15 @@ class ServedModel:
         score        images (B, C, H, W)                       the mean squared error of each image (B,)
         ============ ========================================= ==================================================
 
-        A model conditioned on labels needs ``labels``: a class name for each image, or one for all. Images are those
-        of the model; nothing is drawn, except in ``sample``.
+        The default is ``reconstruct``, or ``translate`` for a model that does. A model conditioned on labels needs
+        ``labels``: a class name for each image, or one for all. Images are those of the model; nothing is drawn, except
+        in ``sample``.
 
         Raises:
             FtaeError: there is no such method, the input has another shape or range, or the labels do not fit.
         """
-        given = {"method": "reconstruct", "n": 1, "seed": 0, "labels": [], **(params or {})}
+        default = "translate" if self._model.spec.translates else "reconstruct"
+        given = {"method": default, "n": 1, "seed": 0, "labels": [], **(params or {})}
         method, labels = given["method"], list(given["labels"])
         if method not in METHODS:
             raise FtaeError(f"params: method {one_of(METHODS, str(method))}")
@@ -75,6 +78,8 @@ class ServedModel:
             images = self._images(values)
             if method == "reconstruct":
                 return _channels_first(self._model.reconstruct(images, each))
+            if method == "translate":
+                return _channels_first(self._model.translate(images, each))
             if method == "score":
                 return self._model.score(images, each)
             return _with_four_axes(self._model.encode(images, each))

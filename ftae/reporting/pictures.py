@@ -1,8 +1,9 @@
 """The section "look": the stored pictures of reconstructions, cut into samples, a limited number of them.
 
 A stored picture is a grid of fixed validation images, each as input | reconstruction | a third cell. That is the target
-where the input is degraded, and else the difference. The page gets inputs and targets once, and of each trial and step
-the reconstructions alone, as a strip of samples; it makes the difference maps itself.
+where the input is another image, and else the difference; pairs have the difference in a fourth. The page gets inputs
+and targets once, and of each trial and step the reconstructions alone, as a strip of samples; it makes the difference
+maps itself.
 """
 
 import base64
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ftae.engine.run_folder import GRID_MIN_SIDE
+from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_MIN_SIDE
 from ftae.reporting.plots import evenly
 from ftae.results.search_record import SearchRecord, TrialRecord
+from ftae.specs.finetune.data import PAIRED_SOURCES
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
@@ -34,11 +36,16 @@ LOSSLESS_SIDE = 64  # samples up to this size are kept to the last bit
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples are in a stored picture. ``side``: of a cell; ``scale``: how often each pixel is repeated."""
+    """Where the samples are in a stored picture.
+
+    ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample; ``has_target``:
+    whether the third is the target.
+    """
 
     side: int
     scale: int
-    is_degraded: bool
+    cells_each: int
+    has_target: bool
 
     @classmethod
     def of(cls, record: SearchRecord) -> "Layout | None":
@@ -48,18 +55,21 @@ class Layout:
         if not isinstance(side, int) or isinstance(side, bool) or side < 1:
             return None
         scale = max(1, -(-GRID_MIN_SIDE // side))
-        return cls(side * scale, scale, data.get("degrade") is not None)
+        is_paired = data.get("source") in PAIRED_SOURCES
+        each = CELLS_OF_PAIRS if is_paired else CELLS
+        return cls(side * scale, scale, each, is_paired or data.get("degrade") is not None)
 
     def cells(self, picture: Pixels) -> Pixels | None:
-        """The samples of a picture (N, 3, H, W, 3), not enlarged; None if it has another layout."""
+        """The samples of a picture (N, cells, H, W, 3), not enlarged; None if it has another layout."""
         height, width = picture.shape[:2]
-        if height % self.side or width % (3 * self.side):
+        each = self.cells_each
+        if height % self.side or width % (each * self.side):
             return None
-        rows, columns = height // self.side, width // (3 * self.side)
+        rows, columns = height // self.side, width // (each * self.side)
         small = picture[:: self.scale, :: self.scale]
         side = self.side // self.scale
-        cells = small.reshape(rows, side, columns, 3, side, 3).transpose(0, 2, 3, 1, 4, 5)
-        return cells.reshape(rows * columns, 3, side, side, 3)
+        cells = small.reshape(rows, side, columns, each, side, 3).transpose(0, 2, 3, 1, 4, 5)
+        return cells.reshape(rows * columns, each, side, side, 3)
 
 
 class Gallery:
@@ -130,7 +140,7 @@ class Gallery:
     def _given(self, cells: Pixels) -> Mapping[str, Pixels]:
         """What is the same in every picture: the target, and the input where that is another one."""
         assert self._layout is not None
-        return {"target": cells[:, 2], "input": cells[:, 0]} if self._layout.is_degraded else {"target": cells[:, 0]}
+        return {"target": cells[:, 2], "input": cells[:, 0]} if self._layout.has_target else {"target": cells[:, 0]}
 
     def _read(self, path: str | None) -> Pixels | None:
         if not path:

@@ -130,6 +130,10 @@ def _run_lines(run: FinetuneSpec) -> list[str]:
 def _task_lines(run: FinetuneSpec) -> list[str]:
     """What the data ask of the model beyond the reconstruction of its input."""
     data, lines = run.data, []
+    if data.paired:
+        lines.append("pairs        the model gets A and is measured against B")
+    if run.losses.adversarial > 0.0 and run.is_conditional:
+        lines.append("adversarial  the discriminator sees the input of the model beside each image")
     if data.degrade is not None:
         lines.append(f"degraded     the input of the model has {data.degrade}; it is measured against the clean images")
     if data.labelled_fraction < 1.0:

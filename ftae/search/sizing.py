@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ftae.engine.models.families import build_model
-from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE, KEPT
+from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_IMAGES, GRID_MIN_SIDE, KEPT
 from ftae.engine.sizing import ModelSummary, Probe, summarize, trial_seconds
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
@@ -80,12 +80,13 @@ def _most_pictures(spec: SearchSpec) -> int:
 
 
 def _picture_bytes(run: FinetuneSpec) -> int:
-    """Size of one picture of reconstructions, three cells per image, as if PNG did not compress.
+    """Size of one picture of reconstructions as if PNG did not compress.
 
     Enlarged pixels compress along one side.
     """
     enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
-    return 3 * GRID_IMAGES * run.data.channels * run.data.resolution**2 * enlarged
+    cells = CELLS_OF_PAIRS if run.data.paired else CELLS
+    return cells * GRID_IMAGES * run.data.channels * run.data.resolution**2 * enlarged
 
 
 def check_quota(spec: SearchSpec, needed: int) -> None:

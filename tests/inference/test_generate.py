@@ -17,7 +17,7 @@ from ftae.engine.models.autoencoder import Codes, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.process import device_of
 from ftae.errors import FtaeError
-from ftae.inference.generate import interpolate, lerp, reconstruct_folder, sample, slerp
+from ftae.inference.generate import interpolate, lerp, run_folder, sample, slerp
 from ftae.inference.model import TunedModel, load_model
 from ftae.inference.pictures import pixels_of, png_names, prepare_folder, read_named_image, save_gif, save_sheet
 from ftae.inference.source import find_model
@@ -40,13 +40,13 @@ def untrained(**model: Any) -> TunedModel:
 def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "below" / "out"
-    assert reconstruct_folder(model, pictures, out, overwrite=False, notify=said.append) == 12
+    assert run_folder(model, pictures, out, overwrite=False, notify=said.append) == 12
     names = {str(path.relative_to(out)) for path in out.rglob("*.png")}
     whole = {str(p.relative_to(pictures)) for p in pictures.rglob("*.png") if "broken" not in p.name}
     assert names == whole | {"sheet.png"}
     assert ["broken.png is skipped: not an image" in line for line in said] == [True]
     for name in whole:
-        expected = pixels_of(model.reconstruct(read_named_image(model, pictures / name, print)))[0, :, :, 0].astype(int)
+        expected = pixels_of(model.run(read_named_image(model, pictures / name, print)))[0, :, :, 0].astype(int)
         assert np.abs(np.asarray(Image.open(out / name)).astype(int) - expected).max() <= 1
     assert Image.open(out / "sheet.png").size == (4 * (2 * 96 + 2) - 2, 3 * (96 + 2) - 2)
 
@@ -57,7 +57,7 @@ def test_no_input_is_overwritten(model: TunedModel, pictures: Path, tmp_path: Pa
     before = {path: path.read_bytes() for path in source.rglob("*.png")}
     for out in (source, source / "3", source / "new", tmp_path, tmp_path / "in" / ".." / "in"):
         with pytest.raises(FtaeError, match="must be apart from"):
-            reconstruct_folder(model, source, out, overwrite=True, notify=lambda line: None)
+            run_folder(model, source, out, overwrite=True, notify=lambda line: None)
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 
 
@@ -105,7 +105,7 @@ def test_what_of_the_inputs_is_not_used_is_said(model: TunedModel, pictures: Pat
     (tmp_path / "in" / "3" / "a.heic").touch()
     (tmp_path / "in" / "3" / "dead.png").symlink_to("/nowhere")
     said: list[str] = []
-    assert reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=said.append) == 12
+    assert run_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=said.append) == 12
     assert said[:2] == [
         f"{tmp_path / 'in'}: 1 file of other kinds left out: .heic 1",
         f"{tmp_path / 'in'}/3/dead.png is skipped: a link to nothing",
@@ -117,7 +117,7 @@ def test_what_values_are_is_not_guessed_of_images_that_are_named(model: TunedMod
     (tmp_path / "in").mkdir()
     Image.fromarray(dark).save(tmp_path / "in" / "dark.png")
     with pytest.raises(FtaeError, match="looks like 12 bits"):
-        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=print)
+        run_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=print)
     assert not (tmp_path / "out").exists()
     with pytest.raises(FtaeError, match="looks like 12 bits"):
         read_named_image(model, tmp_path / "in" / "dark.png", print)
@@ -127,22 +127,22 @@ def test_a_folder_without_a_readable_image(model: TunedModel, tmp_path: Path) ->
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"not an image")
     with pytest.raises(FtaeError, match=r"no image of .* can be read"):
-        reconstruct_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=lambda line: None)
+        run_folder(model, tmp_path / "in", tmp_path / "out", overwrite=False, notify=lambda line: None)
 
 
 def test_a_conditional_model_takes_the_labels_of_sub_folders(pictures: Path, tmp_path: Path) -> None:
     model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
-    reconstruct_folder(model, pictures, tmp_path / "out", overwrite=False, notify=lambda line: None)
+    run_folder(model, pictures, tmp_path / "out", overwrite=False, notify=lambda line: None)
     name = "7/picture 00: as taken.png"
     image = read_named_image(model, pictures / name, print)
-    made = [pixels_of(model.reconstruct(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
+    made = [pixels_of(model.run(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
     written = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
     assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
     with pytest.raises(FtaeError, match="the model is conditioned on labels: put the images"):
-        reconstruct_folder(model, pictures / "3", tmp_path / "plain", overwrite=False, notify=lambda line: None)
+        run_folder(model, pictures / "3", tmp_path / "plain", overwrite=False, notify=lambda line: None)
     shutil.copytree(pictures / "3", tmp_path / "in" / "4")
     with pytest.raises(FtaeError, match="the label of an image must be one of 3, 7, got '4'"):
-        reconstruct_folder(model, tmp_path / "in", tmp_path / "other", overwrite=False, notify=lambda line: None)
+        run_folder(model, tmp_path / "in", tmp_path / "other", overwrite=False, notify=lambda line: None)
 
 
 # ----------------------------------------------------------------------------------------- interpolate
@@ -153,7 +153,7 @@ def test_the_ends_are_the_two_reconstructions(model: TunedModel, pictures: Path,
     a, b = (read_named_image(model, path, print) for path in sorted(pictures.glob("7/*.png"))[:2])
     made, description = interpolate(model, a, b, 5, spherical=spherical, label=None)
     assert description.startswith("spherical" if spherical else "linear")
-    ends = model.reconstruct(torch.cat([a, b]))
+    ends = model.run(torch.cat([a, b]))
     assert torch.allclose(made[[0, -1]], ends, atol=1e-6)
     steps = (made[1:] - made[:-1]).abs().flatten(1).mean(1)
     assert (steps > 0).all()

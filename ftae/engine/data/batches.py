@@ -150,7 +150,8 @@ def train_batch(
     if spec.flip:
         mirrored = (rng.random(batch_size) < 0.5)[rows]
         pixels[mirrored] = pixels[mirrored][..., ::-1]
-    inputs = _degraded_inputs(pixels, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
+    given, pixels = _sides(pixels, spec)
+    inputs = _degraded_inputs(given, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
     made = _to_batch(pixels, inputs, None if images.labels is None else images.labels[indices], device)
     is_random = spec.flip or spare or spec.degrade is not None
     return made if is_random else replace(made, ids=_ids(images, indices, spec))
@@ -166,7 +167,8 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         pixels = images.stored[images.rows_at(part), centre, centre].transpose(0, 3, 1, 2).copy()
-        inputs = _degraded_inputs(pixels, spec, ([int(place), 0, 0, 3] for place in images.positions_at(part)))
+        given, pixels = _sides(pixels, spec)
+        inputs = _degraded_inputs(given, spec, ([int(place), 0, 0, 3] for place in images.positions_at(part)))
         batch = _to_batch(pixels, inputs, None if images.labels is None else images.labels[part].copy(), device)
         factors = None if images.factors is None else torch.from_numpy(images.factors[part].copy())
         yield replace(batch, factors=factors, ids=_ids(images, part, spec))
@@ -181,10 +183,21 @@ def _ids(images: ImageSet, indices: slice | Indices, spec: DataSpec) -> tuple[Im
     return (ImageIds(key, images.complete.num_images, images.positions_at(indices)),)
 
 
-def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Images | None:
-    """Degraded images, float32 (B, C, H, W), each with a seed of its own; None where ``spec`` degrades nothing."""
+def _sides(pixels: Pixels, spec: DataSpec) -> tuple[Pixels, Pixels]:
+    """The inputs and the images of stored pixels (B, C, H, W); those of pairs follow each other as channels.
+
+    The same array twice where the images are no pairs, which single images of a user never are.
+    """
+    if pixels.shape[1] == spec.channels:
+        return pixels, pixels
+    given, images = np.split(pixels, [spec.channels], axis=1)
+    return np.ascontiguousarray(given), np.ascontiguousarray(images)
+
+
+def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Pixels | Images:
+    """Degraded images, float32 (B, C, H, W), each with a seed of its own; ``pixels`` where nothing is degraded."""
     if spec.degrade is None:
-        return None
+        return pixels
     inputs = np.empty(pixels.shape, dtype=np.float32)
     for row, (image, seed) in enumerate(zip(pixels, seeds, strict=True)):
         channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
@@ -192,14 +205,19 @@ def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[in
     return inputs
 
 
-def _to_batch(pixels: Pixels, inputs: Images | None, labels: Labels | None, device: torch.device | str) -> Batch:
-    """A batch on the device. Pixels travel as bytes, a quarter of the size of floats, and become floats there."""
-    images = _to_device(pixels, device).to(torch.float32).div_(255)
+def _to_batch(pixels: Pixels, inputs: Pixels | Images, labels: Labels | None, device: torch.device | str) -> Batch:
+    images = _to_unit(pixels, device)
     return Batch(
         images,
-        images if inputs is None else _to_device(inputs, device),
+        images if inputs is pixels else _to_unit(inputs, device),
         None if labels is None else _to_device(labels, device),
     )
+
+
+def _to_unit(values: Pixels | Images, device: torch.device | str) -> torch.Tensor:
+    """fp32 on the device. Pixels travel as bytes, a quarter of the size of floats, and become floats there."""
+    tensor = _to_device(values, device)
+    return tensor.to(torch.float32).div_(255) if values.dtype == np.uint8 else tensor
 
 
 def _to_device(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:

@@ -19,8 +19,8 @@ MOST_NAMED = 5  # files named in one message
 def check_folders_apart(spec: DataSpec) -> None:
     """No folder of validation images may also be one of training images, neither here nor in the replayed domain."""
     folders = spec.image_folders()
-    for train in (leaf for leaf in folders if leaf.endswith("train")):
-        for val in (leaf for leaf in folders if leaf.endswith("val")):
+    for train in (leaf for leaf in folders if leaf.endswith((".train", ".inputs"))):
+        for val in (leaf for leaf in folders if leaf.endswith((".val", ".val_inputs"))):
             train_path, val_path = (Path(folders[leaf]).expanduser().resolve() for leaf in (train, val))
             if train_path.is_relative_to(val_path) or val_path.is_relative_to(train_path):
                 raise FtaeError(

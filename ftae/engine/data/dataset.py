@@ -30,7 +30,7 @@ from ftae.engine.data.checks import (
     missing_images,
     skipped_message,
 )
-from ftae.engine.data.decoding import image_shape
+from ftae.engine.data.decoding import stored_shape
 from ftae.engine.data.listing import legible
 from ftae.engine.data.source_base import ImageSet, Labels, Listing, Part, SetId, Source, num_held_out
 from ftae.engine.data.sources import normal_class_names, source_of
@@ -177,7 +177,7 @@ def _recalled(source: Source[Any]) -> list[_StoredPart] | None:
         return None
     parts = []
     for folder, part_keys in zip(source.folders, keys, strict=True):
-        if (stored := cached_images(part_keys.images, image_shape(spec))) is None:
+        if (stored := cached_images(part_keys.images, stored_shape(spec))) is None:
             return None
         parts.append(_StoredPart(_named_from(folder, stored), part_keys))
     return parts
@@ -193,15 +193,15 @@ def _stored(source: Source[Any]) -> list[_StoredPart]:
 
 def store_part(part: Part, spec: DataSpec) -> StoredImages:
     """The images of a part in the size and colour of ``spec``, decoded if the cache does not have them."""
-    return stored_images(part_keys(part, spec).images, image_shape(spec), part.listed)
+    return stored_images(part_keys(part, spec).images, stored_shape(spec), part.listed)
 
 
 def part_keys(part: Part, spec: DataSpec) -> PartKeys:
-    images = digest([FORMAT, part.content, *image_shape(spec), *part.pixel_key])
+    images = digest([FORMAT, part.content, *stored_shape(spec), *part.pixel_key])
     if not spec.anomaly_classes:
         return PartKeys(images, images)
     anomalies = sorted(spec.anomaly_classes)
-    return PartKeys(images, digest([FORMAT, part.content, *image_shape(spec), anomalies, *part.pixel_key]))
+    return PartKeys(images, digest([FORMAT, part.content, *stored_shape(spec), anomalies, *part.pixel_key]))
 
 
 def _named_from(folder: str, stored: StoredImages, unusable: Sequence[str] = ()) -> StoredImages:

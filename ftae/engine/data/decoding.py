@@ -17,6 +17,7 @@ from ftae.specs.finetune.data import DataSpec
 
 Pixels = npt.NDArray[np.uint8]
 ALL_LEVELS = (0, 65535)  # of 16-bit grey
+ORIENTATION, LEAST_TURNED = 0x0112, 5  # of EXIF: its tag, and the least value that swaps width and height
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Pillow leaves transparent values as in the file, but stretches or cuts these pixels to 8 bits.
@@ -30,6 +31,11 @@ class UnreadableImage(Exception):
 def image_shape(spec: DataSpec) -> tuple[int, int, int]:
     """(side, side, channels) of a decoded image."""
     return spec.decoded_side, spec.decoded_side, spec.channels
+
+
+def stored_shape(spec: DataSpec) -> tuple[int, int, int]:
+    """(side, side, channels) of an array in the cache: of an image, or of a pair, whose channels follow each other."""
+    return spec.decoded_side, spec.decoded_side, spec.stored_channels
 
 
 def read_bytes(path: Path) -> bytes:
@@ -58,10 +64,38 @@ def decode_image(data: bytes, spec: DataSpec) -> Pixels:
         # JPEG can decode at 1/2, 1/4 or 1/8 of its size (8x faster for a 12-megapixel photo). No less than twice the
         # side, so that the filter of the resize below still decides about sharpness.
         image.draft(None, (2 * spec.decoded_side, 2 * spec.decoded_side))
-        correct_transparency(image)
-        ImageOps.exif_transpose(image, in_place=True)
-        opaque = _on_white(_eight_bit(image, spec.grey_levels or ALL_LEVELS)).convert(mode_of(spec))
+        opaque = _upright(image, spec)
     return squared(opaque, spec)
+
+
+def decode_halves(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:
+    """The left and the right half of an image of even width, each as ``decode_image`` gives an image.
+
+    Raises:
+        UnreadableImage: ``data`` is not an image, or a damaged one.
+    """
+    with opened(data) as image:
+        whole = _upright(image, spec)
+    middle = whole.width // 2
+    left, right = (0, 0, middle, whole.height), (middle, 0, whole.width, whole.height)
+    return squared(whole.crop(left), spec), squared(whole.crop(right), spec)
+
+
+def _upright(image: ImageFile.ImageFile, spec: DataSpec) -> Image.Image:
+    correct_transparency(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return _on_white(_eight_bit(image, spec.grey_levels or ALL_LEVELS)).convert(mode_of(spec))
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image file, turned by its EXIF orientation; nothing is decoded.
+
+    Raises:
+        UnreadableImage: ``data`` is not an image, or a damaged one.
+    """
+    with opened(data) as image:
+        is_turned = image.getexif().get(ORIENTATION, 1) >= LEAST_TURNED
+        return (image.height, image.width) if is_turned else image.size
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ftae.engine.data.checks import (
 )
 from ftae.engine.data.decoding import Pixels, decode_image, image_shape, read_bytes
 from ftae.engine.data.listing import ImageFiles, list_images
-from ftae.engine.data.source_base import ListedImages, Listing, Part, Source, num_held_out, shuffled
+from ftae.engine.data.source_base import Labels, ListedImages, Listing, Part, Source, num_held_out, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder, survey_some
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec, ImageFolder
@@ -80,11 +80,15 @@ class ImageFolderSource(Source[ImageFolder]):
             notes=self._glance(),
         )
 
+    def opened_folders(self) -> list[tuple[str, ImageFiles]]:
+        """All folders whose files are read, by the names that messages give them."""
+        return list(zip(self.folders, self._files, strict=True))
+
     def _glance(self) -> tuple[str, ...]:
         """What the files themselves tell; of a large folder only the first are opened."""
         notes: list[str] = []
         surveys = []
-        for folder, files in zip(self.folders, self._files, strict=True):
+        for folder, files in self.opened_folders():
             surveys.append(survey_some(files, shuffled(files.names)[:NUM_GLANCED]))
             if files.unusable:
                 notes.append(f"{folder}: {skipped_message(files.unusable)}")
@@ -92,7 +96,7 @@ class ImageFolderSource(Source[ImageFolder]):
         try:
             check_levels(surveys, self.spec, ", ".join(self.folders))
         except FtaeError as error:
-            if all(len(files.names) <= NUM_GLANCED for files in self._files):
+            if all(len(files.names) <= NUM_GLANCED for _, files in self.opened_folders()):
                 raise
             notes.append(f"of the first {NUM_GLANCED} images looked at: {error}")
         return tuple(notes)
@@ -130,15 +134,19 @@ def _part(folder: str, files: ImageFiles, survey: Survey, spec: DataSpec) -> Par
 
 def _listed(files: ImageFiles, spec: DataSpec) -> ListedImages:
     names = shuffled(files.names)
-    labels = None
-    if files.class_names is not None:
-        index = {name: i for i, name in enumerate(files.class_names)}
-        labels = np.array([index[n.split("/")[0]] for n in names], dtype=np.int64)
 
     def decode(i: int) -> Pixels:
         return decode_image(read_bytes(files.root / names[i]), spec)
 
-    return ListedImages(names, image_shape(spec), decode, labels, files.class_names)
+    return ListedImages(names, image_shape(spec), decode, file_labels(files, names), files.class_names)
+
+
+def file_labels(files: ImageFiles, names: Sequence[str]) -> Labels | None:
+    """The index of the class of each image; None where the folder has no classes."""
+    if files.class_names is None:
+        return None
+    index = {name: i for i, name in enumerate(files.class_names)}
+    return np.array([index[name.split("/")[0]] for name in names], dtype=np.int64)
 
 
 def _normal(files: ImageFiles, spec: DataSpec) -> tuple[str, ...]:

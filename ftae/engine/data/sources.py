@@ -1,6 +1,7 @@
 """The table of all sources, and the built-in ones: scikit-learn's digits and photographs, and drawn shapes."""
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -9,16 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ftae.engine.data.decoding import Pixels, image_shape, mode_of, squared
+from ftae.engine.data.decoding import Pixels, image_shape, mode_of, squared, stored_shape
 from ftae.engine.data.image_folder import ImageFolderSource
+from ftae.engine.data.pairs import PairsSource
 from ftae.engine.data.source_base import ListedImages, Part, Source, num_held_out, shuffled
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import (
     SHAPE_FACTORS,
     SHAPE_KINDS,
     DataSpec,
+    DigitEdges,
     Digits,
     ImageFolder,
+    Pairs,
     Photos,
     Shapes,
 )
@@ -70,6 +74,34 @@ def _shifted(pixels: Pixels, shift: str, number: int) -> Pixels:
         noise = np.random.default_rng([SEED, number]).normal(0.0, 0.2 * 255, pixels.shape)
         return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
     return pixels
+
+
+EDGES_VERSION = 1  # raise it when the same digit would have other edges
+EDGE_SLOPE = 0.5  # least change of brightness over two pixels, as a share of the range, at an edge
+
+
+class DigitEdgesSource(DigitsSource):
+    """The edges of the digits of ``DigitsSource``, white on black, before the digits themselves."""
+
+    def parts(self) -> tuple[Part]:
+        (part,) = super().parts()
+        return (replace(part, content=[part.content, EDGES_VERSION]),)
+
+    def _listed(self) -> ListedImages:
+        listed = super()._listed()
+
+        def decode(i: int) -> Pixels:
+            digit = listed.decode(i)
+            return np.concatenate([_edges(digit), digit], axis=2)
+
+        return replace(listed, shape=stored_shape(self.spec), decode=decode)
+
+
+def _edges(pixels: Pixels) -> Pixels:
+    """White where the mean over colours is steep, black elsewhere: the shape of ``pixels``, (side, side, channels)."""
+    down, right = np.gradient(pixels.mean(axis=2) / 255)
+    steep = 2 * np.hypot(down, right) > EDGE_SLOPE
+    return np.repeat(np.where(steep, 255, 0).astype(np.uint8)[..., None], pixels.shape[2], axis=2)
 
 
 # ------------------------------------------------------------------------------------------- photos
@@ -187,7 +219,9 @@ def _drawn(factors: npt.NDArray[np.int64], side: int) -> Pixels:
 # A new source: its spec in ``ftae.specs.finetune.data``, and its class here.
 SOURCES: dict[type[DataSpec], type[Source[Any]]] = {
     ImageFolder: ImageFolderSource,
+    Pairs: PairsSource,
     Digits: DigitsSource,
+    DigitEdges: DigitEdgesSource,
     Photos: PhotosSource,
     Shapes: ShapesSource,
 }

@@ -145,11 +145,10 @@ class FrozenFeatureCache:
         self._verified = False
 
     def run(self, inputs: Tensor, batch: Batch, noise: NoiseFn | None = None) -> tuple[Encoding, Tensor]:
-        """What ``encode`` and ``decode`` return for a batch, whose ``inputs`` are in the model's range here."""
+        """What ``Autoencoder.run`` returns for a batch, whose ``inputs`` are in the model's range here."""
         autoencoder = self._autoencoder
         if self._point is None or not batch.ids:
-            encoding = autoencoder.encode(inputs, batch.labels, noise)
-            return encoding, autoencoder.decode(encoding.latents, batch.labels)
+            return autoencoder.run(inputs, batch.labels, noise)
         assert autoencoder.chain is not None
         split = self._point.split
         return split.run_after(autoencoder.chain, self._features(inputs, batch, split), noise)

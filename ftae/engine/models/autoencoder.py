@@ -110,7 +110,7 @@ class StageChain:
 
 
 class Autoencoder(StagedModel):
-    """A network that encodes and decodes images.
+    """A network that makes images of images: it encodes and decodes them, or, as a translator, makes others of them.
 
     Args:
         net: the wrapped network, in its own format.
@@ -119,11 +119,14 @@ class Autoencoder(StagedModel):
         channels: image channels, or None where the network does not say.
         encode: images in ``image_range`` (B, C, H, W), labels (B,) or None, noise or None for the mode
             -> ``Encoding``.
-        decode: latents, labels (B,) or None -> reconstructions (B, C, H, W) in ``image_range``.
+        decode: latents, labels (B,) or None -> reconstructions (B, C, H, W) in ``image_range``; None where ``run`` is
+            given.
         save: writes ``net`` into a folder in the format of its family.
         prior: number, labels (B,) or None, noise -> latents drawn from the prior that the model learns; None where
             the prior is the standard normal in the shape of the latents.
         chain: the chain that ``encode`` and ``decode`` run; None where the stages are no chain.
+        run: arguments of ``encode`` -> ``Encoding``, outputs, for a network whose outputs depend on more than the
+            latents.
     """
 
     def __init__(
@@ -134,10 +137,11 @@ class Autoencoder(StagedModel):
         image_range: tuple[float, float],
         channels: int | None,
         encode: Callable[[Tensor, Tensor | None, NoiseFn | None], Encoding],
-        decode: Callable[[Tensor, Tensor | None], Tensor],
+        decode: Callable[[Tensor, Tensor | None], Tensor] | None,
         save: Callable[[Path], None],
         prior: Callable[[int, Tensor | None, NoiseFn], Tensor] | None = None,
         chain: StageChain | None = None,
+        run: Callable[[Tensor, Tensor | None, NoiseFn | None], tuple[Encoding, Tensor]] | None = None,
     ) -> None:
         super().__init__(net, stages, save=save)
         self.head: nn.Module | None = None
@@ -145,15 +149,26 @@ class Autoencoder(StagedModel):
         self.channels = channels
         self.prior = prior
         self.chain = chain
-        self._encode, self._decode = encode, decode
+        assert (decode is None) != (run is None)
+        self._encode, self._decode, self._run = encode, decode, run
 
     def encode(self, images: Tensor, labels: Tensor | None = None, noise: NoiseFn | None = None) -> Encoding:
         """Encode images in ``image_range``; without ``noise`` the latents are the mode of the posterior."""
         return self._encode(images, labels, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Reconstructions in ``image_range``; not clamped."""
+        """Reconstructions in ``image_range``; not clamped. Only of a model whose latents are all that it needs."""
+        assert self._decode is not None
         return self._decode(latents, labels)
+
+    def run(
+        self, images: Tensor, labels: Tensor | None = None, noise: NoiseFn | None = None
+    ) -> tuple[Encoding, Tensor]:
+        """What ``encode`` gives for images in ``image_range``, and what the model makes of it; not clamped."""
+        if self._run is not None:
+            return self._run(images, labels, noise)
+        encoding = self.encode(images, labels, noise)
+        return encoding, self.decode(encoding.latents, labels)
 
     def to_range(self, images: Tensor) -> Tensor:
         """Convert images from [0, 1] to ``image_range``; returns the same tensor where that is [0, 1]."""
@@ -183,6 +198,7 @@ class Autoencoder(StagedModel):
             save=self._save,
             prior=self.prior,
             chain=self.chain,
+            run=self._run,
         )
 
 

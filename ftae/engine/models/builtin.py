@@ -134,7 +134,8 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
             config, weights = _pretrained_config(net_type, config, model, data)
         net: Any = _build_net(net_type, config, weights, _options_set(model))
         is_chain = isinstance(net, ChainedNet) and not model.needs_labels  # labels enter at both ends
-        prior, kept, wanted = getattr(net, "prior", None), config.get(ADAPTERS, 0), getattr(model, ADAPTERS, None)
+        prior, run, image_range = (getattr(net, name, None) for name in ("prior", "run", "image_range"))
+        kept, wanted = config.get(ADAPTERS, 0), getattr(model, ADAPTERS, None)
         for _ in range(kept):
             net = ResolutionAdapters(net, config["channels_in"], new=False)
         if weights is not None:
@@ -152,12 +153,13 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
         return Autoencoder(
             net,
             net.stages(),
-            image_range=(0.0, 1.0),
+            image_range=image_range or (0.0, 1.0),
             channels=config["channels_in"],
             encode=coder.encode,
-            decode=coder.decode,
+            decode=None if run is not None else coder.decode,
             save=save,
             prior=prior,
+            run=run,
             chain=chain,
         )
 

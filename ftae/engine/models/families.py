@@ -17,6 +17,7 @@ from ftae.engine.models.diffusers_families import (
     vq_model,
 )
 from ftae.engine.models.hierarchical import HierarchicalVaeNet
+from ftae.engine.models.translators import ResnetTranslatorNet, UnetTranslatorNet
 from ftae.engine.models.vector_quantized import VqVae2Net, VqVaeNet
 from ftae.engine.process import keep_random_state, seed_generators
 from ftae.errors import FtaeError, one_message
@@ -39,6 +40,8 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "hierarchical_vae": builtin_family(HierarchicalVaeNet),
     "vq_vae": builtin_family(VqVaeNet),
     "vq_vae_2": builtin_family(VqVae2Net),
+    "unet_translator": builtin_family(UnetTranslatorNet),
+    "resnet_translator": builtin_family(ResnetTranslatorNet),
     "autoencoder_kl": autoencoder_kl,
     "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,
@@ -119,8 +122,7 @@ def check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int 
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
     with one_message(f"the model cannot take images of shape {shape}"):
         images = autoencoder.to_range(torch.full((1, *shape), 0.5))
-        encoding = autoencoder.encode(images, labels)
-        output = autoencoder.decode(encoding.latents, labels)
+        encoding, output = autoencoder.run(images, labels)
     if encoding.latents.ndim < 2 or len(encoding.latents) != 1:
         raise FtaeError(
             f"the model's encode must give latents of shape (B, ...), got {tuple(encoding.latents.shape)} for one image"

@@ -23,11 +23,13 @@ from ftae.specs.finetune.losses import Losses
 class LossInputs:
     """One batch, as the terms see it.
 
-    ``target``, ``reconstruction``: fp32 (B, C, H, W) in the range of the model; ``*_unit``: the same in [0, 1].
+    ``given``, ``target``, ``reconstruction``: fp32 (B, C, H, W) in the range of the model: its input, the image that it
+    is to give, and its output; ``*_unit``: the same in [0, 1].
     ``logits``: (B, classes) of the head; ``labels``: (B,), -1 for an image without one; both None where the data has
     no labels. ``progress``: 0..1 of the budget.
     """
 
+    given: Tensor
     target: Tensor
     reconstruction: Tensor
     target_unit: Tensor
@@ -118,7 +120,7 @@ def _codebook(x: LossInputs) -> Tensor:
 def _adversarial(x: LossInputs) -> Tensor:
     """The loss of a model whose reconstructions the discriminator tells from real images; may be negative."""
     assert x.auxiliary.adversary is not None
-    return x.auxiliary.adversary(x.reconstruction)
+    return x.auxiliary.adversary(x.reconstruction, x.given)
 
 
 LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {

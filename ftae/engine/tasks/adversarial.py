@@ -1,6 +1,7 @@
 """The task ``adversarial``: reconstruction, and a discriminator that learns to tell it from real images."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 class Adversarial(Reconstruct):
     """The autoencoder with the adversarial term in its loss, then the discriminator.
 
-    The discriminator learns from the images of a batch and from the reconstructions that the model made of them in
-    its turn. Neither loss leaves a gradient in the other network. Arguments as for ``Reconstruct``.
+    The discriminator learns from the images of a batch and from the reconstructions that the model made of them in its
+    turn; a conditional one sees the input of the model beside each. Neither loss leaves a gradient in the other
+    network. Arguments as for ``Reconstruct``.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Adversarial(Reconstruct):
         super().__init__(spec, autoencoder, auxiliary, frozen_cache, noise=noise, averaged=averaged)
         self._settings, self._autoencoder = spec.discriminator, autoencoder
         device = next(autoencoder.parameters()).device
-        net = build_discriminator(self._settings, channels=spec.data.channels, seed=spec.seed).to(device)
+        net = build_discriminator(self._settings, channels=spec.discriminator_channels, seed=spec.seed).to(device)
         self._net = net
         self.discriminator = NetworkInTraining(
             DISCRIMINATOR,
@@ -73,7 +75,9 @@ class Adversarial(Reconstruct):
     def loss(self, network: NetworkInTraining, batch: Batch, step: int) -> Loss:
         """The model's turn records its reconstructions, from which the discriminator then learns."""
         if network is self.discriminator:
-            return self.discriminator_loss(self._autoencoder.to_range(batch.images), self._reconstructions.pop(0))
+            real = self._autoencoder.to_range(batch.images)
+            given = real if batch.inputs is batch.images else self._autoencoder.to_range(batch.inputs)
+            return self.discriminator_loss(real, self._reconstructions.pop(0), given)
         progress = step / self.spec.max_steps
         weights = self.ramped(weights_at(self.spec.losses, progress), progress)
         terms, reconstruction = self.forward(batch, list(weights), progress)
@@ -104,14 +108,16 @@ class Adversarial(Reconstruct):
 
     # ---------------------------------------------------------------------------------- the model's turn
 
-    def model_loss(self, reconstruction: Tensor) -> Tensor:
+    def model_loss(self, reconstruction: Tensor, given: Tensor) -> Tensor:
         """The adversarial term, a scalar: low where the discriminator takes the reconstructions (B, C, H, W) for real.
+
+        ``given``: what the model made them of, in the same form.
 
         Minus the mean logit for hinge (Lim & Ye 2017), so it may be negative; softplus of that for
         ``non_saturating`` (Goodfellow et al. 2014).
         """
         self.discriminator.rest()
-        logits = self._judge(reconstruction)
+        logits = self._judge(self._seen(reconstruction, given))
         return -logits.mean() if self._settings.loss == "hinge" else F.softplus(-logits).mean()
 
     def ramped(self, weights: dict[str, float], progress: float) -> dict[str, float]:
@@ -136,24 +142,32 @@ class Adversarial(Reconstruct):
 
     # -------------------------------------------------------------------------- the discriminator's turn
 
-    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Loss:
-        """The loss on images and their reconstructions, both (B, C, H, W) in the model's range, without gradients."""
+    def discriminator_loss(self, real: Tensor, fake: Tensor, given: Tensor) -> Loss:
+        """The loss on images and on what the model made of its inputs ``given``.
+
+        All are (B, C, H, W) in the model's range, without gradients.
+        """
         settings = self._settings
-        of_real, of_fake = self._judge(torch.cat([real, fake])).chunk(2)
+        seen = torch.cat([self._seen(real, given), self._seen(fake, given)])
+        of_real, of_fake = self._judge(seen).chunk(2)
         if settings.loss == "hinge":
             loss = F.relu(1.0 - of_real).mean() + F.relu(1.0 + of_fake).mean()
         else:
             loss = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
         if settings.r1 > 0.0:
-            loss = loss + 0.5 * settings.r1 * r1_penalty(self._net, real)
+            loss = loss + 0.5 * settings.r1 * r1_penalty(lambda images: self._net(self._seen(images, given)), real)
         if settings.lecam > 0.0:
             average_real, average_fake = self._logit_averages
             anchors = (of_real - average_fake).square().mean() + (of_fake - average_real).square().mean()
             loss = loss + settings.lecam * anchors
         return Loss(loss, {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()})
 
-    def _judge(self, images: Tensor) -> Tensor:
-        return self._net.judge(images, bf16=self.spec.precision == "bf16")
+    def _judge(self, seen: Tensor) -> Tensor:
+        return self._net.judge(seen, bf16=self.spec.precision == "bf16")
+
+    def _seen(self, images: Tensor, given: Tensor) -> Tensor:
+        """What the discriminator sees: images, after the channels of the model's inputs where it is conditional."""
+        return torch.cat([given, images], dim=1) if self.spec.is_conditional else images
 
     def _discriminator_lr(self, step: int) -> float:
         """The schedule of the run, over the part of the budget in which the discriminator is trained."""
@@ -169,7 +183,7 @@ def _gradient_norm(loss: Tensor, at: nn.Parameter) -> float | None:
     return None if gradient is None else float(gradient.norm())
 
 
-def r1_penalty(net: nn.Module, images: Tensor) -> Tensor:
+def r1_penalty(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """R1 (Mescheder et al. 2018) without its weight, in fp32: a scalar, the mean over ``images`` (B, C, H, W).
 
     For each image the squared gradient of its mean logit, summed over the pixels.

@@ -119,6 +119,7 @@ class ForwardPass(nn.Module):
             logits = autoencoder.head(encoding.latents) if autoencoder.head is not None else None
         reconstruction = reconstruction.float()
         seen = LossInputs(
+            given=inputs,
             target=target,
             reconstruction=reconstruction,
             target_unit=batch.images,

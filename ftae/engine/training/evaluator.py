@@ -89,29 +89,32 @@ class EvalSet:
 class Grid:
     """A picture of fixed validation images, each as input | reconstruction | absolute difference.
 
-    Where the input is degraded, the third is the clean image. The reconstructions are those of the evaluation, so
-    the picture costs no forward pass.
+    Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. The
+    reconstructions are those of the evaluation, so the picture costs no forward pass.
     """
 
     def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
         self._spec, self._columns = spec, 2 if num_images >= GRID_IMAGES else 1
         self._chosen = np.linspace(0, num_images - 1, min(GRID_IMAGES, num_images)).astype(int)
         self._seen = 0
-        self._cells: list[Tensor] = []  # (n, C, H, 3W)
+        self._cells: list[Tensor] = []  # (n, C, H, cells * W)
 
     def update(self, batch: EvalBatch) -> None:
         """Take the chosen images of the next batch; all batches must come, in order."""
         rows = self._chosen - self._seen
         rows = rows[(rows >= 0) & (rows < len(batch.target))]
         given, reconstructed, target = (images[rows] for images in (batch.given, batch.reconstruction, batch.target))
-        third = (target - reconstructed).abs() if self._spec.data.degrade is None else target
-        self._cells.append(torch.cat([given, reconstructed, third], dim=3).cpu())
+        data, difference = self._spec.data, (target - reconstructed).abs()
+        others = [target, difference] if data.paired else [difference if data.degrade is None else target]
+        self._cells.append(torch.cat([given, reconstructed, *others], dim=3).cpu())
         self._seen += len(batch.target)
 
     def save(self, path: Path) -> None:
         """Write the picture as PNG."""
         cells = torch.cat(self._cells)
-        rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, 3W, C)
+        rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(
+            0, 3, 1, 4, 2
+        )  # (rows, H, columns, cells * W, C)
         picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
         scale = max(1, -(-GRID_MIN_SIDE // self._spec.data.resolution))
         picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -31,8 +31,8 @@ class ExportedModel:
     """What users of an exported model must know.
 
     ``latents_compatible``: the encoder gives exactly the latents of the pretrained model, so that models trained on
-    those latents still fit. ``scaling_factor``: the new one where the latents have changed; None for a family that
-    has none, and where they have not.
+    those latents still fit; also where the model has none. ``scaling_factor``: the new one where the latents have
+    changed; None for a family that has none, and where they have not.
     """
 
     latents_compatible: bool
@@ -48,7 +48,7 @@ def export_model(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Exported
     data = load_dataset(spec.data)
     pretrained, tuned = (build_model(spec, data.num_classes).to(device_of(spec)) for _ in range(2))
     tuned.load_state_dict(tuned.state_dict() | evaluated_weights(checkpoint))
-    compatible = _same_latents(pretrained, tuned, data, spec)
+    compatible = not spec.model.has_latents or _same_latents(pretrained, tuned, data, spec)
     scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
     try:
         tuned.save(folder)

@@ -1,4 +1,4 @@
-"""Exports a model as two ONNX graphs, encoder and decoder, and compares them with PyTorch."""
+"""Exports a model as ONNX graphs, encoder and decoder or translator, and compares them with PyTorch."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from ftae.engine.training.export_model import load_exported_model
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune.run import FinetuneSpec
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+ENCODER, DECODER, TRANSLATOR = "encoder.onnx", "decoder.onnx", "translator.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 COMPARED_IMAGES = 64
@@ -48,6 +48,18 @@ class _Decoder(nn.Module):
         return model.to_unit(model.decode(latents, labels)).clamp(0.0, 1.0)
 
 
+class _Translator(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> translated images (B, C, H, W), clamped to [0, 1]."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.net, self.model = model.net, [model]
+
+    def forward(self, images: Tensor) -> Tensor:
+        [model] = self.model
+        return model.to_unit(model.run(model.to_range(images))[1]).clamp(0.0, 1.0)
+
+
 def check_onnx_installed() -> None:
     """Raises FtaeError where a package is missing."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
@@ -58,10 +70,12 @@ def check_onnx_installed() -> None:
 def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[str, float]:
     """Write the model that ``export_model`` wrote to ``model_folder`` as ``encoder.onnx`` and ``decoder.onnx``.
 
-    The batch has any length; a model conditioned on labels takes ``labels``, int64 (B,), as a second input.
+    A model without latents is one graph, ``translator.onnx``. The batch has any length; a model conditioned on labels
+    takes ``labels``, int64 (B,), as a second input.
 
     Returns:
-        The largest absolute difference from PyTorch on validation images: of ``latents``, and of ``images`` in [0, 1].
+        The largest absolute difference from PyTorch on validation images: of ``latents``, if any, and of ``images`` in
+        [0, 1].
 
     Raises:
         FtaeError: the family has an operation without ONNX equivalent, or ONNX computes something else.
@@ -75,15 +89,20 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
         labels = {"labels": batch.labels}
     if model.encode(model.to_range(batch.inputs), labels.get("labels")).codes:
         raise FtaeError(f"{spec.model.family} cannot be written as ONNX: its quantizer has no equivalent there")
-    encoder, decoder = _Encoder(model), _Decoder(model)
-    latents = encoder(batch.inputs, **labels)
-    images = decoder(latents, **labels)
+    graphs: list[tuple[nn.Module, str, dict[str, Tensor], str, Tensor]]
+    if spec.model.has_latents:
+        encoder, decoder = _Encoder(model), _Decoder(model)
+        latents = encoder(batch.inputs, **labels)
+        graphs = [
+            (encoder, ENCODER, {"images": batch.inputs}, "latents", latents),
+            (decoder, DECODER, {"latents": latents}, "images", decoder(latents, **labels)),
+        ]
+    else:
+        translator = _Translator(model)
+        graphs = [(translator, TRANSLATOR, {"images": batch.inputs}, "images", translator(batch.inputs))]
     found = {}
     with one_message(f"{spec.model.family} cannot be written as ONNX"), _quiet():
-        for net, name, inputs, output, expected in (
-            (encoder, ENCODER, {"images": batch.inputs}, "latents", latents),
-            (decoder, DECODER, {"latents": latents}, "images", images),
-        ):
+        for net, name, inputs, output, expected in graphs:
             _write(net, inputs | labels, output, folder / name)
             found[output] = float((_run(folder / name, inputs | labels) - expected).abs().max())
     if not found["images"] <= LARGEST_DIFFERENCE:  # false for NaN, too

@@ -36,12 +36,14 @@ ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
 class DataSpec(Spec):
     """The fields that all sources share. Images are square, grey or RGB, with 8 bits a channel.
 
-    Each source declares two facts, which no file sets: ``has_labels`` (None where only the images can tell) and
-    ``has_factors``, whether the factors of variation of its images are known.
+    Each source declares three facts, which no file sets: ``has_labels`` (None where only the images can tell),
+    ``has_factors``, whether the factors of variation of its images are known, and ``paired``, whether an image has a
+    partner: the model gets the one and learns to give the other.
     """
 
     has_labels: ClassVar[bool | None] = None
     has_factors: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
     if TYPE_CHECKING:
         source: str  # each source has its own name here
 
@@ -60,7 +62,7 @@ class DataSpec(Spec):
     """The images must be those with this fingerprint; a search sets it for its trials. Images that are in the cache
     of the machine count, even where their files have changed since."""
     degrade: Degradation | None = None
-    """The model gets degraded images and is compared with the clean ones."""
+    """The model gets degraded images and is compared with the clean ones; of pairs, only the input is degraded."""
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0), KeepsValidation()] = 1.0
     """Share of the training images of each class that keeps its label, at least one. The images are always the same,
     and those of a smaller share are among those of a larger one."""
@@ -112,6 +114,8 @@ class DataSpec(Spec):
     @classmethod
     def _can_be_mixed(cls, replay: "Replayed | None", info: ValidationInfo) -> "Replayed | None":
         own = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        if replay is not None and replay.paired != cls.paired:
+            raise ValueError(f"must be of pairs where data is, and only there, got {replay.source}")
         differing = [name for name, value in own.items() if replay is not None and getattr(replay, name) != value]
         if differing:
             raise refusal(
@@ -133,6 +137,11 @@ class DataSpec(Spec):
     def channels(self) -> int:
         """Channels of the images: 3 or 1."""
         return 3 if self.color == "rgb" else 1
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels of the decoded arrays; a pair is one array, first the channels of the input of the model."""
+        return 2 * self.channels if self.paired else self.channels
 
     @property
     def grey_levels(self) -> tuple[int, int] | None:
@@ -176,6 +185,61 @@ class ImageFolder(DataSpec):
         return super().with_absolute_paths().model_copy(update={"train": absolute(self.train), "val": val})
 
 
+class Pairs(ImageFolder):
+    """Pairs of images: the model gets A and learns to give B. Sub-folders, if any, are the labels.
+
+    Without ``inputs``, every file holds a pair side by side: A is its left half, B its right half. With ``inputs``, A
+    and B are files of the same name and size in two folders; only the suffix may differ.
+    """
+
+    paired = True
+    source: Literal["pairs"] = "pairs"  # type: ignore[assignment]
+    inputs: str | None = None
+    """The folder with A, where ``train`` has B; null where each file of ``train`` holds both."""
+    val_inputs: Annotated[str | None, Field(validate_default=True)] = None
+    """The folder with A, where ``val`` is a folder with B."""
+    direction: Literal["a_to_b", "b_to_a"] = "a_to_b"
+    """``b_to_a`` swaps A and B of files that hold both."""
+
+    @field_validator("inputs")
+    @classmethod
+    def _is_another_folder(cls, inputs: str | None, info: ValidationInfo) -> str | None:
+        if inputs is not None and inputs == info.data.get("train"):
+            raise ValueError(f"must be another folder than train; leave it out where files hold both, got {inputs}")
+        return inputs
+
+    @field_validator("val_inputs")
+    @classmethod
+    def _belongs_to_a_folder(cls, val_inputs: str | None, info: ValidationInfo) -> str | None:
+        if "inputs" not in info.data or "val" not in info.data:
+            return val_inputs
+        is_needed = info.data["inputs"] is not None and isinstance(info.data["val"], str)
+        if is_needed and val_inputs is None:
+            raise ValueError("must be the folder with A for the val folder, as inputs is for train")
+        if val_inputs is not None and not is_needed:
+            raise ValueError("has no effect, it needs inputs and a val folder")
+        return val_inputs
+
+    @field_validator("direction")
+    @classmethod
+    def _files_hold_both(cls, direction: str, info: ValidationInfo) -> str:
+        if direction == "b_to_a" and info.data.get("inputs") is not None:
+            raise ValueError("b_to_a has no effect on two folders: swap inputs and train")
+        return direction
+
+    def input_folders(self) -> dict[str, str]:
+        """The folders with A, by the leaves that name them, in the order of those with B; empty if files hold both."""
+        folders = {"data.inputs": self.inputs, "data.val_inputs": self.val_inputs}
+        return {leaf: folder for leaf, folder in folders.items() if folder is not None}
+
+    def image_folders(self) -> dict[str, str]:
+        return {**self.input_folders(), **super().image_folders()}
+
+    def with_absolute_paths(self) -> Self:
+        folders = {leaf.removeprefix("data."): absolute(folder) for leaf, folder in self.input_folders().items()}
+        return super().with_absolute_paths().model_copy(update=folders)
+
+
 class BuiltinData(DataSpec):
     """The fields of the sources that need no files."""
 
@@ -200,6 +264,13 @@ class Digits(BuiltinData):
     def _holds_the_anomalies(cls, classes: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         normal_classes([str(digit) for digit in classes], info.data.get("anomaly_classes", ()))
         return classes
+
+
+class DigitEdges(Digits):
+    """Pairs of edges and digits: the model gets the edges of a digit of ``digits`` and learns to give the digit."""
+
+    paired = True
+    source: Literal["digit_edges"] = "digit_edges"  # type: ignore[assignment]
 
 
 class Photos(BuiltinData):
@@ -257,9 +328,10 @@ class Replayed(DataSpec):
 
 
 # All sources. Each can be replayed, too: its spec for that is derived from this list.
-AnyData = Annotated[ImageFolder | Digits | Photos | Shapes, Field(discriminator="source")]
+AnyData = Annotated[ImageFolder | Pairs | Digits | DigitEdges | Photos | Shapes, Field(discriminator="source")]
 
 _SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
+PAIRED_SOURCES = frozenset(str(kind.model_fields["source"].default) for kind in _SOURCES if kind.paired)
 
 
 def _replayed(source: type[DataSpec]) -> Any:

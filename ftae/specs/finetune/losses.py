@@ -48,9 +48,9 @@ class Losses(Spec):
     """Perceptual distance (Zhang et al. 2018), with any network of ``perceptual``."""
     vgg: Annotated[Weight, Term((needs.perceptual, needs.vgg16))] = 0.0
     """Distance of VGG16 features (Johnson et al. 2016)."""
-    ce: Annotated[Weight, Term((needs.labels,))] = 0.0
+    ce: Annotated[Weight, Term((needs.labels, needs.latents))] = 0.0
     """Cross-entropy of a classification head on the pooled latents; a weight above 0 adds the head."""
-    latent_anchor: Annotated[Weight, Term((needs.reference,))] = 0.0
+    latent_anchor: Annotated[Weight, Term((needs.reference, needs.latents))] = 0.0
     """Mean squared distance of the latents from those of the pretrained model."""
     l2_sp: Annotated[Weight, Term((needs.reference,))] = 0.0
     """Mean squared distance of the trainable weights from their pretrained values (Li et al. 2018)."""

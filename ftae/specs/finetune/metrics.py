@@ -54,10 +54,10 @@ METRICS: dict[str, Metric] = {
         1.0e9,
         "minimize",
         "mean squared distance of the latents from those of the pretrained model, over the variance of the latter",
-        (needs.reference,),
+        (needs.reference, needs.latents),
     ),
     "input_psnr": Metric(
-        0.0, 100.0, None, "psnr of the degraded image, the score of doing nothing", (needs.degradation,), unit="dB"
+        0.0, 100.0, None, "psnr of the input of the model, the score of doing nothing", (needs.other_inputs,), unit="dB"
     ),
     "auroc": Metric(
         0.0,
@@ -90,10 +90,16 @@ METRICS: dict[str, Metric] = {
         1.0,
         "maximize",
         "accuracy of a logistic regression on the latents, fitted on up to 2,000 training images",
-        (needs.labels,),
+        (needs.labels, needs.latents),
     ),
-    "mig": Metric(0.0, 1.0, "maximize", "mutual information gap (Chen et al. 2018)", (needs.factors,)),
-    "dci": Metric(0.0, 1.0, "maximize", "disentanglement score of DCI (Eastwood & Williams 2018)", (needs.factors,)),
+    "mig": Metric(0.0, 1.0, "maximize", "mutual information gap (Chen et al. 2018)", (needs.factors, needs.latents)),
+    "dci": Metric(
+        0.0,
+        1.0,
+        "maximize",
+        "disentanglement score of DCI (Eastwood & Williams 2018)",
+        (needs.factors, needs.latents),
+    ),
     "lpips": Metric(0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.perceptual,)),
     "rfid": Metric(
         0.0,

@@ -30,6 +30,8 @@ class ModelSpec(Spec):
     """Whether the model is conditioned on labels."""
     has_codes: ClassVar[bool] = False
     """Whether the encoder chooses from a codebook."""
+    has_latents: ClassVar[bool] = True
+    """Whether the model is an autoencoder, whose latents alone give the reconstruction; a translator is none."""
 
     @property
     def gradient_codebook(self) -> bool | None:
@@ -166,6 +168,36 @@ class VqVae2(Quantized):
     family: Literal["vq_vae_2"] = "vq_vae_2"
 
 
+class Translator(ModelSpec):
+    """The fields and facts of the families that make another image of an image, without latents in between."""
+
+    channels: Size | None = None
+    """Channels of the first convolution; 64 by default."""
+    bounded_output: ClassVar[bool] = True
+    has_latents: ClassVar[bool] = False
+
+
+class UnetTranslator(Translator):
+    """The U-Net of Pix2Pix (Isola et al. 2017); takes any multiple of 2**depth, images in [-1, 1].
+
+    Normalised by instance, as batch normalisation is for the paper's batches of one image.
+    """
+
+    family: Literal["unet_translator"] = "unet_translator"
+    depth: Annotated[int, Field(ge=1, le=8)] | None = None
+    """Number of halvings; 4 by default, 8 in the paper, for images of 256 pixels."""
+    dropout: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)] | None, Revisable()] = None
+    """Probability of dropout in the first three decoder stages, in training alone; 0.5 by default."""
+
+
+class ResnetTranslator(Translator):
+    """The residual generator of Johnson et al. (2016) and CycleGAN; takes any multiple of 4, images in [-1, 1]."""
+
+    family: Literal["resnet_translator"] = "resnet_translator"
+    blocks: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Number of residual blocks; 6 by default, CycleGAN has 9 from 256 pixels on."""
+
+
 class DiffusersModel(ModelSpec):
     """A pretrained autoencoder of diffusers."""
 
@@ -264,6 +296,8 @@ AnyModel = Annotated[
     | Annotated[HierarchicalVae, Tag("hierarchical_vae")]
     | Annotated[VqVae, Tag("vq_vae")]
     | Annotated[VqVae2, Tag("vq_vae_2")]
+    | Annotated[UnetTranslator, Tag("unet_translator")]
+    | Annotated[ResnetTranslator, Tag("resnet_translator")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
     | Annotated[AsymmetricAutoencoderKl, Tag("asymmetric_autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]

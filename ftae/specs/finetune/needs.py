@@ -53,6 +53,13 @@ def posterior(parts: Parts) -> str | None:
     return f"needs a posterior, {parts.model.family} has none"
 
 
+@need("latents")
+def latents(parts: Parts) -> str | None:
+    if parts.model is None or parts.model.has_latents:
+        return None
+    return f"needs latents, {parts.model.family} has none"
+
+
 @need("a codebook")
 def codes(parts: Parts) -> str | None:
     if parts.model is None or parts.model.has_codes:
@@ -112,11 +119,12 @@ def reference(parts: Parts) -> str | None:
     return "compares with the pretrained model, model.pretrained is null"
 
 
-@need("data.degrade")
-def degradation(parts: Parts) -> str | None:
-    if parts.data is None or parts.data.degrade is not None:
+@need("data.degrade or pairs")
+def other_inputs(parts: Parts) -> str | None:
+    """Whether the model gets other images than those that it is compared with."""
+    if parts.data is None or parts.data.paired or parts.data.degrade is not None:
         return None
-    return "measures the degraded images that data.degrade makes"
+    return "needs inputs that differ from the images to give: data of pairs, or data.degrade"
 
 
 @need("data.anomaly_classes")

@@ -83,6 +83,8 @@ class DiscriminatorSpec(Spec):
     """Channels of the first convolution."""
     depth: Annotated[int, Field(ge=1, le=6)] = 2
     """Number of strided convolutions."""
+    conditional: bool | None = None
+    """Whether it sees the input of the model beside each image (Mirza & Osindero 2014); null: if the data are pairs."""
     pretrained: str | None = None
     """A state dict of such a discriminator (``.safetensors`` or ``.pt``)."""
     lr: Annotated[float, Field(gt=0.0)] = 2.0e-4

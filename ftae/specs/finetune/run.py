@@ -149,6 +149,16 @@ class FinetuneSpec(Spec):
             raise ValueError(f"{model.family} {reason}")
         return data
 
+    @field_validator("data")
+    @classmethod
+    def _there_is_a_task(cls, data: AnyData, info: ValidationInfo) -> AnyData:
+        """A translator has nothing to learn from images that it may copy."""
+        model = info.data.get("model")
+        reason = needs.other_inputs(Parts(model, data, None))
+        if model is not None and not model.has_latents and reason:
+            raise ValueError(f"{model.family} {reason}")
+        return data
+
     @field_validator("losses")
     @classmethod
     def _losses_fit(cls, losses: Losses, info: ValidationInfo) -> Losses:
@@ -173,6 +183,8 @@ class FinetuneSpec(Spec):
             least = f"{discriminator.least_resolution} (3 * 2**depth)"
             rule = f"{discriminator.depth} needs a resolution of at least {least}, got {data.resolution}"
             raise refusal([(("depth",), rule)])
+        if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
+            raise refusal([(("conditional",), reason)])
         return discriminator
 
     @model_validator(mode="before")
@@ -216,6 +228,22 @@ class FinetuneSpec(Spec):
         if not sample_posterior and model is not None and model.has_posterior is False:
             raise ValueError(f"false has no effect, {model.family} has no posterior")
         return sample_posterior
+
+    @property
+    def translates(self) -> bool:
+        """Whether the model gives other images than it gets, not reconstructions of them."""
+        return self.data.paired or not self.model.has_latents
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the discriminator sees the input of the model beside each image."""
+        chosen = self.discriminator.conditional
+        return self.data.paired if chosen is None else chosen
+
+    @property
+    def discriminator_channels(self) -> int:
+        """Channels of what the discriminator sees."""
+        return 2 * self.data.channels if self.is_conditional else self.data.channels
 
     def eval_steps(self) -> list[int]:
         """The steps after which the model is evaluated; the last is ``max_steps``."""

@@ -58,7 +58,7 @@ def turn(task: Adversarial, *pairs: tuple[Tensor, Tensor], step: int = 0) -> dic
     network, parts = task.discriminator, []
     network.begin_step()
     for real, fake in pairs:
-        loss = task.discriminator_loss(real, fake)
+        loss = task.discriminator_loss(real, fake, real)
         (loss.total / len(pairs)).backward()  # type: ignore[no-untyped-call]
         parts.append({name: term.item() for name, term in loss.terms.items()})
     norm = network.grad_norm().item()
@@ -111,7 +111,7 @@ def test_both_losses_by_hand(loss: Any) -> None:
     assert measured["discriminator"] == pytest.approx(own.item(), rel=1e-5)
     assert measured["logits_real"] == pytest.approx(of_real.mean().item(), rel=1e-5)
     assert measured["logits_fake"] == pytest.approx(of_fake.mean().item(), rel=1e-5)
-    assert task.model_loss(FAKE).item() == pytest.approx(model.item(), rel=1e-5)
+    assert task.model_loss(FAKE, FAKE).item() == pytest.approx(model.item(), rel=1e-5)
 
 
 def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
@@ -156,7 +156,7 @@ def test_neither_loss_leaves_a_gradient_in_the_other_network() -> None:
     trainer = Trainer(spec_of({**AT_ONCE, "adaptive": False}))
     task = task_in(trainer)
     reconstruction = images(1).requires_grad_(True)
-    task.model_loss(reconstruction).backward()  # type: ignore[no-untyped-call]
+    task.model_loss(reconstruction, reconstruction).backward()  # type: ignore[no-untyped-call]
     assert reconstruction.grad is not None
     assert reconstruction.grad.abs().sum() > 0
     assert all(p.grad is None for p in task.discriminator.parameters)
@@ -173,7 +173,7 @@ def test_the_loss_of_the_model_changes_nothing_in_the_discriminator() -> None:
     net = task.discriminator.model
     before = numbers(net.state_dict())  # spectral normalisation has vectors that change in training mode
     for _ in range(3):
-        task.model_loss(FAKE)
+        task.model_loss(FAKE, FAKE)
     assert numbers(net.state_dict()) == before
     turn(task, (REAL, FAKE))
     after = numbers(net.state_dict())
@@ -211,7 +211,7 @@ def balanced_norms(trainer: Trainer) -> tuple[float, float, float]:
     assert isinstance(last, nn.Parameter)
     batch = images(0)
     made = autoencoder.decode(autoencoder.encode(batch).latents)
-    terms = {"mse": F.mse_loss(made, batch), "adversarial": task.model_loss(made)}
+    terms = {"mse": F.mse_loss(made, batch), "adversarial": task.model_loss(made, batch)}
     factor = task.adaptive_weight(terms, {"mse": 3.0, "adversarial": 0.5})
     norms = [torch.autograd.grad(term, [last], retain_graph=True)[0].norm().item() for term in terms.values()]
     return factor, 3.0 * norms[0], norms[1]

@@ -1,0 +1,137 @@
+"""The translators: the U-Net of Pix2Pix, and the residual generator of Johnson et al. and CycleGAN."""
+
+import torch
+from torch import Tensor, nn
+
+from ftae.engine.models.autoencoder import Encoding, NoiseFn, StageChain
+from ftae.engine.models.conv_mlp import ChainedNet, deterministic
+from ftae.engine.models.staged_model import Stage
+from ftae.errors import FtaeError
+
+SLOPE = 0.2  # of the leaky ReLUs
+INIT_STD = 0.02  # of new weights, in both papers
+DROPOUT_STAGES = 3  # the first of the decoder
+
+
+class UnetTranslatorNet(nn.Module):
+    """Encoder of strided 4x4 convolutions; each decoder stage also sees the encoder features of its size.
+
+    Images (B, C, H, W) in [-1, 1] in and out; H and W are multiples of ``2 ** depth``. Widths double with each stage,
+    up to eight times.
+    """
+
+    image_range = (-1.0, 1.0)
+
+    def __init__(
+        self, *, channels_in: int, resolution: int, channels: int = 64, depth: int = 4, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        _check_multiple(resolution, 2**depth, "2**depth")
+        widths = [channels * min(2**level, 8) for level in range(depth)]
+        self.down = nn.ModuleList(
+            _down(before, width, first=level == 0, last=level == depth - 1)
+            for level, (before, width) in enumerate(zip([channels_in, *widths], widths, strict=False))
+        )
+        # All but the first get the features of the encoder beside those of the stage before.
+        befores = [widths[-1], *(2 * width for width in reversed(widths[:-1]))]
+        afters = [*reversed(widths[:-1]), channels_in]
+        self.up = nn.ModuleList(
+            _up(before, after, dropout if i < DROPOUT_STAGES else 0.0, last=i == depth - 1)
+            for i, (before, after) in enumerate(zip(befores, afters, strict=True))
+        )
+        _draw_weights(self)
+
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        """The features of the last encoder stage; they alone do not give the output."""
+        return Encoding(self._features(images)[-1])
+
+    def run(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> tuple[Encoding, Tensor]:
+        """The encoding, and the translated images."""
+        features = self._features(images)
+        first, *others = self.up
+        x = first(features[-1])
+        for block, seen in zip(others, reversed(features[:-1]), strict=True):
+            x = block(torch.cat([x, seen], dim=1))
+        return Encoding(features[-1]), x
+
+    def stages(self) -> list[Stage]:
+        return [
+            *(Stage(f"encoder.down.{i}", "encoder", (block,)) for i, block in enumerate(self.down)),
+            *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
+        ]
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        features = [images]
+        for block in self.down:
+            features.append(block(features[-1]))
+        return features[1:]
+
+
+def _down(before: int, width: int, *, first: bool, last: bool) -> nn.Sequential:
+    conv = nn.Conv2d(before, width, 4, stride=2, padding=1)
+    activation = [] if first else [nn.LeakyReLU(SLOPE)]
+    norm = [] if first or last else [nn.InstanceNorm2d(width, affine=True)]  # the last may have a single pixel
+    return nn.Sequential(*activation, conv, *norm)
+
+
+def _up(before: int, after: int, dropout: float, *, last: bool) -> nn.Sequential:
+    conv = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+    if last:
+        return nn.Sequential(nn.ReLU(), conv, nn.Tanh())
+    return nn.Sequential(nn.ReLU(), conv, nn.InstanceNorm2d(after, affine=True), nn.Dropout(dropout))
+
+
+class ResnetTranslatorNet(ChainedNet, nn.Module):
+    """Two halvings, residual blocks, two doublings; images (B, C, H, W) in [-1, 1], sides multiples of 4."""
+
+    image_range = (-1.0, 1.0)
+
+    def __init__(self, *, channels_in: int, resolution: int, channels: int = 64, blocks: int = 6) -> None:
+        super().__init__()
+        _check_multiple(resolution, 4, "two halvings")
+        widths = [channels, 2 * channels, 4 * channels]
+        self.stem = _normed(nn.Conv2d(channels_in, channels, 7, padding=3, padding_mode="reflect"), channels)
+        self.down = nn.ModuleList(
+            _normed(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), 2 * width) for width in widths[:2]
+        )
+        self.blocks = nn.ModuleList(_Residual(widths[2]) for _ in range(blocks))
+        self.up = nn.ModuleList(
+            _normed(nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1), width // 2)
+            for width in reversed(widths[1:])
+        )
+        self.out = nn.Sequential(nn.Conv2d(channels, channels_in, 7, padding=3, padding_mode="reflect"), nn.Tanh())
+        _draw_weights(self)
+
+    def chain(self) -> StageChain:
+        encoder = [Stage("encoder.stem", "encoder", (self.stem,), run=self.stem)]
+        encoder += [Stage(f"encoder.down.{i}", "encoder", (part,), run=part) for i, part in enumerate(self.down)]
+        encoder += [Stage(f"bottleneck.{i}", "bottleneck", (part,), run=part) for i, part in enumerate(self.blocks)]
+        decoder = [Stage(f"decoder.up.{i}", "decoder", (part,), run=part) for i, part in enumerate(self.up)]
+        last = Stage("decoder.out", "decoder", (self.out,), run=self.out)
+        return StageChain(tuple(encoder), deterministic, (*decoder, last))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, second = (nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect") for _ in range(2))
+        self.path = nn.Sequential(_normed(first, width), second, nn.InstanceNorm2d(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        added: Tensor = features + self.path(features)
+        return added
+
+
+def _normed(conv: nn.Module, width: int) -> nn.Sequential:
+    return nn.Sequential(conv, nn.InstanceNorm2d(width), nn.ReLU())
+
+
+def _check_multiple(resolution: int, factor: int, reason: str) -> None:
+    if resolution % factor:
+        raise FtaeError(f"resolution must be a multiple of {factor} ({reason}), got {resolution}")
+
+
+def _draw_weights(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, INIT_STD)
