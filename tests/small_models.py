@@ -34,6 +34,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "vq_vae": {"family": "vq_vae", **SMALL_CODES, "dead_code_threshold": 4.0},  # some are revived at every step
     "vq_vae_gradient": {"family": "vq_vae", **SMALL_CODES, "codebook": "gradient"},
     "vq_vae_2": {"family": "vq_vae_2", **SMALL_CODES, "dead_code_threshold": 4.0},
+    "unet_translator": {"family": "unet_translator", "channels": 8, "depth": 3},
+    "resnet_translator": {"family": "resnet_translator", "channels": 4, "blocks": 1},
     "vq_model": {"family": "vq_model", "pretrained": "vq"},
     "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
     "asymmetric_autoencoder_kl": {"family": "asymmetric_autoencoder_kl", "pretrained": "asymmetric"},
@@ -45,7 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 UNBOUNDED = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc", "vq_model")
 BOUNDED = [name for name in MODELS if name not in UNBOUNDED and not name.startswith("custom")]
-WITHOUT_POSTERIOR = ("conv_ae", "autoencoder_tiny", "autoencoder_dc", "user_models:ForwardAlone")
+TRANSLATORS = ("unet_translator", "resnet_translator")
+WITHOUT_POSTERIOR = (*TRANSLATORS, "conv_ae", "autoencoder_tiny", "autoencoder_dc", "user_models:ForwardAlone")
 
 
 def save_pretrained_models(folder: Path) -> None:
@@ -73,9 +76,10 @@ def code_losses(model: dict[str, Any]) -> dict[str, float]:
 
 
 def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
+    source = "digit_edges" if model["family"] in TRANSLATORS else "digits"
     fields: dict[str, Any] = {
         "model": model,
-        "data": {"source": "digits", "resolution": 16, "color": "rgb", "classes": [0, 1], "val": 0.1},
+        "data": {"source": source, "resolution": 16, "color": "rgb", "classes": [0, 1], "val": 0.1},
         "losses": {"mse": 1.0, **code_losses(model)},
         "optimizer": {"lr": 1e-3},
         "batch_size": 8,
@@ -116,9 +120,9 @@ def images_for(autoencoder: Autoencoder, num_images: int = 3) -> Tensor:
 def outputs(autoencoder: Autoencoder, images: Tensor) -> list[Tensor]:
     """Latents, the log-variance of the posterior if there is one, and the reconstruction."""
     labels = torch.arange(len(images)) % 2
-    encoding = autoencoder.encode(images, labels)
+    encoding, made = autoencoder.run(images, labels)
     spread = [] if encoding.posterior is None else [encoding.posterior.logvar]
-    return [encoding.latents, *spread, autoencoder.decode(encoding.latents, labels)]
+    return [encoding.latents, *spread, made]
 
 
 def assert_same(a: Any, b: Any) -> None:

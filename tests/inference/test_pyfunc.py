@@ -10,7 +10,7 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
-from small_models import MODELS, model_in, save_pretrained_models, spec_of
+from small_models import MODELS, TRANSLATORS, model_in, save_pretrained_models, spec_of
 
 from ftae.engine.models.families import build_model
 from ftae.engine.training.export_model import CLASSES
@@ -62,10 +62,18 @@ def test_every_family_is_served(name: str, pretrained: Path, tmp_path: Path, kep
     made = loaded.predict(IMAGES, params=given)
     with torch.no_grad():
         labels, images = torch.tensor([1, 0]), autoencoder.to_range(torch.from_numpy(IMAGES))
-        latents = autoencoder.encode(images, labels).mode
-        expected = autoencoder.to_unit(autoencoder.decode(latents, labels)).clamp(0.0, 1.0).numpy()
+        encoding, expected = autoencoder.run(images, labels)
+        latents, expected = encoding.mode, autoencoder.to_unit(expected).clamp(0.0, 1.0).numpy()
     assert (made.dtype, made.shape) == (np.float32, IMAGES.shape)
     np.testing.assert_allclose(made, expected, atol=1e-5)
+    if name in TRANSLATORS:
+        assert np.array_equal(predict(IMAGES, "translate"), made)
+        for method in ("encode", "decode", "sample", "score", "reconstruct"):
+            with pytest.raises(FtaeError, match="translat"):
+                predict(IMAGES, method)
+        return
+    with pytest.raises(FtaeError, match="gives the images that it gets: reconstruct them instead"):
+        predict(IMAGES, "translate")
     encoded = predict(IMAGES, "encode")
     np.testing.assert_allclose(encoded.reshape(latents.shape), latents.numpy(), atol=1e-5)
     assert np.array_equal(predict(encoded, "decode"), made)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 from made_up_search import free_port
-from small_models import MODELS, spec_of
+from small_models import MODELS, TRANSLATORS, spec_of
 
 from ftae.engine.models.families import build_model
 from ftae.engine.training.export_model import CLASSES
@@ -42,12 +42,15 @@ def test_mlflow_serves_an_export(home: Path) -> None:
             request["params"] = {"method": "paint"}
             answer = requests.post(f"http://127.0.0.1:{port}/invocations", json=request, timeout=60)
             assert answer.status_code == 400
-            assert "method must be one of reconstruct, encode, decode, sample, score, got 'paint'" in answer.text
+            assert (
+                "method must be one of reconstruct, translate, encode, decode, sample, score, got 'paint'"
+                in answer.text
+            )
         finally:
             os.killpg(server.pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("name", ["mlp_cvae", "conv_vae_adapted", "hierarchical_vae"])
+@pytest.mark.parametrize("name", ["mlp_cvae", "conv_vae_adapted", "hierarchical_vae", *TRANSLATORS])
 def test_onnx_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
     for package in NEEDED:
         pytest.importorskip(package)
@@ -56,7 +59,8 @@ def test_onnx_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
     (tmp_path / "model" / CLASSES).write_text('["0", "1"]')
     differences = export_onnx(spec, tmp_path / "model", tmp_path)
     assert max(differences.values()) < 1e-5
-    assert {"encoder.onnx", "decoder.onnx"} <= {path.name for path in tmp_path.iterdir()}
+    graphs = {"translator.onnx"} if name in TRANSLATORS else {"encoder.onnx", "decoder.onnx"}
+    assert {path.name for path in tmp_path.glob("*.onnx")} == graphs
 
 
 def test_a_quantizer_has_no_onnx(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
     target = unit(batch, 3, side, side)
     reconstruction = 0.5 * target + 0.5 * unit(batch, 3, side, side)
     x = LossInputs(
+        given=target * 2 - 1,
         target=target * 2 - 1,
         reconstruction=reconstruction * 2 - 1,
         target_unit=target,
@@ -104,7 +105,7 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         autoencoder=ScaledPooling(3.0).autoencoder(),
         auxiliary=AuxiliaryNetworks(
             reference=ScaledPooling(1.0).autoencoder(),
-            adversary=lambda images: images.square().mean(),
+            adversary=lambda images, given: images.square().mean(),
             perceptual=perceptual_network(),
         ),
         settings=Losses(huber_delta=0.5),

@@ -390,3 +390,59 @@ def test_a_discriminator_that_is_not_finite_is_a_blow_up(tmp_path: Path) -> None
 def test_several_workers_are_refused() -> None:
     with pytest.raises(FtaeError, match=r"2 workers cannot share losses\.adversarial"), local_workers(spec_of(), 2):
         pass
+
+
+# ------------------------------------------------------------------------------------------------ pairs
+
+PIX2PIX: dict[str, Any] = {
+    "model": {"family": "unet_translator", "channels": 4, "depth": 2},
+    "data": {"source": "digit_edges", "resolution": 16, "classes": [3, 7], "flip": True},
+    "losses": {"l1": 100.0, "adversarial": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "conditional", "sees"),
+    [
+        (PIX2PIX, None, True),
+        (PIX2PIX, False, False),
+        ({}, None, False),
+        ({"data.degrade": {"noise": 0.1}}, None, False),
+        ({"data.degrade": {"noise": 0.1}}, True, True),
+    ],
+)
+def test_a_conditional_discriminator_sees_the_input(
+    changes: dict[str, Any], conditional: bool | None, sees: bool
+) -> None:
+    trainer = Trainer(spec_of({**AT_ONCE, "conditional": conditional, "r1": 1.0}, **changes))
+    trainer.train_step()
+    task = task_in(trainer)
+    task.discriminator.rest()
+    made, real, given, other = torch.rand(4, 2, 1, 16, 16).unbind()
+    losses = [task.model_loss(made, seen).item() for seen in (given, other)]
+    assert (losses[0] != losses[1]) == sees
+    losses = [task.discriminator_loss(real, made, seen).total.item() for seen in (given, other)]
+    assert (losses[0] != losses[1]) == sees
+
+
+def test_translation_resumes_to_the_bit_and_leaves_frozen_stages(tmp_path: Path) -> None:
+    settings = {"start_fraction": 0.5, "warmup_fraction": 0.2, "ramp_fraction": 0.4, "adaptive": False}
+    spec = spec_of(settings, **PIX2PIX, freeze_depth=1)
+    whole = list(finetune(spec, tmp_path / "whole"))
+    for report in finetune(spec, tmp_path / "cut"):
+        if report.step == 8:
+            break
+    resumed = list(finetune(spec, tmp_path / "cut", resume_from=latest_checkpoint(tmp_path / "cut")))
+    assert metrics_of(resumed) == metrics_of(whole)[4:]
+    ends = [latest_checkpoint(tmp_path / name) for name in ("whole", "cut")]
+    models, discriminators = (
+        [load_file(end / file) for end in ends if end is not None]
+        for file in ("model.safetensors", "discriminator.safetensors")
+    )
+    assert [numbers(state) for state in models] == [numbers(models[0])] * 2
+    assert [numbers(state) for state in discriminators] == [numbers(discriminators[0])] * 2
+    untrained = build_model(spec, None).state_dict()
+    moved = {
+        name.split(".")[1] + name.split(".")[2] for name in untrained if not untrained[name].equal(models[0][name])
+    }
+    assert moved == {"down1", "up0", "up1"}

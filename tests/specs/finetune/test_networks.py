@@ -28,6 +28,7 @@ def search(space: dict[str, Any], run: dict[str, Any] = RUN, **settings: Any) ->
         ({"discriminator": {"adaptive": False, "max_adaptive_weight": 5.0}}, "has no effect where adaptive is false"),
         ({"losses": {"adversarial": 1}}, "adversarial: needs another term beside it"),
         ({"discriminator": {"lr": 0}}, "greater than 0"),
+        ({"discriminator": {"conditional": True}}, "conditional: needs inputs that differ from the images to give"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(changes: dict[str, Any], rule: str) -> None:
