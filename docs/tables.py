@@ -38,6 +38,8 @@ def families() -> str:
 
 
 def _latents(model: Any) -> str:
+    if not model.has_latents:
+        return "none"
     if model.has_codes:
         return "codes"
     return {True: "posterior", False: "plain", None: "yours"}[model.has_posterior]

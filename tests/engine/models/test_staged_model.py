@@ -54,9 +54,9 @@ def loss_of(model: StagedModel) -> Tensor:
         return result
     assert isinstance(model, Autoencoder)
     images, labels = images_for(model, 8), torch.arange(8) % 2
-    encoding = model.encode(images, labels, torch.randn_like)
+    encoding, made = model.run(images, labels, torch.randn_like)
     codes = [choice.commitment + (choice.codebook or 0.0) for choice in encoding.codes]
-    return (model.decode(encoding.latents, labels) - images).square().mean() + sum(codes)
+    return (made - images).square().mean() + sum(codes)
 
 
 def state_of(stages: list[Stage]) -> list[Tensor]:
