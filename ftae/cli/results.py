@@ -183,7 +183,9 @@ def export(
     ] = None,
     trial: Trial = None,
     weights: Weights = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also write encoder.onnx and decoder.onnx.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write encoder.onnx and decoder.onnx, or translator.onnx.")
+    ] = False,
     storage: Storage = STORAGE,
     allow_code: AllowCode = False,
 ) -> None:

@@ -305,9 +305,9 @@ class Model:
     def _check_task(self, *, translates: bool) -> None:
         """Refuse a method that belongs to the other kind of model."""
         if self.spec.translates and not translates:
-            raise FtaeError(f"{self.description} gives other images than it gets: translate them instead")
+            raise FtaeError(f"{self.description} gives other images than it gets: use translate")
         if translates and not self.spec.translates:
-            raise FtaeError(f"{self.description} gives the images that it gets: reconstruct them instead")
+            raise FtaeError(f"{self.description} gives the images that it gets: use reconstruct")
 
     def _outputs(self, images: npt.ArrayLike, labels: Sequence[str] | None) -> Floats:
         made = self._in_batches(self._tuned.run, self._images(images), labels)

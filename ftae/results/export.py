@@ -52,7 +52,7 @@ def export(
 
     ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
     ``README.md`` and ``reconstructions.png``, and what makes it a model of MLflow; with ``onnx`` also ``encoder.onnx``
-    and ``decoder.onnx``. It appears whole or not at all.
+    and ``decoder.onnx``, or ``translator.onnx``. It appears whole or not at all.
 
     Raises:
         FtaeError: no trial ran to its full budget, the given one did not, or its checkpoint was not kept; ``out``

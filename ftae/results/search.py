@@ -264,7 +264,8 @@ class Search:
             weights: as for ``choose``.
             notify: receives a line if models trained on the latents of the pretrained model no longer fit, and with
                 ``onnx`` one with the largest difference from PyTorch.
-            onnx: also write ``encoder.onnx`` and ``decoder.onnx``, which needs ``pip install 'ftae[onnx]'``.
+            onnx: also write ``encoder.onnx`` and ``decoder.onnx``, or ``translator.onnx``, which needs ``pip install
+                'ftae[onnx]'``.
             allow_code: allow code that the search names.
 
         Returns:
@@ -280,7 +281,7 @@ class Search:
             exported = export(self._store, Path(folder), trial, weights, onnx=onnx)
         if notify is not None and exported.onnx is not None:
             of = " and ".join(f"{value:.2g} for {name}" for name, value in exported.onnx.items())
-            notify(f"encoder.onnx and decoder.onnx differ from PyTorch by at most {of} on validation images")
+            notify(f"the ONNX graphs differ from PyTorch by at most {of} on validation images")
         if notify is not None and not exported.model.latents_compatible:
             notify(f"the latents differ from those of the model before tuning: see {Path(folder) / 'README.md'}")
         return Path(folder)

@@ -86,7 +86,8 @@ ONE_FAULT = [
     ("tracking: {uri: null, experiment: photos-kl}", "tracking: 3", "33: tracking: must be a mapping, got 3"),
     # unions: the choices are the models' own
     ("autoencoder_kl,", "autoencoder_k,", "3: finetune.model.family: must be one of mlp_vae, conv_ae, conv_vae, "
-     "mlp_cvae, conv_cvae, hierarchical_vae, vq_vae, vq_vae_2, autoencoder_kl, asymmetric_autoencoder_kl, "
+     "mlp_cvae, conv_cvae, hierarchical_vae, vq_vae, vq_vae_2, unet_translator, resnet_translator, "
+     "autoencoder_kl, asymmetric_autoencoder_kl, "
      "autoencoder_tiny, autoencoder_dc, vq_model, package.module:attr, got 'autoencoder_k', "
      "did you mean 'autoencoder_kl'?"),
     ("family: autoencoder_kl, ", "", "3: finetune.model.family: required, must be one of mlp_vae,"),
@@ -104,7 +105,7 @@ ONE_FAULT = [
     (MODEL, "{family: 'm:f', image_range: 0..1, kwargs: {day: 2024-01-01}}",
      "3: finetune.model.kwargs.day: must be text, a number, true, false, null, or a list or mapping of these"),
     ("    source: image_folder\n", "",
-     "4: finetune.data.source: required, must be one of image_folder, digits, photos, "
+     "4: finetune.data.source: required, must be one of image_folder, pairs, digits, digit_edges, photos, "
      "shapes"),
     # data
     ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1 or text in quotes, got 1.5"),

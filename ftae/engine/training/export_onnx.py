@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
     takes ``labels``, int64 (B,), as a second input.
 
     Returns:
-        The largest absolute difference from PyTorch on validation images: of ``latents``, if any, and of ``images`` in
-        [0, 1].
+        The largest absolute difference from PyTorch on validation images: of ``latents`` and of ``images`` in [0, 1],
+        or of ``translations`` alone.
 
     Raises:
         FtaeError: the family has an operation without ONNX equivalent, or ONNX computes something else.
@@ -89,28 +90,41 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
         labels = {"labels": batch.labels}
     if model.encode(model.to_range(batch.inputs), labels.get("labels")).codes:
         raise FtaeError(f"{spec.model.family} cannot be written as ONNX: its quantizer has no equivalent there")
-    graphs: list[tuple[nn.Module, str, dict[str, Tensor], str, Tensor]]
-    if spec.model.has_latents:
-        encoder, decoder = _Encoder(model), _Decoder(model)
-        latents = encoder(batch.inputs, **labels)
-        graphs = [
-            (encoder, ENCODER, {"images": batch.inputs}, "latents", latents),
-            (decoder, DECODER, {"latents": latents}, "images", decoder(latents, **labels)),
-        ]
-    else:
-        translator = _Translator(model)
-        graphs = [(translator, TRANSLATOR, {"images": batch.inputs}, "images", translator(batch.inputs))]
-    found = {}
+    graphs = _graphs(model, has_latents=spec.model.has_latents)
+    given, found = batch.inputs, {}
     with one_message(f"{spec.model.family} cannot be written as ONNX"), _quiet():
-        for net, name, inputs, output, expected in graphs:
-            _write(net, inputs | labels, output, folder / name)
-            found[output] = float((_run(folder / name, inputs | labels) - expected).abs().max())
-    if not found["images"] <= LARGEST_DIFFERENCE:  # false for NaN, too
+        for graph in graphs:
+            inputs = {graph.input: given} | labels
+            expected = graph.net(**inputs)
+            _write(graph.net, inputs, graph.output, folder / graph.file)
+            found[graph.output] = float((_run(folder / graph.file, inputs) - expected).abs().max())
+            given = expected
+    *_, of_images = found.values()
+    if not of_images <= LARGEST_DIFFERENCE:  # false for NaN, too
         raise FtaeError(
             f"{spec.model.family} cannot be written as ONNX: its images differ from PyTorch's by "
-            f"{found['images']:.3g} of the range, more than {LARGEST_DIFFERENCE}"
+            f"{of_images:.3g} of the range, more than {LARGEST_DIFFERENCE}"
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A network to write, and the names of its file, input and output. The next graph takes its output."""
+
+    net: nn.Module
+    file: str
+    input: str
+    output: str
+
+
+def _graphs(model: Autoencoder, *, has_latents: bool) -> list[_Graph]:
+    if not has_latents:
+        return [_Graph(_Translator(model), TRANSLATOR, "images", "translations")]
+    return [
+        _Graph(_Encoder(model), ENCODER, "images", "latents"),
+        _Graph(_Decoder(model), DECODER, "latents", "images"),
+    ]
 
 
 def _write(net: nn.Module, inputs: Mapping[str, Tensor], output: str, path: Path) -> None:

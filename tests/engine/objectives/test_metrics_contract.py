@@ -44,7 +44,7 @@ DATA = {"source": "shapes", "resolution": 20, "num_images": 40, "val": 0.3}
 GIVEN: dict[Any, dict[str, Any]] = {
     needs.codes: {"model": {"family": "vq_vae", "channels": 4, "codebook_size": 8, "code_dim": 2}},
     needs.head: {"losses": {"mse": 1.0, "ce": 0.1}},
-    needs.degradation: {"data": DATA | {"degrade": {"noise": 0.1}}},
+    needs.other_inputs: {"data": DATA | {"degrade": {"noise": 0.1}}},
     needs.anomalies: {"data": DATA | {"anomaly_classes": ["circle"]}},
     needs.perceptual: {"perceptual": {"net": "squeezenet", "weights": random_weights("squeezenet")}},
     needs.features: {"features": {"net": "resnet18", "weights": random_weights("resnet18")}},

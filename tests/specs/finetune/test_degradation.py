@@ -39,8 +39,8 @@ def test_a_degradation_describes_itself() -> None:
     assert str(degrade) == "noise 0.1, jpeg 30, 25% in blocks of 4 pixels"
 
 
-def test_input_psnr_needs_degraded_images() -> None:
-    with pytest.raises(ValidationError, match="input_psnr measures the degraded images that"):
+def test_input_psnr_needs_other_inputs_than_targets() -> None:
+    with pytest.raises(ValidationError, match="input_psnr needs inputs that differ from the images to give"):
         run_spec(metrics=["input_psnr"])
     spec = run_spec(metrics=["psnr", "input_psnr"], **{"data.degrade": {"noise": 0.1}})
     assert spec.metrics == ("psnr", "input_psnr")

@@ -52,7 +52,11 @@ def test_each_source_has_its_own_defaults() -> None:
         ({"share": 1.0}, "replay.share", "less than 1"),
         ({"share": -0.1}, "replay.share", "greater than or equal to 0"),
         ({"shear": 0.1}, "replay.shear", "did you mean 'share'"),
-        ({"source": "digit"}, "replay.source", "must be one of image_folder, digits, photos, shapes, got 'digit'"),
+        (
+            {"source": "digit"},
+            "replay.source",
+            "must be one of image_folder, pairs, digits, digit_edges, photos, shapes, got 'digit'",
+        ),
         ({"labelled_fraction": 0.5}, "replay.labelled_fraction", "has no effect on replayed images"),
         ({"anomaly_classes": [1]}, "replay.anomaly_classes", "has no effect on replayed images"),
         ({"replay": {"source": "digits", "share": 0.1}}, "replay.replay", "has no effect on replayed images"),
