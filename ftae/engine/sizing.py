@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ftae.engine.data.sources import num_images
 from ftae.engine.frozen_cache.plan import FrozenCachePlan, plan_frozen_caches
 from ftae.engine.models import staged_model
-from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model, check_shapes
 from ftae.engine.objectives.auxiliary import check_weights
 from ftae.engine.process import give_back_freed_memory
+from ftae.engine.tasks.discriminator import build_discriminator
 from ftae.engine.tasks.task import build_optimizer
 from ftae.engine.training.distributed import ALONE, Group
 from ftae.engine.training.evaluator import EvalSet, EvaluationPass

@@ -34,6 +34,7 @@ COMMANDS |= {
     "report",
     "export",
     "train",
+    "translate",
     "sync",
     "ui",
     "evaluate",

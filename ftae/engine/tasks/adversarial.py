@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ftae.engine.data.batches import Batch
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
-from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import weighted_sum, weights_at
+from ftae.engine.tasks.discriminator import build_discriminator
 from ftae.engine.tasks.reconstruct import Reconstruct, total_loss
 from ftae.engine.tasks.task import Loss, NetworkInTraining, lr_factor
 from ftae.errors import Reason

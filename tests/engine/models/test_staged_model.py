@@ -10,8 +10,8 @@ from small_models import MODELS, built, images_for, model_in
 from torch import Tensor
 
 from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.models.discriminator import Discriminator, build_discriminator
 from ftae.engine.models.staged_model import Stage, StagedModel
+from ftae.engine.tasks.discriminator import Discriminator, build_discriminator
 from ftae.engine.tasks.task import build_optimizer
 from ftae.specs.finetune.networks import DiscriminatorSpec
 from ftae.specs.finetune.run import Optimizer

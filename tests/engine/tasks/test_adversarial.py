@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
-from ftae.engine.models.discriminator import build_discriminator
 from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.sizing import probe, summarize
 from ftae.engine.tasks import TASKS, task_kind
 from ftae.engine.tasks.adversarial import Adversarial, r1_penalty
+from ftae.engine.tasks.discriminator import build_discriminator
 from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
 from ftae.engine.training.export_model import export_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.models.discriminator import Discriminator, build_discriminator
+from ftae.engine.tasks.discriminator import Discriminator, build_discriminator
 from ftae.errors import FtaeError
 from ftae.specs.finetune.networks import DiscriminatorSpec
 
