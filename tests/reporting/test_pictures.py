@@ -11,8 +11,9 @@ from PIL import Image
 from reporting.journals import Story
 
 from ftae.reporting import pictures
-from ftae.reporting.pictures import Gallery
+from ftae.reporting.pictures import Gallery, Layout
 from ftae.results.replay import replay
+from ftae.results.search_record import SearchRecord
 from ftae.storage.journal import FILE_NAME
 
 
@@ -60,6 +61,19 @@ def test_a_degraded_input_has_its_target_in_the_third_cell(tmp_path: Path) -> No
     found = gallery(with_pictures(tmp_path / "s", degraded=True), degraded=True)
     assert found is not None
     assert not (strip(found["target"]) == strip(found["input"])).all()
+
+
+@pytest.mark.parametrize(("source", "cells"), [("digits", 3), ("pairs", 4), ("digit_edges", 4)])
+def test_a_sample_of_pairs_has_four_cells(source: str, cells: int) -> None:
+    record = SearchRecord(search={"finetune": {"data": {"source": source, "resolution": 96}}})
+    layout = Layout.of(record)
+    assert layout is not None
+    assert layout.has_target == (cells == 4)
+    picture = np.repeat(np.arange(2 * cells, dtype=np.uint8), 96)[None, :, None].repeat(6 * 96, 0).repeat(3, 2)
+    found = layout.cells(picture)
+    assert found is not None
+    assert found.shape == (12, cells, 96, 96, 3)
+    assert found[:2, :, 0, 0, 0].ravel().tolist() == list(range(2 * cells))
 
 
 def test_the_winner_has_its_steps_and_the_others_their_last(tmp_path: Path) -> None:

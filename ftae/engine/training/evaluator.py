@@ -97,7 +97,7 @@ class Grid:
         self._spec, self._columns = spec, 2 if num_images >= GRID_IMAGES else 1
         self._chosen = np.linspace(0, num_images - 1, min(GRID_IMAGES, num_images)).astype(int)
         self._seen = 0
-        self._cells: list[Tensor] = []  # (n, C, H, cells * W)
+        self._cells: list[Tensor] = []  # (images, C, H, n * W)
 
     def update(self, batch: EvalBatch) -> None:
         """Take the chosen images of the next batch; all batches must come, in order."""
@@ -112,9 +112,7 @@ class Grid:
     def save(self, path: Path) -> None:
         """Write the picture as PNG."""
         cells = torch.cat(self._cells)
-        rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(
-            0, 3, 1, 4, 2
-        )  # (rows, H, columns, cells * W, C)
+        rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, n * W, C)
         picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
         scale = max(1, -(-GRID_MIN_SIDE // self._spec.data.resolution))
         picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
