@@ -54,7 +54,7 @@ class SideBySide:
         if wrong:
             raise FtaeError(
                 f"{self.files.root}: a pair side by side has an even width, larger than its height; not so "
-                f"{_named(wrong, len(sizes))}. Images in two folders are named by data.inputs and data.train"
+                f"{_named(wrong, len(sizes))}; images in two folders are named by data.inputs and data.train"
             )
 
 

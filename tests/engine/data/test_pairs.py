@@ -150,7 +150,7 @@ def single(a: Path, b: Path, both: Path) -> Pairs:
         (alone, r"a has no partner for 2 of 8 files: 1\.bmp, 2\.bmp$"),
         (twins, r"a: images of pairs must differ .*; not so 2 of 9 files: 1\.bmp, 1\.png"),
         (other_size, r"must have the same size; not so 1 of 8 files: 1\.bmp \(20x20, input 21x20\)"),
-        (odd, r"an even width, larger than its height; not so 1 of 8 files: 4\.png \(41x20\)\. Images in two folders"),
+        (odd, r"an even width, larger than its height; not so 1 of 8 files: 4\.png \(41x20\); images in two folders"),
         (single, r"not so 8 of 8 files: .*\(20x20\)"),
     ],
 )
