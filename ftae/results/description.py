@@ -58,7 +58,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     columns = [column for column in rows[0] if column not in NOT_SHOWN]
-    lines = [[column.removeprefix("params.").replace("within_noise", "within noise") for column in columns], ["---"] * len(columns)]
+    lines = [
+        [column.removeprefix("params.").replace("within_noise", "within noise") for column in columns],
+        ["---"] * len(columns),
+    ]
     lines += [[_cell(column, row[column]) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
