@@ -132,6 +132,12 @@ def runs_of(client: MlflowClient, experiment: str) -> dict[str, Run]:
     return by_name
 
 
+def shown_values(report: Event) -> dict[str, float]:
+    """The values of a report by the names that MLflow has for them."""
+    timing = {key.replace("time/", "system/"): value for key, value in report["timing"].items()}
+    return {**report["metrics"], **timing}
+
+
 def artifacts_of(client: MlflowClient, run: Run, path: str | None = None) -> list[str]:
     found: list[str] = []
     for item in client.list_artifacts(run.info.run_id, path):

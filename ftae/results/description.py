@@ -58,14 +58,17 @@ def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     columns = [column for column in rows[0] if column not in NOT_SHOWN]
-    lines = [[column.removeprefix("params.") for column in columns], ["---"] * len(columns)]
+    lines = [
+        [column.removeprefix("params.").replace("within_noise", "within noise") for column in columns],
+        ["---"] * len(columns),
+    ]
     lines += [[_cell(column, row[column]) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return ""
+    if value is None or isinstance(value, bool):
+        return "yes" if value else ""
     if isinstance(value, float):
         return f"{value:.3g}" if column.startswith("params.") else f"{value:.5g}"
     return _escaped(BY_STATUS.get(value, value) if column == "status" else str(value))

@@ -16,7 +16,7 @@ from reporting.page import Page
 from webhook_server import SECRET, WebhookServer, webhook_server
 
 from ftae.reporting import keep_up
-from ftae.search.tracking_sync import REPORT
+from ftae.results.outcome import REPORT
 from ftae.storage.backends import FolderStore
 
 WAIT_SECONDS = 180.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from builders import search_spec
+from made_up_search import shown_values
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.torch import load_file, save_file
@@ -243,7 +244,7 @@ def test_mlflow_has_every_trial_and_every_point_once(
         journalled = [
             (key, r["step"], value, int(r["time"] * 1000))
             for r in trial.reports
-            for key, value in (r["metrics"] | r["timing"]).items()
+            for key, value in shown_values(r).items()
         ]
         assert len(points) == len(journalled)
         assert points == set(journalled)

@@ -21,6 +21,7 @@ from typing import Any
 import PIL.Image
 import pytest
 import requests
+from made_up_search import shown_values
 from mlflow import MlflowClient
 
 from ftae.results.replay import replay
@@ -256,7 +257,7 @@ def points(client: MlflowClient, experiment: str) -> dict[str, dict[str, list[tu
     runs = client.search_runs([found.experiment_id])
     assert len({run.info.run_name for run in runs}) == len(runs) == 5
     return {
-        run.info.run_name: {
+        run.info.run_name.partition(": ")[0]: {
             key: sorted((p.step, p.value, p.timestamp) for p in client.get_metric_history(run.info.run_id, key))
             for key in run.data.metrics
         }
@@ -285,7 +286,7 @@ def test_a_search_arrives_once_however_often_it_is_sent(
     events = [json.loads(line) for line in (search.folder / "journal.jsonl").read_text().splitlines()]
     for event in (event for event in events if event["event"] == "report"):
         name = f"trial-{event['trial']:04d}" if event["trial"] else "baseline"
-        for key, value in (event["metrics"] | event["timing"]).items():
+        for key, value in shown_values(event).items():
             point = (event["step"], value, int(event["time"] * 1000))
             expected.setdefault(name, {}).setdefault(key, []).append(point)
     assert first == expected

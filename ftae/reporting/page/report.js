@@ -488,11 +488,12 @@
   addEventListener("keydown", (event) => { if (event.key === "Escape" && selected !== null) select(null); });
 
   const links = new Map([...document.querySelectorAll(".sections a")].map((link) => [link.hash.slice(1), link]));
+  const seen = new Set();
   const observer = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((one) => one.isIntersecting)) {
-      for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(entry.target.id)?.setAttribute("aria-current", "true");
-    }
+    for (const entry of entries) seen[entry.isIntersecting ? "add" : "delete"](entry.target.id);
+    const current = [...links.keys()].find((id) => seen.has(id));
+    if (current === undefined) return; // between two sections
+    for (const [id, link] of links) if (id === current) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
   }, { rootMargin: "-20% 0px -70% 0px" });
   for (const id of links.keys()) observer.observe($(id));
 
