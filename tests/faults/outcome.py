@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from made_up_search import shown_values
 from mlflow import MlflowClient
 
 from ftae.engine.training.loop import finetune
@@ -99,7 +100,7 @@ def _points(trial: TrialRecord) -> list[tuple[str, int, float, int]]:
     return [
         (key, report["step"], value, int(1000 * report["time"]))
         for report in trial.reports
-        for key, value in (report["metrics"] | report["timing"]).items()
+        for key, value in shown_values(report).items()
     ]
 
 
