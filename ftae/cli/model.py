@@ -10,6 +10,10 @@ from ftae.cli.options import Json, ModelRef, Overwrite, local, prints_to_stderr,
 
 app = typer.Typer()
 PANEL = "Using a model"
+Images = Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="The folder of images.", show_default=False)]
+OutputFolder = Annotated[
+    Path, typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="The folder to write.", show_default=False)
+]
 Out = Annotated[Path, typer.Option(callback=local, help="The folder to write.", show_default=False)]
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="For a model conditioned on labels: the class.")]
 
@@ -46,11 +50,8 @@ def evaluate(
 @takes_model
 def reconstruct(
     model: ModelRef,
-    images: Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="The folder of images.", show_default=False)],
-    out: Annotated[
-        Path,
-        typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="The folder to write.", show_default=False),
-    ],
+    images: Images,
+    out: OutputFolder,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the reconstruction of every image of a folder, and a sheet of some beside their inputs."""
@@ -64,11 +65,8 @@ def reconstruct(
 @takes_model
 def translate(
     model: ModelRef,
-    images: Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="The folder of images.", show_default=False)],
-    out: Annotated[
-        Path,
-        typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="The folder to write.", show_default=False),
-    ],
+    images: Images,
+    out: OutputFolder,
     overwrite: Overwrite = False,
 ) -> None:
     """Write what a model of pairs makes of every image of a folder, and a sheet of some beside their inputs."""

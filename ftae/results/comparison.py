@@ -11,6 +11,7 @@ from ftae.specs.finetune import needs
 from ftae.specs.finetune.metrics import metric_facts
 from ftae.specs.finetune.needs import Need
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.reading.overrides import leaves
 from ftae.specs.reading.schema import KeepsValidation, Means, fields_with, roles_in
 from ftae.wording import listed
 
@@ -181,22 +182,12 @@ def _direction(name: str, a: Candidate, b: Candidate) -> str | None:
 
 def _differing(a: Candidate, b: Candidate) -> dict[str, tuple[Any, Any]]:
     """The leaves of the runs that differ; of two searches also the settings by which they were done."""
-    found = [_flat(_run(each.run)) for each in (a, b)]
+    found = [leaves(_run(each.run)) for each in (a, b)]
     if a.settings and b.settings:
-        found = [own | _flat(each.settings) for own, each in zip(found, (a, b), strict=True)]
+        found = [own | leaves(each.settings) for own, each in zip(found, (a, b), strict=True)]
     one, other = found
     return {path: pair for path in one | other if (pair := (one.get(path), other.get(path)))[0] != pair[1]}
 
 
 def _run(run: FinetuneSpec) -> dict[str, Any]:
     return run.model_dump(mode="json", exclude={*fields_with(FinetuneSpec, Means)})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

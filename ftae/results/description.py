@@ -23,24 +23,28 @@ def description(record: SearchRecord, storage: str, longest: int, *, is_running:
         longest: the number of characters that the text may have; rows of the leaderboard are left out for it.
         is_running: whether the driver is known to be alive, which no journal tells.
     """
-    for rows in range(SHOWN_ROWS, -1, -1):
-        text = _text(record, storage, rows, is_running)
+    head, rows = _head(record, storage, is_running), []
+    if record.kind == "search":
+        rows = leaderboard(record)[:SHOWN_ROWS]
+    tracking = record.search.get("tracking") or {}
+    for shown in range(len(rows), -1, -1):
+        text = "\n\n".join(filter(None, [head, _table(rows[:shown])]))
+        text = redacted(text, str(tracking.get("uri") or ""), storage)
         if len(text) <= longest:
-            break
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+            return text
+    return f"{text[: longest - 1]}…"
 
 
-def _text(record: SearchRecord, storage: str, rows: int, is_running: bool) -> str:
-    winner, is_search = winner_of(record), record.kind == "search"
+def _head(record: SearchRecord, storage: str, is_running: bool) -> str:
+    """All but the table."""
+    winner = winner_of(record)
     code = "\n".join(f"# {command.purpose}\n{command.line}" for command in commands(record, winner, storage))
     parts = [
         f"**{_escaped(headline(record, winner))}**",
-        *([_progress(record, is_running), *map(_escaped, notes(record))] if is_search else []),
+        *([_progress(record, is_running), *map(_escaped, notes(record))] if record.kind == "search" else []),
         f"```\n{code}\n```" if code else "",
-        _table(leaderboard(record)[:rows]) if is_search else "",
     ]
-    tracking = record.search.get("tracking") or {}
-    return redacted("\n\n".join(filter(None, parts)), str(tracking.get("uri") or ""), storage)
+    return "\n\n".join(filter(None, parts))
 
 
 def _progress(record: SearchRecord, is_running: bool) -> str:
@@ -49,9 +53,9 @@ def _progress(record: SearchRecord, is_running: bool) -> str:
     trials = f"{done_of_asked(counts['done'], record.num_trials)} trials ({by_state(record) or 'none has begun'})"
     line = f"{state.capitalize()}: {trials}, {full_trainings(record.used_budget, record.budget)}."
     close = record.close
-    return (
-        line if close is None or close.status == "complete" or not close.reason else f"{line} {_escaped(close.reason)}"
-    )
+    if close is None or close.status == "complete" or not close.reason:
+        return line
+    return f"{line} {_escaped(close.reason)}"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

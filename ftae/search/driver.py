@@ -46,6 +46,7 @@ Reporting = Callable[[Store, Notify], AbstractContextManager[object]]  # surroun
 
 
 def no_reporting(store: Store, notify: Notify) -> AbstractContextManager[object]:
+    """Surrounds a search without a report."""
     return nullcontext()
 
 
@@ -113,10 +114,8 @@ def drive(
         try:
             reports.enter_context(reporting(store, progress.notify))
             store.write("search.yaml", dump(spec).encode())
-            for note in data.notes:
+            for note in [*data.notes, *(f"warm start    {line}" for line in described(state.record.facts))]:
                 progress.notify(note)
-            for line in described(state.record.facts):
-                progress.notify(f"warm start    {line}")
             tracking_sync.start()
             if state.is_complete:
                 outcome = Close("complete", state.ended_early)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ftae
-from ftae.specs.finetune.models import AnyModel, DiffusersModel
+from ftae.specs.finetune.models import AnyModel, DiffusersModel, Quantized
 from ftae.specs.finetune.run import FinetuneSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ CLASSES = "model/classes.json"
 # What a model computes with, by the name in the index; the family brings the rest.
 REQUIRED = ("numpy", "torch", "safetensors", "pydantic", "pyyaml", "pillow", "filelock")
 FOR_DIFFUSERS, FOR_CODES = ("diffusers", "huggingface_hub"), ("vector-quantize-pytorch",)
-WITH_CODES = ("vq_vae", "vq_vae_2")
 
 
 def make_mlflow_model(folder: Path, spec: FinetuneSpec) -> None:
@@ -60,7 +59,7 @@ def requirements(model: AnyModel) -> list[str]:
     names = [*REQUIRED]
     if isinstance(model, DiffusersModel):
         names += FOR_DIFFUSERS
-    if model.family in WITH_CODES:
+    if isinstance(model, Quantized):
         names += FOR_CODES
     # A local part (2.15.0+cu130) names a build that the index does not have.
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftae.specs.reading.overrides import leaves
 from ftae.tracking.mlflow_server import MAX_NAME, MAX_PARAM, MAX_TAG, Server, clip, points
 
 if TYPE_CHECKING:
@@ -123,15 +124,12 @@ class RunState:
 # ------------------------------------------------------------------------------------------------ values
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
     """Return nested values as text by their dotted names; a character that MLflow refuses in a name is ``_<hex>``."""
     flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            name = re.sub(r"[^\w.\- ]", lambda match: f"_{ord(match[0]):x}", prefix + key)
-            flat[name[:MAX_NAME]] = clip(value if isinstance(value, str) else json.dumps(value), MAX_PARAM)
+    for path, value in leaves(values).items():
+        name = re.sub(r"[^\w.\- ]", lambda match: f"_{ord(match[0]):x}", path)
+        flat[name[:MAX_NAME]] = clip(value if isinstance(value, str) else json.dumps(value), MAX_PARAM)
     return flat
 
 

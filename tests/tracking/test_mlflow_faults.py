@@ -22,17 +22,6 @@ from ftae.tracking import Outcome, TrackingUnavailable, store_uri
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One embedded store for the module: making its tables takes seconds. Tests use experiments of their own."""
-    return tmp_path_factory.mktemp("all searches")
-
-
-@pytest.fixture(scope="module")
-def client(storage: Path) -> MlflowClient:
-    return MlflowClient(store_uri(None, storage), registry_uri=store_uri(None, storage))
-
-
 def test_a_trial_deleted_in_the_ui_does_not_stop_the_rest(storage: Path, client: MlflowClient) -> None:
     search = MadeUpSearch(storage, "deleted-run")
     search.open()

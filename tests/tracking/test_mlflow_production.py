@@ -2,22 +2,8 @@
 
 from pathlib import Path
 
-import pytest
 from made_up_search import START, MadeUpRun, artifacts_of, points_of, runs_of
 from mlflow import MlflowClient
-
-from ftae.tracking import store_uri
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One embedded store for the module: making its tables takes seconds. Tests use experiments of their own."""
-    return tmp_path_factory.mktemp("all searches")
-
-
-@pytest.fixture(scope="module")
-def client(storage: Path) -> MlflowClient:
-    return MlflowClient(store_uri(None, storage), registry_uri=store_uri(None, storage))
 
 
 def test_a_production_run_is_one_run(storage: Path, client: MlflowClient, tmp_path: Path) -> None:

@@ -146,3 +146,14 @@ def _user_key(values: Sequence[Any], data: Any, rest: list[str]) -> str:
         if end == len(rest) or rest[end] in inner or (not inner and isinstance(data[key], Mapping)):
             return key
     return ".".join(rest)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their dotted paths, each after ``prefix``; an empty mapping is a leaf."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
