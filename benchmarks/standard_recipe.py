@@ -41,7 +41,7 @@ class ConvVae(nn.Module):
 
         from safetensors.torch import load_file
 
-        from ftae.engine.models.conv_mlp import ConvVaeNet
+        from ftae.engine.models.builtin.conv_mlp import ConvVaeNet
 
         config = json.loads((Path(folder) / "ftae_model.json").read_text())
         facts = {name: config[name] for name in ("channels_in", "resolution")}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior, StageChain
-from ftae.engine.models.conv_mlp import deterministic
+from ftae.engine.models.builtin.conv_mlp import deterministic
+from ftae.engine.models.builtin.vector_quantized import chosen
 from ftae.engine.models.staged_model import Group, Stage, StageFn
-from ftae.engine.models.vector_quantized import chosen
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import DataSpec
 from ftae.specs.finetune.models import DiffusersModel

@@ -6,8 +6,11 @@ from typing import Any
 import torch
 
 from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
-from ftae.engine.models.builtin import builtin_family
-from ftae.engine.models.conv_mlp import ConvAeNet, ConvCvaeNet, ConvVaeNet, MlpCvaeNet, MlpVaeNet
+from ftae.engine.models.builtin.conv_mlp import ConvAeNet, ConvCvaeNet, ConvVaeNet, MlpCvaeNet, MlpVaeNet
+from ftae.engine.models.builtin.family import builtin_family
+from ftae.engine.models.builtin.hierarchical import HierarchicalVaeNet
+from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
+from ftae.engine.models.builtin.vector_quantized import VqVae2Net, VqVaeNet
 from ftae.engine.models.custom import custom_family
 from ftae.engine.models.diffusers_families import (
     asymmetric_autoencoder_kl,
@@ -16,9 +19,6 @@ from ftae.engine.models.diffusers_families import (
     autoencoder_tiny,
     vq_model,
 )
-from ftae.engine.models.hierarchical import HierarchicalVaeNet
-from ftae.engine.models.translators import ResnetTranslatorNet, UnetTranslatorNet
-from ftae.engine.models.vector_quantized import VqVae2Net, VqVaeNet
 from ftae.engine.process import keep_random_state, seed_generators
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune import needs

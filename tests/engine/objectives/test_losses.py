@@ -17,9 +17,9 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from vision_weights import random_weights
 
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, Posterior
+from ftae.engine.models.builtin.vector_quantized import chosen
 from ftae.engine.models.families import build_model
 from ftae.engine.models.staged_model import Stage
-from ftae.engine.models.vector_quantized import chosen
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, PerceptualNetwork
 from ftae.engine.objectives.losses import LOSSES, LossInputs, loss_terms, total_variation, weighted_sum, weights_at
 from ftae.engine.tasks.task import build_optimizer

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, StageChain
-from ftae.engine.models.conv_mlp import ChainedNet
+from ftae.engine.models.builtin.conv_mlp import ChainedNet
 from ftae.engine.models.model_folder import (
     CONFIG,
     DIFFUSERS,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Encoding, NoiseFn, StageChain
-from ftae.engine.models.conv_mlp import ChainedNet, deterministic
+from ftae.engine.models.builtin.conv_mlp import ChainedNet, deterministic
 from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
 

@@ -12,8 +12,8 @@ from diffusers import VQModel
 from torch import Tensor
 
 from ftae.engine.models.autoencoder import Autoencoder
+from ftae.engine.models.builtin.vector_quantized import Quantizer
 from ftae.engine.models.families import build_autoencoder, build_model
-from ftae.engine.models.vector_quantized import Quantizer
 from ftae.engine.sizing import summarize
 from ftae.engine.training.distributed import UnchangedBuffers
 from ftae.engine.training.loop import finetune

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Encoding, NoiseFn, Posterior
-from ftae.engine.models.conv_mlp import ConvNet, conv_block
+from ftae.engine.models.builtin.conv_mlp import ConvNet, conv_block
 from ftae.engine.models.staged_model import Stage
 
 LOGVAR_BOUND = 5.0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Codes, Encoding, NoiseFn, StageChain
-from ftae.engine.models.conv_mlp import ChainedNet, ConvNet, conv_block
+from ftae.engine.models.builtin.conv_mlp import ChainedNet, ConvNet, conv_block
 from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
 

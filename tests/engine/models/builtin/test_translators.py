@@ -8,7 +8,7 @@ from builders import run_spec
 from pydantic import ValidationError
 from small_models import MODELS, built, images_for, refused, spec_of
 
-from ftae.engine.models.translators import ResnetTranslatorNet, UnetTranslatorNet
+from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
 
 PAIRS = {"source": "digit_edges", "resolution": 16}
 

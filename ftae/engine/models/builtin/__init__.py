@@ -1,0 +1,1 @@
+"""The networks of ftae itself, and how they become families."""
