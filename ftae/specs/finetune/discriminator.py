@@ -86,6 +86,13 @@ class DiscriminatorSpec(Spec):
             raise ValueError(f"must be at most start_fraction ({start:g}), which it comes before, got {value:g}")
         return value
 
+    @field_validator("l2_sp")
+    @classmethod
+    def _has_a_start(cls, value: float, info: ValidationInfo) -> float:
+        if value > 0.0 and info.data.get("pretrained", "") is None:
+            raise ValueError("compares with the pretrained discriminator, pretrained is null")
+        return value
+
     @field_validator("norm", "channels", "depth", "channel_base", "channel_max", "max_adaptive_weight")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:

@@ -84,6 +84,9 @@ class Losses(Spec):
     """Draws the codes towards the encoder."""
     adversarial: Annotated[Weight, Term((needs.another_term,))] = 0.0
     """Whether the discriminator (``finetune.discriminator``) tells reconstructions from real images."""
+    path_length: Weight = 0.0
+    """Of StyleGAN2 alone: weight of the path length regularisation (Karras et al. 2020), which is computed in every
+    fourth step; 2 in the paper. It makes interpolations smooth, and is rarely wanted in fine-tuning."""
     huber_delta: Annotated[float, Field(gt=0.0), Governed("losses.huber")] = 0.1
     """The error at which ``huber`` becomes linear."""
     kl_warmup_fraction: Annotated[Fraction, Governed("losses.kl")] = 0.0

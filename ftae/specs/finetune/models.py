@@ -34,6 +34,8 @@ class ModelSpec(Spec):
     """Whether the model is an autoencoder, whose latents alone give the reconstruction; a translator is none."""
     takes_noise: ClassVar[bool] = False
     """Whether the model is a generator, which makes images of noise."""
+    has_styles: ClassVar[bool] = False
+    """Whether a generator maps its noise to styles first."""
 
     @property
     def gradient_codebook(self) -> bool | None:
@@ -233,6 +235,7 @@ class StyleGan2(Generator):
     style_mixing: Annotated[Annotated[float, Field(ge=0.0, le=1.0)] | None, Revisable()] = None
     """Probability, in training alone, that the stages behind a random one get the style of other noise; 0.9 by
     default."""
+    has_styles: ClassVar[bool] = True
 
 
 class DiffusersModel(ModelSpec):

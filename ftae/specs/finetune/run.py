@@ -125,6 +125,8 @@ class FinetuneSpec(Spec):
             found.append((("adversarial",), f"must be above 0: {model.family} learns from its discriminator"))
         elif not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
+        if model is not None and losses.path_length > 0.0 and not model.has_styles:
+            found.append((("path_length",), f"needs the styles of stylegan2, {model.family} has none"))
         for term in weights:
             found += [((term,), reason) for need in Losses.TERMS[term] if (reason := need(parts))]
         if found:
@@ -133,7 +135,7 @@ class FinetuneSpec(Spec):
 
     @field_validator("discriminator")
     @classmethod
-    def _sees_patches(cls, discriminator: DiscriminatorSpec, info: ValidationInfo) -> DiscriminatorSpec:
+    def _judges_the_images(cls, discriminator: DiscriminatorSpec, info: ValidationInfo) -> DiscriminatorSpec:
         data, losses = info.data.get("data"), info.data.get("losses")
         if data is None or losses is None or losses.adversarial == 0.0:
             return discriminator
@@ -145,6 +147,10 @@ class FinetuneSpec(Spec):
         elif data.resolution < WHOLE_IMAGE or data.resolution.bit_count() != 1:
             rule = f"needs a data.resolution that is a power of two from {WHOLE_IMAGE} on, got {data.resolution}"
             raise refusal([(("architecture",), f"{discriminator.architecture} {rule}")])
+        model = info.data.get("model")
+        if discriminator.adaptive and model is not None and model.takes_noise:
+            rule = f"must be false: the loss of {model.family} has no other terms to scale the adversarial one by"
+            raise refusal([(("adaptive",), rule)])
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
         return discriminator
