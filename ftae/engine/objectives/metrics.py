@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
-from ftae.engine.objectives.feature_metrics import Kid, Rfid, lpips_of
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS, FeatureMetric, lpips_of
 from ftae.engine.objectives.image_measures import EdgeDistance, ImagePairs, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
     ActiveUnits,
@@ -124,8 +125,7 @@ METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "linear_probe": LinearProbe,
     "mig": lambda context: Mig(),
     "dci": lambda context: Dci(),
-    "rfid": Rfid,
-    "kid": Kid,
+    **{name: partial(FeatureMetric, name) for name in FEATURE_METRICS},
 }
 
 

@@ -181,4 +181,5 @@ def run_batch(
     encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
-    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)
+    truth = (batch.labels, batch.factors, batch.ids)
+    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, *truth)

@@ -97,7 +97,7 @@ class FinetuneSpec(Spec):
     perceptual: Annotated[PerceptualNet | None, _FITS, Enables(needs.perceptual)] = None
     """The network with which ``lpips`` and ``vgg`` compare images."""
     features: Annotated[FeatureNet | None, _FITS, Enables(needs.features)] = None
-    """The network that gives the features for ``rfid`` and ``kid``."""
+    """The network that gives the features for metrics that compare sets of images, such as ``kid``."""
     losses: Annotated[Losses, _FITS, TrainingOnly()]
     """Weights of the loss terms."""
     discriminator: Annotated[DiscriminatorSpec, _FITS, TrainingOnly(), Governed("losses.adversarial")] = (
