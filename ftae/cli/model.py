@@ -1,6 +1,7 @@
 """The commands that use a tuned model: on images, between two images, and to sample new ones."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ OutputFolder = Annotated[
 ]
 Out = Annotated[Path, typer.Option(callback=local, help="The folder to write.", show_default=False)]
 Label = Annotated[str | None, typer.Option(metavar="NAME", help="For a model conditioned on labels: the class.")]
+Truncation = Annotated[
+    float | None, typer.Option(help="For StyleGAN2: draws styles towards their mean, by a factor such as 0.7.")
+]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -80,27 +84,40 @@ def translate(
 @takes_model
 def interpolate(
     model: ModelRef,
-    first: Annotated[Path, typer.Argument(metavar="A", help="An image.", show_default=False)],
-    last: Annotated[Path, typer.Argument(metavar="B", help="Another image.", show_default=False)],
     out: Out,
+    first: Annotated[Path | None, typer.Argument(metavar="A", help="An image.", show_default=False)] = None,
+    last: Annotated[Path | None, typer.Argument(metavar="B", help="Another image.", show_default=False)] = None,
+    seeds: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="A B", min=0, help="Two samples of a generator instead of images.")
+    ] = None,
+    truncation: Truncation = None,
     frames: Annotated[int, typer.Option(min=2, help="The number of images, both ends included.")] = 12,
     spherical: Annotated[bool, typer.Option("--spherical", help="Interpolate on a sphere, not linearly.")] = False,
     label: Label = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Interpolate between the latents of two images: writes sheet.png and frames.gif."""
+    """Interpolate between the latents of two images, or between two seeds: writes sheet.png and frames.gif."""
+    if (first is None or last is None) == (seeds is None):
+        raise typer.BadParameter("name two images A and B, or --seeds of a generator")
     loaded = model.load()
     with prints_to_stderr():
-        description = loaded.interpolate_files(
-            first,
-            last,
-            out,
-            frames=frames,
-            spherical=spherical,
-            label=label,
-            overwrite=overwrite,
-            notify=to_stderr,
-        )
+        if seeds is not None:
+            description = loaded.interpolate_seeds(
+                *seeds, out, frames=frames, spherical=spherical, truncation=truncation, overwrite=overwrite
+            )
+        else:
+            assert first is not None
+            assert last is not None
+            description = loaded.interpolate_files(
+                first,
+                last,
+                out,
+                frames=frames,
+                spherical=spherical,
+                label=label,
+                overwrite=overwrite,
+                notify=to_stderr,
+            )
     typer.echo(f"{frames} images are in {out / 'sheet.png'} and {out / 'frames.gif'}: {description}")
 
 
@@ -115,10 +132,31 @@ def sample(
         bool, typer.Option("--fitted", help="Draw from a Gaussian fitted to the latents of the training images.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="A,B-C", help="For a generator: the seeds of the images, such as 3,8,20-29.")
+    ] = None,
+    truncation: Truncation = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Sample new images: writes one PNG each, and all of them in sheet.png."""
     loaded = model.load()
     with prints_to_stderr():
-        count, description = loaded.sample_files(num, out, seed=seed, label=label, fitted=fitted, overwrite=overwrite)
+        count, description = loaded.sample_files(
+            num,
+            out,
+            seed=seed,
+            seeds=None if seeds is None else _numbers(seeds),
+            truncation=truncation,
+            label=label,
+            fitted=fitted,
+            overwrite=overwrite,
+        )
     typer.echo(f"{count} images are in {out}, all of them in {out / 'sheet.png'}; latents from {description}")
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers of ``3,8,20-29``."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise typer.BadParameter(f"--seeds must be numbers and ranges such as 3,8,20-29, got {text!r}")
+    ends = [part.partition("-") for part in text.split(",")]
+    return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]

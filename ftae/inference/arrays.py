@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftae.engine.training.loop import process_state_kept
 from ftae.errors import FtaeError
-from ftae.inference import evaluate, generate
+from ftae.inference import evaluate, generate, synthesis
 from ftae.inference.evaluate import Evaluation
 from ftae.inference.model import TunedModel
 from ftae.specs.finetune.run import FinetuneSpec
@@ -82,7 +82,7 @@ class Model:
         Raises:
             FtaeError: the images have another shape, type or range, or the labels do not fit the model.
         """
-        self._check_task(translates=False)
+        self._check_use("reconstruct")
         return self._outputs(images, labels)
 
     def translate(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
@@ -99,7 +99,7 @@ class Model:
             FtaeError: the model reconstructs its images; or the images have another shape, type or range, or the labels
                 do not fit the model.
         """
-        self._check_task(translates=True)
+        self._check_use("translate")
         return self._outputs(images, labels)
 
     def encode(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
@@ -152,23 +152,33 @@ class Model:
             FtaeError: the model translates images; or these have another shape, type or range, or the labels do not fit
                 the model.
         """
-        self._check_task(translates=False)
+        self._check_use("reconstruct")
 
         def errors(part: Tensor, known: Tensor | None) -> Tensor:
             return (self._tuned.run(part, known) - part).square().flatten(1).mean(1)
 
         return self._in_batches(errors, self._images(images), labels)
 
-    def sample(self, n: int, seed: int = 0, label: str | None = None, *, fitted: bool = False) -> Floats:
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        label: str | None = None,
+        *,
+        fitted: bool = False,
+        truncation: float | None = None,
+    ) -> Floats:
         """Sample new images. The same seed gives the same images; NumPy's and torch's own generators are not used.
 
-        Latents come from the model's prior; for a model with codes, from the codes of the training images.
+        Latents come from the model's prior; for a model with codes, from the codes of the training images. A generator
+        makes image i of the noise that belongs to the seed ``seed + i``, as evaluations do.
 
         Args:
             n: the number of images; for a model conditioned on labels, the number for each class.
             seed: 0 or more.
             label: the class to sample; by default every class in turn, in the order of ``class_names``.
             fitted: draw latents from a Gaussian fitted to those of the training images instead of the prior.
+            truncation: for StyleGAN2: the factor by which styles are drawn towards their mean; 1 draws nothing.
 
         Returns:
             The images: float32 (n, H, W, C), or (n x classes, H, W, C), in [0, 1].
@@ -179,7 +189,10 @@ class Model:
         if n < 1 or seed < 0:
             raise FtaeError(f"n must be at least 1 and seed at least 0, got n={n} and seed={seed}")
         labels, names = self._tuned.labels_to_sample(n, label)
-        images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted)
+        if truncation is not None:
+            images = synthesis.synthesise(self._tuned, range(seed, seed + n), truncation)
+        else:
+            images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted)
         return _as_array(images.permute(0, 2, 3, 1))
 
     # ---------------------------------------------------------------------------------------------- files
@@ -233,7 +246,7 @@ class Model:
         Returns the number of images. Raises FtaeError if no image can be read, or ``out`` is not empty and
         ``overwrite`` is false.
         """
-        self._check_task(translates=False)
+        self._check_use("reconstruct")
         notify = notify or _ignore
         return generate.run_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
 
@@ -250,7 +263,7 @@ class Model:
         Returns the number of images. Raises FtaeError as ``reconstruct_folder``, or if the model reconstructs its
         images.
         """
-        self._check_task(translates=True)
+        self._check_use("translate")
         notify = notify or _ignore
         return generate.run_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
 
@@ -288,26 +301,66 @@ class Model:
         out: Path | str,
         *,
         seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        truncation: float | None = None,
         label: str | None = None,
         fitted: bool = False,
         overwrite: bool = False,
     ) -> tuple[int, str]:
         """Write sampled images to ``out`` as PNG, and all of them in ``sheet.png``; see ``sample``.
 
-        Returns the number of images and a description of where their latents come from.
+        ``seeds``: the seeds of a generator, one an image, in place of ``n`` of them from ``seed`` on. Returns the number of images and a description of where their latents come from.
         """
         return generate.sample_files(
-            self._tuned, Path(out), n, label=label, fitted=fitted, seed=seed, overwrite=overwrite
+            self._tuned,
+            Path(out),
+            n,
+            label=label,
+            fitted=fitted,
+            seed=seed,
+            seeds=seeds,
+            truncation=truncation,
+            overwrite=overwrite,
+        )
+
+    def interpolate_seeds(
+        self,
+        first: int,
+        last: int,
+        out: Path | str,
+        *,
+        frames: int = 12,
+        spherical: bool = False,
+        truncation: float | None = None,
+        overwrite: bool = False,
+    ) -> str:
+        """Interpolate between two samples of a generator; writes ``sheet.png`` and ``frames.gif`` to ``out``.
+
+        The path is linear between styles, or ``spherical`` between noises. Returns a description of the images. Raises
+        FtaeError if the model is no generator, or ``out`` is not empty and ``overwrite`` is false.
+        """
+        return synthesis.between_seeds_files(
+            self._tuned,
+            (first, last),
+            Path(out),
+            frames=frames,
+            spherical=spherical,
+            truncation=truncation,
+            overwrite=overwrite,
         )
 
     # -------------------------------------------------------------------------------------------- private
 
-    def _check_task(self, *, translates: bool) -> None:
-        """Refuse a method that belongs to the other kind of model."""
-        if self.spec.translates and not translates:
-            raise FtaeError(f"{self.description} gives other images than it gets: use translate")
-        if translates and not self.spec.translates:
-            raise FtaeError(f"{self.description} gives the images that it gets: use reconstruct")
+    def _check_use(self, wanted: str) -> None:
+        """Refuse a method that belongs to another kind of model."""
+        use = self.spec.use
+        if use != wanted:
+            gives = {
+                "reconstruct": "gives the images that it gets",
+                "translate": "gives other images than it gets",
+                "sample": "gets no images",
+            }
+            raise FtaeError(f"{self.description} {gives[use]}: use {use}")
 
     def _outputs(self, images: npt.ArrayLike, labels: Sequence[str] | None) -> Floats:
         made = self._in_batches(self._tuned.run, self._images(images), labels)

@@ -103,6 +103,8 @@ def evaluate_model(
     """
     if heatmaps and out is None:
         raise FtaeError("--heatmaps needs --out, the folder for the pictures")
+    if out is not None and model.spec.use == "sample":
+        raise FtaeError(f"{model.spec.model.family} makes no image of an image: leave out --out and --heatmaps")
     if out is not None:
         folders = model.spec.data.image_folders() | ({} if folder is None else {"--data": folder})
         check_output(out, folders, writes_folders=False)

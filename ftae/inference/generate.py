@@ -15,7 +15,10 @@ from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.engine.models.autoencoder import Encoding, NoiseFn
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
+from ftae.inference.paths import lerp, slerp
 from ftae.inference.pictures import (
+    FRAMES,
+    SHEET,
     SHEET_COLUMNS,
     beside,
     pixels_of,
@@ -27,8 +30,8 @@ from ftae.inference.pictures import (
     save_png,
     save_sheet,
 )
+from ftae.inference.synthesis import synthesise
 
-SHEET, FRAMES = "sheet.png", "frames.gif"
 SHEET_IMAGES = 36
 
 
@@ -98,9 +101,6 @@ def _labels(model: TunedModel, folder: Path, names: Sequence[str]) -> dict[str, 
     return {name: model.label(name.partition("/")[0]) for name in names}
 
 
-PARALLEL = 1e-4  # the sine of an angle; vectors that are closer to parallel define no plane to rotate in
-
-
 def interpolate_files(
     model: TunedModel,
     ends: tuple[Path, Path],
@@ -153,47 +153,39 @@ def interpolate(
     return images, description
 
 
-def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Interpolate linearly: (1 - t) a + t b."""
-    return (1.0 - t) * a + t * b
-
-
-def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Interpolate on a sphere (Shoemake 1985), as White (2016) does with latents.
-
-    With W the angle between the two as flat vectors, cos W = <a, b> / (|a| |b|):
-
-        sin((1 - t) W) / sin(W) a  +  sin(t W) / sin(W) b
-
-    The length changes evenly from one end to the other. The linear path would pass near the origin, where a Gaussian
-    of many dimensions has almost no mass. Vectors that are nearly parallel, or of length 0, are interpolated linearly.
-    """
-    norms = a.norm() * b.norm()
-    if norms == 0.0:
-        return lerp(a, b, t)
-    angle = torch.arccos(((a * b).sum() / norms).clamp(-1.0, 1.0))
-    sine = torch.sin(angle)
-    if sine < PARALLEL:
-        return lerp(a, b, t)
-    return torch.sin((1.0 - t) * angle) / sine * a + torch.sin(t * angle) / sine * b
-
-
 FITTED_IMAGES = 2048  # at most, evenly spread over the training images, for the distribution of the latents
 
 
 def sample_files(
-    model: TunedModel, out: Path, num: int, *, label: str | None, fitted: bool, seed: int, overwrite: bool
+    model: TunedModel,
+    out: Path,
+    num: int,
+    *,
+    label: str | None,
+    fitted: bool,
+    seed: int,
+    seeds: Sequence[int] | None,
+    truncation: float | None,
+    overwrite: bool,
 ) -> tuple[int, str]:
     """Write ``num`` sampled images, of every class for a model conditioned on labels, and ``sheet.png`` with all.
 
-    Returns the number of images and a description of the distribution of their latents.
+    ``seeds``: those of a generator, one an image; None for ``num`` from ``seed`` on. Returns the number of images and a
+    description of the distribution of their latents.
 
     Raises:
         FtaeError: as ``sample``; there is no such class; or ``out`` lies among images, or is not empty.
     """
     check_output(out, model.spec.data.image_folders(), writes_folders=False)
     labels, names = model.labels_to_sample(num, label)
-    images, description = sample(model, labels, len(names), seed=seed, fitted=fitted)
+    if model.spec.model.takes_noise and not fitted:
+        chosen = range(seed, seed + num) if seeds is None else seeds
+        names = [f"seed-{each:04d}" for each in chosen]
+        images, description = synthesise(model, chosen, truncation), "the standard normal"
+    elif seeds is not None or truncation is not None:
+        raise FtaeError(f"{model.spec.model.family} is no generator: it has neither seeds nor truncation")
+    else:
+        images, description = sample(model, labels, len(names), seed=seed, fitted=fitted)
     prepare_folder(out, overwrite=overwrite)
     pixels = pixels_of(images)
     for image, name in zip(pixels, names, strict=True):
@@ -206,6 +198,8 @@ def sample_files(
 def sample(model: TunedModel, labels: Tensor | None, num: int, *, seed: int, fitted: bool) -> tuple[Tensor, str]:
     """Sample ``num`` images (num, C, H, W) in [0, 1]; also returns a description of the distribution of the latents.
 
+    Of a generator they are those of the seeds from ``seed`` on.
+
     ``labels``: int64 (num,) for a model conditioned on labels. The same seed gives the same images; the global random
     generators are neither used nor changed. ``fitted``: draw from a Gaussian fitted to the latents of the training
     images instead of the prior.
@@ -214,6 +208,8 @@ def sample(model: TunedModel, labels: Tensor | None, num: int, *, seed: int, fit
         FtaeError: the model has no prior, or its latents are codes and ``fitted`` is set; or the training images are
             needed and missing.
     """
+    if model.spec.model.takes_noise and not fitted:
+        return synthesise(model, range(seed, seed + num), None), "the standard normal"
     with model.settings():
         latents, description = _latents(model, labels, num, torch.Generator().manual_seed(seed), fitted)
         size = model.spec.batch_size

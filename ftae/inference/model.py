@@ -71,15 +71,20 @@ class TunedModel:
         return labels, [f"{each}-{i:04d}" for each in chosen for i in range(num)]
 
     def check_latents(self) -> None:
-        """Refuse to encode, decode, interpolate or sample.
+        """Refuse to encode, decode, interpolate between images or sample latents.
 
         Raises:
-            FtaeError: the model is a translator.
+            FtaeError: the model is a translator or a generator.
         """
+        family = self.spec.model.family
+        if self.spec.model.takes_noise:
+            raise FtaeError(
+                f"{family} takes no images: it can only sample, and interpolate between the seeds of samples"
+            )
         if not self.spec.model.has_latents:
             raise FtaeError(
-                f"{self.spec.model.family} has no latents to encode to, to decode, to interpolate or to sample: it can "
-                "only translate images"
+                f"{family} has no latents to encode to, to decode, to interpolate or to sample: it can only translate "
+                "images"
             )
 
     @torch.no_grad()

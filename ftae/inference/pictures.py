@@ -25,6 +25,8 @@ from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.specs.finetune.data import DataSpec
 
+SHEET, FRAMES = "sheet.png", "frames.gif"
+
 
 @dataclass(frozen=True)
 class Names:

@@ -56,15 +56,14 @@ class ServedModel:
         score        images (B, C, H, W)                       the mean squared error of each image (B,)
         ============ ========================================= ==================================================
 
-        The default is ``reconstruct``, or ``translate`` for a model that does. A model conditioned on labels needs
+        The default is ``reconstruct``, ``translate`` or ``sample``, as the model does. A model conditioned on labels needs
         ``labels``: a class name for each image, or one for all. Images are those of the model; nothing is drawn, except
         in ``sample``.
 
         Raises:
             FtaeError: there is no such method, the input has another shape or range, or the labels do not fit.
         """
-        default = "translate" if self._model.spec.translates else "reconstruct"
-        given = {"method": default, "n": 1, "seed": 0, "labels": [], **(params or {})}
+        given = {"method": self._model.spec.use, "n": 1, "seed": 0, "labels": [], **(params or {})}
         method, labels = given["method"], list(given["labels"])
         if method not in METHODS:
             raise FtaeError(f"params: method {one_of(METHODS, str(method))}")

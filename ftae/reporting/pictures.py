@@ -1,8 +1,8 @@
 """The section "look": the stored pictures of reconstructions, cut into samples, a limited number of them.
 
 A stored picture is a grid of fixed validation images, each as input | reconstruction | a third cell. That is the target
-where the input is another image, and else the difference; pairs have the difference in a fourth. The page gets inputs
-and targets once, and of each trial and step the reconstructions alone, as a strip of samples; it makes the difference
+where the input is another image, and else the difference; pairs have the difference in a fourth. Of a generator it shows
+outputs alone. The page gets inputs and targets once, and of each trial and step the reconstructions alone, as a strip of samples; it makes the difference
 maps itself.
 """
 
@@ -21,6 +21,7 @@ from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_MIN_SIDE
 from ftae.reporting.plots import evenly
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.specs.finetune.data import PAIRED_SOURCES
+from ftae.specs.finetune.models import GENERATOR_FAMILIES
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
@@ -38,8 +39,8 @@ LOSSLESS_SIDE = 64  # samples up to this size are kept to the last bit
 class Layout:
     """Where the samples are in a stored picture.
 
-    ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample; ``has_target``:
-    whether the third is the target.
+    ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample, of which a
+    generator has its output alone; ``has_target``: whether the third is the target.
     """
 
     side: int
@@ -57,6 +58,9 @@ class Layout:
         scale = max(1, -(-GRID_MIN_SIDE // side))
         is_paired = data.get("source") in PAIRED_SOURCES
         each = CELLS_OF_PAIRS if is_paired else CELLS
+        model = record.search["finetune"].get("model")
+        if isinstance(model, dict) and model.get("family") in GENERATOR_FAMILIES:
+            each = 1
         return cls(side * scale, scale, each, is_paired or data.get("degrade") is not None)
 
     def cells(self, picture: Pixels) -> Pixels | None:
@@ -129,7 +133,7 @@ class Gallery:
             samples = _smaller(picture[np.newaxis], 4 * MOST_SIDE)
             fixed: Mapping[str, Pixels] = {}
         else:
-            samples = _smaller(cells[:, 1], MOST_SIDE)
+            samples = _smaller(cells[:, min(1, cells.shape[1] - 1)], MOST_SIDE)
             fixed = self._given(cells)
         shape = {"count": len(samples), "height": samples.shape[1], "width": samples.shape[2], "whole": cells is None}
         if not self._fixed:
@@ -140,6 +144,8 @@ class Gallery:
     def _given(self, cells: Pixels) -> Mapping[str, Pixels]:
         """What is the same in every picture: the target, and the input where that is another one."""
         assert self._layout is not None
+        if self._layout.cells_each == 1:
+            return {}
         return {"target": cells[:, 2], "input": cells[:, 0]} if self._layout.has_target else {"target": cells[:, 0]}
 
     def _read(self, path: str | None) -> Pixels | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ftae.engine.models.families import build_model
-from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_IMAGES, GRID_MIN_SIDE, KEPT
+from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_IMAGES, GRID_MIN_SIDE, GRID_SAMPLES, KEPT
 from ftae.engine.sizing import ModelSummary, Probe, summarize, trial_seconds
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
@@ -85,8 +85,9 @@ def _picture_bytes(run: FinetuneSpec) -> int:
     Enlarged pixels compress along one side.
     """
     enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
-    cells = CELLS_OF_PAIRS if run.data.paired else CELLS
-    return cells * GRID_IMAGES * run.data.channels * run.data.resolution**2 * enlarged
+    cells = GRID_IMAGES * (CELLS_OF_PAIRS if run.data.paired else CELLS)
+    cells = GRID_SAMPLES if run.model.takes_noise else cells
+    return cells * run.data.channels * run.data.resolution**2 * enlarged
 
 
 def check_quota(spec: SearchSpec, needed: int) -> None:

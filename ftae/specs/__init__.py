@@ -24,6 +24,7 @@ from ftae.specs.finetune.data import (
     Photos,
     Shapes,
 )
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
 from ftae.specs.finetune.images import Blocks, Degradation, Intensity
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, Metric
@@ -46,8 +47,9 @@ from ftae.specs.finetune.models import (
     VqVae,
     VqVae2,
 )
-from ftae.specs.finetune.networks import DiscriminatorSpec, FeatureNet, PerceptualNet
-from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
+from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
+from ftae.specs.finetune.optimization import Optimizer, Schedule
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.search.distributions import Choices, Distribution, Range
 from ftae.specs.search.objective import Constraint, Goal, Objective, Objectives
 from ftae.specs.search.resources import Resources

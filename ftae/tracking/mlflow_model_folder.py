@@ -71,8 +71,7 @@ def _signature(spec: FinetuneSpec, *, with_labels: bool) -> "ModelSignature":
     from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
 
     side, channels, float32 = spec.data.resolution, spec.data.channels, np.dtype(np.float32)
-    method = "translate" if spec.translates else "reconstruct"
-    params = [ParamSpec("method", "string", method), ParamSpec("n", "long", 1), ParamSpec("seed", "long", 0)]
+    params = [ParamSpec("method", "string", spec.use), ParamSpec("n", "long", 1), ParamSpec("seed", "long", 0)]
     if with_labels:
         params.append(ParamSpec("labels", "string", [], shape=(-1,)))
     return ModelSignature(

@@ -79,7 +79,8 @@ class ImageIds:
 
 @dataclass(frozen=True)
 class Batch:
-    """``images``: float32 (B, C, H, W) in [0, 1], contiguous. ``inputs``: what the model is given, in the same form.
+    """``images``: float32 (B, C, H, W) in [0, 1], contiguous. ``inputs``: what the model is given, in the same form, or
+    noise (B, L) for a generator.
 
     ``labels``: int64 (B,), -1 for an image without a label; None where no image has one. All on one device.
     ``factors``: int64 (B, F), of validation images whose factors of variation are known; on the CPU.
@@ -157,10 +158,18 @@ def train_batch(
     return made if is_random else replace(made, ids=_ids(images, indices, spec))
 
 
-def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
+def val_batches(
+    images: ImageSet,
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    noise_dim: int | None = None,
+) -> Iterator[Batch]:
     """All images once, in order, their centre at ``spec.resolution``; the last batch may be smaller.
 
-    The degradation of an image depends on its position in the complete set, not on the other images asked for.
+    The degradation of an image, and the noise of length ``noise_dim`` beside it, depend on its position in the complete
+    set, not on the other images asked for.
     """
     margin = (spec.decoded_side - spec.resolution) // 2
     centre = slice(margin, margin + spec.resolution)
@@ -171,7 +180,20 @@ def val_batches(images: ImageSet, spec: DataSpec, *, batch_size: int, device: to
         inputs = _degraded_inputs(given, spec, ([int(place), 0, 0, 3] for place in images.positions_at(part)))
         batch = _to_batch(pixels, inputs, None if images.labels is None else images.labels[part].copy(), device)
         factors = None if images.factors is None else torch.from_numpy(images.factors[part].copy())
+        if noise_dim is not None:
+            batch = replace(batch, inputs=evaluation_noise(images.positions_at(part), noise_dim).to(device))
         yield replace(batch, factors=factors, ids=_ids(images, part, spec))
+
+
+def evaluation_noise(numbers: Iterable[int], length: int) -> torch.Tensor:
+    """Standard normal noise, float32 (len(numbers), length); each row depends on its number (from 0) alone.
+
+    Every evaluation of every run gives generators the same noise, so that their metrics can be compared.
+    """
+    rows = [
+        np.random.default_rng([int(number), 0, 0, 4]).standard_normal(length, dtype=np.float32) for number in numbers
+    ]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _ids(images: ImageSet, indices: slice | Indices, spec: DataSpec) -> tuple[ImageIds, ...]:
@@ -236,6 +258,25 @@ def training_batch(
     seed: int,
     device: torch.device | str,
     rows: slice = slice(None),
+    noise_dim: int | None = None,
+) -> Batch:
+    """As ``_images_to_train_on``, with noise of length ``noise_dim`` as the inputs of a generator."""
+    made = _images_to_train_on(data, spec, batch_size=batch_size, batch=batch, seed=seed, device=device, rows=rows)
+    if noise_dim is None:
+        return made
+    noise = np.random.default_rng([seed, batch, 0, 5]).standard_normal((batch_size, noise_dim), dtype=np.float32)
+    return replace(made, inputs=_to_device(noise[rows], device), ids=())
+
+
+def _images_to_train_on(
+    data: Dataset,
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    batch: int,
+    seed: int,
+    device: torch.device | str,
+    rows: slice,
 ) -> Batch:
     """As ``train_batch``, but the last rows are replayed images, drawn alike by their own spec, without labels."""
     num_replayed = 0 if spec.replay is None else spec.replay.rows(batch_size)

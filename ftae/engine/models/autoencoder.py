@@ -110,15 +110,16 @@ class StageChain:
 
 
 class Autoencoder(StagedModel):
-    """A network that makes images of images: it encodes and decodes them, or, as a translator, makes others of them.
+    """A network that gives images: an autoencoder encodes and decodes them, a translator makes others of them, and a
+    generator makes them of noise, which its mapping encodes and its synthesis decodes.
 
     Args:
         net: the wrapped network, in its own format.
-        stages: image -> encoder -> bottleneck -> decoder -> image; a head comes last.
+        stages: input -> encoder -> bottleneck -> decoder -> image; a head comes last.
         image_range: lowest and highest value of the images that the network takes and gives.
         channels: image channels, or None where the network does not say.
-        encode: images in ``image_range`` (B, C, H, W), labels (B,) or None, noise or None for the mode
-            -> ``Encoding``.
+        encode: inputs, labels (B,) or None, noise or None for the mode -> ``Encoding``. Inputs are images
+            (B, C, H, W) in ``image_range``, or, of a generator, standard normal noise (B, ``noise_dim``).
         decode: latents, labels (B,) or None -> reconstructions (B, C, H, W) in ``image_range``; None where ``run`` is
             given.
         save: writes ``net`` into a folder in the format of its family.
@@ -127,6 +128,8 @@ class Autoencoder(StagedModel):
         chain: the chain that ``encode`` and ``decode`` run; None where the stages are no chain.
         run: arguments of ``encode`` -> ``Encoding``, outputs, for a network whose outputs depend on more than the
             latents.
+        noise_dim: the length of the noise that a generator takes; None for a model that takes images.
+        truncate: latents of a generator, factor -> latents drawn towards their mean; None where there is no mean.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class Autoencoder(StagedModel):
         prior: Callable[[int, Tensor | None, NoiseFn], Tensor] | None = None,
         chain: StageChain | None = None,
         run: Callable[[Tensor, Tensor | None, NoiseFn | None], tuple[Encoding, Tensor]] | None = None,
+        noise_dim: int | None = None,
+        truncate: Callable[[Tensor, float], Tensor] | None = None,
     ) -> None:
         super().__init__(net, stages, save=save)
         self.head: nn.Module | None = None
@@ -149,11 +154,13 @@ class Autoencoder(StagedModel):
         self.channels = channels
         self.prior = prior
         self.chain = chain
-        assert (decode is None) != (run is None)
+        self.noise_dim = noise_dim
+        self.truncate = truncate
+        assert decode is not None or run is not None
         self._encode, self._decode, self._run = encode, decode, run
 
     def encode(self, images: Tensor, labels: Tensor | None = None, noise: NoiseFn | None = None) -> Encoding:
-        """Encode images in ``image_range``; without ``noise`` the latents are the mode of the posterior."""
+        """Encode inputs (see ``as_input``); without ``noise`` the latents are the mode of the posterior."""
         return self._encode(images, labels, noise)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -164,11 +171,21 @@ class Autoencoder(StagedModel):
     def run(
         self, images: Tensor, labels: Tensor | None = None, noise: NoiseFn | None = None
     ) -> tuple[Encoding, Tensor]:
-        """What ``encode`` gives for images in ``image_range``, and what the model makes of it; not clamped."""
+        """What ``encode`` gives for inputs (see ``as_input``), and what the model makes of it; not clamped."""
         if self._run is not None:
             return self._run(images, labels, noise)
         encoding = self.encode(images, labels, noise)
         return encoding, self.decode(encoding.latents, labels)
+
+    def as_input(self, given: Tensor) -> Tensor:
+        """What the network takes of the inputs of a batch: images in ``image_range``, or noise as it is."""
+        return given if self.noise_dim is not None else self.to_range(given)
+
+    def example_input(self, channels: int, side: int) -> Tensor:
+        """One grey image in ``image_range``, or the noise of all zeros, as ``encode`` takes them."""
+        if self.noise_dim is not None:
+            return torch.zeros(1, self.noise_dim)
+        return self.to_range(torch.full((1, channels, side, side), 0.5))
 
     def to_range(self, images: Tensor) -> Tensor:
         """Convert images from [0, 1] to ``image_range``; returns the same tensor where that is [0, 1]."""
@@ -199,6 +216,8 @@ class Autoencoder(StagedModel):
             prior=self.prior,
             chain=self.chain,
             run=self._run,
+            noise_dim=self.noise_dim,
+            truncate=self.truncate,
         )
 
 

@@ -19,6 +19,8 @@ from ftae.engine.models.diffusers_families import (
     autoencoder_tiny,
     vq_model,
 )
+from ftae.engine.models.gans.dcgan import DcganGeneratorNet
+from ftae.engine.models.gans.stylegan2_generator import StyleGan2GeneratorNet
 from ftae.engine.process import keep_random_state, seed_generators
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune import needs
@@ -42,6 +44,8 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "vq_vae_2": builtin_family(VqVae2Net),
     "unet_translator": builtin_family(UnetTranslatorNet),
     "resnet_translator": builtin_family(ResnetTranslatorNet),
+    "dcgan": builtin_family(DcganGeneratorNet),
+    "stylegan2": builtin_family(StyleGan2GeneratorNet),
     "autoencoder_kl": autoencoder_kl,
     "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,
@@ -113,23 +117,22 @@ def prepare_model(
 
 @torch.no_grad()
 def check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int | None) -> Encoding:
-    """Run one grey image through the model; returns its encoding.
+    """Run one grey image, or the noise of all zeros, through the model; returns its encoding.
 
     Raises:
-        FtaeError: the model cannot take the image, or gives one of another shape.
+        FtaeError: the model cannot take the image, or gives one of another shape than those of the data.
     """
     shape = (spec.data.channels, spec.data.resolution, spec.data.resolution)
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
     with one_message(f"the model cannot take images of shape {shape}"):
-        images = autoencoder.to_range(torch.full((1, *shape), 0.5))
-        encoding, output = autoencoder.run(images, labels)
+        encoding, output = autoencoder.run(autoencoder.example_input(*shape[:2]), labels)
     if encoding.latents.ndim < 2 or len(encoding.latents) != 1:
         raise FtaeError(
             f"the model's encode must give latents of shape (B, ...), got {tuple(encoding.latents.shape)} for one image"
         )
-    if output.shape != images.shape:
+    if output.shape != (1, *shape):
         raise FtaeError(
-            f"the model gives {tuple(output.shape[1:])} for images of {tuple(images.shape[1:])}; "
+            f"the model gives {tuple(output.shape[1:])} for images of {shape}; "
             "choose a data.resolution that it gives back unchanged"
         )
     return encoding

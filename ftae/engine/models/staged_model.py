@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftae.errors import FtaeError
 
-Group = Literal["encoder", "bottleneck", "decoder", "head", "discriminator"]
+Group = Literal["encoder", "bottleneck", "decoder", "head", "mapping", "synthesis", "discriminator"]
 StageFn = Callable[[Tensor], Tensor]  # acts on each image of a batch by itself
 
 

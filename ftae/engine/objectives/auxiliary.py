@@ -215,12 +215,13 @@ class AuxiliaryNetworks:
     """The auxiliary networks of a run; None where nothing in the run needs one.
 
     ``reference``: the untuned model. ``perceptual``, ``features``: pretrained networks; the latter makes features
-    (B, D) of images (B, C, H, W) in [0, 1]. These three are frozen and in eval mode. ``adversary``: reconstructions and inputs of the model, (B, C, H, W) -> its adversarial
-    loss, a scalar; the discriminator behind it is trained by a loss of its own.
+    (B, D) of images (B, C, H, W) in [0, 1]. These three are frozen and in eval mode. ``adversary``: reconstructions
+    (B, C, H, W), inputs of the model and real images -> its adversarial loss, a scalar; the discriminator behind it is
+    trained by a loss of its own.
     """
 
     reference: Autoencoder | None = None
-    adversary: Callable[[Tensor, Tensor], Tensor] | None = None
+    adversary: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     perceptual: PerceptualNetwork | None = None
     features: nn.Module | None = None
 

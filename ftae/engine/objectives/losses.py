@@ -120,7 +120,7 @@ def _codebook(x: LossInputs) -> Tensor:
 def _adversarial(x: LossInputs) -> Tensor:
     """The loss of a model whose reconstructions the discriminator tells from real images; may be negative."""
     assert x.auxiliary.adversary is not None
-    return x.auxiliary.adversary(x.reconstruction, x.given)
+    return x.auxiliary.adversary(x.reconstruction, x.given, x.target)
 
 
 LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {

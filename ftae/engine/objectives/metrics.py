@@ -174,12 +174,12 @@ class CollapseDetector:
     """The indicators of a run, each by the reason for which the run fails once it falls to 0.
 
     Active units where the model has a posterior, active positions where it has codes, explained variance where it
-    trains against a discriminator.
+    trains against a discriminator and has an image to compare each output with.
     """
 
     def __init__(self, spec: FinetuneSpec) -> None:
         self._indicators: dict[str, Metric] = {}
-        if spec.losses.adversarial > 0.0:
+        if spec.losses.adversarial > 0.0 and not spec.model.takes_noise:
             self._indicators[Reason.BLOW_UP] = ExplainedVariance()
 
     def update(self, x: EvalBatch) -> None:

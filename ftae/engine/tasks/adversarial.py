@@ -1,12 +1,11 @@
 """The task ``adversarial``: reconstruction, and a discriminator that learns to tell it from real images."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.engine.data.batches import Batch
@@ -14,11 +13,12 @@ from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import weighted_sum, weights_at
-from ftae.engine.tasks.discriminator import build_discriminator
+from ftae.engine.tasks.adversarial_losses import ADVERSARIAL_LOSSES, gradient_penalty
+from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.engine.tasks.reconstruct import Reconstruct, total_loss
-from ftae.engine.tasks.task import Loss, NetworkInTraining, lr_factor
+from ftae.engine.tasks.task import Loss, NetworkInTraining, build_optimizer, lr_factor
 from ftae.errors import Reason
-from ftae.specs.finetune.networks import not_shared
+from ftae.specs.finetune.discriminator import not_shared
 from ftae.specs.finetune.run import FinetuneSpec
 
 TERM = "adversarial"
@@ -50,13 +50,17 @@ class Adversarial(Reconstruct):
         auxiliary = replace(auxiliary, adversary=self.model_loss)
         super().__init__(spec, autoencoder, auxiliary, frozen_cache, noise=noise, averaged=averaged)
         self._settings, self._autoencoder = spec.discriminator, autoencoder
+        self._loss = ADVERSARIAL_LOSSES[self._settings.loss]
         device = next(autoencoder.parameters()).device
-        net = build_discriminator(self._settings, channels=spec.discriminator_channels, seed=spec.seed).to(device)
+        net = discriminator_of(spec).to(device)
         self._net = net
+        self._start = [
+            (p, p.detach().clone()) for p in net.parameters() if p.requires_grad and self._settings.l2_sp > 0.0
+        ]
         self.discriminator = NetworkInTraining(
             DISCRIMINATOR,
             net,
-            torch.optim.Adam(net.parameters(), lr=self._settings.lr, betas=self._settings.betas, fused=True),
+            build_optimizer(net, self._settings.optimizer(), section="discriminator"),
             self._discriminator_lr,
             max_grad_norm=self._settings.max_grad_norm,
             failures=(Reason.BLOW_UP, Reason.BLOW_UP),
@@ -76,8 +80,8 @@ class Adversarial(Reconstruct):
         """The model's turn records its reconstructions, from which the discriminator then learns."""
         if network is self.discriminator:
             real = self._autoencoder.to_range(batch.images)
-            given = real if batch.inputs is batch.images else self._autoencoder.to_range(batch.inputs)
-            return self.discriminator_loss(real, self._reconstructions.pop(0), given)
+            given = real if batch.inputs is batch.images else self._autoencoder.as_input(batch.inputs)
+            return self.discriminator_loss(real, self.fakes(batch), given, step)
         progress = step / self.spec.max_steps
         weights = self.ramped(weights_at(self.spec.losses, progress), progress)
         terms, reconstruction = self.forward(batch, list(weights), progress)
@@ -108,17 +112,15 @@ class Adversarial(Reconstruct):
 
     # ---------------------------------------------------------------------------------- the model's turn
 
-    def model_loss(self, reconstruction: Tensor, given: Tensor) -> Tensor:
+    def model_loss(self, reconstruction: Tensor, given: Tensor, real: Tensor) -> Tensor:
         """The adversarial term, a scalar: low where the discriminator takes the reconstructions (B, C, H, W) for real.
 
-        ``given``: what the model made them of, in the same form.
-
-        Minus the mean logit for hinge (Lim & Ye 2017), so it may be negative; softplus of that for
-        ``non_saturating`` (Goodfellow et al. 2014).
+        ``given``: what the model made them of. ``real``: the images of the batch, in the same form.
         """
         self.discriminator.rest()
-        logits = self._judge(self._seen(reconstruction, given))
-        return -logits.mean() if self._settings.loss == "hinge" else F.softplus(-logits).mean()
+        of_fake = self._judge(self._seen(reconstruction, given))
+        of_real = self._judge(self._seen(real, given)) if self._loss.is_relative else None
+        return self._loss.model(of_fake, of_real)
 
     def ramped(self, weights: dict[str, float], progress: float) -> dict[str, float]:
         """The weights at ``progress`` (0..1) of the budget; the adversarial term is left out until it begins."""
@@ -142,25 +144,38 @@ class Adversarial(Reconstruct):
 
     # -------------------------------------------------------------------------- the discriminator's turn
 
-    def discriminator_loss(self, real: Tensor, fake: Tensor, given: Tensor) -> Loss:
-        """The loss on images and on what the model made of its inputs ``given``.
+    def fakes(self, batch: Batch) -> Tensor:
+        """What the model made of ``batch`` in its turn of this step, (B, C, H, W) in its range."""
+        return self._reconstructions.pop(0)
 
-        All are (B, C, H, W) in the model's range, without gradients.
+    def discriminator_loss(self, real: Tensor, fake: Tensor, given: Tensor, step: int) -> Loss:
+        """The loss on images and on what the model made of its inputs ``given``, with its penalties.
+
+        Images are (B, C, H, W) in the model's range, without gradients.
         """
-        settings = self._settings
         seen = torch.cat([self._seen(real, given), self._seen(fake, given)])
         of_real, of_fake = self._judge(seen).chunk(2)
-        if settings.loss == "hinge":
-            loss = F.relu(1.0 - of_real).mean() + F.relu(1.0 + of_fake).mean()
-        else:
-            loss = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
-        if settings.r1 > 0.0:
-            loss = loss + 0.5 * settings.r1 * r1_penalty(lambda images: self._net(self._seen(images, given)), real)
+        loss = self._loss.discriminator(of_real, of_fake)
+        for penalty in self._penalties(real, fake, given, of_real, of_fake, step):
+            loss = loss + penalty
+        return Loss(loss, {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()})
+
+    def _penalties(
+        self, real: Tensor, fake: Tensor, given: Tensor, of_real: Tensor, of_fake: Tensor, step: int
+    ) -> Iterator[Tensor]:
+        """The weighted penalties that are due in this step."""
+        settings = self._settings
+        if settings.r1 > 0.0 and step % settings.r1_every == 0:
+            weight = 0.5 * settings.r1 * settings.r1_every
+            for images in (real, fake) if self._loss.is_relative else (real,):
+                yield weight * gradient_penalty(lambda x: self._net(self._seen(x, given)), images)
         if settings.lecam > 0.0:
             average_real, average_fake = self._logit_averages
             anchors = (of_real - average_fake).square().mean() + (of_fake - average_real).square().mean()
-            loss = loss + settings.lecam * anchors
-        return Loss(loss, {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()})
+            yield settings.lecam * anchors
+        if self._start:
+            squares = torch.stack([(p - start).square().sum() for p, start in self._start])
+            yield settings.l2_sp * squares.sum() / sum(start.numel() for _, start in self._start)
 
     def _judge(self, seen: Tensor) -> Tensor:
         return self._net.judge(seen, bf16=self.spec.precision == "bf16")
@@ -172,7 +187,7 @@ class Adversarial(Reconstruct):
     def _discriminator_lr(self, step: int) -> float:
         """The schedule of the run, over the part of the budget in which the discriminator is trained."""
         begin, progress = self._settings.begin_fraction, (step + 0.5) / self.spec.max_steps
-        return self._settings.lr * lr_factor(self.spec.schedule, (progress - begin) / (1.0 - begin))
+        return self._settings.optimizer().lr * lr_factor(self.spec.schedule, (progress - begin) / (1.0 - begin))
 
 
 def _gradient_norm(loss: Tensor, at: nn.Parameter) -> float | None:
@@ -181,17 +196,6 @@ def _gradient_norm(loss: Tensor, at: nn.Parameter) -> float | None:
         return None
     (gradient,) = torch.autograd.grad(loss, [at], retain_graph=True, allow_unused=True)
     return None if gradient is None else float(gradient.norm())
-
-
-def r1_penalty(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """R1 (Mescheder et al. 2018) without its weight, in fp32: a scalar, the mean over ``images`` (B, C, H, W).
-
-    For each image the squared gradient of its mean logit, summed over the pixels.
-    """
-    images = images.detach().requires_grad_(True)
-    logits = net(images).flatten(1).mean(1)
-    (slope,) = torch.autograd.grad(logits.sum(), [images], create_graph=True)
-    return slope.square().flatten(1).sum(1).mean()
 
 
 def _last_decoder_weight(autoencoder: Autoencoder) -> nn.Parameter | None:

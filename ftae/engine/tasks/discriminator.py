@@ -1,6 +1,7 @@
-"""The discriminator: a PatchGAN, which says for every patch of an image whether it looks like a real one."""
+"""The discriminator as a staged model: it says whether an image, or each patch of one, looks real."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,27 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ftae.engine.models.gans.dcgan import DcganDiscriminatorNet
+from ftae.engine.models.gans.stylegan2_discriminator import StyleGan2DiscriminatorNet
+from ftae.engine.models.model_folder import pretrained_folder
 from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import keep_random_state
-from ftae.specs.finetune.networks import DiscriminatorSpec
+from ftae.errors import FtaeError
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 SLOPE = 0.2  # of the leaky ReLUs
+FILE = "discriminator.safetensors"  # beside the model in a folder of it
 
 
 class Discriminator(StagedModel):
-    """The PatchGAN of Isola et al. (2017): ``depth`` strided 4x4 convolutions, then two that keep the size.
+    """A network that gives logits, high where an image looks real: images (B, C, H, W) -> (B, 1, h, w) or (B, 1)."""
 
-    Images (B, C, H, W), at least ``3 * 2**depth`` pixels a side -> logits (B, 1, h, w), high where a patch looks
-    real. The width doubles with every convolution, up to eight times. Images of a batch do not affect each other.
-    """
-
-    def __init__(self, spec: DiscriminatorSpec, channels: int) -> None:
-        widths = [channels, *(spec.channels * min(2**level, 8) for level in range(spec.depth + 1))]
-        blocks = [_block(spec, before, width, level) for level, (before, width) in enumerate(pairwise(widths))]
-        blocks.append([_normed(nn.Conv2d(widths[-1], 1, 4, padding=1), spec)])
-        net = nn.Sequential(*(layer for block in blocks for layer in block))
-        stages = [Stage(f"conv_{i}", "discriminator", tuple(block)) for i, block in enumerate(blocks)]
+    def __init__(self, net: nn.Module, stages: list[Stage]) -> None:
         super().__init__(net, stages, save=lambda folder: save_state(net, folder))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,6 +40,19 @@ class Discriminator(StagedModel):
         return logits.float()
 
 
+def _patch(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discriminator:
+    """The PatchGAN of Isola et al. (2017): ``depth`` strided 4x4 convolutions, then two that keep the size.
+
+    Images have at least ``3 * 2**depth`` pixels a side. The width doubles with every convolution, up to eight times.
+    Images of a batch do not affect each other.
+    """
+    widths = [channels, *(spec.channels * min(2**level, 8) for level in range(spec.depth + 1))]
+    blocks = [_block(spec, before, width, level) for level, (before, width) in enumerate(pairwise(widths))]
+    blocks.append([_normed(nn.Conv2d(widths[-1], 1, 4, padding=1), spec)])
+    net = nn.Sequential(*(layer for block in blocks for layer in block))
+    return Discriminator(net, [Stage(f"conv_{i}", "discriminator", tuple(block)) for i, block in enumerate(blocks)])
+
+
 def _block(spec: DiscriminatorSpec, before: int, width: int, level: int) -> list[nn.Module]:
     conv = nn.Conv2d(before, width, 4, stride=2 if level < spec.depth else 1, padding=1)
     norm = [nn.GroupNorm(math.gcd(8, width), width)] if spec.norm == "group" and level > 0 else []
@@ -52,17 +63,53 @@ def _normed(conv: nn.Conv2d, spec: DiscriminatorSpec) -> nn.Module:
     return spectral_norm(conv) if spec.norm == "spectral" else conv
 
 
-def build_discriminator(spec: DiscriminatorSpec, *, channels: int, seed: int) -> Discriminator:
-    """A discriminator of images with ``channels``, on the CPU.
+def _dcgan(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discriminator:
+    net = DcganDiscriminatorNet(channels_in=channels, resolution=resolution, channels=spec.channels)
+    return Discriminator(net, net.stages())
+
+
+def _stylegan2(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discriminator:
+    net = StyleGan2DiscriminatorNet(
+        channels_in=channels, resolution=resolution, channel_base=spec.channel_base, channel_max=spec.channel_max
+    )
+    return Discriminator(net, net.stages())
+
+
+# The settings, the channels and the side of the images -> a new discriminator.
+ARCHITECTURES: dict[str, Callable[[DiscriminatorSpec, int, int], Discriminator]] = {
+    "patch": _patch,
+    "dcgan": _dcgan,
+    "stylegan2": _stylegan2,
+}
+
+
+def build_discriminator(spec: DiscriminatorSpec, *, channels: int, resolution: int, seed: int) -> Discriminator:
+    """A discriminator of images with ``channels`` and ``resolution`` pixels a side, on the CPU, with frozen stages.
 
     New weights are drawn from ``seed``; the random generators of the process are left as they were.
 
     Raises:
-        FtaeError: the pretrained weights cannot be found or do not fit.
+        FtaeError: the pretrained weights cannot be found or do not fit, or ``freeze_depth`` leaves nothing to train.
     """
     with keep_random_state():
         torch.manual_seed(seed)
-        discriminator = Discriminator(spec, channels)
+        discriminator = ARCHITECTURES[spec.architecture](spec, channels, resolution)
     if spec.pretrained is not None:
-        load_state(discriminator.net, Path(spec.pretrained).expanduser(), "discriminator.pretrained")
+        load_state(discriminator.net, _weights_file(spec.pretrained), "discriminator.pretrained")
+    try:
+        discriminator.freeze(spec.freeze_depth, ())
+    except FtaeError as error:
+        raise FtaeError(f"discriminator: {error}") from error
     return discriminator
+
+
+def discriminator_of(spec: FinetuneSpec) -> Discriminator:
+    """The discriminator of a run. Raises as ``build_discriminator``."""
+    channels, side = spec.discriminator_channels, spec.data.resolution
+    return build_discriminator(spec.discriminator, channels=channels, resolution=side, seed=spec.seed)
+
+
+def _weights_file(pretrained: str) -> Path:
+    """The file itself, or the one beside the model in a folder that ftae wrote."""
+    folder = pretrained_folder(pretrained)
+    return Path(pretrained).expanduser() if folder is None else folder / FILE

@@ -113,7 +113,7 @@ class ForwardPass(nn.Module):
         """
         autoencoder, spec = self.autoencoder, self._spec
         target = autoencoder.to_range(batch.images)
-        inputs = target if batch.inputs is batch.images else autoencoder.to_range(batch.inputs)
+        inputs = target if batch.inputs is batch.images else autoencoder.as_input(batch.inputs)
         with precision(spec, batch.images.device):
             encoding, reconstruction = self._frozen_cache.run(inputs, batch, self._noise)
             logits = autoencoder.head(encoding.latents) if autoencoder.head is not None else None

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from ftae.engine.data.batches import Batch
 from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.errors import FtaeError, Reason
-from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
+from ftae.specs.finetune.optimization import Optimizer, Schedule
+from ftae.specs.finetune.run import FinetuneSpec
 
 
-def build_optimizer(model: StagedModel, spec: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(model: StagedModel, spec: Optimizer, section: str = "optimizer") -> torch.optim.Optimizer:
     """The optimizer over the trainable stages, with one parameter group per learning-rate multiplier and weight decay.
+    ``section``: of the file, for messages.
 
     The ``multiplier`` of a parameter group is the product of all ``lr_multipliers`` that match the group or the name
     of the stage, or the name of the parameter. Norms and biases (at most one dimension) get no weight decay.
@@ -26,7 +28,7 @@ def build_optimizer(model: StagedModel, spec: Optimizer) -> torch.optim.Optimize
         FtaeError: a multiplier matches no parameter. Parameters that ftae has frozen count as matched, since a search
             may freeze more or fewer stages; those that the module itself has frozen do not.
     """
-    _check_multipliers(model, spec.lr_multipliers)
+    _check_multipliers(model, spec.lr_multipliers, section)
     names = {id(p): name for name, p in model.named_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for stage in model.trainable_stages():
@@ -124,19 +126,19 @@ def _matches(pattern: str, stage: Stage, parameter_name: str) -> bool:
     return stage.matches(pattern) or fnmatchcase(parameter_name.removeprefix("net."), pattern)
 
 
-def _check_multipliers(model: StagedModel, multipliers: dict[str, float]) -> None:
+def _check_multipliers(model: StagedModel, multipliers: dict[str, float], section: str) -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     for pattern in multipliers:
         matched = [p for s in model.stages for p in s.parameters() if _matches(pattern, s, names[id(p)])]
         if matched and all(map(model.came_frozen, matched)):
             raise FtaeError(
-                f"optimizer.lr_multipliers: {pattern!r} has no effect: the module itself has frozen all that it matches"
+                f"{section}.lr_multipliers: {pattern!r} has no effect: the module itself has frozen all that it matches"
             )
         if not matched:
             groups = dict.fromkeys(stage.group for stage in model.stages)
             stages = ", ".join(stage.name for stage in model.stages)
             raise FtaeError(
-                f"optimizer.lr_multipliers: {pattern!r} matches nothing. Groups: {', '.join(groups)}. Stages: {stages}"
+                f"{section}.lr_multipliers: {pattern!r} matches nothing. Groups: {', '.join(groups)}. Stages: {stages}"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,7 +19,7 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import probe_rows, varying
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
-from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE
+from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE, GRID_SAMPLE_COLUMNS, GRID_SAMPLES
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
@@ -89,13 +90,18 @@ class EvalSet:
 class Grid:
     """A picture of fixed validation images, each as input | reconstruction | absolute difference.
 
-    Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. The
-    reconstructions are those of the evaluation, so the picture costs no forward pass.
+    Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. A
+    generator shows what it makes of fixed noise alone. The outputs are those of the evaluation, so the picture costs no
+    forward pass.
     """
 
     def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
         self._spec, self._columns = spec, 2 if num_images >= GRID_IMAGES else 1
-        self._chosen = np.linspace(0, num_images - 1, min(GRID_IMAGES, num_images)).astype(int)
+        most = GRID_IMAGES
+        if spec.model.takes_noise:
+            most, self._columns = GRID_SAMPLES, min(GRID_SAMPLE_COLUMNS, num_images)
+            num_images -= num_images % self._columns  # whole rows
+        self._chosen = np.linspace(0, num_images - 1, min(most, num_images)).astype(int)
         self._seen = 0
         self._cells: list[Tensor] = []  # (images, C, H, n * W)
 
@@ -103,11 +109,16 @@ class Grid:
         """Take the chosen images of the next batch; all batches must come, in order."""
         rows = self._chosen - self._seen
         rows = rows[(rows >= 0) & (rows < len(batch.target))]
+        self._cells.append(self._cells_of(batch, rows).cpu())
+        self._seen += len(batch.target)
+
+    def _cells_of(self, batch: EvalBatch, rows: npt.NDArray[np.int64]) -> Tensor:
+        if self._spec.model.takes_noise:
+            return batch.reconstruction[rows]
         given, reconstructed, target = (images[rows] for images in (batch.given, batch.reconstruction, batch.target))
         data, difference = self._spec.data, (target - reconstructed).abs()
         others = [target, difference] if data.paired else [difference if data.degrade is None else target]
-        self._cells.append(torch.cat([given, reconstructed, *others], dim=3).cpu())
-        self._seen += len(batch.target)
+        return torch.cat([given, reconstructed, *others], dim=3)
 
     def save(self, path: Path) -> None:
         """Write the picture as PNG."""
@@ -166,8 +177,9 @@ class EvaluationPass:
 
     def _outputs(self, images: ImageSet) -> Iterator[EvalBatch]:
         context = self._context
-        spec = context.spec
-        for batch in val_batches(images, spec.data, batch_size=spec.batch_size, device=context.device):
+        spec, noise_dim = context.spec, context.autoencoder.noise_dim
+        batches = val_batches(images, spec.data, batch_size=spec.batch_size, device=context.device, noise_dim=noise_dim)
+        for batch in batches:
             yield run_batch(context.autoencoder, batch, frozen_cache=context.frozen_cache)
 
 
@@ -178,7 +190,7 @@ def run_batch(
 
     ``frozen_cache``: runs this model with cached features of its frozen start; None to compute everything.
     """
-    encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
+    encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.as_input(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
     truth = (batch.labels, batch.factors, batch.ids)

@@ -1,6 +1,7 @@
 """Exports the evaluated weights of a checkpoint as a model that other programs load, with the scale of its latents."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
 from ftae.engine.models.weights import load_state
 from ftae.engine.process import device_of
+from ftae.engine.tasks.discriminator import FILE as DISCRIMINATOR
 from ftae.engine.training.checkpoint import evaluated_weights
 from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel
@@ -40,7 +42,7 @@ class ExportedModel:
 
 
 def export_model(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> ExportedModel:
-    """Write the model of a checkpoint to ``folder`` in the format of its family, with a head beside it if it has one.
+    """Write the model of a checkpoint to ``folder`` in the format of its family, with its head and its discriminator.
 
     Where the latents have changed, ``scaling_factor`` becomes one over the standard deviation of the latents of the
     training images (as for the first batch in Rombach et al. 2022, section G), and ``shift_factor`` their mean.
@@ -52,6 +54,8 @@ def export_model(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Exported
     scaling_factor = None if compatible else _rescale(tuned, data.train, spec)
     try:
         tuned.save(folder)
+        if (checkpoint / DISCRIMINATOR).is_file():
+            shutil.copyfile(checkpoint / DISCRIMINATOR, folder / DISCRIMINATOR)
         if tuned.head is not None:
             save_file(tuned.head.state_dict(), folder / HEAD)
     except SafetensorError as error:

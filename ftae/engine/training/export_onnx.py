@@ -1,4 +1,4 @@
-"""Exports a model as ONNX graphs, encoder and decoder or translator, and compares them with PyTorch."""
+"""Exports a model as ONNX graphs, encoder and decoder, translator or generator, and compares them with PyTorch."""
 
 import logging
 import warnings
@@ -18,7 +18,7 @@ from ftae.engine.training.export_model import load_exported_model
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune.run import FinetuneSpec
 
-ENCODER, DECODER, TRANSLATOR = "encoder.onnx", "decoder.onnx", "translator.onnx"
+ENCODER, DECODER, TRANSLATOR, GENERATOR = "encoder.onnx", "decoder.onnx", "translator.onnx", "generator.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 COMPARED_IMAGES = 64
@@ -61,6 +61,18 @@ class _Translator(nn.Module):
         return model.to_unit(model.run(model.to_range(images))[1]).clamp(0.0, 1.0)
 
 
+class _Generator(nn.Module):
+    """Standard normal noise (B, L) -> images (B, C, H, W), clamped to [0, 1]."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.net, self.model = model.net, [model]
+
+    def forward(self, noise: Tensor) -> Tensor:
+        [model] = self.model
+        return model.to_unit(model.run(noise)[1]).clamp(0.0, 1.0)
+
+
 def check_onnx_installed() -> None:
     """Raises FtaeError where a package is missing."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
@@ -71,7 +83,7 @@ def check_onnx_installed() -> None:
 def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[str, float]:
     """Write the model that ``export_model`` wrote to ``model_folder`` as ``encoder.onnx`` and ``decoder.onnx``.
 
-    A model without latents is one graph, ``translator.onnx``. The batch has any length; a model conditioned on labels
+    A translator is one graph, ``translator.onnx``, and so is a generator, ``generator.onnx``. The batch has any length; a model conditioned on labels
     takes ``labels``, int64 (B,), as a second input.
 
     Returns:
@@ -83,12 +95,14 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
     """
     data = load_dataset(spec.data)
     model = load_exported_model(spec, model_folder, data.num_classes).eval()
-    batch = next(val_batches(data.val, spec.data, batch_size=COMPARED_IMAGES, device=torch.device("cpu")))
+    cpu = torch.device("cpu")
+    batches = val_batches(data.val, spec.data, batch_size=COMPARED_IMAGES, device=cpu, noise_dim=model.noise_dim)
+    batch = next(batches)
     labels: dict[str, Tensor] = {}
     if spec.model.needs_labels:
         assert batch.labels is not None
         labels = {"labels": batch.labels}
-    if model.encode(model.to_range(batch.inputs), labels.get("labels")).codes:
+    if model.encode(model.as_input(batch.inputs), labels.get("labels")).codes:
         raise FtaeError(f"{spec.model.family} cannot be written as ONNX: its quantizer has no equivalent there")
     graphs = _graphs(model, has_latents=spec.model.has_latents)
     given, found = batch.inputs, {}
@@ -119,6 +133,8 @@ class _Graph:
 
 
 def _graphs(model: Autoencoder, *, has_latents: bool) -> list[_Graph]:
+    if model.noise_dim is not None:
+        return [_Graph(_Generator(model), GENERATOR, "noise", "images")]
     if not has_latents:
         return [_Graph(_Translator(model), TRANSLATOR, "images", "translations")]
     return [

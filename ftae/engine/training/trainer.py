@@ -164,6 +164,7 @@ class Trainer:
             seed=spec.seed,
             device=self.device,
             rows=self.group.rows(spec.batch_size),
+            noise_dim=self.autoencoder.noise_dim,
         )
 
     def _train(self, network: NetworkInTraining, batches: Iterable[Batch]) -> None:

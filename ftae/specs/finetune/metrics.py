@@ -26,11 +26,17 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]"),
-    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]"),
-    "psnr": Metric(0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", unit="dB"),
+    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.targets,)),
+    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.targets,)),
+    "psnr": Metric(
+        0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.targets,), unit="dB"
+    ),
     "ssim": Metric(
-        -1.0, 1.0, "maximize", "structural similarity (Wang et al. 2004), 11x11 window", (needs.resolution(16),)
+        -1.0,
+        1.0,
+        "maximize",
+        "structural similarity (Wang et al. 2004), 11x11 window",
+        (needs.targets, needs.resolution(16)),
     ),
     "kl": Metric(
         0.0,
@@ -64,7 +70,7 @@ METRICS: dict[str, Metric] = {
         1.0,
         "maximize",
         "area under the ROC curve of the reconstruction error, anomalies against normal images",
-        (needs.anomalies,),
+        (needs.targets, needs.anomalies),
     ),
     "codebook_usage": Metric(
         0.0, 1.0, "maximize", "share of the codes that are in use; with several codebooks the least", (needs.codes,)
@@ -83,7 +89,11 @@ METRICS: dict[str, Metric] = {
         0.0, 1.0e9, "minimize", "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat"
     ),
     "ms_ssim": Metric(
-        0.0, 1.0, "maximize", "structural similarity over five scales (Wang et al. 2003)", (needs.resolution(176),)
+        0.0,
+        1.0,
+        "maximize",
+        "structural similarity over five scales (Wang et al. 2003)",
+        (needs.targets, needs.resolution(176)),
     ),
     "linear_probe": Metric(
         0.0,
@@ -100,7 +110,9 @@ METRICS: dict[str, Metric] = {
         "disentanglement score of DCI (Eastwood & Williams 2018)",
         (needs.factors, needs.latents),
     ),
-    "lpips": Metric(0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.perceptual,)),
+    "lpips": Metric(
+        0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.targets, needs.perceptual)
+    ),
     "rfid": Metric(
         0.0,
         1.0e9,

@@ -32,6 +32,8 @@ class ModelSpec(Spec):
     """Whether the encoder chooses from a codebook."""
     has_latents: ClassVar[bool] = True
     """Whether the model is an autoencoder, whose latents alone give the reconstruction; a translator is none."""
+    takes_noise: ClassVar[bool] = False
+    """Whether the model is a generator, which makes images of noise."""
 
     @property
     def gradient_codebook(self) -> bool | None:
@@ -198,6 +200,41 @@ class ResnetTranslator(Translator):
     """Number of residual blocks; 6 by default, CycleGAN has 9 from 256 pixels on."""
 
 
+class Generator(ModelSpec):
+    """The fields and facts of the families that make images of noise, each for one resolution, a power of two."""
+
+    latent_dim: Size | None = None
+    """Length of the noise; that of the family by default."""
+    has_latents: ClassVar[bool] = False
+    takes_noise: ClassVar[bool] = True
+
+
+class Dcgan(Generator):
+    """The generator of DCGAN (Radford et al. 2015): transposed convolutions, batch normalisation; images in [-1, 1]."""
+
+    family: Literal["dcgan"] = "dcgan"
+    channels: Size | None = None
+    """Channels of the last hidden layer, from which the width doubles towards the noise; 64 by default."""
+    bounded_output: ClassVar[bool] = True
+
+
+class StyleGan2(Generator):
+    """The generator of StyleGAN2 (Karras et al. 2020), without labels; images in [-1, 1]."""
+
+    family: Literal["stylegan2"] = "stylegan2"
+    style_dim: Size | None = None
+    """Length of a style, which the mapping makes of the noise; 512 by default."""
+    mapping_layers: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Number of layers of the mapping; 8 by default."""
+    channel_base: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Channels times the side of a stage, up to ``channel_max``; 16384 by default, 32768 in the paper."""
+    channel_max: Size | None = None
+    """The most channels of a stage; 512 by default."""
+    style_mixing: Annotated[Annotated[float, Field(ge=0.0, le=1.0)] | None, Revisable()] = None
+    """Probability, in training alone, that the stages behind a random one get the style of other noise; 0.9 by
+    default."""
+
+
 class DiffusersModel(ModelSpec):
     """A pretrained autoencoder of diffusers."""
 
@@ -298,6 +335,8 @@ AnyModel = Annotated[
     | Annotated[VqVae2, Tag("vq_vae_2")]
     | Annotated[UnetTranslator, Tag("unet_translator")]
     | Annotated[ResnetTranslator, Tag("resnet_translator")]
+    | Annotated[Dcgan, Tag("dcgan")]
+    | Annotated[StyleGan2, Tag("stylegan2")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
     | Annotated[AsymmetricAutoencoderKl, Tag("asymmetric_autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]
@@ -306,3 +345,5 @@ AnyModel = Annotated[
     | Annotated[CustomModel, Tag("package.module:attr")],
     Discriminator(_family),
 ]
+
+GENERATOR_FAMILIES = ("dcgan", "stylegan2")

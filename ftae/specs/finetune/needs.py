@@ -119,6 +119,13 @@ def reference(parts: Parts) -> str | None:
     return "compares with the pretrained model, model.pretrained is null"
 
 
+@need("an image to compare each output with")
+def targets(parts: Parts) -> str | None:
+    if parts.model is None or not parts.model.takes_noise:
+        return None
+    return f"compares each output with an image of its own, {parts.model.family} makes images of noise"
+
+
 @need("data.degrade or pairs")
 def other_inputs(parts: Parts) -> str | None:
     """Whether the model gets other images than those that it is compared with."""
@@ -136,7 +143,7 @@ def anomalies(parts: Parts) -> str | None:
 
 @need("another loss term")
 def another_term(parts: Parts) -> str | None:
-    if parts.weights is None or len(parts.weights) > 1:
+    if parts.weights is None or len(parts.weights) > 1 or (parts.model is not None and parts.model.takes_noise):
         return None
     return "needs another term beside it: alone it asks for any image that looks real"
 

@@ -10,12 +10,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
+from ftae.specs.finetune.discriminator import GENERATORS, WHOLE_IMAGE, DiscriminatorSpec
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
-from ftae.specs.finetune.models import AnyModel
+from ftae.specs.finetune.models import GENERATOR_FAMILIES, AnyModel
 from ftae.specs.finetune.needs import Enables, Parts
-from ftae.specs.finetune.networks import Beta, DiscriminatorSpec, FeatureNet, PerceptualNet
-from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
+from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
+from ftae.specs.finetune.optimization import Optimizer, Schedule
+from ftae.specs.reading.base import Positive, Spec, absolute
 from ftae.specs.reading.problems import Problem, refusal
 from ftae.specs.reading.schema import (
     AfterTraining,
@@ -25,58 +27,7 @@ from ftae.specs.reading.schema import (
     Means,
     NotSearched,
     TrainingOnly,
-    roles_in,
 )
-
-
-class Optimizer(Spec):
-    """Optimizer and learning rates."""
-
-    name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
-    """The optimizer of PyTorch."""
-    lr: Annotated[float, Field(gt=0.0)]
-    """Peak learning rate."""
-    lr_multipliers: dict[str, Annotated[float, Field(gt=0.0)]] = {}
-    """Factors on the learning rate by group (``encoder``, ``bottleneck``, ``decoder``, ``head``) or by glob over stage
-    and parameter names; where several match, their product counts."""
-    weight_decay: Weight = 0.0
-    """Weight decay, which never touches norms and biases."""
-    betas: Annotated[tuple[Beta, Beta] | None, Governed("optimizer.name", ("adamw", "adam", "radam"))] = None
-    """Decay rates of Adam; null takes those of PyTorch."""
-    momentum: Annotated[Beta | None, Governed("optimizer.name", ("sgd",))] = None
-    """Momentum of SGD; null is none."""
-
-    @field_validator("betas", "momentum")
-    @classmethod
-    def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        name, governed = info.data.get("name"), roles_in(cls, Governed)
-        if value is not None and name is not None and not governed[str(info.field_name)].holds(name):
-            takes = [setting for setting, role in governed.items() if role.holds(name)]
-            raise ValueError(f"has no effect on {name}, it takes {' and '.join(takes)}")
-        return value
-
-
-class Schedule(Spec):
-    """The learning rate over the budget: linear warm-up, then the named curve."""
-
-    name: Literal["constant", "linear", "cosine", "cyclical"] = "constant"
-    """The curve; ``cyclical`` is the triangular policy of Smith (2017)."""
-    warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    """The share of the budget over which the learning rate first rises."""
-    final_fraction: Annotated[Fraction, Governed("schedule.name", ("linear", "cosine", "cyclical"))] = 0.0
-    """The share of the peak learning rate that the curve goes down to."""
-    num_cycles: Annotated[Positive, Governed("schedule.name", ("cyclical",))] = 3
-    """Number of cycles over the budget."""
-
-    @field_validator("final_fraction", "num_cycles")
-    @classmethod
-    def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        name, field = info.data.get("name"), str(info.field_name)
-        governed = roles_in(cls, Governed)[field]
-        if name is not None and not governed.holds(name) and value != cls.model_fields[field].default:
-            raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(governed.values)}")
-        return value
-
 
 _FITS = Joint("parts that must fit each other")
 _SAME_BUDGET = NotSearched("every trial has the same budget and is measured alike")
@@ -152,10 +103,14 @@ class FinetuneSpec(Spec):
     @field_validator("data")
     @classmethod
     def _there_is_a_task(cls, data: AnyData, info: ValidationInfo) -> AnyData:
-        """A translator has nothing to learn from images that it may copy."""
+        """A translator has nothing to learn from images that it may copy; a generator is given no image."""
         model = info.data.get("model")
+        if model is None or model.has_latents:
+            return data
         reason = needs.other_inputs(Parts(model, data, None))
-        if model is not None and not model.has_latents and reason:
+        if model.takes_noise and reason is None:
+            raise ValueError(f"{model.family} makes images of noise: pairs and data.degrade are for other models")
+        if reason and not model.takes_noise:
             raise ValueError(f"{model.family} {reason}")
         return data
 
@@ -165,7 +120,10 @@ class FinetuneSpec(Spec):
         weights = losses.weights()
         parts = _parts(info, weights)
         found: list[Problem] = []
-        if not weights:
+        model = info.data.get("model")
+        if model is not None and model.takes_noise and "adversarial" not in weights:
+            found.append((("adversarial",), f"must be above 0: {model.family} learns from its discriminator"))
+        elif not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
         for term in weights:
             found += [((term,), reason) for need in Losses.TERMS[term] if (reason := need(parts))]
@@ -179,13 +137,28 @@ class FinetuneSpec(Spec):
         data, losses = info.data.get("data"), info.data.get("losses")
         if data is None or losses is None or losses.adversarial == 0.0:
             return discriminator
-        if data.resolution < discriminator.least_resolution:
-            least = f"{discriminator.least_resolution} (3 * 2**depth)"
-            rule = f"{discriminator.depth} needs a resolution of at least {least}, got {data.resolution}"
-            raise refusal([(("depth",), rule)])
+        if discriminator.architecture == "patch":
+            if data.resolution < discriminator.least_resolution:
+                least = f"{discriminator.least_resolution} (3 * 2**depth)"
+                rule = f"{discriminator.depth} needs a resolution of at least {least}, got {data.resolution}"
+                raise refusal([(("depth",), rule)])
+        elif data.resolution < WHOLE_IMAGE or data.resolution.bit_count() != 1:
+            rule = f"needs a data.resolution that is a power of two from {WHOLE_IMAGE} on, got {data.resolution}"
+            raise refusal([(("architecture",), f"{discriminator.architecture} {rule}")])
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
         return discriminator
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_generator_has_other_defaults(cls, given: Any) -> Any:
+        """Those of its discriminator; what the file says goes first."""
+        model = given.get("model") if isinstance(given, dict) else None
+        family = model.get("family") if isinstance(model, dict) else getattr(model, "family", None)
+        chosen = given.get("discriminator", {}) if isinstance(given, dict) else None
+        if family not in GENERATOR_FAMILIES or not isinstance(chosen, dict):
+            return given
+        return {**given, "discriminator": {"architecture": family, **GENERATORS, **chosen}}
 
     @model_validator(mode="before")
     @classmethod
@@ -230,9 +203,11 @@ class FinetuneSpec(Spec):
         return sample_posterior
 
     @property
-    def translates(self) -> bool:
-        """Whether the model gives other images than it gets, not reconstructions of them."""
-        return self.data.paired or not self.model.has_latents
+    def use(self) -> Literal["reconstruct", "translate", "sample"]:
+        """What the model is for: to give back the images that it gets, to give others, or to make new ones."""
+        if self.model.takes_noise:
+            return "sample"
+        return "translate" if self.data.paired or not self.model.has_latents else "reconstruct"
 
     @property
     def is_conditional(self) -> bool:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
+from ftae.specs.finetune.discriminator import not_shared
 from ftae.specs.finetune.metrics import METRICS
-from ftae.specs.finetune.networks import not_shared
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.base import Spec
 from ftae.specs.reading.names import search_name_problem

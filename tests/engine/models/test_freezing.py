@@ -16,7 +16,8 @@ from ftae.engine.tasks.task import WeightAverage, build_optimizer
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.finetune.run import FinetuneSpec, Optimizer
+from ftae.specs.finetune.optimization import Optimizer
+from ftae.specs.finetune.run import FinetuneSpec
 
 
 class Codebook(nn.Module):

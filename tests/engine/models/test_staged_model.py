@@ -13,8 +13,8 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.tasks.discriminator import Discriminator, build_discriminator
 from ftae.engine.tasks.task import build_optimizer
-from ftae.specs.finetune.networks import DiscriminatorSpec
-from ftae.specs.finetune.run import Optimizer
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
+from ftae.specs.finetune.optimization import Optimizer
 
 Build = Callable[[str | None], StagedModel]  # folder or file of pretrained weights, or None -> the model
 DISCRIMINATORS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ftae.engine.tasks.discriminator import Discriminator, build_discriminator
 from ftae.errors import FtaeError
-from ftae.specs.finetune.networks import DiscriminatorSpec
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
 
 
 def images(seed: int, count: int = 4) -> Tensor:

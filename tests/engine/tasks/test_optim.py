@@ -15,7 +15,8 @@ from ftae.engine.tasks.task import WeightAverage, base_lr, build_optimizer, lr_f
 from ftae.engine.training.checkpoint import latest_checkpoint
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.finetune.run import FinetuneSpec, Optimizer, Schedule
+from ftae.specs.finetune.optimization import Optimizer, Schedule
+from ftae.specs.finetune.run import FinetuneSpec
 from tests.builders import run_spec
 
 

@@ -7,7 +7,7 @@ from builders import run_dict, run_spec, search_spec
 from pydantic import ValidationError
 
 from ftae.specs import SearchSpec
-from ftae.specs.finetune.networks import DiscriminatorSpec
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
 
 RUN = run_dict(losses={"mse": 1, "adversarial": 0.1})
 

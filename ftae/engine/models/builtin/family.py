@@ -156,11 +156,13 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
             image_range=image_range or (0.0, 1.0),
             channels=config["channels_in"],
             encode=coder.encode,
-            decode=None if run is not None else coder.decode,
+            decode=getattr(coder, "decode", None),
             save=save,
             prior=prior,
             run=run,
             chain=chain,
+            noise_dim=getattr(net, "noise_dim", None),
+            truncate=getattr(net, "truncated", None),
         )
 
     return build
@@ -203,7 +205,13 @@ def _pretrained_config(
     if ADAPTERS in type(model).model_fields:
         _check_resolution(saved, model, data)
         return saved, weights
-    return saved | {"resolution": data.resolution}, weights  # fully convolutional
+    if not model.takes_noise:
+        return saved | {"resolution": data.resolution}, weights  # fully convolutional
+    if saved["resolution"] != data.resolution:
+        raise FtaeError(
+            f"{model.pretrained} makes images of {saved['resolution']} pixels a side, got data.resolution {data.resolution}"
+        )
+    return saved, weights
 
 
 def _check_resolution(saved: dict[str, Any], model: Any, data: DataSpec) -> None:

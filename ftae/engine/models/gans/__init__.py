@@ -1,0 +1,1 @@
+"""The networks of generative adversarial models, written from their papers in plain PyTorch."""
