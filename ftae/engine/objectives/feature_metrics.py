@@ -67,6 +67,11 @@ class FeatureMetric:
         self._real.update(real)
         self._made.update(made)
 
+    def update_samples(self, images: Tensor) -> None:
+        """Take further images of a generator."""
+        if not self._made.is_full:
+            self._made.update(self._space.of_samples(images))
+
     def compute(self) -> float:
         """The value; NaN for too few images or features that are not finite."""
         real, made = self._real.rows(), self._made.rows()

@@ -1,6 +1,7 @@
 """The features by which images are compared as sets: scaled, computed once a batch, kept where images come again."""
 
 import weakref
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,17 +29,17 @@ class FeatureSpace:
     def __init__(self, network: nn.Module, spec: FinetuneSpec, train: ImageSet, device: torch.device) -> None:
         self._network, self._spec, self._train, self._device = network, spec, train, device
         self._kept: dict[tuple[str, bytes], Tensor] = {}  # of batches of validation images, the same each time
-        self._last: tuple[weakref.ref[EvalBatch], tuple[Tensor, Tensor]] | None = None
+        self._last: tuple[weakref.ref[object], tuple[Tensor, ...]] | None = None
 
     def of_batch(self, x: "EvalBatch") -> tuple[Tensor, Tensor]:
-        """The features of targets and of what the model made: all metrics that ask share one pass of the network."""
-        if self._last is None or self._last[0]() is not x:
-            self._last = weakref.ref(x), (self._of_targets(x.target, x.ids), self.of(x.reconstruction))
-        return self._last[1]
+        """The features of targets and of what the model made."""
+        real, made = self._shared(x, lambda: (self._of_targets(x.target, x.ids), self._of(x.reconstruction)))
+        return real, made
 
-    def of(self, images: Tensor) -> Tensor:
+    def of_samples(self, images: Tensor) -> Tensor:
         """The features of images (B, C, H, W) in [0, 1]."""
-        return self._raw(images) / self._scale
+        (features,) = self._shared(images, lambda: (self._of(images),))
+        return features
 
     @cached_property
     def train(self) -> Tensor:
@@ -46,13 +47,22 @@ class FeatureSpace:
         rest = self._raw_of_train(slice(SCALE_IMAGES, MOST_IMAGES))
         return torch.cat([self._first_of_train, rest]) / self._scale
 
+    def _shared(self, images: object, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What ``compute`` gives for ``images``; all metrics, which ask one after the other, share one pass."""
+        if self._last is None or self._last[0]() is not images:
+            self._last = weakref.ref(images), compute()
+        return self._last[1]
+
+    def _of(self, images: Tensor) -> Tensor:
+        return self._raw(images) / self._scale
+
     def _of_targets(self, images: Tensor, ids: tuple[ImageIds, ...]) -> Tensor:
         if len(ids) != 1:
-            return self.of(images)
+            return self._of(images)
         key = ids[0].key, ids[0].positions.tobytes()
         if key in self._kept:
             return self._kept[key]
-        features = self.of(images)
+        features = self._of(images)
         if sum(map(len, self._kept.values())) < MOST_IMAGES:
             self._kept[key] = features
         return features

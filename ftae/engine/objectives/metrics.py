@@ -43,6 +43,13 @@ class AnomalyMetric(Metric, Protocol):
     def update_anomalies(self, x: EvalBatch) -> None: ...
 
 
+@runtime_checkable
+class SampleMetric(Metric, Protocol):
+    """A metric that also takes images (B, C, H, W) in [0, 1] that a generator made beside those for a batch."""
+
+    def update_samples(self, images: Tensor) -> None: ...
+
+
 class MeanOverImages:
     """The mean of ``values``, which gives one number an image: ``EvalBatch`` -> (B,)."""
 
@@ -154,6 +161,20 @@ class Evaluation:
         for metric in self._metrics.values():
             if isinstance(metric, AnomalyMetric):
                 metric.update_anomalies(x)
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether ``update_samples`` changes any metric."""
+        return any(isinstance(metric, SampleMetric) for metric in self._metrics.values())
+
+    def update_samples(self, images: Tensor) -> None:
+        """Take further images (B, C, H, W) in [0, 1] of a generator."""
+        self._is_finite = self._is_finite and bool(images.isfinite().all())
+        if not self._is_finite:
+            return
+        for metric in self._metrics.values():
+            if isinstance(metric, SampleMetric):
+                metric.update_samples(images)
 
     def compute(self) -> dict[str, float]:
         if not self._is_finite:

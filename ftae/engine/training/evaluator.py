@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ftae.engine.data.batches import Batch, val_batches
+from ftae.engine.data.batches import Batch, evaluation_noise, val_batches
 from ftae.engine.data.checks import missing_images, missing_labels, missing_to_train
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.source_base import ImageSet
@@ -25,6 +25,7 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
 
 LEAST_FACTORS = {"mig": 1, "dci": 2}  # factors of variation that must vary
+NUM_SAMPLES = 1000  # of a generator, unless the spec says otherwise
 EDGE_METRICS = ("sharpness", "edge_distance")
 Metrics = dict[str, float]
 Findings = tuple[Metrics, dict[str, float]]  # the metrics of an evaluation, and its collapse signs
@@ -173,6 +174,8 @@ class EvaluationPass:
                 self._evaluation.update_anomalies(outputs)
 
     def results(self) -> Findings:
+        for samples in self._further_samples():
+            self._evaluation.update_samples(samples)
         return self._evaluation.compute(), self._collapse_signs.compute()
 
     def _outputs(self, images: ImageSet) -> Iterator[EvalBatch]:
@@ -181,6 +184,19 @@ class EvaluationPass:
         batches = val_batches(images, spec.data, batch_size=spec.batch_size, device=context.device, noise_dim=noise_dim)
         for batch in batches:
             yield run_batch(context.autoencoder, batch, frozen_cache=context.frozen_cache)
+
+    @torch.no_grad()
+    def _further_samples(self) -> Iterator[Tensor]:
+        """What a generator makes of further noise, (B, C, H, W) in [0, 1]."""
+        context = self._context
+        autoencoder, spec = context.autoencoder, context.spec
+        if autoencoder.noise_dim is None or not self._evaluation.takes_samples:
+            return
+        numbers = range(len(self._images), spec.num_samples or NUM_SAMPLES)
+        for start in numbers[:: spec.batch_size]:
+            noise = evaluation_noise(numbers[start - numbers.start :][: spec.batch_size], autoencoder.noise_dim)
+            _, made = autoencoder.run(noise.to(context.device))
+            yield autoencoder.to_unit(made).float().clamp(0.0, 1.0)
 
 
 def run_batch(

@@ -118,7 +118,7 @@ METRICS: dict[str, Metric] = {
         1.0e9,
         "minimize",
         "Fréchet distance of features, reconstructions against originals; not comparable with published values",
-        (needs.features,),
+        (needs.targets, needs.features),
         least_images=10,
     ),
     "fid": Metric(

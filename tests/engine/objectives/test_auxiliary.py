@@ -210,7 +210,9 @@ def test_distances_equal_those_of_torchmetrics_in_batches_of_any_size(
     frechet = FrechetInceptionDistance(feature=given)
     frechet.update(real, real=True)
     frechet.update(theirs, real=False)
-    assert measured(METRICS["rfid"](context), target, made, batch_size=4) == pytest.approx(float(frechet.compute()), rel=1e-7)
+    assert measured(METRICS["rfid"](context), target, made, batch_size=4) == pytest.approx(
+        float(frechet.compute()), rel=1e-7
+    )
     assert measured(METRICS["kid"](context), target, made) == pytest.approx(float(poly_mmd(real, theirs)), rel=1e-9)
 
 
