@@ -309,7 +309,8 @@ class Model:
     ) -> tuple[int, str]:
         """Write sampled images to ``out`` as PNG, and all of them in ``sheet.png``; see ``sample``.
 
-        ``seeds``: the seeds of a generator, one an image, in place of ``n`` of them from ``seed`` on. Returns the number of images and a description of where their latents come from.
+        ``seeds``: the seeds of a generator, one an image, in place of ``n`` of them from ``seed`` on. Returns the
+        number of images and a description of where their latents come from.
         """
         return generate.sample_files(
             self._tuned,

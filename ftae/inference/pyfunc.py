@@ -56,9 +56,9 @@ class ServedModel:
         score        images (B, C, H, W)                       the mean squared error of each image (B,)
         ============ ========================================= ==================================================
 
-        The default is ``reconstruct``, ``translate`` or ``sample``, as the model does. A model conditioned on labels needs
-        ``labels``: a class name for each image, or one for all. Images are those of the model; nothing is drawn, except
-        in ``sample``.
+        The default is ``reconstruct``, ``translate`` or ``sample``, as the model does. A model conditioned on labels
+        needs ``labels``: a class name for each image, or one for all. Images are those of the model; nothing is drawn,
+        except in ``sample``.
 
         Raises:
             FtaeError: there is no such method, the input has another shape or range, or the labels do not fit.

@@ -1,9 +1,9 @@
 """The section "look": the stored pictures of reconstructions, cut into samples, a limited number of them.
 
 A stored picture is a grid of fixed validation images, each as input | reconstruction | a third cell. That is the target
-where the input is another image, and else the difference; pairs have the difference in a fourth. Of a generator it shows
-outputs alone. The page gets inputs and targets once, and of each trial and step the reconstructions alone, as a strip of samples; it makes the difference
-maps itself.
+where the input is another image, and else the difference; pairs have the difference in a fourth. Of a generator there
+is the output alone. The page gets inputs and targets once, and of each trial and step the reconstructions alone, as a
+strip of samples; it makes the difference maps itself.
 """
 
 import base64

@@ -153,8 +153,9 @@ class Adversarial(Reconstruct):
 
         Images are (B, C, H, W) in the model's range, without gradients.
         """
-        seen = torch.cat([self._seen(real, given), self._seen(fake, given)])
-        of_real, of_fake = self._judge(seen).chunk(2)
+        of_real, of_fake = self._net.judge_both(
+            self._seen(real, given), self._seen(fake, given), bf16=self.spec.precision == "bf16"
+        )
         loss = self._loss.discriminator(of_real, of_fake)
         for penalty in self._penalties(real, fake, given, of_real, of_fake, step):
             loss = loss + penalty

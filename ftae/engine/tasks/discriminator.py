@@ -24,10 +24,14 @@ FILE = "discriminator.safetensors"  # beside the model in a folder of it
 
 
 class Discriminator(StagedModel):
-    """A network that gives logits, high where an image looks real: images (B, C, H, W) -> (B, 1, h, w) or (B, 1)."""
+    """A network that gives logits, high where an image looks real: images (B, C, H, W) -> (B, 1, h, w) or (B, 1).
 
-    def __init__(self, net: nn.Module, stages: list[Stage]) -> None:
+    ``mixes_images``: whether the images of a batch affect each other, so that real ones must come apart from others.
+    """
+
+    def __init__(self, net: nn.Module, stages: list[Stage], *, mixes_images: bool) -> None:
         super().__init__(net, stages, save=lambda folder: save_state(net, folder))
+        self.mixes_images = mixes_images
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(images)
@@ -38,6 +42,13 @@ class Discriminator(StagedModel):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             logits: Tensor = self(images)
         return logits.float()
+
+    def judge_both(self, real: Tensor, fake: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor]:
+        """The logits of real and of other images, in fp32."""
+        if self.mixes_images:
+            return self.judge(real, bf16=bf16), self.judge(fake, bf16=bf16)
+        of_real, of_fake = self.judge(torch.cat([real, fake]), bf16=bf16).chunk(2)
+        return of_real, of_fake
 
 
 def _patch(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discriminator:
@@ -50,7 +61,8 @@ def _patch(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discrimin
     blocks = [_block(spec, before, width, level) for level, (before, width) in enumerate(pairwise(widths))]
     blocks.append([_normed(nn.Conv2d(widths[-1], 1, 4, padding=1), spec)])
     net = nn.Sequential(*(layer for block in blocks for layer in block))
-    return Discriminator(net, [Stage(f"conv_{i}", "discriminator", tuple(block)) for i, block in enumerate(blocks)])
+    stages = [Stage(f"conv_{i}", "discriminator", tuple(block)) for i, block in enumerate(blocks)]
+    return Discriminator(net, stages, mixes_images=False)
 
 
 def _block(spec: DiscriminatorSpec, before: int, width: int, level: int) -> list[nn.Module]:
@@ -65,14 +77,14 @@ def _normed(conv: nn.Conv2d, spec: DiscriminatorSpec) -> nn.Module:
 
 def _dcgan(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discriminator:
     net = DcganDiscriminatorNet(channels_in=channels, resolution=resolution, channels=spec.channels)
-    return Discriminator(net, net.stages())
+    return Discriminator(net, net.stages(), mixes_images=True)
 
 
 def _stylegan2(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discriminator:
     net = StyleGan2DiscriminatorNet(
         channels_in=channels, resolution=resolution, channel_base=spec.channel_base, channel_max=spec.channel_max
     )
-    return Discriminator(net, net.stages())
+    return Discriminator(net, net.stages(), mixes_images=True)
 
 
 # The settings, the channels and the side of the images -> a new discriminator.

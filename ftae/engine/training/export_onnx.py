@@ -83,8 +83,8 @@ def check_onnx_installed() -> None:
 def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[str, float]:
     """Write the model that ``export_model`` wrote to ``model_folder`` as ``encoder.onnx`` and ``decoder.onnx``.
 
-    A translator is one graph, ``translator.onnx``, and so is a generator, ``generator.onnx``. The batch has any length; a model conditioned on labels
-    takes ``labels``, int64 (B,), as a second input.
+    A translator is one graph, ``translator.onnx``, and so is a generator, ``generator.onnx``. The batch has any length;
+    a model conditioned on labels takes ``labels``, int64 (B,), as a second input.
 
     Returns:
         The largest absolute difference from PyTorch on validation images: of ``latents`` and of ``images`` in [0, 1],

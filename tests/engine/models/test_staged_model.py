@@ -31,7 +31,7 @@ def build(request: pytest.FixtureRequest, pretrained_models: Path) -> Build:
 
         def discriminator(pretrained: str | None) -> StagedModel:
             fields = DISCRIMINATORS[name] | {"pretrained": pretrained and f"{pretrained}/model.safetensors"}
-            return build_discriminator(DiscriminatorSpec(**fields), channels=3, seed=0)
+            return build_discriminator(DiscriminatorSpec(**fields), channels=3, resolution=16, seed=0)
 
         return discriminator
     model = model_in(pretrained_models, name)
@@ -124,7 +124,10 @@ class TestContract:
 
 def test_some_models_have_buffers_that_would_move() -> None:
     """Else the contract would promise nothing."""
-    for model in (built(MODELS["vq_vae"]), build_discriminator(DiscriminatorSpec(channels=4), channels=3, seed=0)):
+    for model in (
+        built(MODELS["vq_vae"]),
+        build_discriminator(DiscriminatorSpec(channels=4), channels=3, resolution=16, seed=0),
+    ):
         model.train()
         before = state_of(model.stages)
         loss_of(model)

@@ -15,7 +15,8 @@ from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.sizing import probe, summarize
 from ftae.engine.tasks import TASKS, task_kind
-from ftae.engine.tasks.adversarial import Adversarial, r1_penalty
+from ftae.engine.tasks.adversarial import Adversarial
+from ftae.engine.tasks.adversarial_losses import gradient_penalty
 from ftae.engine.tasks.discriminator import build_discriminator
 from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
@@ -58,7 +59,7 @@ def turn(task: Adversarial, *pairs: tuple[Tensor, Tensor], step: int = 0) -> dic
     network, parts = task.discriminator, []
     network.begin_step()
     for real, fake in pairs:
-        loss = task.discriminator_loss(real, fake, real)
+        loss = task.discriminator_loss(real, fake, real, 0)
         (loss.total / len(pairs)).backward()  # type: ignore[no-untyped-call]
         parts.append({name: term.item() for name, term in loss.terms.items()})
     norm = network.grad_norm().item()
@@ -111,7 +112,7 @@ def test_both_losses_by_hand(loss: Any) -> None:
     assert measured["discriminator"] == pytest.approx(own.item(), rel=1e-5)
     assert measured["logits_real"] == pytest.approx(of_real.mean().item(), rel=1e-5)
     assert measured["logits_fake"] == pytest.approx(of_fake.mean().item(), rel=1e-5)
-    assert task.model_loss(FAKE, FAKE).item() == pytest.approx(model.item(), rel=1e-5)
+    assert task.model_loss(FAKE, FAKE, FAKE).item() == pytest.approx(model.item(), rel=1e-5)
 
 
 def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
@@ -119,10 +120,10 @@ def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
     net = nn.Conv2d(1, 1, 4, bias=False)
     with torch.no_grad():
         net.weight.copy_(slope.reshape(1, 1, 4, 4))
-    assert r1_penalty(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
+    assert gradient_penalty(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
     # 8x8 gives 25 logits an image, of which the mean counts
     logit = F.conv_transpose2d(torch.full((1, 1, 5, 5), 1 / 25), net.weight)
-    assert r1_penalty(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
+    assert gradient_penalty(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
 
 
 def test_the_weights_of_r1_and_lecam_scale_their_parts() -> None:
@@ -156,7 +157,7 @@ def test_neither_loss_leaves_a_gradient_in_the_other_network() -> None:
     trainer = Trainer(spec_of({**AT_ONCE, "adaptive": False}))
     task = task_in(trainer)
     reconstruction = images(1).requires_grad_(True)
-    task.model_loss(reconstruction, reconstruction).backward()  # type: ignore[no-untyped-call]
+    task.model_loss(reconstruction, reconstruction, reconstruction).backward()  # type: ignore[no-untyped-call]
     assert reconstruction.grad is not None
     assert reconstruction.grad.abs().sum() > 0
     assert all(p.grad is None for p in task.discriminator.parameters)
@@ -173,7 +174,7 @@ def test_the_loss_of_the_model_changes_nothing_in_the_discriminator() -> None:
     net = task.discriminator.model
     before = numbers(net.state_dict())  # spectral normalisation has vectors that change in training mode
     for _ in range(3):
-        task.model_loss(FAKE, FAKE)
+        task.model_loss(FAKE, FAKE, FAKE)
     assert numbers(net.state_dict()) == before
     turn(task, (REAL, FAKE))
     after = numbers(net.state_dict())
@@ -211,7 +212,7 @@ def balanced_norms(trainer: Trainer) -> tuple[float, float, float]:
     assert isinstance(last, nn.Parameter)
     batch = images(0)
     made = autoencoder.decode(autoencoder.encode(batch).latents)
-    terms = {"mse": F.mse_loss(made, batch), "adversarial": task.model_loss(made, batch)}
+    terms = {"mse": F.mse_loss(made, batch), "adversarial": task.model_loss(made, batch, batch)}
     factor = task.adaptive_weight(terms, {"mse": 3.0, "adversarial": 0.5})
     norms = [torch.autograd.grad(term, [last], retain_graph=True)[0].norm().item() for term in terms.values()]
     return factor, 3.0 * norms[0], norms[1]
@@ -319,7 +320,9 @@ def test_a_checkpoint_gives_the_next_run_its_discriminator_and_the_exported_mode
     assert newest is not None
     saved = load_file(newest / "discriminator.safetensors")
     fresh, again = (
-        build_discriminator(spec.discriminator.model_copy(update={"pretrained": file}), channels=1, seed=0).net
+        build_discriminator(
+            spec.discriminator.model_copy(update={"pretrained": file}), channels=1, resolution=16, seed=0
+        ).net
         for file in (None, str(newest / "discriminator.safetensors"))
     )
     assert numbers(again.state_dict()) == numbers(saved) != numbers(fresh.state_dict())
@@ -419,9 +422,9 @@ def test_a_conditional_discriminator_sees_the_input(
     task = task_in(trainer)
     task.discriminator.rest()
     made, real, given, other = torch.rand(4, 2, 1, 16, 16).unbind()
-    losses = [task.model_loss(made, seen).item() for seen in (given, other)]
+    losses = [task.model_loss(made, seen, made).item() for seen in (given, other)]
     assert (losses[0] != losses[1]) == sees
-    losses = [task.discriminator_loss(real, made, seen).total.item() for seen in (given, other)]
+    losses = [task.discriminator_loss(real, made, seen, 0).total.item() for seen in (given, other)]
     assert (losses[0] != losses[1]) == sees
 
 

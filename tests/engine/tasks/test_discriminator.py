@@ -17,7 +17,7 @@ def images(seed: int, count: int = 4) -> Tensor:
 
 
 def built(seed: int = 0, **fields: Any) -> Discriminator:
-    return build_discriminator(DiscriminatorSpec(**{"channels": 4} | fields), channels=1, seed=seed)
+    return build_discriminator(DiscriminatorSpec(**{"channels": 4} | fields), channels=1, resolution=16, seed=seed)
 
 
 def numbers(discriminator: Discriminator) -> dict[str, list[float]]:
@@ -27,14 +27,14 @@ def numbers(discriminator: Discriminator) -> dict[str, list[float]]:
 @pytest.mark.parametrize("norm", ["spectral", "group"])
 @pytest.mark.parametrize(("resolution", "depth", "side"), [(8, 1, 2), (16, 2, 2), (12, 2, 1), (32, 3, 2), (64, 3, 6)])
 def test_it_takes_small_images(norm: Any, resolution: int, depth: int, side: int) -> None:
-    net = Discriminator(DiscriminatorSpec(norm=norm, channels=4, depth=depth), 3)
+    net = build_discriminator(DiscriminatorSpec(norm=norm, channels=4, depth=depth), channels=3, resolution=16, seed=0)
     assert net(torch.rand(2, 3, resolution, resolution)).shape == (2, 1, side, side)
     assert resolution >= DiscriminatorSpec(depth=depth).least_resolution
 
 
 @pytest.mark.parametrize("norm", ["spectral", "group"])
 def test_images_of_a_batch_do_not_affect_each_other(norm: Any) -> None:
-    net = Discriminator(DiscriminatorSpec(norm=norm, channels=4), 1).eval()
+    net = build_discriminator(DiscriminatorSpec(norm=norm, channels=4), channels=1, resolution=16, seed=0).eval()
     whole = net(images(0))
     assert torch.allclose(net(images(0)[:1]), whole[:1], atol=1e-6)
     assert whole.std() > 0
@@ -42,7 +42,7 @@ def test_images_of_a_batch_do_not_affect_each_other(norm: Any) -> None:
 
 def test_spectral_normalisation_bounds_every_convolution() -> None:
     torch.manual_seed(0)
-    net = Discriminator(DiscriminatorSpec(channels=8), 1).train()
+    net = build_discriminator(DiscriminatorSpec(channels=8), channels=1, resolution=16, seed=0).train()
     for _ in range(30):
         net(images(0))
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]

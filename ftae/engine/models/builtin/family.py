@@ -209,7 +209,8 @@ def _pretrained_config(
         return saved | {"resolution": data.resolution}, weights  # fully convolutional
     if saved["resolution"] != data.resolution:
         raise FtaeError(
-            f"{model.pretrained} makes images of {saved['resolution']} pixels a side, got data.resolution {data.resolution}"
+            f"{model.pretrained} makes images of {saved['resolution']} pixels a side, "
+            f"got data.resolution {data.resolution}"
         )
     return saved, weights
 

@@ -25,6 +25,7 @@ class DcganGeneratorNet(nn.Module):
 
     def __init__(self, *, channels_in: int, resolution: int, latent_dim: int = 100, channels: int = 64) -> None:
         super().__init__()
+        self.noise_dim = latent_dim
         self.sides = sides(resolution)
         widths = list(reversed(_widths(resolution, channels)))
         blocks = [_up(latent_dim, widths[0], stride=1)]

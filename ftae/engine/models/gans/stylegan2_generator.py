@@ -38,6 +38,7 @@ class StyleGan2GeneratorNet(nn.Module):
     ) -> None:
         super().__init__()
         self.style_mixing = style_mixing
+        self.noise_dim = latent_dim
         self.num_styles = 2 * len(sides(resolution))
         self.mapping = MappingNet(latent_dim, style_dim, mapping_layers)
         self.synthesis = SynthesisNet(widths(resolution, channel_base, channel_max), style_dim, channels_in)
