@@ -21,6 +21,8 @@ from ftae.engine.objectives.latent_metrics import probe_rows, varying
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE, GRID_SAMPLE_COLUMNS, GRID_SAMPLES
 from ftae.errors import FtaeError
+from ftae.specs.finetune import needs
+from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
 
@@ -64,6 +66,8 @@ def missing_for(metric: str, val: ImageSet, data: str = "data") -> str | None:
 
 def missing_in_training(metric: str, train: ImageSet, data: str = "data") -> str | None:
     """What a metric needs and the training images do not have; None if nothing is missing."""
+    if needs.features in METRICS[metric].needs and not len(train):
+        return f"the training images of {data}, which give features their scale"
     labels = train.labels
     num_classes = 0 if labels is None else len(np.unique(labels[probe_rows(labels)]))
     return missing_to_train(metric, num_classes, data)
