@@ -36,6 +36,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "vq_vae_2": {"family": "vq_vae_2", **SMALL_CODES, "dead_code_threshold": 4.0},
     "unet_translator": {"family": "unet_translator", "channels": 8, "depth": 3},
     "resnet_translator": {"family": "resnet_translator", "channels": 4, "blocks": 1},
+    "dcgan": {"family": "dcgan", "channels": 4, "latent_dim": 6},
+    "stylegan2": {
+        "family": "stylegan2",
+        "channel_base": 64,
+        "channel_max": 8,
+        "latent_dim": 6,
+        "style_dim": 8,
+        "mapping_layers": 2,
+    },
     "vq_model": {"family": "vq_model", "pretrained": "vq"},
     "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
     "asymmetric_autoencoder_kl": {"family": "asymmetric_autoencoder_kl", "pretrained": "asymmetric"},
@@ -45,10 +54,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "custom_named_pt": {**CUSTOM, "pretrained": "vae.pt", "stages": NAMED_STAGES},
     "custom_forward_alone": {"family": "user_models:ForwardAlone", "image_range": "0..1"},
 }
-UNBOUNDED = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc", "vq_model")
+DIFFUSERS = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc", "vq_model")
+UNBOUNDED = ("stylegan2", *DIFFUSERS)
 BOUNDED = [name for name in MODELS if name not in UNBOUNDED and not name.startswith("custom")]
 TRANSLATORS = ("unet_translator", "resnet_translator")
-WITHOUT_POSTERIOR = (*TRANSLATORS, "conv_ae", "autoencoder_tiny", "autoencoder_dc", "user_models:ForwardAlone")
+GENERATORS = ("dcgan", "stylegan2")
+WITHOUT_POSTERIOR = (
+    *TRANSLATORS,
+    *GENERATORS,
+    "conv_ae",
+    "autoencoder_tiny",
+    "autoencoder_dc",
+    "user_models:ForwardAlone",
+)
 
 
 def save_pretrained_models(folder: Path) -> None:
@@ -88,6 +106,9 @@ def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
         "metrics": ["mse"],
         "num_threads": 1,
     }
+    if model["family"] in GENERATORS:
+        small = {"dcgan": {"channels": 4}, "stylegan2": {"channel_base": 64, "channel_max": 8}}
+        fields |= {"losses": {"adversarial": 1.0}, "metrics": ["sharpness"], "discriminator": small[model["family"]]}
     return run_spec(**fields | changes)
 
 
@@ -112,7 +133,10 @@ def refused(model: dict[str, Any], **changes: Any) -> str:
 
 
 def images_for(autoencoder: Autoencoder, num_images: int = 3) -> Tensor:
+    """Inputs of the model: images, or noise."""
     generator = torch.Generator().manual_seed(5)
+    if autoencoder.noise_dim is not None:
+        return torch.randn(num_images, autoencoder.noise_dim, generator=generator)
     return autoencoder.to_range(torch.rand(num_images, 3, 16, 16, generator=generator))
 
 

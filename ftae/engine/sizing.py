@@ -51,12 +51,14 @@ class StageSummary:
 class ModelSummary:
     """What a configuration trains.
 
-    ``checkpoint_bytes``: the size of one full-state checkpoint on disk. ``num_latents``: the numbers that one image
+    ``discriminator``: its stages; empty where the run has none. ``checkpoint_bytes``: the size of one full-state
+    checkpoint on disk. ``num_latents``: the numbers that one image
     is encoded into. ``codebooks``: the number of codes of each; ``gradient_codebooks``: whether they are trained by
     gradient, not as a moving average. ``frozen_cache``: what would be cached, for an approximate number of images.
     """
 
     stages: tuple[StageSummary, ...]
+    discriminator: tuple[StageSummary, ...]
     checkpoint_bytes: int
     num_latents: int
     codebooks: tuple[int, ...]
@@ -81,28 +83,21 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     check_weights(spec)
     autoencoder = build_model(spec, num_classes)
     build_optimizer(autoencoder, spec.optimizer)  # a multiplier that matches nothing is an error here
-    trainable, tuned = autoencoder.trainable_stages(), spec.model.pretrained is not None
-    stages = tuple(
-        StageSummary(
-            stage.name,
-            stage.group,
-            num_parameters=_count(stage.parameters()),
-            num_trainable=_count(p for p in stage.parameters() if p.requires_grad),
-            num_came_frozen=_count(filter(autoencoder.came_frozen, stage.parameters())),
-            trainable=stage in trainable,
-            new=stage.new and tuned,
-            idle=stage.idle,
-        )
-        for stage in autoencoder.stages
-    )
+    stages = _summaries(autoencoder, pretrained=spec.model.pretrained is not None)
+    discriminator = discriminator_of(spec) if spec.losses.adversarial > 0.0 else None
     num_trainable = sum(stage.num_trainable for stage in stages)
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
-    state += 0 if spec.losses.adversarial == 0.0 else _discriminator_bytes(spec)
+    state += 0 if discriminator is None else _discriminator_bytes(discriminator)
+    if discriminator is not None:
+        build_optimizer(discriminator, spec.discriminator.optimizer(), section="discriminator")
     encoding = check_shapes(autoencoder, spec, num_classes)
     return ModelSummary(
         stages,
+        ()
+        if discriminator is None
+        else _summaries(discriminator, pretrained=spec.discriminator.pretrained is not None),
         checkpoint_bytes=state + 4 * num_trainable * copies,
         num_latents=encoding.latents.numel(),
         codebooks=tuple(codes.num_codes for codes in encoding.codes),
@@ -111,9 +106,26 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     )
 
 
-def _discriminator_bytes(spec: FinetuneSpec) -> int:
-    """The bytes of the discriminator in a checkpoint: its weights and the two averages of its optimizer."""
-    weights: list[Tensor] = list(discriminator_of(spec).state_dict().values())
+def _summaries(model: staged_model.StagedModel, *, pretrained: bool) -> tuple[StageSummary, ...]:
+    trainable = model.trainable_stages()
+    return tuple(
+        StageSummary(
+            stage.name,
+            stage.group,
+            num_parameters=_count(stage.parameters()),
+            num_trainable=_count(p for p in stage.parameters() if p.requires_grad),
+            num_came_frozen=_count(filter(model.came_frozen, stage.parameters())),
+            trainable=stage in trainable,
+            new=stage.new and pretrained,
+            idle=stage.idle,
+        )
+        for stage in model.stages
+    )
+
+
+def _discriminator_bytes(discriminator: nn.Module) -> int:
+    """Its bytes in a checkpoint: its weights and the two averages of its optimizer."""
+    weights: list[Tensor] = list(discriminator.state_dict().values())
     return 3 * sum(t.numel() * t.element_size() for t in weights)
 
 

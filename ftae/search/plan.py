@@ -1,5 +1,6 @@
 """The plan of a search or a training run, which ``ftae validate`` prints before any time is spent."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,14 +162,11 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         check_images(run, load_dataset(run.data))
     num_classes = len(normal_class_names(run.data) or ()) or None
     summary = check_search(spec, num_classes) if isinstance(spec, SearchSpec) else summarize(run, num_classes)
-    share = summary.num_trainable / summary.num_parameters
-    lines = [
-        f"model        {run.model.family}, {summary.num_trainable:,} of {summary.num_parameters:,} parameters "
-        f"trainable ({share:.0%}) in {sum(s.trainable for s in summary.stages)} of {len(summary.stages)} stages"
-    ]
-    for i, stage in enumerate(summary.stages):
-        state = _state_of(stage)
-        lines.append(f"  {i:2d} {stage.name:<25} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
+    lines = _stage_lines("model", run.model.family, summary.stages)
+    if run.model.takes_noise:
+        lines.append(
+            "             frozen from the noise on: the first stages decide pose and layout, the last ones texture"
+        )
     if summary.new_stages:
         lines.append(f"new          {', '.join(summary.new_stages)}; the others come from {run.model.pretrained}")
     lines += _kl_lines(spec, summary.num_latents)
@@ -176,7 +174,27 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         codes = " + ".join(map(str, summary.codebooks))
         moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
         lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
-    return [*lines, *_frozen_cache_lines(summary.frozen_cache)], summary.checkpoint_bytes
+    lines += _frozen_cache_lines(summary.frozen_cache)
+    if summary.discriminator:
+        origin = "new" if run.discriminator.pretrained is None else f"from {run.discriminator.pretrained}"
+        lines += _stage_lines("adversarial", f"{run.discriminator.architecture}, {origin}", summary.discriminator)
+        lines.append(f"{'':<13}discriminator.freeze_depth counts from the image on: the first stages see textures")
+    return lines, summary.checkpoint_bytes
+
+
+def _stage_lines(label: str, name: str, stages: Sequence["StageSummary"]) -> list[str]:
+    """The parameters of a network, and a line for each of its stages."""
+    total, trained = (
+        sum(counts) for counts in zip(*((s.num_parameters, s.num_trainable) for s in stages), strict=True)
+    )
+    lines = [
+        f"{label:<13}{name}, {trained:,} of {total:,} parameters trainable ({trained / total:.0%}) in "
+        f"{sum(s.trainable for s in stages)} of {len(stages)} stages"
+    ]
+    for i, stage in enumerate(stages):
+        state = _state_of(stage)
+        lines.append(f"  {i:2d} {stage.name:<25} {stage.group:<10} {stage.num_parameters:>12,}  {state}")
+    return lines
 
 
 def _state_of(stage: "StageSummary") -> str:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from ftae.engine.models.families import build_model
 from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_IMAGES, GRID_MIN_SIDE, GRID_SAMPLES, KEPT
 from ftae.engine.sizing import ModelSummary, Probe, summarize, trial_seconds
+from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import apply_overrides
@@ -119,11 +120,16 @@ def check_search(search: SearchSpec, num_classes: int | None) -> ModelSummary:
     changes = {} if weights is None else {"losses.adversarial": max(weights.corners())}
     summary = summarize(apply_overrides(search.finetune, changes), num_classes)
     for path, distribution in search.search_space.items():
-        if path.split(".")[0] not in ("model", "freeze", "freeze_depth"):
+        section = path.split(".")[0]
+        if section not in ("model", "freeze", "freeze_depth", "discriminator"):
             continue
         for value in distribution.corners():
             try:
-                build_model(search.trial_spec({path: value}), num_classes)
+                trial = search.trial_spec({path: value})
+                if section != "discriminator":
+                    build_model(trial, num_classes)
+                elif trial.losses.adversarial > 0.0:
+                    discriminator_of(trial)
             except FtaeError as error:
                 raise FtaeError(f"search_space.{path}: with {value!r}: {error}") from error
     return summary

@@ -10,7 +10,7 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
-from small_models import MODELS, TRANSLATORS, model_in, save_pretrained_models, spec_of
+from small_models import GENERATORS, MODELS, TRANSLATORS, model_in, save_pretrained_models, spec_of
 
 from ftae.engine.models.families import build_model
 from ftae.engine.training.export_model import CLASSES
@@ -59,6 +59,14 @@ def test_every_family_is_served(name: str, pretrained: Path, tmp_path: Path, kep
     def predict(values: Any, method: str, **params: Any) -> Any:
         return loaded.predict(values, params={"method": method, **given, **params})
 
+    if name in GENERATORS:
+        made = loaded.predict(IMAGES, params={"n": 2, "seed": 3})
+        assert (made.dtype, made.shape) == (np.float32, IMAGES.shape)
+        assert np.array_equal(predict(IMAGES, "sample", seed=4), made[1:])
+        for method in ("encode", "decode", "translate", "score", "reconstruct"):
+            with pytest.raises(FtaeError, match=r"(gets|takes) no images"):
+                predict(IMAGES, method)
+        return
     made = loaded.predict(IMAGES, params=given)
     with torch.no_grad():
         labels, images = torch.tensor([1, 0]), autoencoder.to_range(torch.from_numpy(IMAGES))

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import VQModel
-from small_models import MODELS, UNBOUNDED, built, images_for, model_in
+from small_models import DIFFUSERS, GENERATORS, MODELS, built, images_for, model_in
 
 WITHOUT_CHAIN = (
-    *("mlp_cvae", "conv_cvae", "hierarchical_vae", "vq_vae_2", "unet_translator"),
+    *("mlp_cvae", "conv_cvae", "hierarchical_vae", "vq_vae_2", "unet_translator", *GENERATORS),
     *("custom_in_order_safetensors", "custom_named_pt", "custom_forward_alone"),
 )
 
@@ -26,7 +26,7 @@ def test_a_chain_is_all_stages_in_order(name: str, pretrained_models: Path) -> N
         ]
 
 
-@pytest.mark.parametrize("name", UNBOUNDED)
+@pytest.mark.parametrize("name", DIFFUSERS)
 @torch.no_grad()
 def test_chains_of_diffusers_models_do_what_these_do(name: str, pretrained_models: Path) -> None:
     autoencoder = built(model_in(pretrained_models, name)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

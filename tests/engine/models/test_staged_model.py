@@ -20,6 +20,8 @@ Build = Callable[[str | None], StagedModel]  # folder or file of pretrained weig
 DISCRIMINATORS: dict[str, dict[str, Any]] = {
     "discriminator_spectral": {"channels": 4, "norm": "spectral"},
     "discriminator_group": {"channels": 4, "norm": "group"},
+    "discriminator_dcgan": {"channels": 4, "architecture": "dcgan"},
+    "discriminator_stylegan2": {"channel_base": 64, "channel_max": 8, "architecture": "stylegan2"},
 }
 
 
@@ -56,7 +58,8 @@ def loss_of(model: StagedModel) -> Tensor:
     images, labels = images_for(model, 8), torch.arange(8) % 2
     encoding, made = model.run(images, labels, torch.randn_like)
     codes = [choice.commitment + (choice.codebook or 0.0) for choice in encoding.codes]
-    return (made - images).square().mean() + sum(codes)
+    targets = torch.zeros_like(made) if images.shape != made.shape else images
+    return (made - targets).square().mean() + sum(codes)
 
 
 def state_of(stages: list[Stage]) -> list[Tensor]:

@@ -73,5 +73,5 @@ def test_what_needs_latents_is_refused(changes: dict[str, Any], rule: str) -> No
 def test_a_translator_may_clean_images() -> None:
     data = {"source": "digits", "resolution": 16, "degrade": {"noise": 0.1}}
     spec = run_spec(model={"family": "unet_translator"}, data=data, losses={"l1": 1.0})
-    assert spec.translates
+    assert spec.use == "translate"
     assert not spec.is_conditional
