@@ -1,14 +1,17 @@
 """The inputs of metrics, and running sums that metrics keep."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ftae.engine.data.batches import ImageIds
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
+from ftae.engine.objectives.feature_space import FeatureSpace
 from ftae.specs.finetune.run import FinetuneSpec
 
 
@@ -46,9 +49,13 @@ class FirstRows:
 
     def update(self, rows: Tensor) -> None:
         """Rows (B, ...)."""
-        if self._room > 0:
+        if not self.is_full:
             self._parts.append(rows[: self._room].cpu())
             self._room -= len(self._parts[-1])
+
+    @property
+    def is_full(self) -> bool:
+        return self._room <= 0
 
     def rows(self) -> Tensor:
         return torch.cat(self._parts)
@@ -60,6 +67,7 @@ class EvalBatch:
 
     ``given``: the images that the model encoded; they differ from ``target`` where the data degrades them.
     ``factors``: int64 (B, F), the factors of variation behind the images; None where they are unknown.
+    ``ids``: the identity of the targets, as in ``Batch``.
     """
 
     target: Tensor
@@ -69,6 +77,7 @@ class EvalBatch:
     logits: Tensor | None
     labels: Tensor | None
     factors: Tensor | None = None
+    ids: tuple[ImageIds, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,9 @@ class EvalContext:
     device: torch.device
     anomalies: ImageSet | None = None
     frozen_cache: FrozenFeatureCache | None = None
+
+    @cached_property
+    def feature_space(self) -> FeatureSpace:
+        """What makes features of images, for the metrics that need ``features``."""
+        assert self.auxiliary.features is not None
+        return FeatureSpace(self.auxiliary.features, self.spec, self.train, self.device)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
-from ftae.engine.objectives.feature_metrics import Kid, Rfid, lpips_of
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS, FeatureMetric, lpips_of
 from ftae.engine.objectives.image_measures import EdgeDistance, ImagePairs, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
     ActiveUnits,
@@ -40,6 +41,13 @@ class AnomalyMetric(Metric, Protocol):
     """A metric that also takes the anomalies, which all other metrics leave out."""
 
     def update_anomalies(self, x: EvalBatch) -> None: ...
+
+
+@runtime_checkable
+class SampleMetric(Metric, Protocol):
+    """A metric that also takes images (B, C, H, W) in [0, 1] that a generator made beside those for a batch."""
+
+    def update_samples(self, images: Tensor) -> None: ...
 
 
 class MeanOverImages:
@@ -124,8 +132,7 @@ METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "linear_probe": LinearProbe,
     "mig": lambda context: Mig(),
     "dci": lambda context: Dci(),
-    "rfid": Rfid,
-    "kid": Kid,
+    **{name: partial(FeatureMetric, name) for name in FEATURE_METRICS},
 }
 
 
@@ -154,6 +161,20 @@ class Evaluation:
         for metric in self._metrics.values():
             if isinstance(metric, AnomalyMetric):
                 metric.update_anomalies(x)
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether ``update_samples`` changes any metric."""
+        return any(isinstance(metric, SampleMetric) for metric in self._metrics.values())
+
+    def update_samples(self, images: Tensor) -> None:
+        """Take further images (B, C, H, W) in [0, 1] of a generator."""
+        self._is_finite = self._is_finite and bool(images.isfinite().all())
+        if not self._is_finite:
+            return
+        for metric in self._metrics.values():
+            if isinstance(metric, SampleMetric):
+                metric.update_samples(images)
 
     def compute(self) -> dict[str, float]:
         if not self._is_finite:

@@ -175,7 +175,10 @@ def vgg16(parts: Parts) -> str | None:
 def features(parts: Parts) -> str | None:
     if parts.features is not None:
         return None
-    return "needs a network that gives features: set features: {net: inception_v3, weights: FILE}"
+    return (
+        "needs a network that gives features: set features: {net: inception_v3, weights: FILE}, or for images far from "
+        "photographs {net: encoder, weights: FOLDER}"
+    )
 
 
 def resolution(least: int) -> Need:

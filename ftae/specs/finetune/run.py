@@ -48,7 +48,7 @@ class FinetuneSpec(Spec):
     perceptual: Annotated[PerceptualNet | None, _FITS, Enables(needs.perceptual)] = None
     """The network with which ``lpips`` and ``vgg`` compare images."""
     features: Annotated[FeatureNet | None, _FITS, Enables(needs.features)] = None
-    """The network that gives the features for ``rfid`` and ``kid``."""
+    """The network that gives the features for metrics that compare sets of images, such as ``kid``."""
     losses: Annotated[Losses, _FITS, TrainingOnly()]
     """Weights of the loss terms."""
     discriminator: Annotated[DiscriminatorSpec, _FITS, TrainingOnly(), Governed("losses.adversarial")] = (
@@ -74,6 +74,9 @@ class FinetuneSpec(Spec):
     """Number of evaluations, spread evenly over the budget."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1), _FITS, _SAME_BUDGET] = ("psnr", "ssim")
     """What evaluations measure."""
+    num_samples: Annotated[Positive | None, _FITS, _SAME_BUDGET] = None
+    """Images that an evaluation lets a generator make for metrics of sets of images, one for each validation image at
+    the least; null makes 1,000."""
     sample_posterior: Annotated[bool, _FITS] = True
     """Train on a sample of the posterior, as the model is used, or else on its mode."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -199,6 +202,16 @@ class FinetuneSpec(Spec):
         if found:
             raise refusal(found)
         return metrics
+
+    @field_validator("num_samples")
+    @classmethod
+    def _samples_are_compared(cls, num_samples: int | None, info: ValidationInfo) -> int | None:
+        model, metrics = info.data.get("model"), info.data.get("metrics")
+        if num_samples is not None and model is not None and not model.takes_noise:
+            raise ValueError(f"has no effect, {model.family} gives one output for each image")
+        if num_samples is not None and metrics and not any(needs.features in METRICS[name].needs for name in metrics):
+            raise ValueError("has no effect, no metric compares sets of images")
+        return num_samples
 
     @field_validator("sample_posterior")
     @classmethod

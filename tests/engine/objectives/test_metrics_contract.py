@@ -19,6 +19,7 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.objectives.auxiliary import SIDES
 from ftae.engine.objectives.eval_batch import EvalContext
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.sizing import probe
 from ftae.engine.training.evaluator import (
@@ -202,7 +203,7 @@ def test_a_ruined_pretrained_model_is_refused(metric: str, pretrained: str, tmp_
         run.report()
 
 
-@pytest.mark.parametrize("metric", ["rfid", "kid", "lpips"])
+@pytest.mark.parametrize("metric", [*FEATURE_METRICS, "lpips"])
 def test_features_that_are_not_finite_give_no_number(metric: str, pretrained: str) -> None:
     part = judged(spec_of(metric, pretrained))
     network = part.context.auxiliary.features or part.context.auxiliary.perceptual
@@ -297,8 +298,8 @@ def numbers_in(thing: Any, seen: set[int] | None = None) -> int:
 @pytest.fixture
 def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics that take the first images, or some at a time, take 20 of them."""
-    limits = ("feature_metrics.KID_IMAGES", "feature_metrics.ROWS_AT_ONCE", "latent_metrics.FACTOR_IMAGES")
-    for name in (*limits, "metrics.POSITION_IMAGES"):
+    limits = ("feature_metrics.MOST_IMAGES", "latent_metrics.FACTOR_IMAGES", "metrics.POSITION_IMAGES")
+    for name in limits:
         monkeypatch.setattr(f"ftae.engine.objectives.{name}", 20)
 
 
