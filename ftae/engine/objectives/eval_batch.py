@@ -1,5 +1,6 @@
 """The inputs of metrics, and running sums that metrics keep."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,12 +81,18 @@ class EvalBatch:
     ids: tuple[ImageIds, ...] = ()
 
 
+def no_judge(images: Tensor) -> Tensor | None:
+    """Where there is no discriminator."""
+    return None
+
+
 @dataclass(frozen=True)
 class EvalContext:
     """The model under evaluation, and what some metrics compare it with.
 
     ``anomalies``: images to tell from the normal ones. ``frozen_cache``: runs the model on their batches; None
-    where no features are cached.
+    where no features are cached. ``judge``: images (B, C, H, W) in [0, 1] -> how real a discriminator finds each, (B,);
+    None where there is none, or none that has learned yet.
     """
 
     autoencoder: Autoencoder
@@ -95,6 +102,7 @@ class EvalContext:
     device: torch.device
     anomalies: ImageSet | None = None
     frozen_cache: FrozenFeatureCache | None = None
+    judge: Callable[[Tensor], Tensor | None] = no_judge
 
     @cached_property
     def feature_space(self) -> FeatureSpace:

@@ -21,6 +21,7 @@ from ftae.engine.objectives.latent_metrics import (
     Perplexity,
     posterior_of,
 )
+from ftae.engine.objectives.overfitting import DiscriminatorOverfit
 from ftae.errors import Reason
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -127,6 +128,7 @@ METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "auroc": lambda context: Auroc(),
     "sharpness": lambda context: Sharpness(),
     "edge_distance": lambda context: EdgeDistance(),
+    "d_overfit": DiscriminatorOverfit,
     "codebook_usage": lambda context: CodebookUsage(),
     "perplexity": lambda context: Perplexity(),
     "linear_probe": LinearProbe,

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ftae.engine.tasks.image_transforms import ada, diffaugment
@@ -65,7 +64,7 @@ class Augmentation:
         return ada(images, self.p, self._spec.parts, turns=self._spec.turns)
 
     def update(self, measure: float, num_images: int) -> None:
-        """Take ``rt`` or ``rv``, as ``steer`` says, of the next ``num_images`` training images."""
+        """Take r_t, the mean sign of the logits, of the next ``num_images`` training images."""
         if self._spec.name == "ada":
             self._adaptive.update(measure, num_images)
 
@@ -74,17 +73,3 @@ class Augmentation:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._adaptive.load_state(state)
-
-
-def rt(logits_real: Tensor) -> float:
-    """The mean sign of the logits of training images: 1 where all are taken for real."""
-    return float(torch.sign(logits_real).mean())
-
-
-def rv(train: float, val: float, fake: float) -> float | None:
-    """Where the mean logit of validation images lies between that of training images (0) and of generated ones (1).
-
-    Towards 1, the discriminator knows its training images by heart. Below 0 where validation images look more real
-    than these; None where generated ones do.
-    """
-    return (train - val) / (train - fake) if train > fake else None

@@ -38,17 +38,14 @@ class AugmentSpec(Spec):
     ``geometry`` (scale, anisotropy, a shift by parts of a pixel). null is all but the ``cutout`` of ``ada``."""
     turns: Annotated[bool, Governed("discriminator.augment.name", ("ada",))] = False
     """Whether ``geometry`` also turns images. A generator then learns to turn them, unless they have no upright."""
-    steer: Annotated[Literal["rt", "rv"], Governed("discriminator.augment.name", ("ada",))] = "rt"
-    """What tells overfitting: ``rt``, the mean sign of the logits of training images, or ``rv``, how far the logits of
-    validation images are from these towards those of generated ones, from 0 to 1."""
     target: Annotated[Fraction, Governed("discriminator.augment.name", ("ada",))] = 0.6
-    """The value of ``steer`` above which the probability rises, and below which it falls."""
+    """The mean sign of the logits of training images above which the probability rises, and below which it falls."""
     speed_fraction: Annotated[
         Annotated[float, Field(gt=0.0, le=1.0)], Governed("discriminator.augment.name", ("ada",))
     ] = 0.1
     """The share of the budget in which the probability could rise from 0 to 1; it is at most 0.8."""
 
-    @field_validator("policy", "turns", "steer", "target", "speed_fraction")
+    @field_validator("policy", "turns", "target", "speed_fraction")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
         name, field = info.data.get("name"), str(info.field_name)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ftae.specs.finetune.augmentation import AugmentSpec
 from ftae.specs.finetune.optimization import Beta, Optimizer
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.schema import Governed, roles_in
@@ -73,6 +74,8 @@ class DiscriminatorSpec(Spec):
     r1_every: Annotated[Positive, Governed("discriminator.r1")] = 1
     """The penalty is computed in every such step and weighted by their number; Adam's rates are adapted to that (lazy
     regularisation, Karras et al. 2020)."""
+    augment: AugmentSpec = AugmentSpec()
+    """What is changed at random in all images that it sees."""
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
 

@@ -88,6 +88,15 @@ METRICS: dict[str, Metric] = {
     "edge_distance": Metric(
         0.0, 1.0e9, "minimize", "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat"
     ),
+    "d_overfit": Metric(
+        -1.0,
+        1.0,
+        "minimize",
+        "r_v: where the discriminator places validation images between training images (0) and those of the model (1); "
+        "0 as long as it does not tell these apart (Karras et al. 2020)",
+        (needs.discriminator,),
+        least_images=10,
+    ),
     "ms_ssim": Metric(
         0.0,
         1.0,

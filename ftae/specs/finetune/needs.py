@@ -148,6 +148,16 @@ def another_term(parts: Parts) -> str | None:
     return "needs another term beside it: alone it asks for any image that looks real"
 
 
+@need("losses.adversarial above 0")
+def discriminator(parts: Parts) -> str | None:
+    """A discriminator that judges images without what the model was given."""
+    if parts.weights is not None and "adversarial" not in parts.weights:
+        return "needs a discriminator, losses.adversarial is 0"
+    if parts.data is not None and parts.data.paired:
+        return "needs a discriminator of single images, that of pairs is conditional"
+    return None
+
+
 @need("images with known factors (shapes)")
 def factors(parts: Parts) -> str | None:
     if parts.data is None or parts.data.has_factors:

@@ -154,6 +154,10 @@ class FinetuneSpec(Spec):
         if discriminator.adaptive and model is not None and model.takes_noise:
             rule = f"must be false: the loss of {model.family} has no other terms to scale the adversarial one by"
             raise refusal([(("adaptive",), rule)])
+        if discriminator.augment.name != "none" and cls._sees_pairs(discriminator, data):
+            raise refusal(
+                [(("augment", "name"), "needs a discriminator that is not conditional: it sees single images")]
+            )
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
         return discriminator
@@ -231,8 +235,11 @@ class FinetuneSpec(Spec):
     @property
     def is_conditional(self) -> bool:
         """Whether the discriminator sees the input of the model beside each image."""
-        chosen = self.discriminator.conditional
-        return self.data.paired if chosen is None else chosen
+        return self._sees_pairs(self.discriminator, self.data)
+
+    @staticmethod
+    def _sees_pairs(discriminator: DiscriminatorSpec, data: AnyData) -> bool:
+        return data.paired if discriminator.conditional is None else discriminator.conditional
 
     @property
     def discriminator_channels(self) -> int:

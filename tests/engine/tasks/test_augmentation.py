@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ftae.engine.tasks.augmentation import MOST, AdaptiveProbability, Augmentation, rt, rv
+from ftae.engine.tasks.augmentation import MOST, AdaptiveProbability, Augmentation
 from ftae.specs.finetune.augmentation import AugmentSpec
 
 
@@ -54,12 +54,6 @@ def test_ada_changes_images_once_its_probability_is_above_0() -> None:
     assert torch.equal(augmentation.seen(images), images)
     augmentation.update(0.9, 80)
     assert not torch.equal(augmentation.seen(images), images)
-
-
-def test_measures_of_overfitting() -> None:
-    assert rt(torch.tensor([1.0, 2.0, -0.5, 3.0])) == 0.5
-    assert rv(2.0, 0.5, -1.0) == 0.5
-    assert rv(0.0, 0.5, 1.0) is None
 
 
 @pytest.mark.parametrize(

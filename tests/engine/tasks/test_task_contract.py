@@ -30,7 +30,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "synthesise": {
         "model": MODELS["stylegan2"],
         "losses": {"adversarial": 1.0, "path_length": 2.0},
-        "discriminator": {"channel_base": 64, "channel_max": 8, "r1": 0.1, "r1_every": 2},
+        "discriminator": {"channel_base": 64, "channel_max": 8, "r1": 0.1, "r1_every": 2, "augment": {"name": "ada"}},
         "metrics": ["sharpness"],
     },
 }
