@@ -47,6 +47,10 @@ GIVEN: dict[Any, dict[str, Any]] = {
     needs.head: {"losses": {"mse": 1.0, "ce": 0.1}},
     needs.other_inputs: {"data": DATA | {"degrade": {"noise": 0.1}}},
     needs.anomalies: {"data": DATA | {"anomaly_classes": ["circle"]}},
+    needs.discriminator: {
+        "losses": {"mse": 1.0, "adversarial": 0.1},
+        "discriminator": {"channels": 4, "start_fraction": 0.0, "ramp_fraction": 0.0, "warmup_fraction": 0.0},
+    },
     needs.perceptual: {"perceptual": {"net": "squeezenet", "weights": random_weights("squeezenet")}},
     needs.features: {"features": {"net": "resnet18", "weights": random_weights("resnet18")}},
 }
