@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows, RunningVariance
 from ftae.engine.objectives.feature_metrics import FEATURE_METRICS, FeatureMetric, lpips_of
 from ftae.engine.objectives.image_measures import EdgeDistance, ImagePairs, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
@@ -197,13 +197,16 @@ class CollapseDetector:
     """The indicators of a run, each by the reason for which the run fails once it falls to 0.
 
     Active units where the model has a posterior, active positions where it has codes, explained variance where it
-    trains against a discriminator and has an image to compare each output with.
+    trains against a discriminator and has an image to compare each output with. Of a generator it is the variance of
+    pixels, which ``mode_collapse`` judges together with its metrics.
     """
 
     def __init__(self, spec: FinetuneSpec) -> None:
         self._indicators: dict[str, Metric] = {}
         if spec.losses.adversarial > 0.0 and not spec.model.takes_noise:
             self._indicators[Reason.BLOW_UP] = ExplainedVariance()
+        if spec.model.takes_noise:
+            self._indicators[Reason.MODE_COLLAPSE] = PixelVariance()
 
     def update(self, x: EvalBatch) -> None:
         if x.encoding.posterior is not None:
@@ -237,6 +240,21 @@ class ActivePositions:
         levels = (level.rows() for level in self._levels)
         others = [level.ne(level.mode(dim=0).values).double().mean(0) for level in levels]
         return float(min(share.gt(ACTIVE_SHARE).sum() for share in others))
+
+
+class PixelVariance:
+    """The variance of outputs over that of targets, each over all images, the mean over pixels; 1 is as diverse."""
+
+    def __init__(self) -> None:
+        self._made, self._real = RunningVariance(), RunningVariance()
+
+    def update(self, x: ImagePairs) -> None:
+        self._made.update(x.reconstruction)
+        self._real.update(x.target)
+
+    def compute(self) -> float:
+        made, real = (float(images.variance().mean()) for images in (self._made, self._real))
+        return made / real if real > 0.0 else 1.0
 
 
 class ExplainedVariance:

@@ -1,5 +1,6 @@
 """The metrics that a run can be judged by: range, direction, needs and description of each."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ class Metric:
 
     A diverged trial scores ``low`` or ``high``, whichever is worse. ``better`` is the direction in which the metric
     improves; None where either may be wanted. With fewer than ``least_images`` validation images it has no value.
-    ``unit``: empty where the metric has none.
+    ``unit``: empty where the metric has none. ``doubt``: what a value below ``doubtful_below`` says of a model.
     """
 
     low: float
@@ -23,6 +24,8 @@ class Metric:
     needs: tuple[Need, ...] = ()
     least_images: int = 1
     unit: str = ""
+    doubtful_below: float = -math.inf
+    doubt: str = ""
 
 
 METRICS: dict[str, Metric] = {
@@ -185,6 +188,8 @@ METRICS: dict[str, Metric] = {
         "mean distance of two outputs over that of two validation images; 1 is as diverse, towards 0 all are alike",
         (needs.features,),
         least_images=10,
+        doubtful_below=0.7,
+        doubt="its images are much alike",
     ),
     "memorised": Metric(
         0.0,
@@ -193,6 +198,8 @@ METRICS: dict[str, Metric] = {
         "mean distance of outputs to the nearest training image over that of validation images; below 0.5 it copies",
         (needs.features,),
         least_images=10,
+        doubtful_below=0.5,
+        doubt="its images repeat those of training",
     ),
 }
 
@@ -212,9 +219,14 @@ def metric_facts(name: str) -> Metric:
     return METRICS[name.partition("/")[2]]
 
 
+def known_facts(name: str) -> Metric | None:
+    """The same for any name; None for a metric that this version lacks."""
+    return METRICS.get(name.partition("/")[2])
+
+
 def unit_of(name: str) -> str:
     """The unit of a metric by its name in reports; empty without one, and for a metric that this version lacks."""
-    known = METRICS.get(name.partition("/")[2])
+    known = known_facts(name)
     return "" if known is None else known.unit
 
 
