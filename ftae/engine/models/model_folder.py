@@ -14,6 +14,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel, ModelSpec
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
+ORIGIN = "weights.json"  # where foreign weights come from, and their licence
 DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 
 # Families of diffusers, with the names of their classes.
