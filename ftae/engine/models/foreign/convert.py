@@ -10,7 +10,7 @@ from typing import Any
 from ftae.engine.models.foreign.layouts import ForeignModel, Layout, read_layout
 from ftae.engine.models.foreign.reading import read_foreign
 from ftae.engine.models.foreign.stylegan2 import Network
-from ftae.engine.models.model_folder import CONFIG, ORIGIN, WEIGHTS
+from ftae.engine.models.model_folder import CONFIG, WEIGHTS, write_origin
 from ftae.engine.models.weights import save_state
 from ftae.errors import FtaeError, one_message
 from ftae.specs.reading.format_versions import FORMAT
@@ -67,7 +67,7 @@ def convert(file: Path, out: Path, *, licence: str | None = None) -> Converted:
     shutil.rmtree(parts, ignore_errors=True)
     try:
         networks = _write(found, parts)
-        _dump(_origin(file, layout, licence.strip()), parts / ORIGIN)
+        write_origin(_origin(file, layout, licence.strip()), parts)
         parts.rename(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
