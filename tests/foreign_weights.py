@@ -79,7 +79,13 @@ def _meta(module: nn.Module, persistent: Any, easy_dict: Any) -> dict[str, Any]:
         "_modules": children,
         "_init_kwargs": easy_dict(resolution=16, gain=np.float64(1.5)),
     }
-    return easy_dict(type="class", version=6, module_src=SOURCE, class_name=type(module).__name__, state=state)
+    return {
+        "type": "class",
+        "version": 6,
+        "module_src": SOURCE,
+        "class_name": type(module).__name__,
+        "state": state,
+    }
 
 
 # ------------------------------------------------------------------------------- NVIDIA, TensorFlow
