@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ftae.engine.models.foreign.layouts import ForeignModel, Layout, read_layout
+from ftae.engine.models.foreign.network import Network
 from ftae.engine.models.foreign.reading import read_foreign
-from ftae.engine.models.foreign.stylegan2 import Network
 from ftae.engine.models.model_folder import CONFIG, WEIGHTS, write_origin
 from ftae.engine.models.weights import save_state
 from ftae.errors import FtaeError, one_message

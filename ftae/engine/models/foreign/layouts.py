@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ftae.engine.models.foreign import rosinality, stylegan2, tensorflow, translators
+from ftae.engine.models.foreign.network import Network, State
 from ftae.engine.models.foreign.reading import Kept, flattened
-from ftae.engine.models.foreign.stylegan2 import Network, State
 from ftae.errors import FtaeError
 
 STYLEGAN2 = "stylegan2"

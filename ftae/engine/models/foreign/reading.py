@@ -9,7 +9,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ _BEFORE_ZIP = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 @dataclass
 class Kept:
-    """An object of another program's class: the name of the class, and its attributes."""
+    """The attributes of an object of another program's class."""
 
-    class_name: str = ""
-    state: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.class_name, self.state = str(state.get("name", "")), state
+        self.state = state
 
 
 def read_foreign(path: Path) -> Any:
@@ -90,7 +89,7 @@ def _refusal(named: str) -> FtaeError:
 
 def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Kept:
     """An object of NVIDIA's ``persistence``: the source text in ``meta``, meant to be executed, is left alone."""
-    return Kept(str(meta["class_name"]), dict(meta["state"]))
+    return Kept(dict(meta["state"]))
 
 
 def _load_from_bytes(content: bytes) -> Tensor:

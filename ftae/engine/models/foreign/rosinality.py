@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from ftae.engine.models.foreign.stylegan2 import State, check_filter
+from ftae.engine.models.foreign.network import State
+from ftae.engine.models.foreign.stylegan2 import check_filter
 from ftae.engine.models.gans.layers import sides
 
 

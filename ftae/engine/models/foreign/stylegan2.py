@@ -1,12 +1,11 @@
 """StyleGAN2 in the names of NVIDIA's PyTorch files, which are ftae's: networks from their tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ftae.engine.models.foreign.network import Network
 from ftae.engine.models.gans.layers import Resampling, sides, widths
 from ftae.engine.models.gans.stylegan2_discriminator import StyleGan2DiscriminatorNet
 from ftae.engine.models.gans.stylegan2_generator import StyleGan2GeneratorNet
@@ -15,18 +14,9 @@ from ftae.errors import FtaeError
 
 FILTER, AVERAGE = "resample_filter", "mapping.w_avg"
 AVERAGED = 10_000  # z for the average of w, where a file has none
-State = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network with weights, and the keyword arguments that it was built with."""
-
-    net: nn.Module
-    options: dict[str, Any]
-    facts: dict[str, int]
-
-
+@torch.no_grad()
 def generator(state: Mapping[str, Tensor]) -> Network:
     """The generator with these tensors. Where they lack the average of w, it is computed.
 
@@ -45,11 +35,14 @@ def generator(state: Mapping[str, Tensor]) -> Network:
         "mapping_layers": sum(name.startswith("mapping.fc") and name.endswith(".weight") for name in state),
     }
     facts = {"channels_in": len(_tensor(state, f"synthesis.b{side}.torgb.weight", 4)), "resolution": side}
-    net = StyleGan2GeneratorNet(**options, **facts)
-    _load(net, state if AVERAGE in state else {AVERAGE: net.mapping.w_avg, **state}, "its generator")
+    found = Network.new(StyleGan2GeneratorNet, options, facts)
+    assert isinstance(found.net, StyleGan2GeneratorNet)
+    average = found.net.mapping.w_avg
+    _load(found.net, {AVERAGE: average, **state}, "its generator")
     if AVERAGE not in state:
-        _average(net, first.shape[1])
-    return Network(net, options, facts)
+        z = torch.randn(AVERAGED, first.shape[1], generator=torch.Generator().manual_seed(0))
+        average.copy_(found.net.mapping(z).mean(dim=0))
+    return found
 
 
 def discriminator(state: Mapping[str, Tensor]) -> Network:
@@ -57,10 +50,9 @@ def discriminator(state: Mapping[str, Tensor]) -> Network:
     side = _resolution(state, "b")
     channels = {s: len(_tensor(state, f"b{s}.conv{'' if s == 4 else 0}.weight", 4)) for s in sides(side)}
     facts = {"channels_in": _tensor(state, f"b{side}.fromrgb.weight", 4).shape[1], "resolution": side}
-    options = _channels(channels)
-    net = StyleGan2DiscriminatorNet(**options, **facts)
-    _load(net, state, "its discriminator")
-    return Network(net, options, facts)
+    found = Network.new(StyleGan2DiscriminatorNet, _channels(channels), facts)
+    _load(found.net, state, "its discriminator")
+    return found
 
 
 def check_filter(name: str, kernel: Tensor) -> None:
@@ -77,12 +69,6 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
             check_filter(name, tensor)
     filters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(FILTER)}
     fill(net, filters | dict(state), what)
-
-
-@torch.no_grad()
-def _average(net: StyleGan2GeneratorNet, latent_dim: int) -> None:
-    z = torch.randn(AVERAGED, latent_dim, generator=torch.Generator().manual_seed(0))
-    net.mapping.w_avg.copy_(net.mapping(z).mean(dim=0))
 
 
 def _resolution(state: Mapping[str, Tensor], prefix: str) -> int:

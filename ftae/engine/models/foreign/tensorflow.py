@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftae.engine.models.foreign.network import State
 from ftae.engine.models.foreign.reading import Kept
-from ftae.engine.models.foreign.stylegan2 import State
 
 _LAYERS = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "torgb"}
 _OF_DISCRIMINATOR = {"Conv1_down": "conv1", "Conv0": "conv0", "Skip": "skip", "FromRGB": "fromrgb", "Conv": "conv"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
-from ftae.engine.models.foreign.stylegan2 import Network, State
+from ftae.engine.models.foreign.network import Network, State
 from ftae.engine.models.weights import fill
 from ftae.errors import FtaeError
 
@@ -26,7 +26,7 @@ def resnet(state: Mapping[str, Tensor]) -> Network:
         FtaeError: it is normalised by batch, or differs from ftae's.
     """
     _check_norm(state, "model.2")
-    blocks = len({found[1] for name in state if (found := re.match(r"model\.(\d+)\.conv_block\.", name))})
+    blocks = len({name.split(".")[1] for name in state if re.match(r"model\.\d+\.conv_block\.", name)})
     options = {"channels": len(state["model.1.weight"]), "blocks": blocks}
     facts = {"channels_in": state["model.1.weight"].shape[1], "resolution": 256}
     second = 6 if f"model.{_FIRST_BLOCK}.conv_block.6.weight" in state else 5  # behind a dropout
@@ -36,9 +36,9 @@ def resnet(state: Mapping[str, Tensor]) -> Network:
         names |= {f"blocks.{i}.path.0.0": f"{theirs}.1", f"blocks.{i}.path.1": f"{theirs}.{second}"}
     after = _FIRST_BLOCK + blocks
     names |= {"up.0.0": f"model.{after}", "up.1.0": f"model.{after + 3}", "out.0": f"model.{after + 7}"}
-    net = ResnetTranslatorNet(**options, **facts)
-    fill(net, _renamed(state, names), "its generator")
-    return Network(net, options, facts)
+    found = Network.new(ResnetTranslatorNet, options, facts)
+    fill(found.net, _renamed(state, names), "its generator")
+    return found
 
 
 def is_unet(state: Mapping[str, Tensor]) -> bool:
@@ -50,16 +50,16 @@ def unet(state: Mapping[str, Tensor]) -> Network:
     _check_norm(state, "model.model.1.model.2")
     convolutions = [name for name in state if re.fullmatch(r"model\.model\.1(\.model\.3)*\.model\.1\.weight", name)]
     depth = 1 + len(convolutions)
-    options = {"channels": len(state["model.model.0.weight"]), "depth": depth}
+    options = {"channels": len(state["model.model.0.weight"]), "depth": depth, "dropout": 0.0}
     facts = {"channels_in": state["model.model.0.weight"].shape[1], "resolution": max(256, 2**depth)}
-    net = UnetTranslatorNet(**options, **facts, dropout=0.0)
+    found = Network.new(UnetTranslatorNet, options, facts)
     ours = _renamed(state, dict(_unet_names(depth)))
     for i in range(1, depth):  # theirs concatenates the features of the encoder first, ftae's last
         name = f"up.{i}.1.weight"
         if name in ours:
             ours[name] = torch.cat(ours[name].chunk(2)[::-1])
-    fill(net, _plain_norms(net) | ours, "its generator")
-    return Network(net, options | {"dropout": 0.0}, facts)
+    fill(found.net, _plain_norms(found.net) | ours, "its generator")
+    return found
 
 
 def _unet_names(depth: int) -> Iterator[tuple[str, str]]:

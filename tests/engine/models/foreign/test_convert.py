@@ -108,6 +108,7 @@ REFUSED = [
     ),
     ("no block", {"synthesis.b8.conv1.weight": None}, "synthesis.b8.conv1.weight is missing"),
     ("labels", {"mapping.embed.weight": torch.ones(2, 2)}, "conditioned on labels"),
+    ("a size that is claimed", {"mapping.fc0.weight": torch.zeros(1, 1).expand(10**7, 10**7)}, "this machine has"),
     ("filter", {"synthesis.b8.resample_filter": torch.ones(4, 4)}, "another filter than that of [1, 3, 3, 1]"),
 ]
 
