@@ -48,10 +48,12 @@ def notes(record: SearchRecord) -> list[str]:
 def doubts(record: SearchRecord) -> list[str]:
     """What the metrics of the best trial say against it, whatever its objective, a line each."""
     return [
-        f"{trial.name}: {facts.doubt} ({in_unit(value, name)} of {name}, which is below {facts.doubtful_below:g})"
+        f"{trial.name}: {doubt} ({name} is {in_unit(value, name)})"
         for trial in record.ranked()[:1]
         for name, value in trial.metrics.items()
-        if is_held_out(name) and (facts := known_facts(name)) is not None and value < facts.doubtful_below
+        if is_held_out(name)
+        if (facts := known_facts(name)) is not None
+        if (doubt := facts.why_doubtful(value)) is not None
     ]
 
 

@@ -106,7 +106,7 @@ def test_doubts_about_the_best_trial_are_told(journal: Journal) -> None:
     for number, diversity in enumerate([0.9, 0.65, 0.3]):
         journal.others = {"val/diversity": diversity, "val/memorised": 1.0, "val_source/psnr": 1.0, "val/gone": -1.0}
         journal.trial(number, 20.0 - (number - 1) ** 2)
-    doubt = "trial 1: its images are much alike (0.65 of val/diversity, which is below 0.7)"
+    doubt = "trial 1: its images are much alike, below 0.7 (val/diversity is 0.65)"
     assert notes(journal.record) == [doubt]
 
 

@@ -14,6 +14,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel, ModelSpec
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
+ORIGIN = "weights.json"  # where foreign weights come from, and their licence
 DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 
 # Families of diffusers, with the names of their classes.
@@ -67,6 +68,20 @@ def pretrained_folder(pretrained: str) -> Path | None:
     if (folder / "model").is_dir():
         folder = folder / "model"
     return folder if folder.is_dir() else None
+
+
+def weights_origin(pretrained: str | None) -> dict[str, Any] | None:
+    """Where the foreign weights of a model come from, with their licence, as ``ftae convert`` wrote it into its folder.
+
+    None for any other model. Raises as ``read_json``.
+    """
+    folder = None if pretrained is None else pretrained_folder(pretrained)
+    return None if folder is None or not (folder / ORIGIN).is_file() else read_json(folder / ORIGIN)
+
+
+def write_origin(origin: dict[str, Any], folder: Path) -> None:
+    """Write what ``weights_origin`` reads."""
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

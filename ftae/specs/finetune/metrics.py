@@ -14,7 +14,8 @@ class Metric:
 
     A diverged trial scores ``low`` or ``high``, whichever is worse. ``better`` is the direction in which the metric
     improves; None where either may be wanted. With fewer than ``least_images`` validation images it has no value.
-    ``unit``: empty where the metric has none. ``doubt``: what a value below ``doubtful_below`` says of a model.
+    ``unit``: empty where the metric has none. ``doubt``: what a value below ``doubtful_below`` or above
+    ``doubtful_above`` says of a model.
     """
 
     low: float
@@ -25,7 +26,14 @@ class Metric:
     least_images: int = 1
     unit: str = ""
     doubtful_below: float = -math.inf
+    doubtful_above: float = math.inf
     doubt: str = ""
+
+    def why_doubtful(self, value: float) -> str | None:
+        """What a value says against a model, with the bound; None if it says nothing."""
+        if value < self.doubtful_below:
+            return f"{self.doubt}, below {self.doubtful_below:g}"
+        return f"{self.doubt}, above {self.doubtful_above:g}" if value > self.doubtful_above else None
 
 
 METRICS: dict[str, Metric] = {
@@ -99,6 +107,8 @@ METRICS: dict[str, Metric] = {
         "0 as long as it does not tell these apart (Karras et al. 2020)",
         (needs.discriminator,),
         least_images=10,
+        doubtful_above=0.8,
+        doubt="its discriminator knows the training images by heart",
     ),
     "ms_ssim": Metric(
         0.0,
