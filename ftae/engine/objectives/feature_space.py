@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,21 @@ from ftae.engine.data.source_base import ImageSet
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 
-if TYPE_CHECKING:
-    from ftae.engine.objectives.eval_batch import EvalBatch
-
 SCALE_IMAGES = 2000  # training images that give the scale
 MOST_IMAGES = 10_000  # whose features are compared or kept, of each set
+
+
+class ComparedImages(Protocol):
+    """A batch of targets and outputs, (B, C, H, W) in [0, 1], and the identity of the targets."""
+
+    @property
+    def target(self) -> Tensor: ...
+
+    @property
+    def reconstruction(self) -> Tensor: ...
+
+    @property
+    def ids(self) -> tuple[ImageIds, ...]: ...
 
 
 class FeatureSpace:
@@ -31,7 +41,7 @@ class FeatureSpace:
         self._kept: dict[tuple[str, bytes], Tensor] = {}  # of batches of validation images, the same each time
         self._last: tuple[weakref.ref[object], tuple[Tensor, ...]] | None = None
 
-    def of_batch(self, x: "EvalBatch") -> tuple[Tensor, Tensor]:
+    def of_batch(self, x: ComparedImages) -> tuple[Tensor, Tensor]:
         """The features of targets and of what the model made."""
         real, made = self._shared(x, lambda: (self._of_targets(x.target, x.ids), self._of(x.reconstruction)))
         return real, made
