@@ -19,7 +19,7 @@ from ftae.engine.models import staged_model
 from ftae.engine.models.families import build_model, check_shapes
 from ftae.engine.objectives.auxiliary import check_weights
 from ftae.engine.process import give_back_freed_memory
-from ftae.engine.tasks.discriminator import build_discriminator
+from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.engine.tasks.task import build_optimizer
 from ftae.engine.training.distributed import ALONE, Group
 from ftae.engine.training.evaluator import EvalSet, EvaluationPass
@@ -112,10 +112,12 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
 
 
 def _discriminator_bytes(spec: FinetuneSpec) -> int:
-    """The bytes of the discriminator in a checkpoint: its weights and the two averages of its optimizer."""
-    discriminator = build_discriminator(spec.discriminator, channels=spec.discriminator_channels, seed=spec.seed)
-    weights: list[Tensor] = list(discriminator.state_dict().values())
-    return 3 * sum(t.numel() * t.element_size() for t in weights)
+    """The bytes of the discriminator in a checkpoint: its weights, the two averages of its optimizer, its pools."""
+    weights: list[Tensor] = list(discriminator_of(spec).state_dict().values())
+    pools = (
+        2 * spec.discriminator.pool_size * spec.data.channels * spec.data.resolution**2 if spec.model.both_ways else 0
+    )
+    return 3 * sum(t.numel() * t.element_size() for t in weights) + 4 * pools
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -20,7 +20,7 @@ from PIL import Image
 from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_MIN_SIDE
 from ftae.reporting.plots import evenly
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.specs.finetune.data import PAIRED_SOURCES
+from ftae.specs.finetune.data import PAIRED_SOURCES, UNPAIRED_SOURCES
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
@@ -38,14 +38,14 @@ LOSSLESS_SIDE = 64  # samples up to this size are kept to the last bit
 class Layout:
     """Where the samples are in a stored picture.
 
-    ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample; ``has_target``:
-    whether the third is the target.
+    ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample; ``target``: the
+    number of the cell with the target; None where that is the input, or unknown.
     """
 
     side: int
     scale: int
     cells_each: int
-    has_target: bool
+    target: int | None
 
     @classmethod
     def of(cls, record: SearchRecord) -> "Layout | None":
@@ -55,9 +55,12 @@ class Layout:
         if not isinstance(side, int) or isinstance(side, bool) or side < 1:
             return None
         scale = max(1, -(-GRID_MIN_SIDE // side))
+        if data.get("source") in UNPAIRED_SOURCES:
+            truly_paired = data.get("val_paired", True)  # those without files always are
+            return cls(side * scale, scale, CELLS_OF_PAIRS if truly_paired else CELLS, 3 if truly_paired else None)
         is_paired = data.get("source") in PAIRED_SOURCES
         each = CELLS_OF_PAIRS if is_paired else CELLS
-        return cls(side * scale, scale, each, is_paired or data.get("degrade") is not None)
+        return cls(side * scale, scale, each, 2 if is_paired or data.get("degrade") is not None else None)
 
     def cells(self, picture: Pixels) -> Pixels | None:
         """The samples of a picture (N, cells, H, W, 3), not enlarged; None if it has another layout."""
@@ -140,7 +143,8 @@ class Gallery:
     def _given(self, cells: Pixels) -> Mapping[str, Pixels]:
         """What is the same in every picture: the target, and the input where that is another one."""
         assert self._layout is not None
-        return {"target": cells[:, 2], "input": cells[:, 0]} if self._layout.has_target else {"target": cells[:, 0]}
+        target = self._layout.target
+        return {"target": cells[:, 0]} if target is None else {"target": cells[:, target], "input": cells[:, 0]}
 
     def _read(self, path: str | None) -> Pixels | None:
         if not path:

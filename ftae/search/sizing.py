@@ -85,7 +85,7 @@ def _picture_bytes(run: FinetuneSpec) -> int:
     Enlarged pixels compress along one side.
     """
     enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
-    cells = CELLS_OF_PAIRS if run.data.paired else CELLS
+    cells = CELLS_OF_PAIRS if run.data.paired or run.data.unpaired else CELLS
     return cells * GRID_IMAGES * run.data.channels * run.data.resolution**2 * enlarged
 
 

@@ -127,6 +127,8 @@ class Autoencoder(StagedModel):
         chain: the chain that ``encode`` and ``decode`` run; None where the stages are no chain.
         run: arguments of ``encode`` -> ``Encoding``, outputs, for a network whose outputs depend on more than the
             latents.
+        reverse: images -> what they are on the side of the inputs, all (B, C, H, W) in ``image_range``, for a network
+            that translates both ways.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Autoencoder(StagedModel):
         prior: Callable[[int, Tensor | None, NoiseFn], Tensor] | None = None,
         chain: StageChain | None = None,
         run: Callable[[Tensor, Tensor | None, NoiseFn | None], tuple[Encoding, Tensor]] | None = None,
+        reverse: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(net, stages, save=save)
         self.head: nn.Module | None = None
@@ -149,6 +152,7 @@ class Autoencoder(StagedModel):
         self.channels = channels
         self.prior = prior
         self.chain = chain
+        self.reverse = reverse
         assert (decode is None) != (run is None)
         self._encode, self._decode, self._run = encode, decode, run
 
@@ -199,6 +203,7 @@ class Autoencoder(StagedModel):
             prior=self.prior,
             chain=self.chain,
             run=self._run,
+            reverse=self.reverse,
         )
 
 

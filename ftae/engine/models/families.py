@@ -7,6 +7,7 @@ import torch
 
 from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
 from ftae.engine.models.builtin.conv_mlp import ConvAeNet, ConvCvaeNet, ConvVaeNet, MlpCvaeNet, MlpVaeNet
+from ftae.engine.models.builtin.cyclegan import CycleGanNet
 from ftae.engine.models.builtin.family import builtin_family
 from ftae.engine.models.builtin.hierarchical import HierarchicalVaeNet
 from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "vq_vae_2": builtin_family(VqVae2Net),
     "unet_translator": builtin_family(UnetTranslatorNet),
     "resnet_translator": builtin_family(ResnetTranslatorNet),
+    "cyclegan": builtin_family(CycleGanNet),
     "autoencoder_kl": autoencoder_kl,
     "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,

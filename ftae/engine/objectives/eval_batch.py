@@ -59,7 +59,8 @@ class EvalBatch:
     """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped.
 
     ``given``: the images that the model encoded; they differ from ``target`` where the data degrades them.
-    ``factors``: int64 (B, F), the factors of variation behind the images; None where they are unknown.
+    ``factors``: int64 (B, F), the factors of variation behind the images; None where they are unknown. ``cycled``: what
+    a model that translates both ways makes of its own output, in the form of ``given``; None for other models.
     """
 
     target: Tensor
@@ -69,6 +70,7 @@ class EvalBatch:
     logits: Tensor | None
     labels: Tensor | None
     factors: Tensor | None = None
+    cycled: Tensor | None = None
 
 
 @dataclass(frozen=True)

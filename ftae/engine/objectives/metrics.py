@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
 from ftae.engine.objectives.feature_metrics import Kid, Rfid, lpips_of
-from ftae.engine.objectives.image_measures import EdgeDistance, ImagePairs, Sharpness, ms_ssim, ssim
+from ftae.engine.objectives.image_measures import EdgeDistance, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
     ActiveUnits,
     CodebookUsage,
@@ -20,6 +20,7 @@ from ftae.engine.objectives.latent_metrics import (
     Perplexity,
     posterior_of,
 )
+from ftae.engine.objectives.translation_metrics import change, cycle_l1_of, identity_l1_of
 from ftae.errors import Reason
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -126,6 +127,9 @@ METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "dci": lambda context: Dci(),
     "rfid": Rfid,
     "kid": Kid,
+    "cycle_l1": lambda context: MeanOverImages(cycle_l1_of(context)),
+    "identity_l1": lambda context: MeanOverImages(identity_l1_of(context)),
+    "change": _per_image(change),
 }
 
 
@@ -219,16 +223,18 @@ class ActivePositions:
 class ExplainedVariance:
     """Share of the variance of pixels within images that the reconstructions explain.
 
-    0 where reconstructions are no better than one colour an image, its mean.
+    0 where reconstructions are no better than one colour an image, its mean. Of a model that translates both ways, its
+    inputs and what has become of them on the way there and back.
     """
 
     def __init__(self) -> None:
         self._error = self._variance = 0.0
 
-    def update(self, x: ImagePairs) -> None:
-        flat = x.target.mean((2, 3), keepdim=True)
-        self._error += float((x.reconstruction - x.target).double().square().sum())
-        self._variance += float((flat - x.target).double().square().sum())
+    def update(self, x: EvalBatch) -> None:
+        target, made = (x.target, x.reconstruction) if x.cycled is None else (x.given, x.cycled)
+        flat = target.mean((2, 3), keepdim=True)
+        self._error += float((made - target).double().square().sum())
+        self._variance += float((flat - target).double().square().sum())
 
     def compute(self) -> float:
         return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0

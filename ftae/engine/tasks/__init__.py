@@ -8,16 +8,19 @@ from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.tasks.adversarial import Adversarial
+from ftae.engine.tasks.cycle import Cycle
 from ftae.engine.tasks.reconstruct import Reconstruct
 from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 
-TASKS: dict[str, type[Reconstruct]] = {"reconstruct": Reconstruct, "adversarial": Adversarial}
+TASKS: dict[str, type[Reconstruct]] = {"reconstruct": Reconstruct, "adversarial": Adversarial, "cycle": Cycle}
 
 
 def task_kind(spec: FinetuneSpec) -> str:
     """The key in ``TASKS`` of the task of a run."""
+    if spec.model.both_ways:
+        return "cycle"
     return "adversarial" if spec.losses.adversarial > 0.0 else "reconstruct"
 
 

@@ -1,12 +1,10 @@
 """The task ``adversarial``: reconstruction, and a discriminator that learns to tell it from real images."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.engine.data.batches import Batch
@@ -14,7 +12,8 @@ from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import weighted_sum, weights_at
-from ftae.engine.tasks.discriminator import build_discriminator
+from ftae.engine.tasks.adversarial_losses import ADVERSARIAL_LOSSES, gradient_penalty
+from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.engine.tasks.reconstruct import Reconstruct, total_loss
 from ftae.engine.tasks.task import Loss, NetworkInTraining, lr_factor
 from ftae.errors import Reason
@@ -50,8 +49,9 @@ class Adversarial(Reconstruct):
         auxiliary = replace(auxiliary, adversary=self.model_loss)
         super().__init__(spec, autoencoder, auxiliary, frozen_cache, noise=noise, averaged=averaged)
         self._settings, self._autoencoder = spec.discriminator, autoencoder
+        self._loss = ADVERSARIAL_LOSSES[self._settings.loss]
         device = next(autoencoder.parameters()).device
-        net = build_discriminator(self._settings, channels=spec.discriminator_channels, seed=spec.seed).to(device)
+        net = discriminator_of(spec).to(device)
         self._net = net
         self.discriminator = NetworkInTraining(
             DISCRIMINATOR,
@@ -112,13 +112,9 @@ class Adversarial(Reconstruct):
         """The adversarial term, a scalar: low where the discriminator takes the reconstructions (B, C, H, W) for real.
 
         ``given``: what the model made them of, in the same form.
-
-        Minus the mean logit for hinge (Lim & Ye 2017), so it may be negative; softplus of that for
-        ``non_saturating`` (Goodfellow et al. 2014).
         """
         self.discriminator.rest()
-        logits = self._judge(self._seen(reconstruction, given))
-        return -logits.mean() if self._settings.loss == "hinge" else F.softplus(-logits).mean()
+        return self._loss.model(self._judge(self._seen(reconstruction, given)), None)
 
     def ramped(self, weights: dict[str, float], progress: float) -> dict[str, float]:
         """The weights at ``progress`` (0..1) of the budget; the adversarial term is left out until it begins."""
@@ -150,12 +146,11 @@ class Adversarial(Reconstruct):
         settings = self._settings
         seen = torch.cat([self._seen(real, given), self._seen(fake, given)])
         of_real, of_fake = self._judge(seen).chunk(2)
-        if settings.loss == "hinge":
-            loss = F.relu(1.0 - of_real).mean() + F.relu(1.0 + of_fake).mean()
-        else:
-            loss = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
+        loss = self._loss.discriminator(of_real, of_fake)
         if settings.r1 > 0.0:
-            loss = loss + 0.5 * settings.r1 * r1_penalty(lambda images: self._net(self._seen(images, given)), real)
+            loss = loss + 0.5 * settings.r1 * gradient_penalty(
+                lambda images: self._net(self._seen(images, given)), real
+            )
         if settings.lecam > 0.0:
             average_real, average_fake = self._logit_averages
             anchors = (of_real - average_fake).square().mean() + (of_fake - average_real).square().mean()
@@ -181,17 +176,6 @@ def _gradient_norm(loss: Tensor, at: nn.Parameter) -> float | None:
         return None
     (gradient,) = torch.autograd.grad(loss, [at], retain_graph=True, allow_unused=True)
     return None if gradient is None else float(gradient.norm())
-
-
-def r1_penalty(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """R1 (Mescheder et al. 2018) without its weight, in fp32: a scalar, the mean over ``images`` (B, C, H, W).
-
-    For each image the squared gradient of its mean logit, summed over the pixels.
-    """
-    images = images.detach().requires_grad_(True)
-    logits = net(images).flatten(1).mean(1)
-    (slope,) = torch.autograd.grad(logits.sum(), [images], create_graph=True)
-    return slope.square().flatten(1).sum(1).mean()
 
 
 def _last_decoder_weight(autoencoder: Autoencoder) -> nn.Parameter | None:

@@ -1,6 +1,7 @@
 """The discriminator: a PatchGAN, which says for every patch of an image whether it looks like a real one."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import keep_random_state
 from ftae.specs.finetune.networks import DiscriminatorSpec
+from ftae.specs.finetune.run import FinetuneSpec
 
 SLOPE = 0.2  # of the leaky ReLUs
 
@@ -66,3 +68,52 @@ def build_discriminator(spec: DiscriminatorSpec, *, channels: int, seed: int) ->
     if spec.pretrained is not None:
         load_state(discriminator.net, Path(spec.pretrained).expanduser(), "discriminator.pretrained")
     return discriminator
+
+
+class TwoDiscriminators(StagedModel):
+    """One discriminator for each domain. Images alternate between them: of B, of A, of B, ...
+
+    Their logits alternate alike, so that a mean over all is the mean of both domains.
+    """
+
+    def __init__(self, a: Discriminator, b: Discriminator) -> None:
+        net = nn.ModuleDict({"a": a.net, "b": b.net})
+        stages = [
+            replace(stage, name=f"{name}.{stage.name}", line=name)
+            for name, one in (("a", a), ("b", b))
+            for stage in one.stages
+        ]
+        super().__init__(net, stages, save=lambda folder: save_state(net, folder))
+
+    def forward(self, images: Tensor) -> Tensor:
+        b, a = apart(images)
+        return alternating(self.net["b"](b), self.net["a"](a))  # type: ignore[index]
+
+    def judge(self, images: Tensor, *, bf16: bool) -> Tensor:
+        """As ``Discriminator.judge``."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            logits: Tensor = self(images)
+        return logits.float()
+
+
+def alternating(first: Tensor, second: Tensor) -> Tensor:
+    """(2 B, ...) of two (B, ...): a row of the one, a row of the other."""
+    return torch.stack([first, second], dim=1).flatten(0, 1)
+
+
+def apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``alternating`` joined."""
+    return rows[0::2], rows[1::2]
+
+
+def discriminator_of(spec: FinetuneSpec) -> Discriminator | TwoDiscriminators:
+    """The discriminator of a run, or that of each domain. Raises as ``build_discriminator``."""
+    settings, channels = spec.discriminator, spec.discriminator_channels
+    if not spec.model.both_ways:
+        return build_discriminator(settings, channels=channels, seed=spec.seed)
+    new = settings.model_copy(update={"pretrained": None})
+    a, b = (build_discriminator(new, channels=channels, seed=seed) for seed in (spec.seed, spec.seed + 1))
+    both = TwoDiscriminators(a, b)
+    if settings.pretrained is not None:
+        load_state(both.net, Path(settings.pretrained).expanduser(), "discriminator.pretrained")
+    return both

@@ -89,8 +89,9 @@ class EvalSet:
 class Grid:
     """A picture of fixed validation images, each as input | reconstruction | absolute difference.
 
-    Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. The
-    reconstructions are those of the evaluation, so the picture costs no forward pass.
+    Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. A
+    model that translates both ways shows input | output | what the way back makes of it, and the true output where it
+    is known. The outputs are those of the evaluation, so the picture costs no forward pass.
     """
 
     def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
@@ -105,7 +106,10 @@ class Grid:
         rows = rows[(rows >= 0) & (rows < len(batch.target))]
         given, reconstructed, target = (images[rows] for images in (batch.given, batch.reconstruction, batch.target))
         data, difference = self._spec.data, (target - reconstructed).abs()
-        others = [target, difference] if data.paired else [difference if data.degrade is None else target]
+        if batch.cycled is not None:
+            others = [batch.cycled[rows], *([target] if data.truly_paired else [])]
+        else:
+            others = [target, difference] if data.paired else [difference if data.degrade is None else target]
         self._cells.append(torch.cat([given, reconstructed, *others], dim=3).cpu())
         self._seen += len(batch.target)
 
@@ -181,4 +185,7 @@ def run_batch(
     encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.to_range(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
-    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)
+    cycled = None
+    if autoencoder.reverse is not None:
+        cycled = autoencoder.to_unit(autoencoder.reverse(decoded)).float().clamp(0.0, 1.0)
+    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors, cycled)

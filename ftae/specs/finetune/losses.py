@@ -25,28 +25,28 @@ class Losses(Spec):
     ``ssim``, ``ms_ssim``, ``lpips`` and ``vgg`` in [0, 1].
     """
 
-    mse: Annotated[Weight, Term()] = 0.0
+    mse: Annotated[Weight, Term((needs.targets,))] = 0.0
     """Mean squared error of pixels."""
-    l1: Annotated[Weight, Term()] = 0.0
+    l1: Annotated[Weight, Term((needs.targets,))] = 0.0
     """Mean absolute error of pixels."""
-    huber: Annotated[Weight, Term()] = 0.0
+    huber: Annotated[Weight, Term((needs.targets,))] = 0.0
     """Huber loss of pixels: quadratic up to ``huber_delta``, linear beyond."""
-    bce: Annotated[Weight, Term((needs.bounded_output,))] = 0.0
+    bce: Annotated[Weight, Term((needs.targets, needs.bounded_output))] = 0.0
     """Binary cross-entropy of pixels in [0, 1]."""
     kl: Annotated[Weight, Term((needs.posterior,))] = 0.0
     """Divergence of the posterior from the prior, per latent element. Times image elements over latent elements it is
     the summed weight with which Stable Diffusion's autoencoder was trained."""
     tv: Annotated[Weight, Term()] = 0.0
     """Total variation of the reconstruction (Rudin et al. 1992)."""
-    edge: Annotated[Weight, Term()] = 0.0
+    edge: Annotated[Weight, Term((needs.targets,))] = 0.0
     """Mean absolute difference of the image gradients (Mathieu et al. 2016)."""
-    ssim: Annotated[Weight, Term((needs.resolution(16),))] = 0.0
+    ssim: Annotated[Weight, Term((needs.targets, needs.resolution(16)))] = 0.0
     """1 - structural similarity (Wang et al. 2004)."""
-    ms_ssim: Annotated[Weight, Term((needs.resolution(176),))] = 0.0
+    ms_ssim: Annotated[Weight, Term((needs.targets, needs.resolution(176)))] = 0.0
     """1 - structural similarity over five scales (Wang et al. 2003)."""
-    lpips: Annotated[Weight, Term((needs.perceptual,))] = 0.0
+    lpips: Annotated[Weight, Term((needs.targets, needs.perceptual))] = 0.0
     """Perceptual distance (Zhang et al. 2018), with any network of ``perceptual``."""
-    vgg: Annotated[Weight, Term((needs.perceptual, needs.vgg16))] = 0.0
+    vgg: Annotated[Weight, Term((needs.targets, needs.perceptual, needs.vgg16))] = 0.0
     """Distance of VGG16 features (Johnson et al. 2016)."""
     ce: Annotated[Weight, Term((needs.labels, needs.latents))] = 0.0
     """Cross-entropy of a classification head on the pooled latents; a weight above 0 adds the head."""
@@ -60,6 +60,11 @@ class Losses(Spec):
     """Draws the codes towards the encoder."""
     adversarial: Annotated[Weight, Term((needs.another_term,))] = 0.0
     """Whether the discriminator (``finetune.discriminator``) tells reconstructions from real images."""
+    cycle: Annotated[Weight, Term((needs.both_ways,))] = 0.0
+    """Mean absolute difference of an image from what it is after both directions (Zhu et al. 2017)."""
+    identity: Annotated[Weight, Term((needs.both_ways,))] = 0.0
+    """Mean absolute change of images that are on the side of the outputs already. It keeps colours, and forbids what
+    must change them."""
     huber_delta: Annotated[float, Field(gt=0.0), Governed("losses.huber")] = 0.1
     """The error at which ``huber`` becomes linear."""
     kl_warmup_fraction: Annotated[Fraction, Governed("losses.kl")] = 0.0

@@ -26,11 +26,17 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]"),
-    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]"),
-    "psnr": Metric(0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", unit="dB"),
+    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.true_pairs,)),
+    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.true_pairs,)),
+    "psnr": Metric(
+        0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.true_pairs,), unit="dB"
+    ),
     "ssim": Metric(
-        -1.0, 1.0, "maximize", "structural similarity (Wang et al. 2004), 11x11 window", (needs.resolution(16),)
+        -1.0,
+        1.0,
+        "maximize",
+        "structural similarity (Wang et al. 2004), 11x11 window",
+        (needs.true_pairs, needs.resolution(16)),
     ),
     "kl": Metric(
         0.0,
@@ -57,7 +63,12 @@ METRICS: dict[str, Metric] = {
         (needs.reference, needs.latents),
     ),
     "input_psnr": Metric(
-        0.0, 100.0, None, "psnr of the input of the model, the score of doing nothing", (needs.other_inputs,), unit="dB"
+        0.0,
+        100.0,
+        None,
+        "psnr of the input of the model, the score of doing nothing",
+        (needs.other_inputs, needs.true_pairs),
+        unit="dB",
     ),
     "auroc": Metric(
         0.0,
@@ -83,7 +94,11 @@ METRICS: dict[str, Metric] = {
         0.0, 1.0e9, "minimize", "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat"
     ),
     "ms_ssim": Metric(
-        0.0, 1.0, "maximize", "structural similarity over five scales (Wang et al. 2003)", (needs.resolution(176),)
+        0.0,
+        1.0,
+        "maximize",
+        "structural similarity over five scales (Wang et al. 2003)",
+        (needs.true_pairs, needs.resolution(176)),
     ),
     "linear_probe": Metric(
         0.0,
@@ -100,7 +115,9 @@ METRICS: dict[str, Metric] = {
         "disentanglement score of DCI (Eastwood & Williams 2018)",
         (needs.factors, needs.latents),
     ),
-    "lpips": Metric(0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.perceptual,)),
+    "lpips": Metric(
+        0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.true_pairs, needs.perceptual)
+    ),
     "rfid": Metric(
         0.0,
         1.0e9,
@@ -116,6 +133,27 @@ METRICS: dict[str, Metric] = {
         "kernel distance of features, of the first 10,000 images; not comparable with published values",
         (needs.features,),
         least_images=10,
+    ),
+    "cycle_l1": Metric(
+        0.0,
+        1.0,
+        "minimize",
+        "mean absolute error of pixels after both directions, of A and of B; doing nothing scores 0",
+        (needs.both_ways,),
+    ),
+    "identity_l1": Metric(
+        0.0,
+        1.0,
+        "minimize",
+        "mean absolute change of images that are on the side of the outputs already; doing nothing scores 0",
+        (needs.both_ways,),
+    ),
+    "change": Metric(
+        0.0,
+        1.0,
+        None,
+        "mean absolute difference of pixels between input and output; 0 is a model that does nothing",
+        (needs.other_inputs,),
     ),
 }
 

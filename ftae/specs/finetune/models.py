@@ -32,6 +32,8 @@ class ModelSpec(Spec):
     """Whether the encoder chooses from a codebook."""
     has_latents: ClassVar[bool] = True
     """Whether the model is an autoencoder, whose latents alone give the reconstruction; a translator is none."""
+    both_ways: ClassVar[bool] = False
+    """Whether the model translates from A to B and from B to A, and learns that from images without partners."""
 
     @property
     def gradient_codebook(self) -> bool | None:
@@ -198,6 +200,16 @@ class ResnetTranslator(Translator):
     """Number of residual blocks; 6 by default, CycleGAN has 9 from 256 pixels on."""
 
 
+class CycleGan(ResnetTranslator):
+    """The two generators of CycleGAN (Zhu et al. 2017): ``resnet_translator`` from A to B, and from B to A."""
+
+    family: Literal["cyclegan"] = "cyclegan"  # type: ignore[assignment]
+    both_ways: ClassVar[bool] = True
+
+
+TWO_WAY_FAMILIES = ("cyclegan",)
+
+
 class DiffusersModel(ModelSpec):
     """A pretrained autoencoder of diffusers."""
 
@@ -298,6 +310,7 @@ AnyModel = Annotated[
     | Annotated[VqVae2, Tag("vq_vae_2")]
     | Annotated[UnetTranslator, Tag("unet_translator")]
     | Annotated[ResnetTranslator, Tag("resnet_translator")]
+    | Annotated[CycleGan, Tag("cyclegan")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
     | Annotated[AsymmetricAutoencoderKl, Tag("asymmetric_autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]

@@ -119,10 +119,39 @@ def reference(parts: Parts) -> str | None:
     return "compares with the pretrained model, model.pretrained is null"
 
 
-@need("data.degrade or pairs")
+@need("an image to compare each output with")
+def targets(parts: Parts) -> str | None:
+    """Whether training images have partners."""
+    if parts.data is None or not parts.data.unpaired:
+        return None
+    return (
+        f"compares each output with an image of its own, those of {parts.data.source} have no partners to learn from "
+        "(use cycle, identity and adversarial)"
+    )
+
+
+@need("true pairs in validation")
+def true_pairs(parts: Parts) -> str | None:
+    """Whether a validation image is the one to be made of its input."""
+    if parts.data is None or parts.data.truly_paired:
+        return None
+    return (
+        "compares each output with the true image, and validation images have no partners; set data.val_paired where "
+        "those of the same name have, or use kid"
+    )
+
+
+@need("a model that translates both ways")
+def both_ways(parts: Parts) -> str | None:
+    if parts.model is None or parts.model.both_ways:
+        return None
+    return f"needs a model that translates both ways (cyclegan), {parts.model.family} does not"
+
+
+@need("data.degrade, pairs or two domains")
 def other_inputs(parts: Parts) -> str | None:
     """Whether the model gets other images than those that it is compared with."""
-    if parts.data is None or parts.data.paired or parts.data.degrade is not None:
+    if parts.data is None or parts.data.paired or parts.data.unpaired or parts.data.degrade is not None:
         return None
     return "needs inputs that differ from the images to give: data of pairs, or data.degrade"
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ftae.specs.finetune.models import TWO_WAY_FAMILIES
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.schema import Governed
 
@@ -75,8 +76,9 @@ class DiscriminatorSpec(Spec):
     run over the time in which the discriminator is trained.
     """
 
-    loss: Literal["hinge", "non_saturating"] = "hinge"
-    """The adversarial loss."""
+    loss: Literal["hinge", "non_saturating", "lsgan"] = "hinge"
+    """The adversarial loss: hinge (Lim & Ye 2017), cross-entropy (Goodfellow et al. 2014), or least squares (Mao et al.
+    2017)."""
     norm: Literal["spectral", "group"] = "spectral"
     """Spectral (Miyato et al. 2018) or group normalisation."""
     channels: Positive = 64
@@ -109,6 +111,8 @@ class DiscriminatorSpec(Spec):
     gradient of the mean logit of a real image, summed over its pixels in the range of the model."""
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
+    pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("model.family", TWO_WAY_FAMILIES)] = 50
+    """Outputs of each direction that are kept to be shown again later (Shrivastava et al. 2017); 0 keeps none."""
 
     @field_validator("ramp_fraction", "warmup_fraction")
     @classmethod
@@ -152,6 +156,19 @@ class DiscriminatorSpec(Spec):
     def from_the_start(self) -> "DiscriminatorSpec":
         """The same discriminator with everything in use at step 0, where a step takes the most time and memory."""
         return self.model_copy(update={"start_fraction": 0.0, "ramp_fraction": 0.0, "warmup_fraction": 0.0})
+
+
+# The defaults beside a model that translates both ways, which are those of Zhu et al. (2017) and of training from the
+# first step on: its weights balance its terms as they are.
+TWO_WAY: dict[str, Any] = {
+    "loss": "lsgan",
+    "betas": (0.5, 0.999),
+    "max_grad_norm": None,
+    "start_fraction": 0.0,
+    "ramp_fraction": 0.0,
+    "warmup_fraction": 0.0,
+    "adaptive": False,
+}
 
 
 def not_shared(workers: int) -> str:

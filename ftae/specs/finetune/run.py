@@ -12,9 +12,9 @@ from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
-from ftae.specs.finetune.models import AnyModel
+from ftae.specs.finetune.models import TWO_WAY_FAMILIES, AnyModel
 from ftae.specs.finetune.needs import Enables, Parts
-from ftae.specs.finetune.networks import Beta, DiscriminatorSpec, FeatureNet, PerceptualNet
+from ftae.specs.finetune.networks import TWO_WAY, Beta, DiscriminatorSpec, FeatureNet, PerceptualNet
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.problems import Problem, refusal
 from ftae.specs.reading.schema import (
@@ -159,13 +159,26 @@ class FinetuneSpec(Spec):
             raise ValueError(f"{model.family} {reason}")
         return data
 
+    @field_validator("data")
+    @classmethod
+    def _two_domains_fit(cls, data: AnyData, info: ValidationInfo) -> AnyData:
+        model = info.data.get("model")
+        if model is None or model.both_ways == data.unpaired:
+            return data
+        if data.unpaired:
+            raise ValueError(f"{data.source} needs a model that translates both ways (cyclegan), got {model.family}")
+        raise ValueError(f"{model.family} learns from two domains (unpaired, digit_domains), got {data.source}")
+
     @field_validator("losses")
     @classmethod
     def _losses_fit(cls, losses: Losses, info: ValidationInfo) -> Losses:
         weights = losses.weights()
         parts = _parts(info, weights)
         found: list[Problem] = []
-        if not weights:
+        model = info.data.get("model")
+        if model is not None and model.both_ways and "adversarial" not in weights:
+            found.append((("adversarial",), f"must be above 0: without it, {model.family} may give back its input"))
+        elif not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
         for term in weights:
             found += [((term,), reason) for need in Losses.TERMS[term] if (reason := need(parts))]
@@ -185,7 +198,23 @@ class FinetuneSpec(Spec):
             raise refusal([(("depth",), rule)])
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
+        model = info.data.get("model")
+        if model is not None and model.both_ways:
+            wrong = [name for name in ("conditional", "adaptive") if getattr(discriminator, name)]
+            if wrong:
+                raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
         return discriminator
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both_ways_have_other_defaults(cls, given: Any) -> Any:
+        """Those of the discriminators; what the file says goes first."""
+        model = given.get("model") if isinstance(given, dict) else None
+        family = model.get("family") if isinstance(model, dict) else getattr(model, "family", None)
+        chosen = given.get("discriminator", {}) if isinstance(given, dict) else None
+        if family not in TWO_WAY_FAMILIES or not isinstance(chosen, dict):
+            return given
+        return {**given, "discriminator": {**TWO_WAY, **chosen}}
 
     @model_validator(mode="before")
     @classmethod

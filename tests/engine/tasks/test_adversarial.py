@@ -15,7 +15,8 @@ from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.sizing import probe, summarize
 from ftae.engine.tasks import TASKS, task_kind
-from ftae.engine.tasks.adversarial import Adversarial, r1_penalty
+from ftae.engine.tasks.adversarial import Adversarial
+from ftae.engine.tasks.adversarial_losses import gradient_penalty
 from ftae.engine.tasks.discriminator import build_discriminator
 from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
@@ -119,10 +120,10 @@ def test_r1_is_the_squared_gradient_summed_over_pixels() -> None:
     net = nn.Conv2d(1, 1, 4, bias=False)
     with torch.no_grad():
         net.weight.copy_(slope.reshape(1, 1, 4, 4))
-    assert r1_penalty(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
+    assert gradient_penalty(net, torch.rand(3, 1, 4, 4)).item() == pytest.approx(float(slope.square().sum()))
     # 8x8 gives 25 logits an image, of which the mean counts
     logit = F.conv_transpose2d(torch.full((1, 1, 5, 5), 1 / 25), net.weight)
-    assert r1_penalty(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
+    assert gradient_penalty(net, torch.rand(3, 1, 8, 8)).item() == pytest.approx(logit.square().sum().item())
 
 
 def test_the_weights_of_r1_and_lecam_scale_their_parts() -> None:
