@@ -7,10 +7,9 @@ import torch
 
 from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Encoding
 from ftae.engine.models.builtin.conv_mlp import ConvAeNet, ConvCvaeNet, ConvVaeNet, MlpCvaeNet, MlpVaeNet
-from ftae.engine.models.builtin.cyclegan import CycleGanNet
 from ftae.engine.models.builtin.family import builtin_family
 from ftae.engine.models.builtin.hierarchical import HierarchicalVaeNet
-from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
+from ftae.engine.models.builtin.translators import CycleGanNet, ResnetTranslatorNet, UnetTranslatorNet
 from ftae.engine.models.builtin.vector_quantized import VqVae2Net, VqVaeNet
 from ftae.engine.models.custom import custom_family
 from ftae.engine.models.diffusers_families import (

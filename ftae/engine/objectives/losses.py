@@ -27,7 +27,7 @@ class LossInputs:
     is to give, and its output; ``*_unit``: the same in [0, 1].
     ``logits``: (B, classes) of the head; ``labels``: (B,), -1 for an image without one; both None where the data has
     no labels. ``progress``: 0..1 of the budget. Of a model that translates both ways: ``cycled``, what its output
-    becomes on the way back, and ``unchanged``, what ``target`` becomes on the way of ``given``; None where no term asks.
+    becomes on the way back, ``unchanged``, what ``target`` becomes on the way of ``given``; None if no term asks.
     """
 
     given: Tensor

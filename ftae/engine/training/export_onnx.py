@@ -87,12 +87,12 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
     """Write the model that ``export_model`` wrote to ``model_folder`` as ``encoder.onnx`` and ``decoder.onnx``.
 
     A model without latents is one graph, ``translator.onnx``; the way back, where it has one, is another,
-    ``translator_reverse.onnx``. The batch has any length; a model conditioned on labels
-    takes ``labels``, int64 (B,), as a second input.
+    ``translator_reverse.onnx``. The batch has any length; a model conditioned on labels takes ``labels``, int64 (B,),
+    as a second input.
 
     Returns:
         The largest absolute difference from PyTorch on validation images: of ``latents`` and of ``images`` in [0, 1],
-        or of ``translations`` alone.
+        or of ``translations`` and, on the way back, of ``originals``.
 
     Raises:
         FtaeError: the family has an operation without ONNX equivalent, or ONNX computes something else.
