@@ -151,16 +151,6 @@ class FinetuneSpec(Spec):
 
     @field_validator("data")
     @classmethod
-    def _there_is_a_task(cls, data: AnyData, info: ValidationInfo) -> AnyData:
-        """A translator has nothing to learn from images that it may copy."""
-        model = info.data.get("model")
-        reason = needs.other_inputs(Parts(model, data, None))
-        if model is not None and not model.has_latents and reason:
-            raise ValueError(f"{model.family} {reason}")
-        return data
-
-    @field_validator("data")
-    @classmethod
     def _two_domains_fit(cls, data: AnyData, info: ValidationInfo) -> AnyData:
         model = info.data.get("model")
         if model is None or model.both_ways == data.unpaired:
@@ -168,6 +158,16 @@ class FinetuneSpec(Spec):
         if data.unpaired:
             raise ValueError(f"{data.source} needs a model that translates both ways (cyclegan), got {model.family}")
         raise ValueError(f"{model.family} learns from two domains (unpaired, digit_domains), got {data.source}")
+
+    @field_validator("data")
+    @classmethod
+    def _there_is_a_task(cls, data: AnyData, info: ValidationInfo) -> AnyData:
+        """A translator has nothing to learn from images that it may copy."""
+        model = info.data.get("model")
+        reason = needs.other_inputs(Parts(model, data, None))
+        if model is not None and not model.has_latents and reason:
+            raise ValueError(f"{model.family} {reason}")
+        return data
 
     @field_validator("losses")
     @classmethod

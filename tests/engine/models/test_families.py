@@ -51,9 +51,7 @@ def trained_spec(model: dict[str, Any]) -> FinetuneSpec:
     has_head = model["family"] not in TRANSLATORS
     return spec_of(
         model,
-        losses=losses_of(model)
-        | ({"ce": 0.1} if has_head else {})
-        | ({"kl": 1e-3} if has_posterior else {}),
+        losses=losses_of(model) | ({"ce": 0.1} if has_head else {}) | ({"kl": 1e-3} if has_posterior else {}),
         metrics=["psnr", "ssim", *(["accuracy"] if has_head else []), *posterior_metrics, *code_metrics],
         schedule={"name": "cosine", "warmup_fraction": 0.3},
         ema_half_life_fraction=0.3,
