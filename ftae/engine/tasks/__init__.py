@@ -14,7 +14,11 @@ from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 
-TASKS: dict[str, type[Reconstruct]] = {"reconstruct": Reconstruct, "adversarial": Adversarial, "cycle": Cycle}
+TASKS: dict[str, type[Reconstruct]] = {
+    "reconstruct": Reconstruct,
+    "adversarial": Adversarial,
+    "cycle": Cycle,
+}
 
 
 def task_kind(spec: FinetuneSpec) -> str:
