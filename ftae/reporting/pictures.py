@@ -39,7 +39,7 @@ class Layout:
     """Where the samples are in a stored picture.
 
     ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample; ``target``: the
-    number of the cell with the target; None where that is the input, or unknown.
+    number of the cell with the target, 0 where that is the input; None where it is unknown.
     """
 
     side: int
@@ -60,7 +60,7 @@ class Layout:
             return cls(side * scale, scale, CELLS_OF_PAIRS if truly_paired else CELLS, 3 if truly_paired else None)
         is_paired = data.get("source") in PAIRED_SOURCES
         each = CELLS_OF_PAIRS if is_paired else CELLS
-        return cls(side * scale, scale, each, 2 if is_paired or data.get("degrade") is not None else None)
+        return cls(side * scale, scale, each, 2 if is_paired or data.get("degrade") is not None else 0)
 
     def cells(self, picture: Pixels) -> Pixels | None:
         """The samples of a picture (N, cells, H, W, 3), not enlarged; None if it has another layout."""
@@ -141,10 +141,11 @@ class Gallery:
             self._trials.setdefault(number, {})[report["step"]] = self._encoded(samples)
 
     def _given(self, cells: Pixels) -> Mapping[str, Pixels]:
-        """What is the same in every picture: the target, and the input where that is another one."""
+        """What is the same in every picture: the target, where it is known, and the input where that is another one."""
         assert self._layout is not None
         target = self._layout.target
-        return {"target": cells[:, 0]} if target is None else {"target": cells[:, target], "input": cells[:, 0]}
+        known = {} if target is None else {"target": cells[:, target]}
+        return known if target == 0 else {**known, "input": cells[:, 0]}
 
     def _read(self, path: str | None) -> Pixels | None:
         if not path:
