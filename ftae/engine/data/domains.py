@@ -50,7 +50,9 @@ class Sides:
             try:
                 images.append(decode_image(read_bytes(path), spec))
             except UnreadableImage as error:
-                raise UnreadableImage(f"{error} ({legible(str(path))})") from error
+                if side is self.longer:  # whose names stand in messages
+                    raise
+                raise UnreadableImage(f"{legible(str(path))}, which is beside it: {error}") from error
         return np.concatenate(images, axis=2)
 
 
