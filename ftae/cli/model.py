@@ -71,12 +71,15 @@ def translate(
     model: ModelRef,
     images: Images,
     out: OutputFolder,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Make A of B, with a model that has learned both ways.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write what a model of pairs makes of every image of a folder, and a sheet of some beside their inputs."""
+    """Write what a translator makes of every image of a folder, and a sheet of some beside their inputs."""
     loaded = model.load()
     with prints_to_stderr():
-        count = loaded.translate_folder(images, out, overwrite=overwrite, notify=to_stderr)
+        count = loaded.translate_folder(images, out, reverse=reverse, overwrite=overwrite, notify=to_stderr)
     typer.echo(f"{count} translations are in {out}; {out / 'sheet.png'} shows inputs and translations")
 
 

@@ -57,13 +57,13 @@ class NamedImages:
 def named_folder(folder: str, spec: DataSpec) -> NamedImages:
     """All images of a folder in the size and colour of ``spec``, named by their paths below the folder.
 
-    Where ``spec`` is of pairs, each file holds a pair side by side.
+    Where ``spec`` is of pairs or of two domains, each file holds a pair side by side.
 
     Raises:
         FtaeError: the folder holds no readable images, ``spec`` does not say what values mean, or the cache cannot
             be written.
     """
-    part = pairs_part(folder, spec) if spec.paired else folder_part(folder, spec)
+    part = pairs_part(folder, spec) if spec.paired or spec.unpaired else folder_part(folder, spec)
     stored = store_part(part, spec)
     named = _named(part.listed(), stored, spec)
     skipped = sorted([*stored.skipped, *part.unusable])

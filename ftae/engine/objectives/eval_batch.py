@@ -67,8 +67,9 @@ class EvalBatch:
     """One validation batch: fp32 (B, C, H, W) in [0, 1], reconstructions clamped.
 
     ``given``: the images that the model encoded; they differ from ``target`` where the data degrades them.
-    ``factors``: int64 (B, F), the factors of variation behind the images; None where they are unknown.
-    ``ids``: the identity of the targets, as in ``Batch``.
+    ``factors``: int64 (B, F), the factors of variation behind the images; None where they are unknown. ``ids``: the
+    identity of the targets, as in ``Batch``. ``cycled``: what a model that translates both ways makes of its
+    own output, in the form of ``given``; None for other models.
     """
 
     target: Tensor
@@ -79,6 +80,7 @@ class EvalBatch:
     labels: Tensor | None
     factors: Tensor | None = None
     ids: tuple[ImageIds, ...] = ()
+    cycled: Tensor | None = None
 
 
 def no_judge(images: Tensor) -> Tensor | None:

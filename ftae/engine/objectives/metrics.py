@@ -22,6 +22,7 @@ from ftae.engine.objectives.latent_metrics import (
     posterior_of,
 )
 from ftae.engine.objectives.overfitting import DiscriminatorOverfit
+from ftae.engine.objectives.translation_metrics import change, cycle_l1_of, identity_l1_of
 from ftae.errors import Reason
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -135,6 +136,9 @@ METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "mig": lambda context: Mig(),
     "dci": lambda context: Dci(),
     **{name: partial(FeatureMetric, name) for name in FEATURE_METRICS},
+    "cycle_l1": lambda context: MeanOverImages(cycle_l1_of(context)),
+    "identity_l1": lambda context: MeanOverImages(identity_l1_of(context)),
+    "change": _per_image(change),
 }
 
 
@@ -260,16 +264,18 @@ class PixelVariance:
 class ExplainedVariance:
     """Share of the variance of pixels within images that the reconstructions explain.
 
-    0 where reconstructions are no better than one colour an image, its mean.
+    0 where reconstructions are no better than one colour an image, its mean. Of a model that translates both ways, its
+    inputs and what has become of them on the way there and back.
     """
 
     def __init__(self) -> None:
         self._error = self._variance = 0.0
 
-    def update(self, x: ImagePairs) -> None:
-        flat = x.target.mean((2, 3), keepdim=True)
-        self._error += float((x.reconstruction - x.target).double().square().sum())
-        self._variance += float((flat - x.target).double().square().sum())
+    def update(self, x: EvalBatch) -> None:
+        target, made = (x.target, x.reconstruction) if x.cycled is None else (x.given, x.cycled)
+        flat = target.mean((2, 3), keepdim=True)
+        self._error += float((made - target).double().square().sum())
+        self._variance += float((flat - target).double().square().sum())
 
     def compute(self) -> float:
         return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0

@@ -96,8 +96,9 @@ class Grid:
     """A picture of fixed validation images, each as input | reconstruction | absolute difference.
 
     Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. A
-    generator shows what it makes of fixed noise alone. The outputs are those of the evaluation, so the picture costs no
-    forward pass.
+    generator shows what it makes of fixed noise alone. A model that translates both ways shows input | output | what
+    the way back makes of it, and the true output where it is known. The outputs are those of the evaluation, so the
+    picture costs no forward pass.
     """
 
     def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
@@ -122,7 +123,10 @@ class Grid:
             return batch.reconstruction[rows]
         given, reconstructed, target = (images[rows] for images in (batch.given, batch.reconstruction, batch.target))
         data, difference = self._spec.data, (target - reconstructed).abs()
-        others = [target, difference] if data.paired else [difference if data.degrade is None else target]
+        if batch.cycled is not None:
+            others = [batch.cycled[rows], *([target] if data.truly_paired else [])]
+        else:
+            others = [target, difference] if data.paired else [difference if data.degrade is None else target]
         return torch.cat([given, reconstructed, *others], dim=3)
 
     def save(self, path: Path) -> None:
@@ -213,5 +217,8 @@ def run_batch(
     encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.as_input(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
+    cycled = None
+    if autoencoder.reverse is not None:
+        cycled = autoencoder.to_unit(autoencoder.reverse(decoded)).float().clamp(0.0, 1.0)
     truth = (batch.labels, batch.factors, batch.ids)
-    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, *truth)
+    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, *truth, cycled)

@@ -37,17 +37,17 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.targets,)),
-    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.targets,)),
+    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.true_pairs,)),
+    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.true_pairs,)),
     "psnr": Metric(
-        0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.targets,), unit="dB"
+        0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.true_pairs,), unit="dB"
     ),
     "ssim": Metric(
         -1.0,
         1.0,
         "maximize",
         "structural similarity (Wang et al. 2004), 11x11 window",
-        (needs.targets, needs.resolution(16)),
+        (needs.true_pairs, needs.resolution(16)),
     ),
     "kl": Metric(
         0.0,
@@ -74,7 +74,12 @@ METRICS: dict[str, Metric] = {
         (needs.reference, needs.latents),
     ),
     "input_psnr": Metric(
-        0.0, 100.0, None, "psnr of the input of the model, the score of doing nothing", (needs.other_inputs,), unit="dB"
+        0.0,
+        100.0,
+        None,
+        "psnr of the input of the model, the score of doing nothing",
+        (needs.other_inputs, needs.true_pairs),
+        unit="dB",
     ),
     "auroc": Metric(
         0.0,
@@ -115,7 +120,7 @@ METRICS: dict[str, Metric] = {
         1.0,
         "maximize",
         "structural similarity over five scales (Wang et al. 2003)",
-        (needs.targets, needs.resolution(176)),
+        (needs.true_pairs, needs.resolution(176)),
     ),
     "linear_probe": Metric(
         0.0,
@@ -133,7 +138,7 @@ METRICS: dict[str, Metric] = {
         (needs.factors, needs.latents),
     ),
     "lpips": Metric(
-        0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.targets, needs.perceptual)
+        0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.true_pairs, needs.perceptual)
     ),
     "rfid": Metric(
         0.0,
@@ -210,6 +215,27 @@ METRICS: dict[str, Metric] = {
         least_images=10,
         doubtful_below=0.5,
         doubt="its images repeat those of training",
+    ),
+    "cycle_l1": Metric(
+        0.0,
+        1.0,
+        "minimize",
+        "mean absolute error of pixels after both directions, of A and of B; doing nothing scores 0",
+        (needs.both_ways,),
+    ),
+    "identity_l1": Metric(
+        0.0,
+        1.0,
+        "minimize",
+        "mean absolute change of images that are on the side of the outputs already; doing nothing scores 0",
+        (needs.both_ways,),
+    ),
+    "change": Metric(
+        0.0,
+        1.0,
+        None,
+        "mean absolute difference of pixels between input and output; 0 is a model that does nothing",
+        (needs.other_inputs,),
     ),
 }
 

@@ -121,15 +121,41 @@ def reference(parts: Parts) -> str | None:
 
 @need("an image to compare each output with")
 def targets(parts: Parts) -> str | None:
-    if parts.model is None or not parts.model.takes_noise:
+    """Whether training images have partners, and the model makes one of the other."""
+    if parts.model is not None and parts.model.takes_noise:
+        return f"compares each output with an image of its own, {parts.model.family} makes images of noise"
+    if parts.data is None or not parts.data.unpaired:
         return None
-    return f"compares each output with an image of its own, {parts.model.family} makes images of noise"
+    return (
+        f"compares each output with an image of its own, those of {parts.data.source} have no partners to learn from "
+        "(use cycle, identity and adversarial)"
+    )
 
 
-@need("data.degrade or pairs")
+@need("true pairs in validation")
+def true_pairs(parts: Parts) -> str | None:
+    """Whether a validation image is the one to be made of its input."""
+    if parts.model is not None and parts.model.takes_noise:
+        return targets(parts)
+    if parts.data is None or parts.data.truly_paired:
+        return None
+    return (
+        "compares each output with the true image, and validation images have no partners; set data.val_paired where "
+        "those of the same name have, or use kid"
+    )
+
+
+@need("a model that translates both ways")
+def both_ways(parts: Parts) -> str | None:
+    if parts.model is None or parts.model.both_ways:
+        return None
+    return f"needs a model that translates both ways (cyclegan), {parts.model.family} does not"
+
+
+@need("data.degrade, pairs or two domains")
 def other_inputs(parts: Parts) -> str | None:
     """Whether the model gets other images than those that it is compared with."""
-    if parts.data is None or parts.data.paired or parts.data.degrade is not None:
+    if parts.data is None or parts.data.paired or parts.data.unpaired or parts.data.degrade is not None:
         return None
     return "needs inputs that differ from the images to give: data of pairs, or data.degrade"
 
@@ -155,6 +181,8 @@ def discriminator(parts: Parts) -> str | None:
         return "needs a discriminator, losses.adversarial is 0"
     if parts.data is not None and parts.data.paired:
         return "needs a discriminator of single images, that of pairs is conditional"
+    if parts.data is not None and parts.data.unpaired:
+        return f"needs a discriminator of one kind of images, {parts.data.source} has two"
     return None
 
 

@@ -10,10 +10,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
-from ftae.specs.finetune.discriminator import GENERATORS, WHOLE_IMAGE, DiscriminatorSpec
+from ftae.specs.finetune.discriminator import OTHER_DEFAULTS, WHOLE_IMAGE, DiscriminatorSpec
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
-from ftae.specs.finetune.models import GENERATOR_FAMILIES, AnyModel
+from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.needs import Enables, Parts
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.finetune.optimization import Optimizer, Schedule
@@ -105,6 +105,16 @@ class FinetuneSpec(Spec):
 
     @field_validator("data")
     @classmethod
+    def _two_domains_fit(cls, data: AnyData, info: ValidationInfo) -> AnyData:
+        model = info.data.get("model")
+        if model is None or model.both_ways == data.unpaired:
+            return data
+        if data.unpaired:
+            raise ValueError(f"{data.source} needs a model that translates both ways (cyclegan), got {model.family}")
+        raise ValueError(f"{model.family} learns from two domains (unpaired, digit_domains), got {data.source}")
+
+    @field_validator("data")
+    @classmethod
     def _there_is_a_task(cls, data: AnyData, info: ValidationInfo) -> AnyData:
         """A translator has nothing to learn from images that it may copy; a generator is given no image."""
         model = info.data.get("model")
@@ -126,6 +136,8 @@ class FinetuneSpec(Spec):
         model = info.data.get("model")
         if model is not None and model.takes_noise and "adversarial" not in weights:
             found.append((("adversarial",), f"must be above 0: {model.family} learns from its discriminator"))
+        elif model is not None and model.both_ways and "adversarial" not in weights:
+            found.append((("adversarial",), f"must be above 0: without it, {model.family} may give back its input"))
         elif not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
         if model is not None and losses.path_length > 0.0 and not model.has_styles:
@@ -160,18 +172,23 @@ class FinetuneSpec(Spec):
             )
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
+        model = info.data.get("model")
+        if model is not None and model.both_ways:
+            wrong = [name for name in ("conditional", "adaptive") if getattr(discriminator, name)]
+            if wrong:
+                raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
         return discriminator
 
     @model_validator(mode="before")
     @classmethod
-    def _a_generator_has_other_defaults(cls, given: Any) -> Any:
-        """Those of its discriminator; what the file says goes first."""
+    def _some_models_have_other_defaults(cls, given: Any) -> Any:
+        """Those of the discriminator; what the file says goes first."""
         model = given.get("model") if isinstance(given, dict) else None
         family = model.get("family") if isinstance(model, dict) else getattr(model, "family", None)
         chosen = given.get("discriminator", {}) if isinstance(given, dict) else None
-        if family not in GENERATOR_FAMILIES or not isinstance(chosen, dict):
+        if family not in OTHER_DEFAULTS or not isinstance(chosen, dict):
             return given
-        return {**given, "discriminator": {"architecture": family, **GENERATORS, **chosen}}
+        return {**given, "discriminator": {**OTHER_DEFAULTS[family], **chosen}}
 
     @model_validator(mode="before")
     @classmethod
