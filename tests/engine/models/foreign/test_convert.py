@@ -1,5 +1,6 @@
 """Foreign weights: each layout becomes the same network, and what cannot be converted is refused by name."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from foreign_weights import (
     write_tensorflow,
 )
 from safetensors.torch import load_file, save_file
+from small_models import built
 
 from ftae.engine.models.foreign.convert import convert
 from ftae.engine.models.gans.stylegan2_discriminator import StyleGan2DiscriminatorNet
 from ftae.engine.models.gans.stylegan2_generator import StyleGan2GeneratorNet
+from ftae.engine.tasks.discriminator import build_discriminator
 from ftae.errors import FtaeError
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
 
 
 def write(layout: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +71,24 @@ def loaded(net_type: Any, folder: Path, config: str, weights: str) -> Any:
     return net.eval()
 
 
+@torch.no_grad()
+def test_a_run_begins_with_the_networks_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("pytorch", tmp_path / "file", monkeypatch)
+    convert(tmp_path / "file", tmp_path / "out", licence="for research")
+    model = built({"family": "stylegan2", "pretrained": str(tmp_path / "out")})
+    z, images = torch.randn(2, 6), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model.run(z)[1], small_stylegan2(0).run(z)[1])
+    options = json.loads((tmp_path / "out/discriminator.json").read_text())["options"]
+    spec = DiscriminatorSpec(architecture="stylegan2", pretrained=str(tmp_path / "out"), **options)
+    discriminator = build_discriminator(spec, channels=3, resolution=16, seed=0)
+    torch.testing.assert_close(discriminator(images), small_discriminator()(images))
+
+
 def test_the_origin_and_the_licence_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("pytorch", tmp_path / "x.pkl", monkeypatch)
     convert(tmp_path / "x.pkl", tmp_path / "out", licence=" for research ")
     origin = json.loads((tmp_path / "out/weights.json").read_text())
-    assert origin.pop("sha256") == __import__("hashlib").sha256((tmp_path / "x.pkl").read_bytes()).hexdigest()
+    assert origin.pop("sha256") == hashlib.sha256((tmp_path / "x.pkl").read_bytes()).hexdigest()
     assert origin == {
         "file": "x.pkl",
         "layout": "NVIDIA's PyTorch pickles of StyleGAN2",
