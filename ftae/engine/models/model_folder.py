@@ -125,7 +125,7 @@ def saved_family(pretrained: str) -> str | None:
     if (folder / DIFFUSERS_CONFIG).is_file():
         name = diffusers_class(folder / DIFFUSERS_CONFIG)
         return next((family for family, known in DIFFUSERS.items() if known == name), None)
-    family = read_json(folder / CONFIG, "features.weights").get("family") if (folder / CONFIG).is_file() else None
+    family = read_json(folder / CONFIG, pretrained).get("family") if (folder / CONFIG).is_file() else None
     return family if isinstance(family, str) and ":" not in family else None
 
 

@@ -83,9 +83,10 @@ class EvalSet:
 
     def first(self, number: int) -> "EvalSet":
         """The same with the first ``number`` normal images and the first ``number`` anomalies."""
-        anomalies = self.context.anomalies
-        anomalies = None if anomalies is None else anomalies.subset(slice(number))
-        return EvalSet(self.name, replace(self.context, anomalies=anomalies), self.images.subset(slice(number)))
+        context, anomalies = self.context, self.context.anomalies
+        if anomalies is not None:
+            context = replace(context, anomalies=anomalies.subset(slice(number)))
+        return EvalSet(self.name, context, self.images.subset(slice(number)))
 
     def __len__(self) -> int:
         anomalies = self.context.anomalies

@@ -78,6 +78,13 @@ def test_all_metrics_share_one_pass_and_real_images_are_kept(counted: Any) -> No
     assert network.seen == num_train + 3 * num_val
 
 
+def test_some_of_the_images_have_the_scale_of_all(counted: Any) -> None:
+    trainer, network = counted(metrics=["fid"])
+    for _ in range(2):
+        evaluate_all([trainer.eval_sets[0].first(16)])
+    assert network.seen == len(trainer.data.train) + 3 * 16  # a probe does not take it for a part of each evaluation
+
+
 def test_the_scale_of_the_network_does_not_count(counted: Any) -> None:
     small, large = (values(counted(factor)[0]) for factor in (1.0, 1000.0))
     assert small == pytest.approx(large, rel=1e-4)
