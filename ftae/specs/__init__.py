@@ -17,12 +17,14 @@ Every section may also be a dict, as it stands in a file.
 """
 
 from ftae.specs.finetune.data import (
+    DigitDomains,
     DigitEdges,
     Digits,
     ImageFolder,
     Pairs,
     Photos,
     Shapes,
+    Unpaired,
 )
 from ftae.specs.finetune.discriminator import DiscriminatorSpec
 from ftae.specs.finetune.images import Blocks, Degradation, Intensity
@@ -38,6 +40,7 @@ from ftae.specs.finetune.models import (
     ConvVae,
     CustomModel,
     CustomStages,
+    CycleGan,
     HierarchicalVae,
     MlpCvae,
     MlpVae,
@@ -72,7 +75,9 @@ __all__ = [
     "ConvVae",
     "CustomModel",
     "CustomStages",
+    "CycleGan",
     "Degradation",
+    "DigitDomains",
     "DigitEdges",
     "Digits",
     "DiscriminatorSpec",
@@ -105,6 +110,7 @@ __all__ = [
     "Shapes",
     "Tracking",
     "UnetTranslator",
+    "Unpaired",
     "VqModel",
     "VqVae",
     "VqVae2",

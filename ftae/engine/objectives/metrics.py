@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -217,6 +218,8 @@ class CollapseDetector:
             self._indicators.setdefault("posterior collapse", ActiveUnits())
         if x.encoding.codes:
             self._indicators.setdefault("codebook collapse", ActivePositions())
+        if x.cycled is not None:  # the target is no measure of its output, but it must find its input again
+            x = replace(x, target=x.given, reconstruction=x.cycled)
         for indicator in self._indicators.values():
             indicator.update(x)
 
@@ -264,18 +267,16 @@ class PixelVariance:
 class ExplainedVariance:
     """Share of the variance of pixels within images that the reconstructions explain.
 
-    0 where reconstructions are no better than one colour an image, its mean. Of a model that translates both ways, its
-    inputs and what has become of them on the way there and back.
+    0 where reconstructions are no better than one colour an image, its mean.
     """
 
     def __init__(self) -> None:
         self._error = self._variance = 0.0
 
-    def update(self, x: EvalBatch) -> None:
-        target, made = (x.target, x.reconstruction) if x.cycled is None else (x.given, x.cycled)
-        flat = target.mean((2, 3), keepdim=True)
-        self._error += float((made - target).double().square().sum())
-        self._variance += float((flat - target).double().square().sum())
+    def update(self, x: ImagePairs) -> None:
+        flat = x.target.mean((2, 3), keepdim=True)
+        self._error += float((x.reconstruction - x.target).double().square().sum())
+        self._variance += float((flat - x.target).double().square().sum())
 
     def compute(self) -> float:
         return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0

@@ -11,6 +11,7 @@ from ftae.specs.finetune.optimization import Beta, Optimizer
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.schema import Governed, roles_in
 
+POOL_SIZE = 50  # of Zhu et al. (2017)
 WHOLE_IMAGE = 8  # the least side of an image that is judged as a whole
 
 
@@ -79,9 +80,9 @@ class DiscriminatorSpec(Spec):
     """What is changed at random in all images that it sees."""
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
-
-    pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("model.family", TWO_WAY_FAMILIES)] = 50
-    """Outputs of each direction that are kept to be shown again later (Shrivastava et al. 2017); 0 keeps none."""
+    pool_size: Annotated[int, Field(ge=0)] = POOL_SIZE
+    """Of a model that translates both ways: outputs of each direction that are kept to be shown again later
+    (Shrivastava et al. 2017); 0 keeps none."""
 
     @field_validator("ramp_fraction", "warmup_fraction")
     @classmethod
