@@ -16,13 +16,16 @@
 Every section may also be a dict, as it stands in a file.
 """
 
+from ftae.specs.finetune.augmentation import AugmentSpec
 from ftae.specs.finetune.data import (
+    DigitDomains,
     DigitEdges,
     Digits,
     ImageFolder,
     Pairs,
     Photos,
     Shapes,
+    Unpaired,
 )
 from ftae.specs.finetune.discriminator import DiscriminatorSpec
 from ftae.specs.finetune.images import Blocks, Degradation, Intensity
@@ -38,10 +41,13 @@ from ftae.specs.finetune.models import (
     ConvVae,
     CustomModel,
     CustomStages,
+    CycleGan,
+    Dcgan,
     HierarchicalVae,
     MlpCvae,
     MlpVae,
     ResnetTranslator,
+    StyleGan2,
     UnetTranslator,
     VqModel,
     VqVae,
@@ -60,6 +66,7 @@ __all__ = [
     "METRICS",
     "Asha",
     "AsymmetricAutoencoderKl",
+    "AugmentSpec",
     "AutoencoderDc",
     "AutoencoderKl",
     "AutoencoderTiny",
@@ -72,7 +79,10 @@ __all__ = [
     "ConvVae",
     "CustomModel",
     "CustomStages",
+    "CycleGan",
+    "Dcgan",
     "Degradation",
+    "DigitDomains",
     "DigitEdges",
     "Digits",
     "DiscriminatorSpec",
@@ -103,8 +113,10 @@ __all__ = [
     "SearchSettings",
     "SearchSpec",
     "Shapes",
+    "StyleGan2",
     "Tracking",
     "UnetTranslator",
+    "Unpaired",
     "VqModel",
     "VqVae",
     "VqVae2",

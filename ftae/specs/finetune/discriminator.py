@@ -80,7 +80,7 @@ class DiscriminatorSpec(Spec):
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
 
-    pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("model.family", TWO_WAY_FAMILIES)] = 50
+    pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("losses.cycle")] = 50
     """Outputs of each direction that are kept to be shown again later (Shrivastava et al. 2017); 0 keeps none."""
 
     @field_validator("ramp_fraction", "warmup_fraction")

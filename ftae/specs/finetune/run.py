@@ -186,7 +186,7 @@ class FinetuneSpec(Spec):
         model = given.get("model") if isinstance(given, dict) else None
         family = model.get("family") if isinstance(model, dict) else getattr(model, "family", None)
         chosen = given.get("discriminator", {}) if isinstance(given, dict) else None
-        if family not in OTHER_DEFAULTS or not isinstance(chosen, dict):
+        if not isinstance(family, str) or family not in OTHER_DEFAULTS or not isinstance(chosen, dict):
             return given
         return {**given, "discriminator": {**OTHER_DEFAULTS[family], **chosen}}
 
