@@ -28,6 +28,7 @@ from ftae.specs.finetune.data import (
     Unpaired,
 )
 from ftae.specs.finetune.discriminator import DiscriminatorSpec
+from ftae.specs.finetune.generators import CycleGan, Dcgan, ResnetTranslator, StyleGan2, UnetTranslator
 from ftae.specs.finetune.images import Blocks, Degradation, Intensity
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, Metric
@@ -41,14 +42,9 @@ from ftae.specs.finetune.models import (
     ConvVae,
     CustomModel,
     CustomStages,
-    CycleGan,
-    Dcgan,
     HierarchicalVae,
     MlpCvae,
     MlpVae,
-    ResnetTranslator,
-    StyleGan2,
-    UnetTranslator,
     VqModel,
     VqVae,
     VqVae2,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.finetune.augmentation import AugmentSpec
-from ftae.specs.finetune.models import GENERATOR_FAMILIES, TWO_WAY_FAMILIES
+from ftae.specs.finetune.generators import GENERATOR_FAMILIES, TWO_WAY_FAMILIES
 from ftae.specs.finetune.optimization import Beta, Optimizer
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.schema import Governed, roles_in
@@ -18,8 +18,8 @@ class DiscriminatorSpec(Spec):
     """A discriminator and its training; it has an effect only where ``losses.adversarial`` is on.
 
     The learning rate follows the schedule of the run over the time in which the discriminator is trained. A generator
-    has other defaults (``GENERATORS``): its discriminator is in use from the first step on, unless the file says
-    otherwise.
+    and a model that translates both ways have other defaults (``OTHER_DEFAULTS``): their discriminators are in use from
+    the first step on, unless the file says otherwise.
     """
 
     architecture: Literal["patch", "dcgan", "stylegan2"] = "patch"
