@@ -21,7 +21,7 @@ from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_MIN_SIDE
 from ftae.reporting.plots import evenly
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.specs.finetune.data import PAIRED_SOURCES, UNPAIRED_SOURCES
-from ftae.specs.finetune.models import GENERATOR_FAMILIES
+from ftae.specs.finetune.generators import GENERATOR_FAMILIES
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 

@@ -16,6 +16,7 @@
 Every section may also be a dict, as it stands in a file.
 """
 
+from ftae.specs.finetune.augmentation import AugmentSpec
 from ftae.specs.finetune.data import (
     DigitDomains,
     DigitEdges,
@@ -27,6 +28,7 @@ from ftae.specs.finetune.data import (
     Unpaired,
 )
 from ftae.specs.finetune.discriminator import DiscriminatorSpec
+from ftae.specs.finetune.generators import CycleGan, Dcgan, ResnetTranslator, StyleGan2, UnetTranslator
 from ftae.specs.finetune.images import Blocks, Degradation, Intensity
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, Metric
@@ -40,12 +42,9 @@ from ftae.specs.finetune.models import (
     ConvVae,
     CustomModel,
     CustomStages,
-    CycleGan,
     HierarchicalVae,
     MlpCvae,
     MlpVae,
-    ResnetTranslator,
-    UnetTranslator,
     VqModel,
     VqVae,
     VqVae2,
@@ -63,6 +62,7 @@ __all__ = [
     "METRICS",
     "Asha",
     "AsymmetricAutoencoderKl",
+    "AugmentSpec",
     "AutoencoderDc",
     "AutoencoderKl",
     "AutoencoderTiny",
@@ -76,6 +76,7 @@ __all__ = [
     "CustomModel",
     "CustomStages",
     "CycleGan",
+    "Dcgan",
     "Degradation",
     "DigitDomains",
     "DigitEdges",
@@ -108,6 +109,7 @@ __all__ = [
     "SearchSettings",
     "SearchSpec",
     "Shapes",
+    "StyleGan2",
     "Tracking",
     "UnetTranslator",
     "Unpaired",

@@ -105,8 +105,8 @@ ONE_FAULT = [
     (MODEL, "{family: 'm:f', image_range: 0..1, kwargs: {day: 2024-01-01}}",
      "3: finetune.model.kwargs.day: must be text, a number, true, false, null, or a list or mapping of these"),
     ("    source: image_folder\n", "",
-     "4: finetune.data.source: required, must be one of image_folder, pairs, unpaired, digits, digit_edges, "
-     "digit_domains, photos, shapes"),
+     "4: finetune.data.source: required, must be one of image_folder, pairs, unpaired, digits, "
+     "digit_edges, digit_domains, photos, shapes"),
     # data
     ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1 or text in quotes, got 1.5"),
     ("resolution: 256", "resolution: 256.5", "8: finetune.data.resolution: must be a whole number, got 256.5"),
@@ -122,8 +122,8 @@ ONE_FAULT = [
      "9: finetune.freze_depth: unknown key, must be one of model, data, freeze_depth"),
     ("freeze_depth: 7", "freeze_depth: 7\n  freeze: encoder", "10: finetune.freeze: must be a list, got 'encoder'"),
     ("mse: 1.0, kl: 2.0e-8", "mse: 0.0", "10: finetune.losses: at least one of mse, l1, huber, bce, kl, tv, edge, "
-     "ssim, ms_ssim, lpips, vgg, ce, latent_anchor, l2_sp, commitment, codebook, adversarial, "
-     "cycle, identity needs a weight above 0"),
+     "ssim, ms_ssim, lpips, vgg, ce, latent_anchor, l2_sp, commitment, codebook, adversarial, cycle, identity needs a "
+     "weight above 0"),
     ("mse: 1.0", "bce: 1.0", "10: finetune.losses.bce: needs outputs inside the image range, autoencoder_kl does not"),
     ("mse: 1.0", "mse: .nan", "10: finetune.losses.mse: must be a finite number, got nan"),
     ("mse: 1.0", "mse: much", "10: finetune.losses.mse: must be a number, got 'much'"),

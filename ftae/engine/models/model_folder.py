@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ftae.errors import FtaeError
-from ftae.specs.finetune.models import DiffusersModel, ModelSpec
+from ftae.specs.finetune.model_spec import ModelSpec
+from ftae.specs.finetune.models import DiffusersModel
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
 ORIGIN = "weights.json"  # where foreign weights come from, and their licence

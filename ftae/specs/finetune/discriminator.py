@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.finetune.augmentation import AugmentSpec
-from ftae.specs.finetune.models import GENERATOR_FAMILIES, TWO_WAY_FAMILIES
+from ftae.specs.finetune.generators import GENERATOR_FAMILIES, TWO_WAY_FAMILIES
 from ftae.specs.finetune.optimization import Beta, Optimizer
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.schema import Governed, roles_in
 
-POOL_SIZE = 50  # of Zhu et al. (2017)
 WHOLE_IMAGE = 8  # the least side of an image that is judged as a whole
 
 
@@ -19,8 +18,8 @@ class DiscriminatorSpec(Spec):
     """A discriminator and its training; it has an effect only where ``losses.adversarial`` is on.
 
     The learning rate follows the schedule of the run over the time in which the discriminator is trained. A generator
-    has other defaults (``GENERATORS``): its discriminator is in use from the first step on, unless the file says
-    otherwise.
+    and a model that translates both ways have other defaults (``OTHER_DEFAULTS``): their discriminators are in use from
+    the first step on, unless the file says otherwise.
     """
 
     architecture: Literal["patch", "dcgan", "stylegan2"] = "patch"
@@ -80,9 +79,9 @@ class DiscriminatorSpec(Spec):
     """What is changed at random in all images that it sees."""
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
-    pool_size: Annotated[int, Field(ge=0)] = POOL_SIZE
-    """Of a model that translates both ways: outputs of each direction that are kept to be shown again later
-    (Shrivastava et al. 2017); 0 keeps none."""
+
+    pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("losses.cycle")] = 50
+    """Outputs of each direction that are kept to be shown again later (Shrivastava et al. 2017); 0 keeps none."""
 
     @field_validator("ramp_fraction", "warmup_fraction")
     @classmethod

@@ -65,7 +65,7 @@ class Losses(Spec):
     identity: Annotated[Weight, Term((needs.both_ways,))] = 0.0
     """Mean absolute change of images that are on the side of the outputs already. It keeps colours, and forbids what
     must change them."""
-    path_length: Weight = 0.0
+    path_length: Annotated[Weight, Governed("losses.adversarial")] = 0.0
     """Of StyleGAN2 alone: weight of the path length regularisation (Karras et al. 2020), which is computed in every
     fourth step; 2 in the paper. It makes interpolations smooth, and is rarely wanted in fine-tuning."""
     huber_delta: Annotated[float, Field(gt=0.0), Governed("losses.huber")] = 0.1

@@ -1,62 +1,14 @@
-"""The model of a run: one spec for each family, with its options and the facts that checks need.
-
-An option that is None takes the value of the pretrained model, or the default of the family.
-"""
+"""The model of a run: one spec for each family, here those of the autoencoders, and the table of all."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, ValidationInfo, field_validator
 
+from ftae.specs.finetune.generators import CycleGan, Dcgan, ResnetTranslator, StyleGan2, UnetTranslator
+from ftae.specs.finetune.model_spec import Depth, FixedResolution, ModelSpec, Size
 from ftae.specs.reading.base import Spec, Weight
 from ftae.specs.reading.problems import matching
-from ftae.specs.reading.schema import Revisable, fields_with
-
-Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer; whether it fits into memory, the machine decides
-Depth = Annotated[int, Field(ge=1, le=6)]
-
-
-class ModelSpec(Spec):
-    """The fields and facts that all families share."""
-
-    pretrained: str | None = None
-    """Where the weights come from: a local folder (in diffusers format, or written by ftae), or a hub id
-    ``owner/name`` or ``owner/name@revision``, of which a run keeps the commit that it finds. None: from scratch."""
-
-    has_posterior: ClassVar[bool | None] = False
-    """Whether the encoder gives a distribution; None where only the module itself can tell."""
-    bounded_output: ClassVar[bool] = False
-    """Whether outputs always lie inside the image range, as binary cross-entropy needs."""
-    needs_labels: ClassVar[bool] = False
-    """Whether the model is conditioned on labels."""
-    has_codes: ClassVar[bool] = False
-    """Whether the encoder chooses from a codebook."""
-    has_latents: ClassVar[bool] = True
-    """Whether the model is an autoencoder, whose latents alone give the reconstruction; a translator is none."""
-    takes_noise: ClassVar[bool] = False
-    """Whether the model is a generator, which makes images of noise."""
-    has_styles: ClassVar[bool] = False
-    """Whether a generator maps its noise to styles first."""
-    both_ways: ClassVar[bool] = False
-    """Whether the model translates from A to B and from B to A, and learns that from images without partners."""
-
-    @property
-    def gradient_codebook(self) -> bool | None:
-        """Whether the codes are trained by gradient; None where only the pretrained model can tell."""
-        return False
-
-    @property
-    def revisable(self) -> frozenset[str]:
-        """The options that may differ from those of the pretrained model."""
-        return frozenset(fields_with(type(self), Revisable))
-
-
-class FixedResolution(ModelSpec):
-    """The fields of the families that are built for one resolution."""
-
-    resolution_adapters: Annotated[int, Field(ge=0, le=4)] | None = None
-    """How many pairs of stages wrap the network, one stage on either side. Each pair doubles the resolution that the
-    model takes: 1 makes a pretrained model of 64 pixels take 128. Adapters of the pretrained model are kept, the others
-    are new; untrained they only resize. None keeps the number of the pretrained model."""
+from ftae.specs.reading.schema import Revisable
 
 
 class MlpVae(FixedResolution):
@@ -174,82 +126,6 @@ class VqVae2(Quantized):
     family: Literal["vq_vae_2"] = "vq_vae_2"
 
 
-class Translator(ModelSpec):
-    """The fields and facts of the families that make another image of an image, without latents in between."""
-
-    channels: Size | None = None
-    """Channels of the first convolution; 64 by default."""
-    bounded_output: ClassVar[bool] = True
-    has_latents: ClassVar[bool] = False
-
-
-class UnetTranslator(Translator):
-    """The U-Net of Pix2Pix (Isola et al. 2017); takes any multiple of 2**depth, images in [-1, 1].
-
-    Normalised by instance, as batch normalisation is for the paper's batches of one image.
-    """
-
-    family: Literal["unet_translator"] = "unet_translator"
-    depth: Annotated[int, Field(ge=1, le=8)] | None = None
-    """Number of halvings; 4 by default, 8 in the paper, for images of 256 pixels."""
-    dropout: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)] | None, Revisable()] = None
-    """Probability of dropout in the first three decoder stages, in training alone; 0.5 by default."""
-
-
-class ResnetTranslator(Translator):
-    """The residual generator of Johnson et al. (2016) and CycleGAN; takes any multiple of 4, images in [-1, 1]."""
-
-    family: Literal["resnet_translator"] = "resnet_translator"
-    blocks: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Number of residual blocks; 6 by default, CycleGAN has 9 from 256 pixels on."""
-
-
-class Generator(ModelSpec):
-    """The fields and facts of the families that make images of noise, each for one resolution, a power of two."""
-
-    latent_dim: Size | None = None
-    """Length of the noise; that of the family by default."""
-    has_latents: ClassVar[bool] = False
-    takes_noise: ClassVar[bool] = True
-
-
-class Dcgan(Generator):
-    """The generator of DCGAN (Radford et al. 2015): transposed convolutions, batch normalisation; images in [-1, 1]."""
-
-    family: Literal["dcgan"] = "dcgan"
-    channels: Size | None = None
-    """Channels of the last hidden layer, from which the width doubles towards the noise; 64 by default."""
-    bounded_output: ClassVar[bool] = True
-
-
-class StyleGan2(Generator):
-    """The generator of StyleGAN2 (Karras et al. 2020), without labels; images in [-1, 1]."""
-
-    family: Literal["stylegan2"] = "stylegan2"
-    style_dim: Size | None = None
-    """Length of a style, which the mapping makes of the noise; 512 by default."""
-    mapping_layers: Annotated[int, Field(ge=1, le=16)] | None = None
-    """Number of layers of the mapping; 8 by default."""
-    channel_base: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    """Channels times the side of a stage, up to ``channel_max``; 16384 by default, 32768 in the paper."""
-    channel_max: Size | None = None
-    """The most channels of a stage; 512 by default."""
-    style_mixing: Annotated[Annotated[float, Field(ge=0.0, le=1.0)] | None, Revisable()] = None
-    """Probability, in training alone, that the stages behind a random one get the style of other noise; 0.9 by
-    default."""
-    has_styles: ClassVar[bool] = True
-
-
-class CycleGan(ResnetTranslator):
-    """The two generators of CycleGAN (Zhu et al. 2017): ``resnet_translator`` from A to B, and from B to A."""
-
-    family: Literal["cyclegan"] = "cyclegan"  # type: ignore[assignment]
-    both_ways: ClassVar[bool] = True
-
-
-TWO_WAY_FAMILIES = ("cyclegan",)
-
-
 class DiffusersModel(ModelSpec):
     """A pretrained autoencoder of diffusers."""
 
@@ -361,5 +237,3 @@ AnyModel = Annotated[
     | Annotated[CustomModel, Tag("package.module:attr")],
     Discriminator(_family),
 ]
-
-GENERATOR_FAMILIES = ("dcgan", "stylegan2")

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
-from ftae.specs.finetune.discriminator import OTHER_DEFAULTS, POOL_SIZE, WHOLE_IMAGE, DiscriminatorSpec
+from ftae.specs.finetune.discriminator import OTHER_DEFAULTS, WHOLE_IMAGE, DiscriminatorSpec
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
 from ftae.specs.finetune.models import AnyModel
@@ -175,10 +175,8 @@ class FinetuneSpec(Spec):
         model = info.data.get("model")
         if model is not None and model.both_ways:
             wrong = [name for name in ("conditional", "adaptive") if getattr(discriminator, name)]
-        else:
-            wrong = [] if discriminator.pool_size == POOL_SIZE else ["pool_size"]
-        if model is not None and wrong:
-            raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
+            if wrong:
+                raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
         return discriminator
 
     @model_validator(mode="before")
@@ -188,7 +186,7 @@ class FinetuneSpec(Spec):
         model = given.get("model") if isinstance(given, dict) else None
         family = model.get("family") if isinstance(model, dict) else getattr(model, "family", None)
         chosen = given.get("discriminator", {}) if isinstance(given, dict) else None
-        if family not in OTHER_DEFAULTS or not isinstance(chosen, dict):
+        if not isinstance(family, str) or family not in OTHER_DEFAULTS or not isinstance(chosen, dict):
             return given
         return {**given, "discriminator": {**OTHER_DEFAULTS[family], **chosen}}
 

@@ -43,6 +43,8 @@ def test_the_settings_that_another_governs() -> None:
         "losses.huber_delta": Governed("losses.huber"),
         "losses.kl_warmup_fraction": Governed("losses.kl"),
         "losses.kl_capacity": Governed("losses.kl"),
+        "losses.path_length": Governed("losses.adversarial"),
+        "discriminator.pool_size": Governed("losses.cycle"),
         "discriminator": Governed("losses.adversarial"),
         "discriminator.norm": Governed("discriminator.architecture", ("patch",)),
         "discriminator.channels": Governed("discriminator.architecture", ("patch", "dcgan")),

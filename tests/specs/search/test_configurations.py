@@ -18,13 +18,13 @@ def run(**changes: Any) -> FinetuneSpec:
 
 @pytest.mark.parametrize("setting", CONDITIONS)
 def test_every_condition_names_existing_settings_and_values(setting: str) -> None:
-    spec, condition = run(), CONDITIONS[setting]
+    spec, condition = run(losses={"mse": 1.0, "adversarial": 0.1}), CONDITIONS[setting]
     assert value_at(spec, setting) == default_of(spec, setting)
     for value in condition.values:
         changed = drop_inactive(spec, {condition.governor: value})
         assert condition.governor in changed
         assert has_effect(spec, setting, changed)
-    assert any(not condition.holds(value) for value in (0.0, None, False, "constant", "sgd", "adamw"))
+    assert any(not condition.holds(value) for value in (0.0, None, False, "constant", "sgd", "adamw", "none", "other"))
 
 
 def test_a_section_goes_back_to_its_defaults() -> None:
