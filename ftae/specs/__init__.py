@@ -17,6 +17,7 @@ Every section may also be a dict, as it stands in a file.
 """
 
 from ftae.specs.finetune.data import (
+    Archive,
     DigitEdges,
     Digits,
     ImageFolder,
@@ -58,6 +59,7 @@ from ftae.specs.search.settings import Asha, Confirm, Fifo, Forecast, SearchSett
 
 __all__ = [
     "METRICS",
+    "Archive",
     "Asha",
     "AsymmetricAutoencoderKl",
     "AutoencoderDc",

@@ -59,6 +59,8 @@ ACCOMPANYING = (
 
 # fmt: on
 SYSTEM = {"@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"}
+ARCHIVES = (".zip", ".mdb", ".tfrecords")
+ARCHIVE_ADVICE = "source: archive reads images in a zip, an LMDB or TFRecords"
 MOST_NAMED = 5  # suffixes or names in one message
 
 
@@ -143,7 +145,7 @@ def list_images(root: Path) -> ImageFiles:
             in sub-folders.
     """
     if root.is_file():
-        raise FtaeError(f"{root} is a file; expected a folder of images")
+        raise FtaeError(f"{root} is a file; expected a folder of images. {ARCHIVE_ADVICE}")
     if not root.is_dir():
         raise FtaeError(f"there is no image folder {root} (looked from {Path.cwd()})")
     found = Found()
@@ -171,9 +173,10 @@ class Found:
         unusable = sorted(f"{name}: {reason}" for name, reason in self.irregular.items() if _is_image(name))
         if not names:
             named = "".join(f"; {legible(name)}" for name in unusable)
+            advice = f". {ARCHIVE_ADVICE}" if any(name.lower().endswith(ARCHIVES) for name in others) else ""
             raise FtaeError(
                 f"{root} holds no images: looked for {' '.join(SUFFIXES)} in it and its sub-folders, "
-                f"found {count(len(others), 'other file')}{_suffixes(others)}{named}"
+                f"found {count(len(others), 'other file')}{_suffixes(others)}{named}{advice}"
             )
         return tuple(names), tuple(unusable), _notes(others, self.hidden)
 

@@ -53,7 +53,7 @@ class DataSpec(Spec):
     """Colour of the images; files in other colours are converted."""
     # The number comes first in the union: YAML reads 1e-1 as text, which must not become the name of a folder.
     val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
-    """Share of the images that is held out for validation, always the same images; or a folder of its own."""
+    """Share of the images that is held out for validation, always the same images; or a folder (archive) of its own."""
     random_crop_from: Positive | None = None
     """Decode at this side and train on random crops of ``resolution``; validation takes the centre."""
     flip: Annotated[bool, KeepsValidation()] = False
@@ -183,6 +183,17 @@ class ImageFolder(DataSpec):
     def with_absolute_paths(self) -> Self:
         val = absolute(self.val) if isinstance(self.val, str) else self.val
         return super().with_absolute_paths().model_copy(update={"train": absolute(self.train), "val": val})
+
+
+class Archive(ImageFolder):
+    """Images in an archive: a zip, an LMDB, or TFRecords of StyleGAN; labels are those of the archive, if any.
+
+    Of images in several sizes, as StyleGAN's, the smallest size is read that need not be enlarged.
+    """
+
+    source: Literal["archive"] = "archive"  # type: ignore[assignment]
+    train: str
+    """The archive with the training images: a file, or the folder of an LMDB or of TFRecords."""
 
 
 class Pairs(ImageFolder):
@@ -328,7 +339,9 @@ class Replayed(DataSpec):
 
 
 # All sources. Each can be replayed, too: its spec for that is derived from this list.
-AnyData = Annotated[ImageFolder | Pairs | Digits | DigitEdges | Photos | Shapes, Field(discriminator="source")]
+AnyData = Annotated[
+    ImageFolder | Archive | Pairs | Digits | DigitEdges | Photos | Shapes, Field(discriminator="source")
+]
 
 _SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
 PAIRED_SOURCES = frozenset(str(kind.model_fields["source"].default) for kind in _SOURCES if kind.paired)

@@ -4,6 +4,7 @@ A new source is listed in ``VARIANTS``, with what its images have.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,19 @@ def two_folders(place: Path) -> dict[str, Any]:
     return {"source": "image_folder", "train": train, "val": val}
 
 
+def zipped(place: Path) -> dict[str, Any]:
+    return {"source": "archive", "train": folder_as_zip(folder(place, classes=("a", "b", "c"))), "val": 0.25}
+
+
+def folder_as_zip(root: str) -> str:
+    return shutil.make_archive(root, "zip", root)
+
+
+def two_zips(place: Path) -> dict[str, Any]:
+    two = two_folders(place)
+    return {"source": "archive", "train": folder_as_zip(two["train"]), "val": folder_as_zip(two["val"])}
+
+
 def side_by_side(place: Path) -> dict[str, Any]:
     return {"source": "pairs", "train": folder(place, classes=("a", "b"), width=2 * SIDE), "val": 0.25}
 
@@ -86,6 +100,8 @@ VARIANTS = {
     "flat folder": Variant(flat),
     "class folders": Variant(classes, "b"),
     "two folders": Variant(two_folders, "b"),
+    "zip": Variant(zipped, "b"),
+    "two zips": Variant(two_zips, "b"),
     "pairs side by side": Variant(side_by_side, "b"),
     "pairs in two folders": Variant(pairs_in_folders),
     "digits": Variant(digits, "7"),
