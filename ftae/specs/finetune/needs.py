@@ -93,7 +93,7 @@ def labels(parts: Parts) -> str | None:
 def every_label(parts: Parts) -> str | None:
     """Why some images of the run have no label; None if all have one."""
     if reason := labels(parts):
-        return f"{reason}; use digits, or an image_folder with a sub-folder for each class"
+        return f"{reason}; use digits, or an image_folder or archive with a sub-folder for each class"
     if parts.data is None:
         return None
     without = {

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from image_files import all_pixels, folder_spec, load, png, save_noise
+from PIL import Image
 
 from ftae.engine.data.archives import zip as zip_archives
 from ftae.engine.data.archives.source import open_archive
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.sources import source_of
 from ftae.errors import FtaeError
+from ftae.inference.pictures import named_folder
 from ftae.specs.finetune.data import Archive
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -79,8 +82,6 @@ def feature(name: str, kind: int, values: bytes) -> tuple[int, bytes]:
 
 def raw_example(image: bytes) -> bytes:
     """What StyleGAN writes: channels before height and width."""
-    from PIL import Image
-
     pixels = np.asarray(Image.open(io.BytesIO(image))).transpose(2, 0, 1)
     shape = b"".join(map(varint, pixels.shape))
     return message((1, message(feature("shape", 3, shape), feature("data", 1, pixels.tobytes()))))
@@ -303,6 +304,24 @@ def test_members_that_claim_too_much_are_skipped(tmp_path: Path, monkeypatch: py
     assert open_archive(write_zip(tmp_path / "d.zip", files), SIDE).unusable == (
         "bomb.png: claims 2,001 bytes, more than 2,000",
     )
+
+
+@pytest.mark.parametrize(("package", "name"), [("lmdb", "d.lmdb"), ("google_crc32c", "d.tfrecords")])
+def test_a_missing_package_is_named_with_the_command(
+    package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).touch()
+    with pytest.raises(FtaeError, match=rf"needs the package {package.replace('_', '-')}: pip install 'ftae\["):
+        open_archive(tmp_path / name, SIDE)
+
+
+def test_a_model_is_evaluated_on_an_archive_as_on_a_folder(tmp_path: Path) -> None:
+    files = pictures(name="a/{}.png")
+    folder, archive = write_folder(tmp_path / "d", files), write_zip(tmp_path / "d.zip", files)
+    (here, there) = (named_folder(str(place), folder_spec(folder)) for place in (folder, archive))
+    assert here.names == there.names
+    assert (here.images.images == there.images.images).all()
 
 
 def test_a_folder_of_archives_names_the_other_source(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from ftae.engine.data.archives.images import ArchiveImages, cannot_read, check_n
 from ftae.engine.data.archives.lmdb import is_lmdb, open_lmdb
 from ftae.engine.data.archives.tfrecords import is_tfrecords, open_tfrecords
 from ftae.engine.data.archives.zip import is_zip, open_zip
-from ftae.engine.data.image_folder import ImageFolderSource
+from ftae.engine.data.image_folder import ImageFolderSource, files_part
+from ftae.engine.data.source_base import Part
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data import DataSpec
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class ArchiveSource(ImageFolderSource):
 
     def list_images(self, folder: str) -> ArchiveImages:
         return open_archive(Path(folder).expanduser(), self.spec.decoded_side)
+
+
+def archive_part(archive: str, spec: DataSpec) -> Part:
+    """All images of any archive, in the size and colour of ``spec``. Raises as ``open_archive`` and ``files_part``."""
+    return files_part(archive, open_archive(Path(archive).expanduser(), spec.decoded_side), spec)
 
 
 def is_archive(path: Path) -> bool:
