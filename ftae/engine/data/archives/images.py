@@ -13,8 +13,8 @@ from ftae.engine.data.listing import MOST_NAMED, ImageFiles, file_stamp, legible
 from ftae.errors import FtaeError
 from ftae.wording import count
 
-# What a path may begin with that leads out of a folder, on any system; and a step up.
-_ESCAPES = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|\0")
+# A root or a drive at the beginning, and a step up anywhere, on any system.
+_ESCAPES = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class ArchiveImages(ImageFiles):
     """The images of the archive ``root``; names are the archive's own and lead to no file.
 
     ``read_image``: gives the content of an image file, by name; raises as ``ImageFiles.read``. ``paths``: the files of
-    the archive. ``size``: which of its sizes these images are. ``labels``: the class of each image, where
-    the archive has labels; None where names tell. An archive may say that there are none: then it is empty.
+    the archive. ``size``: which of its sizes these images are. ``labels``: the class of each image, empty where the
+    archive says that there are none; None where the names tell.
     """
 
     read_image: Callable[[str], bytes]

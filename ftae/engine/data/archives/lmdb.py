@@ -1,6 +1,7 @@
 """LMDB environments: several sizes and a length as StyleGAN2 of rosinality keeps them, or a key for each image."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def open_lmdb(path: Path, side: int) -> ArchiveImages:
     data = path / DATA if path.is_dir() else path
     environment = _opened(data)
     notes: tuple[str, ...] = ()
-    with environment.begin() as transaction:
+    with _damage_told(data), environment.begin() as transaction:
         length, sizes, size = transaction.get(b"length"), _sizes(transaction), None
         if length is not None and sizes:
             size, notes = nearest_size(sizes, side)
@@ -50,7 +51,7 @@ def open_lmdb(path: Path, side: int) -> ArchiveImages:
         raise FtaeError(f"{path} holds no images: the LMDB is empty")
 
     def read(name: str) -> bytes:
-        with environment.begin() as transaction:
+        with _damage_told(data), environment.begin() as transaction:
             content = transaction.get(names[name])
         if content is None:
             raise UnreadableImage(f"the LMDB has no key {names[name].decode()}")
@@ -68,13 +69,21 @@ def _opened(data: Path) -> "Environment":
     with _opening:
         key = data.resolve()
         if (environment := _environments.get(key)) is None:
-            try:
+            with _damage_told(data):
                 environment = lmdb.open(str(data), subdir=False, readonly=True, lock=False, create=False)
-            except lmdb.Error as error:
-                raise FtaeError(f"{data} is no LMDB, or is damaged: {error}") from error
             _check_whole(data, environment)
             _environments[key] = environment
     return environment
+
+
+@contextmanager
+def _damage_told(data: Path) -> Iterator[None]:
+    import lmdb
+
+    try:
+        yield
+    except lmdb.Error as error:
+        raise FtaeError(f"{data} is no LMDB, or is damaged: {error}") from error
 
 
 def _check_whole(data: Path, environment: Any) -> None:

@@ -63,7 +63,7 @@ def _of_folder(folder: Path, side: int) -> tuple[Path, int, tuple[str, ...]]:
 def _load_labels(path: Path) -> object:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise FtaeError(f"{path} must hold an array of labels as NumPy saves it: {error}") from error
 
 
