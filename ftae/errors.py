@@ -49,6 +49,8 @@ class Reason(StrEnum):
     POSTERIOR_COLLAPSE = "posterior collapse"
     CODEBOOK_COLLAPSE = "codebook collapse"
     BLOW_UP = "adversarial blow-up"
+    MODE_COLLAPSE = "mode collapse"
+    LOST_RECALL = "mode collapse by recall"
 
 
 class TrainingFailed(FtaeError):

@@ -45,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "style_dim": 8,
         "mapping_layers": 2,
     },
+    "cyclegan": {"family": "cyclegan", "channels": 4, "blocks": 1},
     "vq_model": {"family": "vq_model", "pretrained": "vq"},
     "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
     "asymmetric_autoencoder_kl": {"family": "asymmetric_autoencoder_kl", "pretrained": "asymmetric"},
@@ -57,8 +58,9 @@ MODELS: dict[str, dict[str, Any]] = {
 DIFFUSERS = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc", "vq_model")
 UNBOUNDED = ("stylegan2", *DIFFUSERS)
 BOUNDED = [name for name in MODELS if name not in UNBOUNDED and not name.startswith("custom")]
-TRANSLATORS = ("unet_translator", "resnet_translator")
+TRANSLATORS = ("unet_translator", "resnet_translator", "cyclegan")
 GENERATORS = ("dcgan", "stylegan2")
+BOTH_WAYS = {"cycle": 10.0, "identity": 1.0, "adversarial": 1.0}  # losses
 WITHOUT_POSTERIOR = (
     *TRANSLATORS,
     *GENERATORS,
@@ -93,12 +95,19 @@ def code_losses(model: dict[str, Any]) -> dict[str, float]:
     return ({"commitment": 0.25} if has_codes(model) else {}) | ({"codebook": 1.0} if by_gradient else {})
 
 
+def losses_of(model: dict[str, Any]) -> dict[str, float]:
+    """Losses that train every stage."""
+    return BOTH_WAYS if model["family"] == "cyclegan" else {"mse": 1.0, **code_losses(model)}
+
+
 def spec_of(model: dict[str, Any], **changes: Any) -> FinetuneSpec:
-    source = "digit_edges" if model["family"] in TRANSLATORS else "digits"
+    both_ways = model["family"] == "cyclegan"
+    source = "digit_domains" if both_ways else "digit_edges" if model["family"] in TRANSLATORS else "digits"
     fields: dict[str, Any] = {
         "model": model,
         "data": {"source": source, "resolution": 16, "color": "rgb", "classes": [0, 1], "val": 0.1},
-        "losses": {"mse": 1.0, **code_losses(model)},
+        "losses": losses_of(model),
+        "discriminator": {"channels": 4, "depth": 1} if both_ways else {},
         "optimizer": {"lr": 1e-3},
         "batch_size": 8,
         "max_steps": 6,

@@ -43,7 +43,7 @@ LAYERS = [
     {"__main__"},
 ]
 MOST_IN_FOLDER = 14  # modules, beside the __init__
-MOST_IN_ALL = 175
+MOST_IN_ALL = 210
 # Who may import what from outside; any other module must not.
 ONLY_IMPORTERS = {
     "ray": {"search.ray", "cluster"},
@@ -150,6 +150,12 @@ def test_heavy_packages_have_one_importer() -> None:
 # Private names of other packages, where nothing public does it: who uses them, and why. At most 8.
 FOREIGN_PRIVATE = {
     ("engine/models/model_folder.py", "_class_name"): "a key of diffusers' config.json: the file format has no other",
+    ("engine/models/foreign/reading.py", "_utils"): "text that pickle files of torch hold: no attribute is taken",
+    ("engine/models/foreign/reading.py", "_core"): "text that pickle files of numpy hold: no attribute is taken",
+    **{
+        ("engine/models/foreign/reading.py", name): "a key of modules of torch in NVIDIA's pickle files"
+        for name in ("_parameters", "_buffers", "_modules")
+    },
 }
 
 

@@ -24,7 +24,7 @@ settings of torch. Heavy packages are imported by the functions that need them.
 
 from ftae.api.files import read_search, read_training, validate
 from ftae.api.jobs import submit_confirmation, submit_search
-from ftae.api.models import TrainedRun, load_model, run_training
+from ftae.api.models import TrainedRun, convert, load_model, run_training
 from ftae.api.reports import compare, report, tracking_page
 from ftae.api.searches import confirm, open_search, resume_search, run_search, sync_search
 from ftae.results.search import Search, Trial
@@ -35,6 +35,7 @@ __all__ = [
     "Trial",
     "compare",
     "confirm",
+    "convert",
     "load_model",
     "open_search",
     "read_search",

@@ -1,4 +1,4 @@
-"""Train models to their full budget, and load them."""
+"""Train models to their full budget, load them, and convert weights of other programs."""
 
 import logging
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from ftae.api.unchanged_process import Notify, unchanged_process
 from ftae.specs.search.search import ProductionSpec
 
 if TYPE_CHECKING:
+    from ftae.engine.models.foreign.convert import Converted
     from ftae.inference.arrays import Model
 
 MODEL_FOLDER = "model"
@@ -126,3 +127,28 @@ def load_model(
         found = find_model(str(name), storage, trial=trial, baseline=baseline, notify=notify or logger.info)
         source = with_settings(found, overrides)
         return Model(load_model(source), source.description, allow_code=allow_code)
+
+
+def convert(file: Path | str, out: Path | str, *, licence: str | None = None) -> "Converted":
+    """Convert weights of another program into a folder that ``model.pretrained`` can name.
+
+    Reads pickles of NVIDIA's StyleGAN2 (PyTorch or TensorFlow), files of rosinality's, and state dicts of generators of
+    CycleGAN and Pix2Pix (``.pth`` or ``.safetensors``). Nothing in the file is executed.
+
+    Args:
+        file: the file of weights.
+        out: the folder to write, which must not exist.
+        licence: the terms that the weights are under. They are written beside the weights, and into every export of a
+            model that is tuned from them.
+
+    Raises:
+        FtaeError: the file is damaged, of another layout, or asks for code; a tensor does not fit the network of ftae;
+            ``licence`` is missing; ``out`` exists.
+
+    Examples:
+        >>> ftae.convert("ffhq.pkl", "models/ffhq", licence="NVIDIA, research or evaluation only")
+    """
+    from ftae.engine.models.foreign.convert import convert
+
+    with unchanged_process(allow_code=False):
+        return convert(Path(file), Path(out), licence=licence)

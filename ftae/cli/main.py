@@ -6,7 +6,7 @@
 | `status.py`   | list, status, logs                                      |
 | `results.py`  | best, show, compare, report, export, train              |
 | `tracking.py` | sync, ui                                                |
-| `model.py`    | evaluate, reconstruct, interpolate, sample              |
+| `model.py`    | evaluate, reconstruct, interpolate, sample, convert     |
 """
 
 import os

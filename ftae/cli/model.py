@@ -1,4 +1,4 @@
-"""The commands that use a tuned model: on images, between two images, and to sample new ones."""
+"""The commands that use a model: on images, between two images, to sample new ones; and one that converts its file."""
 
 import json
 import re
@@ -75,12 +75,15 @@ def translate(
     model: ModelRef,
     images: Images,
     out: OutputFolder,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Make A of B, with a model that has learned both ways.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write what a model of pairs makes of every image of a folder, and a sheet of some beside their inputs."""
+    """Write what a translator makes of every image of a folder, and a sheet of some beside their inputs."""
     loaded = model.load()
     with prints_to_stderr():
-        count = loaded.translate_folder(images, out, overwrite=overwrite, notify=to_stderr)
+        count = loaded.translate_folder(images, out, reverse=reverse, overwrite=overwrite, notify=to_stderr)
     typer.echo(f"{count} translations are in {out}; {out / 'sheet.png'} shows inputs and translations")
 
 
@@ -156,6 +159,24 @@ def sample(
             overwrite=overwrite,
         )
     typer.echo(f"{count} images are in {out}, all of them in {out / 'sheet.png'}; latents from {description}")
+
+
+@app.command(rich_help_panel=PANEL)
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of another program.", show_default=False)],
+    out: OutputFolder,
+    licence: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The terms that the weights are under; required.", show_default=False),
+    ] = None,
+) -> None:
+    """Convert weights of StyleGAN2, CycleGAN or Pix2Pix into a folder for model.pretrained, without running code."""
+    from ftae import api
+
+    found = api.convert(file, out, licence=licence)
+    typer.echo(f"{out} holds a {found.family}, from {found.layout}: {', '.join(found.networks)}")
+    if "discriminator" not in found.networks:
+        typer.echo("the file has no discriminator: tuning begins with a new one")
 
 
 def _numbers(text: str) -> list[int]:

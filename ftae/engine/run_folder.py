@@ -12,7 +12,7 @@ from typing import Self
 CHECKPOINTS = "checkpoints"
 KEPT = 2  # checkpoints: the newest, and the one before in case the newest is damaged
 GRID_IMAGES = 12  # in a picture, in two columns of three cells each (of pairs, four): a square, which MLflow shows best
-CELLS, CELLS_OF_PAIRS = 3, 4  # of one image in a picture
+CELLS, CELLS_OF_PAIRS = 3, 4  # of one image in a picture; with two domains, four where the true image is known
 GRID_SAMPLES, GRID_SAMPLE_COLUMNS = 36, 6  # of a generator, whose pictures have one cell each
 GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged, to be visible
 ASIDE = ".old"  # suffix of a folder that is being replaced

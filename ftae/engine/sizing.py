@@ -89,7 +89,7 @@ def summarize(spec: FinetuneSpec, num_classes: int | None) -> ModelSummary:
     state = sum(t.numel() * t.element_size() for t in autoencoder.state_dict().values())
     copies = {"sgd": 1 if spec.optimizer.momentum else 0}.get(spec.optimizer.name, 2)
     copies += spec.ema_half_life_fraction is not None
-    state += 0 if discriminator is None else _discriminator_bytes(discriminator)
+    state += 0 if discriminator is None else _discriminator_bytes(spec, discriminator)
     if discriminator is not None:
         build_optimizer(discriminator, spec.discriminator.optimizer(), section="discriminator")
     encoding = check_shapes(autoencoder, spec, num_classes)
@@ -123,10 +123,13 @@ def _summaries(model: staged_model.StagedModel, *, pretrained: bool) -> tuple[St
     )
 
 
-def _discriminator_bytes(discriminator: nn.Module) -> int:
-    """Its bytes in a checkpoint: its weights and the two averages of its optimizer."""
+def _discriminator_bytes(spec: FinetuneSpec, discriminator: nn.Module) -> int:
+    """Its bytes in a checkpoint: its weights, the two averages of its optimizer, its pools."""
     weights: list[Tensor] = list(discriminator.state_dict().values())
-    return 3 * sum(t.numel() * t.element_size() for t in weights)
+    pools = (
+        2 * spec.discriminator.pool_size * spec.data.channels * spec.data.resolution**2 if spec.model.both_ways else 0
+    )
+    return 3 * sum(t.numel() * t.element_size() for t in weights) + 4 * pools
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

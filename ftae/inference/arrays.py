@@ -1,6 +1,7 @@
 """A tuned model for users of the Python API: NumPy arrays in and out."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +86,23 @@ class Model:
         self._check_use("reconstruct")
         return self._outputs(images, labels)
 
-    def translate(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
-        """Translate images: what a model of pairs makes of A.
+    def translate(self, images: npt.ArrayLike, labels: Sequence[str] | None = None, *, reverse: bool = False) -> Floats:
+        """Translate images: what a model of pairs, or of two domains, makes of A.
 
         Args:
             images: (N, H, W, C), uint8 in [0, 255] or floats in [0, 1].
             labels: N class names, for a model conditioned on labels.
+            reverse: the images are of B, and the model makes A of them.
 
         Returns:
             The translated images: float32 (N, H, W, C) in [0, 1].
 
         Raises:
-            FtaeError: the model reconstructs its images; or the images have another shape, type or range, or the labels
-                do not fit the model.
+            FtaeError: the model reconstructs its images, or has no way back; or the images have another shape, type or
+                range, or the labels do not fit the model.
         """
         self._check_use("translate")
-        return self._outputs(images, labels)
+        return self._outputs(images, labels, reverse=reverse)
 
     def encode(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
         """Encode images to latents: the mode of the posterior, or the quantised latents; nothing is drawn.
@@ -255,17 +257,20 @@ class Model:
         folder: Path | str,
         out: Path | str,
         *,
+        reverse: bool = False,
         overwrite: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> int:
         """Write the translation of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
 
-        Returns the number of images. Raises FtaeError as ``reconstruct_folder``, or if the model reconstructs its
-        images.
+        Returns the number of images; ``reverse`` as for ``translate``. Raises FtaeError as ``reconstruct_folder``, or
+        if the model reconstructs its images, or has no way back.
         """
         self._check_use("translate")
         notify = notify or _ignore
-        return generate.run_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
+        return generate.run_folder(
+            self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify, reverse=reverse
+        )
 
     def interpolate_files(
         self,
@@ -363,8 +368,9 @@ class Model:
             }
             raise FtaeError(f"{self.description} {gives[use]}: use {use}")
 
-    def _outputs(self, images: npt.ArrayLike, labels: Sequence[str] | None) -> Floats:
-        made = self._in_batches(self._tuned.run, self._images(images), labels)
+    def _outputs(self, images: npt.ArrayLike, labels: Sequence[str] | None, *, reverse: bool = False) -> Floats:
+        run = partial(self._tuned.run, reverse=reverse)
+        made = self._in_batches(run, self._images(images), labels)
         return np.ascontiguousarray(made.transpose(0, 2, 3, 1))
 
     def _images(self, images: npt.ArrayLike) -> Tensor:

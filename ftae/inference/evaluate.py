@@ -18,7 +18,14 @@ from ftae.engine.data.source_base import ImageSet
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import mse, psnr
-from ftae.engine.training.evaluator import Metrics, check_metrics, evaluate, missing_for, run_batch
+from ftae.engine.training.evaluator import (
+    Metrics,
+    check_metrics,
+    evaluate,
+    missing_for,
+    missing_in_training,
+    run_batch,
+)
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.inference.pictures import beside, heat, named_folder, pixels_of, save_sheet, validation_names
@@ -161,21 +168,21 @@ def choose_metrics(model: TunedModel, images: EvaluationImages, wanted: Sequence
         FtaeError: a wanted metric does not exist or cannot be measured.
     """
     if wanted is None:
-        return tuple(name for name in model.spec.metrics if _obstacle(name, images) is None)
+        return tuple(name for name in model.spec.metrics if _obstacle(name, model, images) is None)
     for name in wanted:
         if name not in METRICS:
             raise FtaeError(f"a metric {one_of(list(METRICS), name)}")
-        if reason := _obstacle(name, images):
+        if reason := _obstacle(name, model, images):
             raise FtaeError(f"{name} {reason}")
     return changed(model.spec, {"metrics": list(wanted)}).metrics
 
 
 def unavailable_metrics(model: TunedModel, images: EvaluationImages) -> list[str]:
     """Return the metrics of the run that these images do not allow, each with the reason."""
-    return [f"{name} {reason}" for name in model.spec.metrics if (reason := _obstacle(name, images))]
+    return [f"{name} {reason}" for name in model.spec.metrics if (reason := _obstacle(name, model, images))]
 
 
-def _obstacle(metric: str, images: EvaluationImages) -> str | None:
+def _obstacle(metric: str, model: TunedModel, images: EvaluationImages) -> str | None:
     """Return why a metric cannot be measured on these images; None if it can."""
     facts = METRICS[metric]
     if images.images.labels is None and {needs.labels, needs.head} & set(facts.needs):
@@ -183,6 +190,8 @@ def _obstacle(metric: str, images: EvaluationImages) -> str | None:
     if images.anomalies is None and needs.anomalies in facts.needs:
         return "needs images of data.anomaly_classes; there are none"
     reason = missing_for(metric, images.images)
+    if reason is None and needs.features in facts.needs:
+        reason = missing_in_training(metric, _training_images(model))
     return None if reason is None else f"needs {reason}"
 
 

@@ -35,18 +35,28 @@ from ftae.inference.synthesis import synthesise
 SHEET_IMAGES = 36
 
 
-def run_folder(model: TunedModel, folder: Path, out: Path, *, overwrite: bool, notify: Callable[[str], None]) -> int:
+def run_folder(
+    model: TunedModel,
+    folder: Path,
+    out: Path,
+    *,
+    overwrite: bool,
+    notify: Callable[[str], None],
+    reverse: bool = False,
+) -> int:
     """Write what the model makes of every image below ``folder`` to ``out``, as PNG under the same relative name.
 
     Images are read as in training: the centre square, at the model's resolution. For a model conditioned on labels, the
     label of an image is the name of its sub-folder. ``sheet.png`` shows up to 36 images beside what the model made of
     them. Returns the number of images; ``notify`` receives a line for each file that cannot be read or is only used in
-    part.
+    part. ``reverse``: as for ``TunedModel.run``.
 
     Raises:
         FtaeError: one of ``out`` and a folder of images lies in the other, ``out`` is not empty, no image can be read,
-            or the model's data do not define the range of the values.
+            or the model's data do not define the range of the values; or the model has no way back.
     """
+    if reverse:
+        model.check_reverse()
     check_output(out, {"the images to read": str(folder), **model.spec.data.image_folders()})
     files = list_images(folder)
     names, survey = files.names, survey_folder(files)
@@ -64,7 +74,7 @@ def run_folder(model: TunedModel, folder: Path, out: Path, *, overwrite: bool, n
     for part in _readable(model, folder, names, notify):
         images = torch.cat([image for _, image in part])
         labels = None if label_of is None else torch.tensor([label_of[n] for n, _ in part], device=model.device)
-        made = model.run(images, labels)
+        made = model.run(images, labels, reverse=reverse)
         for (name, _), pixels in zip(part, pixels_of(made), strict=True):
             save_png(pixels, out / written[name])
         count += len(part)

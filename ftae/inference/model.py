@@ -103,11 +103,35 @@ class TunedModel:
             return images.float().clamp(0.0, 1.0).cpu()
 
     @torch.no_grad()
-    def run(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Reconstruct or translate images (B, C, H, W) in [0, 1]; returns images as ``decode`` does."""
+    def run(self, images: Tensor, labels: Tensor | None = None, *, reverse: bool = False) -> Tensor:
+        """Reconstruct or translate images (B, C, H, W) in [0, 1]; returns images as ``decode`` does.
+
+        Args:
+            reverse: translate images like those that the model gives to images like those that it takes.
+
+        Raises:
+            FtaeError: the model has no way back.
+        """
+        if reverse:
+            self.check_reverse()
         with self.settings():
-            _, made = self.autoencoder.run(self.autoencoder.to_range(images.to(self.device)), labels)
+            given = self.autoencoder.to_range(images.to(self.device))
+            if reverse and self.autoencoder.reverse is not None:
+                made = self.autoencoder.reverse(given)
+            else:
+                _, made = self.autoencoder.run(given, labels)
             return self.autoencoder.to_unit(made).float().clamp(0.0, 1.0).cpu()
+
+    def check_reverse(self) -> None:
+        """Refuse to translate in reverse.
+
+        Raises:
+            FtaeError: the model translates one way.
+        """
+        if not self.spec.model.both_ways:
+            raise FtaeError(
+                f"{self.spec.model.family} cannot translate in reverse: it has learned one way; cyclegan learns both"
+            )
 
     def example_encoding(self) -> Encoding:
         """Encode one grey image: shows the shape of the latents, and whether there is a posterior or codes."""

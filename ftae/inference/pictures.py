@@ -58,13 +58,13 @@ class NamedImages:
 def named_folder(folder: str, spec: DataSpec) -> NamedImages:
     """All images of a folder or archive in the size and colour of ``spec``, named by their paths below it.
 
-    Where ``spec`` is of pairs, ``folder`` is one, and each file holds a pair side by side.
+    Where ``spec`` is of pairs or of two domains, ``folder`` is one, and each file holds a pair side by side.
 
     Raises:
         FtaeError: ``folder`` holds no readable images, ``spec`` does not say what values mean, or the cache cannot
             be written.
     """
-    if spec.paired:
+    if spec.paired or spec.unpaired:
         part = pairs_part(folder, spec)
     else:
         part = archive_part(folder, spec) if is_archive(Path(folder).expanduser()) else folder_part(folder, spec)

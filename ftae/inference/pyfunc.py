@@ -48,7 +48,8 @@ class ServedModel:
         method       input                                     result, float32
         ============ ========================================= ==================================================
         reconstruct  images (B, C, H, W)                       images (B, C, H, W)
-        translate    images (B, C, H, W)                       images (B, C, H, W), of a model of pairs
+        translate    images (B, C, H, W)                       images (B, C, H, W), of a model of pairs or domains;
+                                                               with ``reverse``, A of B
         encode       images (B, C, H, W)                       latents (B, c, h, w), flat ones (B, D, 1, 1)
         decode       latents, as ``encode`` gives them         images (B, C, H, W)
         sample       not used                                  ``n`` new images (n, C, H, W) of the seed ``seed``;
@@ -63,7 +64,7 @@ class ServedModel:
         Raises:
             FtaeError: there is no such method, the input has another shape or range, or the labels do not fit.
         """
-        given = {"method": self._model.spec.use, "n": 1, "seed": 0, "labels": [], **(params or {})}
+        given = {"method": self._model.spec.use, "n": 1, "seed": 0, "labels": [], "reverse": False, **(params or {})}
         method, labels = given["method"], list(given["labels"])
         if method not in METHODS:
             raise FtaeError(f"params: method {one_of(METHODS, str(method))}")
@@ -78,7 +79,7 @@ class ServedModel:
             if method == "reconstruct":
                 return _channels_first(self._model.reconstruct(images, each))
             if method == "translate":
-                return _channels_first(self._model.translate(images, each))
+                return _channels_first(self._model.translate(images, each, reverse=bool(given["reverse"])))
             if method == "score":
                 return self._model.score(images, each)
             return _with_four_axes(self._model.encode(images, each))

@@ -20,7 +20,7 @@ from PIL import Image
 from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_MIN_SIDE
 from ftae.reporting.plots import evenly
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.specs.finetune.data import PAIRED_SOURCES
+from ftae.specs.finetune.data import PAIRED_SOURCES, UNPAIRED_SOURCES
 from ftae.specs.finetune.models import GENERATOR_FAMILIES
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
@@ -40,13 +40,14 @@ class Layout:
     """Where the samples are in a stored picture.
 
     ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample, of which a
-    generator has its output alone; ``has_target``: whether the third is the target.
+    generator has its output alone; ``target``: the number of the cell with the target, 0 where that is the input; None
+    where it is unknown.
     """
 
     side: int
     scale: int
     cells_each: int
-    has_target: bool
+    target: int | None
 
     @classmethod
     def of(cls, record: SearchRecord) -> "Layout | None":
@@ -56,12 +57,15 @@ class Layout:
         if not isinstance(side, int) or isinstance(side, bool) or side < 1:
             return None
         scale = max(1, -(-GRID_MIN_SIDE // side))
+        if data.get("source") in UNPAIRED_SOURCES:
+            truly_paired = data.get("val_paired", True)  # those without files always are
+            return cls(side * scale, scale, CELLS_OF_PAIRS if truly_paired else CELLS, 3 if truly_paired else None)
         is_paired = data.get("source") in PAIRED_SOURCES
         each = CELLS_OF_PAIRS if is_paired else CELLS
         model = record.search["finetune"].get("model")
         if isinstance(model, dict) and model.get("family") in GENERATOR_FAMILIES:
-            each = 1
-        return cls(side * scale, scale, each, is_paired or data.get("degrade") is not None)
+            return cls(side * scale, scale, 1, None)
+        return cls(side * scale, scale, each, 2 if is_paired or data.get("degrade") is not None else 0)
 
     def cells(self, picture: Pixels) -> Pixels | None:
         """The samples of a picture (N, cells, H, W, 3), not enlarged; None if it has another layout."""
@@ -142,11 +146,13 @@ class Gallery:
             self._trials.setdefault(number, {})[report["step"]] = self._encoded(samples)
 
     def _given(self, cells: Pixels) -> Mapping[str, Pixels]:
-        """What is the same in every picture: the target, and the input where that is another one."""
+        """What is the same in every picture: the target, where it is known, and the input where that is another one."""
         assert self._layout is not None
         if self._layout.cells_each == 1:
             return {}
-        return {"target": cells[:, 2], "input": cells[:, 0]} if self._layout.has_target else {"target": cells[:, 0]}
+        target = self._layout.target
+        known = {} if target is None else {"target": cells[:, target]}
+        return known if target == 0 else {**known, "input": cells[:, 0]}
 
     def _read(self, path: str | None) -> Pixels | None:
         if not path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftae.engine.data.listing import check_output
+from ftae.engine.models.model_folder import weights_origin
 from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.engine.training.export_onnx import check_onnx_installed, export_onnx
 from ftae.errors import FtaeError
@@ -76,10 +77,11 @@ def export(
         assert trial.picture is not None
         model = export_model(spec, store.fetch(trial.checkpoint), parts / MODEL)
         (parts / PRODUCTION).write_text(dump(_production(record, search, trial)), encoding="utf-8")
-        provenance = _provenance(record, search, trial, model)
+        origin = weights_origin(str(parts / MODEL))
+        provenance = _provenance(record, search, trial, model) | ({} if origin is None else {"weights": origin})
         (parts / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")
-        (parts / "README.md").write_text(_readme(record, search, trial, model), encoding="utf-8")
+        (parts / "README.md").write_text(_readme(record, search, trial, model, origin), encoding="utf-8")
         make_mlflow_model(parts, spec)
         differences = export_onnx(spec, parts / MODEL, parts) if onnx else None
         parts.rename(out)
@@ -153,7 +155,13 @@ def _earlier_searches(record: SearchRecord) -> dict[str, Any]:
     return {WARM_START: [{key: one[key] for key in ("search", "digest")} for one in found]} if found else {}
 
 
-def _readme(record: SearchRecord, search: SearchSpec, trial: TrialRecord, model: ExportedModel) -> str:
+def _readme(
+    record: SearchRecord,
+    search: SearchSpec,
+    trial: TrialRecord,
+    model: ExportedModel,
+    origin: Mapping[str, Any] | None,
+) -> str:
     baseline = record.baseline
     names = [name for name in trial.metrics if is_held_out(name)]
     rows = "\n".join(f"| {name} | {_cell(baseline, name)} | {trial.metrics[name]:.6g} |" for name in names)
@@ -176,7 +184,7 @@ Params:
 {params}
 
 {_latents_note(search, model)}
-
+{_licence_note(origin)}
 ![input, reconstruction, difference](reconstructions.png)
 
 Fixed validation images, each as input | reconstruction | absolute difference.
@@ -188,6 +196,13 @@ Fixed validation images, each as input | reconstruction | absolute difference.
 - `MLmodel` and what lies beside it: `mlflow.pyfunc.load_model` loads this folder, `mlflow models serve -m .` serves it,
   with the packages of `requirements.txt`.
 """
+
+
+def _licence_note(origin: Mapping[str, Any] | None) -> str:
+    if origin is None:
+        return ""
+    file, licence = origin.get("file"), origin.get("licence")
+    return f"\nThe weights are tuned from those of {file}, whose licence goes on to hold: **{licence}**\n"
 
 
 def _cell(baseline: TrialRecord | None, metric: str) -> str:

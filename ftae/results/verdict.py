@@ -4,7 +4,7 @@ import math
 
 from ftae.results.confirmation import chosen_by_mean, confirmed
 from ftae.results.search_record import SearchRecord, TrialRecord
-from ftae.specs.finetune.metrics import unit_of
+from ftae.specs.finetune.metrics import in_unit, is_held_out, known_facts, unit_of
 from ftae.wording import listed
 
 # ------------------------------------------------------------------------------------------------- noise
@@ -27,8 +27,8 @@ def within_noise(record: SearchRecord) -> list[int]:
 
 
 def notes(record: SearchRecord) -> list[str]:
-    """What the leaderboard cannot show, a line each: ``within_noise``, the best mean over seeds, and why there is no
-    baseline."""
+    """What the leaderboard cannot show, a line each: ``within_noise``, the best mean over seeds, ``doubts``, and why
+    there is no baseline."""
     lines, metric = [], record.objective.first.metric
     if (near := within_noise(record)) and record.noise is not None:
         unit = f" {unit_of(metric)}".rstrip()
@@ -41,7 +41,20 @@ def notes(record: SearchRecord) -> list[str]:
         lines.append(
             "; ".join([f"trial {best.number} has the best mean: {seeds.description(metric)}", *seeds.faults()])
         )
+    lines += doubts(record)
     return [*lines, *([] if (reason := unmeasured(record)) is None else [f"the baseline {reason}"])]
+
+
+def doubts(record: SearchRecord) -> list[str]:
+    """What the metrics of the best trial say against it, whatever its objective, a line each."""
+    return [
+        f"{trial.name}: {doubt} ({name} is {in_unit(value, name)})"
+        for trial in record.ranked()[:1]
+        for name, value in trial.metrics.items()
+        if is_held_out(name)
+        if (facts := known_facts(name)) is not None
+        if (doubt := facts.why_doubtful(value)) is not None
+    ]
 
 
 # --------------------------------------------------------------------------------------------- the untuned model

@@ -133,6 +133,8 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
     data, lines = run.data, []
     if data.paired:
         lines.append("pairs        the model gets A and is measured against B")
+    if data.unpaired:
+        lines.append("domains      the model learns both ways, A to B and B to A; freeze_depth counts in each")
     if run.losses.adversarial > 0.0 and run.is_conditional:
         lines.append("adversarial  the discriminator sees the input of the model beside each image")
     if data.degrade is not None:

@@ -86,7 +86,7 @@ def _picture_bytes(run: FinetuneSpec) -> int:
     Enlarged pixels compress along one side.
     """
     enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
-    cells = GRID_IMAGES * (CELLS_OF_PAIRS if run.data.paired else CELLS)
+    cells = GRID_IMAGES * (CELLS_OF_PAIRS if run.data.paired or run.data.unpaired else CELLS)
     cells = GRID_SAMPLES if run.model.takes_noise else cells
     return cells * run.data.channels * run.data.resolution**2 * enlarged
 

@@ -72,6 +72,8 @@ def _signature(spec: FinetuneSpec, *, with_labels: bool) -> "ModelSignature":
 
     side, channels, float32 = spec.data.resolution, spec.data.channels, np.dtype(np.float32)
     params = [ParamSpec("method", "string", spec.use), ParamSpec("n", "long", 1), ParamSpec("seed", "long", 0)]
+    if spec.model.both_ways:
+        params.append(ParamSpec("reverse", "boolean", False))
     if with_labels:
         params.append(ParamSpec("labels", "string", [], shape=(-1,)))
     return ModelSignature(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from builders import run_dict, run_spec
 from commands import Ftae, commands_in
+from foreign_weights import small_stylegan2
 from PIL import Image
 from production_runs import untracked
+from safetensors.torch import save_file
 
 from ftae.results.replay import replay
 from ftae.search.production import train
@@ -157,3 +159,20 @@ def test_what_a_users_module_prints_is_no_result(ftae: Ftae, tmp_path: Path, mon
         assert "encoding" in result.err
         assert "making attention" in result.err
         assert "encoding" not in result.out
+
+
+def test_convert(ftae: Ftae, tmp_path: Path) -> None:
+    state = small_stylegan2(0).state_dict()
+    save_file(state, tmp_path / "g.safetensors")
+    asked = ftae("convert", str(tmp_path / "g.safetensors"), str(tmp_path / "out"))
+    assert asked.status == 1
+    assert "need --licence TEXT" in asked.err
+    result = ftae("convert", str(tmp_path / "g.safetensors"), str(tmp_path / "out"), "--licence", "for research")
+    assert result.status == 0
+    assert result.out.startswith(f"{tmp_path / 'out'} holds a stylegan2, from state dicts of a StyleGAN2 generator")
+    assert "no discriminator: tuning begins with a new one" in result.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "ftae_model.json",
+        "model.safetensors",
+        "weights.json",
+    ]

@@ -76,6 +76,9 @@ def test_every_family_is_served(name: str, pretrained: Path, tmp_path: Path, kep
     np.testing.assert_allclose(made, expected, atol=1e-5)
     if name in TRANSLATORS:
         assert np.array_equal(predict(IMAGES, "translate"), made)
+        if autoencoder.reverse is not None:
+            back = autoencoder.to_unit(autoencoder.reverse(images)).detach().clamp(0.0, 1.0).numpy()
+            np.testing.assert_allclose(predict(IMAGES, "translate", reverse=True), back, atol=1e-5)
         for method in ("encode", "decode", "sample", "score", "reconstruct"):
             with pytest.raises(FtaeError, match="translat"):
                 predict(IMAGES, method)

@@ -63,12 +63,22 @@ def test_a_degraded_input_has_its_target_in_the_third_cell(tmp_path: Path) -> No
     assert not (strip(found["target"]) == strip(found["input"])).all()
 
 
-@pytest.mark.parametrize(("source", "cells"), [("digits", 3), ("pairs", 4), ("digit_edges", 4)])
-def test_a_sample_of_pairs_has_four_cells(source: str, cells: int) -> None:
-    record = SearchRecord(search={"finetune": {"data": {"source": source, "resolution": 96}}})
+@pytest.mark.parametrize(
+    ("data", "cells", "target"),
+    [
+        ({"source": "digits"}, 3, 0),
+        ({"source": "pairs"}, 4, 2),
+        ({"source": "digit_edges"}, 4, 2),
+        ({"source": "digit_domains"}, 4, 3),
+        ({"source": "unpaired", "val_paired": False}, 3, None),
+        ({"source": "unpaired", "val_paired": True}, 4, 3),
+    ],
+)
+def test_the_data_tell_the_cells_of_a_sample(data: dict[str, Any], cells: int, target: int | None) -> None:
+    record = SearchRecord(search={"finetune": {"data": data | {"resolution": 96}}})
     layout = Layout.of(record)
     assert layout is not None
-    assert layout.has_target == (cells == 4)
+    assert layout.target == target
     picture = np.repeat(np.arange(2 * cells, dtype=np.uint8), 96)[None, :, None].repeat(6 * 96, 0).repeat(3, 2)
     found = layout.cells(picture)
     assert found is not None

@@ -267,3 +267,16 @@ def test_the_provenance_names_earlier_searches_without_their_trials(folder: Path
     export(FolderStore(tmp_path / "small"), tmp_path / "out")
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["warm_start"] == [{"search": "first", "digest": "0123"}]
+
+
+def test_the_licence_of_foreign_weights_goes_on_to_hold(exported: Path, tmp_path: Path) -> None:
+    origin = {"file": "x.pkl", "sha256": "0" * 64, "layout": "a layout", "licence": "for research alone"}
+    shutil.copytree(exported / "model", tmp_path / "converted")
+    (tmp_path / "converted/weights.json").write_text(json.dumps(origin))
+    few = {"finetune.max_steps": 2, "finetune.num_evals": 1, "search": {"num_trials": 1}}
+    model = {"family": "conv_vae", "pretrained": str(tmp_path / "converted")}
+    run_trials(tmp_path / "small", search_spec(**CHANGES | few | {"finetune.model": model}))
+    export(FolderStore(tmp_path / "small"), tmp_path / "out")
+    assert json.loads((tmp_path / "out/model/weights.json").read_text()) == origin
+    assert json.loads((tmp_path / "out/provenance.json").read_text())["weights"] == origin
+    assert "x.pkl, whose licence goes on to hold: **for research alone**" in (tmp_path / "out/README.md").read_text()

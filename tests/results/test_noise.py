@@ -28,6 +28,7 @@ class Journal:
 
     def __init__(self, folder: Path, objective: Any = ONE) -> None:
         self.folder = folder
+        self.others: dict[str, float] = {}  # further metrics of the next trials
         folder.mkdir(parents=True)
         search = search_spec(name=folder.name, objective=objective, **{"finetune.metrics": ["psnr", "mse"]})
         self.add("open", search=search.model_dump(mode="json"), digest=search.digest(), facts={})
@@ -51,7 +52,7 @@ class Journal:
         self.end(number, psnr, mse, **ended)
 
     def end(self, number: int, psnr: float, mse: float, status: str = "finished", **ended: Any) -> None:
-        metrics = {"val/psnr": psnr, "val/mse": mse}
+        metrics = {"val/psnr": psnr, "val/mse": mse, **self.others}
         fields = {"timing": {}, "checkpoint": None, "images": None}
         self.add("report", trial=number, step=12 if number else 0, value=psnr, metrics=metrics, **fields)
         self.add("end", trial=number, status=status, reason=None, value=psnr, step=12, **ended)
@@ -99,6 +100,14 @@ def test_a_best_trial_without_rivals_is_not_within_noise(journal: Journal) -> No
         journal.trial(number, psnr)
     journal.noise(0.1)
     assert (within_noise(journal.record), notes(journal.record)) == ([], [])
+
+
+def test_doubts_about_the_best_trial_are_told(journal: Journal) -> None:
+    for number, diversity in enumerate([0.9, 0.65, 0.3]):
+        journal.others = {"val/diversity": diversity, "val/memorised": 1.0, "val_source/psnr": 1.0, "val/gone": -1.0}
+        journal.trial(number, 20.0 - (number - 1) ** 2)
+    doubt = "trial 1: its images are much alike, below 0.7 (val/diversity is 0.65)"
+    assert notes(journal.record) == [doubt]
 
 
 def test_only_trials_that_keep_the_constraints_are_compared(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ ONE_FAULT = [
     (MODEL, "{family: 'm:f', image_range: 0..1, kwargs: {day: 2024-01-01}}",
      "3: finetune.model.kwargs.day: must be text, a number, true, false, null, or a list or mapping of these"),
     ("    source: image_folder\n", "",
-     "4: finetune.data.source: required, must be one of image_folder, archive, pairs, digits, digit_edges, "
-     "photos, shapes"),
+     "4: finetune.data.source: required, must be one of image_folder, archive, pairs, unpaired, digits, "
+     "digit_edges, digit_domains, photos, shapes"),
     # data
     ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1 or text in quotes, got 1.5"),
     ("resolution: 256", "resolution: 256.5", "8: finetune.data.resolution: must be a whole number, got 256.5"),
@@ -140,8 +140,9 @@ ONE_FAULT = [
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: cosine, num_cycles: 2}",
      "16: finetune.schedule.num_cycles: has no effect on a cosine schedule, it needs cyclical"),
     ("    - ssim\n", "    - ssimm\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl, active_units, "
-     "accuracy, latent_drift, input_psnr, auroc, codebook_usage, perplexity, sharpness, edge_distance, "
-     "ms_ssim, linear_probe, mig, dci, lpips, rfid, kid, got 'ssimm', did you mean 'ssim'?"),
+     "accuracy, latent_drift, input_psnr, auroc, codebook_usage, perplexity, sharpness, edge_distance, d_overfit, "
+     "ms_ssim, linear_probe, mig, dci, lpips, rfid, fid, kid, kid_train, kid_floor, precision, recall, diversity, "
+     "memorised, got 'ssimm', did you mean 'ssim'?"),
     ("    - ssim\n", "    - psnr\n", "18: finetune.metrics.1: psnr is given twice"),
     ("    - ssim\n", "    - accuracy\n", "18: finetune.metrics.1: accuracy needs the classification head"),
     ("max_steps: 2000\n  metrics:\n    - psnr\n    - ssim\n    - kl\n", "max_steps: 2000\n  metrics: []\n",

@@ -21,6 +21,7 @@ from ftae.specs.finetune.run import FinetuneSpec
 
 Images = npt.NDArray[np.float32]
 GREY = 0.5
+OTHER_SIDE = 2**31  # added to a seed, it gives one that no run has
 
 
 def degraded(pixels: Pixels, spec: Degradation, rng: np.random.Generator) -> Images:
@@ -280,6 +281,8 @@ def _images_to_train_on(
 ) -> Batch:
     """As ``train_batch``, but the last rows are replayed images, drawn alike by their own spec, without labels."""
     num_replayed = 0 if spec.replay is None else spec.replay.rows(batch_size)
+    if spec.unpaired:
+        return _unpaired_batch(data.train, spec, batch_size, batch, seed, device, rows)
     if num_replayed == 0:
         return train_batch(data.train, spec, batch_size=batch_size, batch=batch, seed=seed, device=device, rows=rows)
     assert spec.replay is not None
@@ -308,6 +311,17 @@ def _images_to_train_on(
     ids = own.ids + replayed.ids if own.ids and replayed.ids else ()
     images, inputs = torch.cat([own.images, replayed.images]), torch.cat([own.inputs, replayed.inputs])
     return Batch(images, inputs, labels, ids=ids)
+
+
+def _unpaired_batch(
+    images: ImageSet, spec: DataSpec, batch_size: int, batch: int, seed: int, device: torch.device | str, rows: slice
+) -> Batch:
+    """As ``train_batch``, but the inputs are of other rows, cropped and mirrored by draws of their own."""
+    own, other = (
+        train_batch(images, spec, batch_size=batch_size, batch=batch, seed=each, device=device, rows=rows)
+        for each in (seed, seed + OTHER_SIDE)
+    )
+    return replace(own, inputs=other.inputs, ids=())
 
 
 def replay_run(spec: FinetuneSpec) -> FinetuneSpec:

@@ -83,6 +83,10 @@ class TwoFolders:
         given = _by_stem(self.inputs)
         return {name: given[_stem(name)] for name in self.files.names}
 
+    def partner(self, name: str) -> str:
+        """The file with the input of the model, for that with the image to give."""
+        return self._partners[name]
+
     @property
     def all_files(self) -> tuple[ImageFiles, ...]:
         return (self.files, self.inputs)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ftae.engine.data.archives.source import ArchiveSource
 from ftae.engine.data.decoding import Pixels, image_shape, mode_of, squared, stored_shape
+from ftae.engine.data.domains import UnpairedSource
 from ftae.engine.data.image_folder import ImageFolderSource
 from ftae.engine.data.pairs import PairsSource
 from ftae.engine.data.source_base import ListedImages, Part, Source, num_held_out, shuffled
@@ -21,12 +22,14 @@ from ftae.specs.finetune.data import (
     SHAPE_KINDS,
     Archive,
     DataSpec,
+    DigitDomains,
     DigitEdges,
     Digits,
     ImageFolder,
     Pairs,
     Photos,
     Shapes,
+    Unpaired,
 )
 
 SEED = 0
@@ -41,7 +44,7 @@ class DigitsSource(Source[Digits]):
     def _classes(self) -> list[int]:
         return sorted(set(self.spec.classes))
 
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...] | None:
         return tuple(map(str, self._classes))
 
     def num_images(self) -> tuple[int]:
@@ -104,6 +107,22 @@ def _edges(pixels: Pixels) -> Pixels:
     down, right = np.gradient(pixels.mean(axis=2) / 255)
     steep = 2 * np.hypot(down, right) > EDGE_SLOPE
     return np.repeat(np.where(steep, 255, 0).astype(np.uint8)[..., None], pixels.shape[2], axis=2)
+
+
+class DigitDomainsSource(DigitsSource):
+    """The digits of ``DigitsSource``, as A and as B show them."""
+
+    def class_names(self) -> None:
+        return None
+
+    def _listed(self) -> ListedImages:
+        plain = DigitsSource(self.spec.model_copy(update={"shift": "none"}))._listed()
+        shifted = super()._listed()
+
+        def decode(i: int) -> Pixels:
+            return np.concatenate([plain.decode(i), shifted.decode(i)], axis=2)
+
+        return ListedImages(plain.names, stored_shape(self.spec), decode)
 
 
 # ------------------------------------------------------------------------------------------- photos
@@ -223,8 +242,10 @@ SOURCES: dict[type[DataSpec], type[Source[Any]]] = {
     ImageFolder: ImageFolderSource,
     Archive: ArchiveSource,
     Pairs: PairsSource,
+    Unpaired: UnpairedSource,
     Digits: DigitsSource,
     DigitEdges: DigitEdgesSource,
+    DigitDomains: DigitDomainsSource,
     Photos: PhotosSource,
     Shapes: ShapesSource,
 }

@@ -130,6 +130,8 @@ class Autoencoder(StagedModel):
             latents.
         noise_dim: the length of the noise that a generator takes; None for a model that takes images.
         truncate: latents of a generator, factor -> latents drawn towards their mean; None where there is no mean.
+        reverse: images -> what they are on the side of the inputs, all (B, C, H, W) in ``image_range``, for a network
+            that translates both ways.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Autoencoder(StagedModel):
         run: Callable[[Tensor, Tensor | None, NoiseFn | None], tuple[Encoding, Tensor]] | None = None,
         noise_dim: int | None = None,
         truncate: Callable[[Tensor, float], Tensor] | None = None,
+        reverse: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(net, stages, save=save)
         self.head: nn.Module | None = None
@@ -156,6 +159,7 @@ class Autoencoder(StagedModel):
         self.chain = chain
         self.noise_dim = noise_dim
         self.truncate = truncate
+        self.reverse = reverse
         assert decode is not None or run is not None
         self._encode, self._decode, self._run = encode, decode, run
 
@@ -218,6 +222,7 @@ class Autoencoder(StagedModel):
             run=self._run,
             noise_dim=self.noise_dim,
             truncate=self.truncate,
+            reverse=self.reverse,
         )
 
 

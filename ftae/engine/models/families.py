@@ -9,7 +9,7 @@ from ftae.engine.models.autoencoder import Autoencoder, ClassificationHead, Enco
 from ftae.engine.models.builtin.conv_mlp import ConvAeNet, ConvCvaeNet, ConvVaeNet, MlpCvaeNet, MlpVaeNet
 from ftae.engine.models.builtin.family import builtin_family
 from ftae.engine.models.builtin.hierarchical import HierarchicalVaeNet
-from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
+from ftae.engine.models.builtin.translators import CycleGanNet, ResnetTranslatorNet, UnetTranslatorNet
 from ftae.engine.models.builtin.vector_quantized import VqVae2Net, VqVaeNet
 from ftae.engine.models.custom import custom_family
 from ftae.engine.models.diffusers_families import (
@@ -46,6 +46,7 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "resnet_translator": builtin_family(ResnetTranslatorNet),
     "dcgan": builtin_family(DcganGeneratorNet),
     "stylegan2": builtin_family(StyleGan2GeneratorNet),
+    "cyclegan": builtin_family(CycleGanNet),
     "autoencoder_kl": autoencoder_kl,
     "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,

@@ -14,6 +14,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel, ModelSpec
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
+ORIGIN = "weights.json"  # where foreign weights come from, and their licence
 DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 
 # Families of diffusers, with the names of their classes.
@@ -69,6 +70,20 @@ def pretrained_folder(pretrained: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def weights_origin(pretrained: str | None) -> dict[str, Any] | None:
+    """Where the foreign weights of a model come from, with their licence, as ``ftae convert`` wrote it into its folder.
+
+    None for any other model. Raises as ``read_json``.
+    """
+    folder = None if pretrained is None else pretrained_folder(pretrained)
+    return None if folder is None or not (folder / ORIGIN).is_file() else read_json(folder / ORIGIN)
+
+
+def write_origin(origin: dict[str, Any], folder: Path) -> None:
+    """Write what ``weights_origin`` reads."""
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class DiffusersWeights:
     """The files of one set of weights. ``variant`` in diffusers: ``fp16`` or ``ema``, say; None for the plain set."""
@@ -98,6 +113,22 @@ def diffusers_weights(names: Iterable[str]) -> list[DiffusersWeights]:
     return sorted(sets, key=lambda each: (each.variant is not None, each.variant or "", _FORMATS.index(each.format)))
 
 
+def saved_family(pretrained: str) -> str | None:
+    """The family of the model in a folder that ftae wrote; None for a user's own module, whose code nobody named here.
+
+    Raises:
+        FtaeError: the description of the model is damaged.
+    """
+    folder = pretrained_folder(pretrained)
+    if folder is None:
+        return None
+    if (folder / DIFFUSERS_CONFIG).is_file():
+        name = diffusers_class(folder / DIFFUSERS_CONFIG)
+        return next((family for family, known in DIFFUSERS.items() if known == name), None)
+    family = read_json(folder / CONFIG, pretrained).get("family") if (folder / CONFIG).is_file() else None
+    return family if isinstance(family, str) and ":" not in family else None
+
+
 def files_read(model: ModelSpec) -> list[Path]:
     """The files on this disk that loading ``model`` reads; none for a model on the hub, or one from scratch."""
     if model.pretrained is None or not (path := Path(model.pretrained).expanduser()).exists():
@@ -124,10 +155,17 @@ def model_digest(model: ModelSpec) -> str | None:
     return hub_commit(model.pretrained)
 
 
-def weights_digest(file: str | None) -> str | None:
-    """The hash of a file of weights in 32 hexadecimal digits; None where there is no such file."""
-    path = None if file is None else Path(file).expanduser()
-    return _digest([path]) if path is not None and path.is_file() else None
+def weights_files(weights: str) -> list[Path]:
+    """The files behind the weights of an auxiliary network: the file itself, or those in the folder of a model."""
+    folder, path = pretrained_folder(weights), Path(weights).expanduser()
+    found = [path] if folder is None else [folder / CONFIG, folder / DIFFUSERS_CONFIG, *folder.glob("*.safetensors")]
+    return sorted(file for file in found if file.is_file())
+
+
+def weights_digest(weights: str | None) -> str | None:
+    """The hash of the weights of an auxiliary network in 32 hexadecimal digits; None where there are none."""
+    files = [] if weights is None else weights_files(weights)
+    return _digest(files) if files else None
 
 
 def _digest(files: Iterable[Path]) -> str:

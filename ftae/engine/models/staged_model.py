@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftae.errors import FtaeError
 
-Group = Literal["encoder", "bottleneck", "decoder", "head", "mapping", "synthesis", "discriminator"]
+Group = Literal["encoder", "bottleneck", "decoder", "head", "mapping", "synthesis", "ab", "ba", "discriminator"]
 StageFn = Callable[[Tensor], Tensor]  # acts on each image of a batch by itself
 
 
@@ -21,8 +21,9 @@ class Stage:
     """A named piece of the data flow. Every parameter belongs to exactly one stage.
 
     ``new``: a pretrained model has no weights for this stage. ``idle``: the stage takes no part in encoding and
-    decoding, so nothing trains it. ``run``: the function of the stage inside a chain, (B, ...) to (B, ...); None
-    where the stage is idle or the network is no chain.
+    decoding, so nothing trains it. ``line``: which of several chains the stage is in, where they run side by side.
+    ``run``: the function of the stage inside a chain, (B, ...) to (B, ...); None where the stage is idle or the network
+    is no chain.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Stage:
     modules: tuple[nn.Module, ...]
     new: bool = False
     idle: bool = False
+    line: str = ""
     run: StageFn | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -75,18 +77,22 @@ class StagedModel(nn.Module):
 
         A frozen stage has no gradient, is not in the optimizer (see ``trainable_stages``), and stays in eval mode
         through ``train()``: its dropout is off and its buffers (running statistics, codes) do not move. A head does
-        not count towards ``depth``.
+        not count towards ``depth``; where chains run side by side, each has its first ``depth`` stages frozen.
 
         Raises:
             FtaeError: ``depth`` exceeds the number of stages, a pattern matches none, or nothing is left to train.
         """
         in_order = [stage for stage in self.stages if stage.group != "head"]
-        if depth > len(in_order):
-            raise FtaeError(f"freeze_depth must be at most {len(in_order)}, the number of stages, got {depth}")
+        lines = [[s for s in in_order if s.line == line] for line in dict.fromkeys(s.line for s in in_order)]
+        most = max(map(len, lines))
+        if depth > most:
+            counted = "stages" if len(lines) == 1 else "stages of each direction"
+            raise FtaeError(f"freeze_depth must be at most {most}, the number of {counted}, got {depth}")
         for pattern in patterns:
             if not any(stage.matches(pattern) for stage in self.stages):
                 raise FtaeError(f"freeze: {pattern!r} matches no stage. Stages: {self._stage_names()}")
-        chosen = [s for s in self.stages if s.idle or s in in_order[:depth] or any(s.matches(p) for p in patterns)]
+        first = [stage for line in lines for stage in line[:depth]]
+        chosen = [s for s in self.stages if s.idle or s in first or any(s.matches(p) for p in patterns)]
         frozen = [s for s in self.stages if s in chosen or self.came_frozen(s)]
         if not any(p.requires_grad for s in self.stages if s not in frozen for p in s.parameters()):
             if not chosen:

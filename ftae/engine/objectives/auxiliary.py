@@ -8,16 +8,19 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from ftae.engine.models.autoencoder import Autoencoder
-from ftae.engine.models.families import build_autoencoder
+from ftae.engine.models.autoencoder import Autoencoder, pooled
+from ftae.engine.models.families import FAMILIES, build_autoencoder, check_shapes
+from ftae.engine.models.model_folder import saved_family
 from ftae.engine.models.weights import best_fit, read_state
 from ftae.engine.process import keep_random_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS
+from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.networks import FeatureNet, NetworkSpec, PerceptualNet
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -33,6 +36,7 @@ TRUNKS = {
 }
 
 VGG_LAYERS = 4  # relu1_2, relu2_2, relu3_3, relu4_3, as in Johnson et al. (2016)
+_SAVED_MODEL: TypeAdapter[AnyModel] = TypeAdapter(AnyModel)
 SIDES = {"inception_v3": 299, "resnet18": 224, "resnet50": 224}  # pixels that each was trained at
 
 
@@ -100,6 +104,34 @@ class PerceptualNetwork(Frozen):
         return found
 
 
+class EncoderFeatures(Frozen):
+    """(B, D) features of (B, C, H, W) in [0, 1]: the pooled latents of an autoencoder that ftae has trained.
+
+    Raises:
+        FtaeError: the folder holds no such autoencoder, or it does not take the images of ``run``.
+    """
+
+    def __init__(self, spec: FeatureNet, run: FinetuneSpec) -> None:
+        super().__init__()
+        try:
+            if missing := spec.missing():
+                raise FtaeError(missing)
+            family = saved_family(spec.weights)
+            if family not in FAMILIES:
+                raise FtaeError(f"{spec.weights} holds no model of a family of ftae")
+            model = _SAVED_MODEL.validate_python({"family": family, "pretrained": spec.weights})
+            if model.needs_labels or not model.has_latents:
+                raise FtaeError(f"{spec.weights} holds a {model.family}: name an autoencoder that takes images alone")
+            self.autoencoder = build_autoencoder(model, run.data, None)
+            check_shapes(self.autoencoder.eval(), run, None)
+        except FtaeError as error:
+            raise FtaeError(f"features.weights: {error}") from error
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return pooled(self.autoencoder.encode(self.autoencoder.to_range(images)).mode)
+
+
 class FeatureNetwork(Frozen):
     """(B, D) features of (B, C, H, W): the network without its classifier, on images of the side it was trained at.
 
@@ -129,7 +161,12 @@ def check_weights(spec: FinetuneSpec) -> None:
     if spec.perceptual is not None:
         PerceptualNetwork(spec.perceptual)
     if spec.features is not None:
-        FeatureNetwork(spec.features)
+        feature_network(spec.features, spec)
+
+
+def feature_network(spec: FeatureNet, run: FinetuneSpec) -> nn.Module:
+    """The network that ``spec`` names, for the images of ``run``. Raises as the networks do."""
+    return EncoderFeatures(spec, run) if spec.net == "encoder" else FeatureNetwork(spec)
 
 
 def _untrained(name: str, **options: bool) -> Any:
@@ -177,15 +214,16 @@ def _fill(net: nn.Module, state: dict[str, Tensor], spec: NetworkSpec, section: 
 class AuxiliaryNetworks:
     """The auxiliary networks of a run; None where nothing in the run needs one.
 
-    ``reference``: the untuned model. ``perceptual``, ``features``: pretrained networks of torchvision. These three are
-    frozen and in eval mode. ``adversary``: reconstructions (B, C, H, W), inputs of the model and real images -> its
-    adversarial loss, a scalar; the discriminator behind it is trained by a loss of its own.
+    ``reference``: the untuned model. ``perceptual``, ``features``: pretrained networks; the latter makes features
+    (B, D) of images (B, C, H, W) in [0, 1]. These three are frozen and in eval mode. ``adversary``: reconstructions
+    (B, C, H, W), inputs of the model and real images -> its adversarial loss, a scalar; the discriminator behind it is
+    trained by a loss of its own.
     """
 
     reference: Autoencoder | None = None
     adversary: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     perceptual: PerceptualNetwork | None = None
-    features: FeatureNetwork | None = None
+    features: nn.Module | None = None
 
 
 NetworkSource = Callable[[str, Callable[[], Any]], Any]  # name of a network, its builder -> a network, new or reused
@@ -212,7 +250,7 @@ def build_auxiliary_networks(
     if needs.perceptual in needed and (perceptual := spec.perceptual) is not None:
         builders["perceptual"] = lambda: PerceptualNetwork(perceptual)
     if needs.features in needed and (features := spec.features) is not None:
-        builders["features"] = lambda: FeatureNetwork(features)
+        builders["features"] = lambda: feature_network(features, spec)
     with keep_random_state():
         nets: dict[str, Any] = {name: take(name, _frozen(build, device)) for name, build in builders.items()}
     return AuxiliaryNetworks(**nets)

@@ -1,26 +1,21 @@
-"""Metrics that use pretrained networks: LPIPS, and distances between the features of all images.
-
-Fréchet and kernel distances here are not comparable with published ones: the weights and the resizing differ, and
-validation images are compared with their own reconstructions.
-"""
+"""Metrics that use frozen networks: LPIPS, and what the features of all images say of the model."""
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
+from ftae.engine.objectives.feature_space import MOST_IMAGES, FeatureSpace
+from ftae.engine.objectives.sample_metrics import (
+    frechet_distance,
+    kernel_distance,
+    relative_novelty,
+    relative_spread,
+    share_inside,
+)
 from ftae.specs.finetune.metrics import METRICS
-
-if TYPE_CHECKING:
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-
-ROWS_AT_ONCE = 1000
-KID_IMAGES = 10_000
-SUBSETS, SUBSET_SIZE = 100, 1000  # of KID, where there are more images than the size (Binkowski et al. 2018)
 
 
 def lpips_of(context: EvalContext) -> Callable[[EvalBatch], Tensor]:
@@ -30,94 +25,56 @@ def lpips_of(context: EvalContext) -> Callable[[EvalBatch], Tensor]:
     return lambda x: network.lpips(x.reconstruction, x.target)
 
 
-class _FeatureMetric:
-    """Takes the features (B, D) of originals and of their reconstructions."""
+@dataclass(frozen=True)
+class FeatureSets:
+    """The features (N, D) of validation images, of what the model made, and of training images."""
 
-    def __init__(self, context: EvalContext) -> None:
-        assert context.auxiliary.features is not None
-        self._network = context.auxiliary.features
+    real: Tensor
+    made: Tensor
+    space: FeatureSpace
 
-    def _features(self, x: EvalBatch) -> tuple[Tensor, Tensor]:
-        return self._network(x.target).cpu(), self._network(x.reconstruction).cpu()
-
-
-class Rfid(_FeatureMetric):
-    """Fréchet distance between normal distributions of the features (Heusel et al. 2017).
-
-    Features are collected until there are ``ROWS_AT_ONCE`` of them; then only their sums are kept.
-    """
-
-    def __init__(self, context: EvalContext) -> None:
-        super().__init__(context)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._distance: FrechetInceptionDistance | None = None
-        self._count, self._is_finite = 0, True
-
-    def update(self, x: EvalBatch) -> None:
-        self._waiting.append(self._features(x))
-        self._count += len(x.target)
-        if sum(len(real) for real, _ in self._waiting) >= ROWS_AT_ONCE:
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        real, made = (torch.cat(features).double() for features in zip(*self._waiting, strict=True))
-        self._waiting = []
-        self._is_finite = self._is_finite and bool(real.isfinite().all() and made.isfinite().all())
-        self._distance = self._distance or _frechet(real.shape[1])
-        self._distance.update(real, real=True)
-        self._distance.update(made, real=False)
-
-    def compute(self) -> float:
-        """The distance, at least 0; NaN for too few images or features that are not finite."""
-        if self._waiting:
-            self._sum_up()
-        if self._count < METRICS["rfid"].least_images or not self._is_finite:
-            return math.nan  # the eigenvalues of a matrix that is not finite end the process by a segmentation fault
-        assert self._distance is not None
-        return max(0.0, float(self._distance.compute()))
+    @property
+    def train(self) -> Tensor:
+        """Computed when first asked for."""
+        return self.space.train
 
 
-def _frechet(num_features: int) -> "FrechetInceptionDistance":
-    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds
+FEATURE_METRICS: dict[str, Callable[[FeatureSets], float]] = {
+    "rfid": lambda x: frechet_distance(x.real, x.made),
+    "fid": lambda x: frechet_distance(x.real, x.made),
+    "kid": lambda x: kernel_distance(x.real, x.made),
+    "kid_train": lambda x: kernel_distance(x.train, x.made),
+    "kid_floor": lambda x: kernel_distance(x.train, x.real),
+    "precision": lambda x: share_inside(x.made, x.real),
+    "recall": lambda x: share_inside(x.real, x.made),
+    "diversity": lambda x: relative_spread(x.made, x.real),
+    "memorised": lambda x: relative_novelty(x.made, x.real, x.train),
+}
 
-    identity = nn.Identity()  # its input holds features already
-    identity.num_features = num_features  # type: ignore[assignment]
-    return FrechetInceptionDistance(feature=identity)
 
+class FeatureMetric:
+    """A metric of the features of the first ``MOST_IMAGES`` images."""
 
-class Kid(_FeatureMetric):
-    """Kernel distance of the features (Binkowski et al. 2018): unbiased, so it may be below 0.
-
-    Over all images at once; with more than ``SUBSET_SIZE``, the mean over seeded subsets of the first ``KID_IMAGES``.
-    """
-
-    def __init__(self, context: EvalContext) -> None:
-        super().__init__(context)
-        self._real, self._made = FirstRows(KID_IMAGES), FirstRows(KID_IMAGES)
+    def __init__(self, name: str, context: EvalContext) -> None:
+        self._value, self._least = FEATURE_METRICS[name], METRICS[name].least_images
+        self._space = context.feature_space
+        self._real, self._made = FirstRows(MOST_IMAGES), FirstRows(MOST_IMAGES)
 
     def update(self, x: EvalBatch) -> None:
-        for rows, features in zip((self._real, self._made), self._features(x), strict=True):
-            rows.update(features)
+        if self._real.is_full and self._made.is_full:
+            return
+        real, made = self._space.of_batch(x)
+        self._real.update(real)
+        self._made.update(made)
+
+    def update_samples(self, images: Tensor) -> None:
+        """Take further images of a generator."""
+        if not self._made.is_full:
+            self._made.update(self._space.of_samples(images))
 
     def compute(self) -> float:
-        """The distance; NaN for too few images."""
+        """The value; NaN for too few images or features that are not finite."""
         real, made = self._real.rows(), self._made.rows()
-        if len(real) < METRICS["kid"].least_images:
-            return math.nan
-        if len(real) <= SUBSET_SIZE:
-            return float(_discrepancy(real, made))
-        generator = torch.Generator().manual_seed(0)
-
-        def subset(features: Tensor) -> Tensor:
-            return features[torch.randperm(len(features), generator=generator)[:SUBSET_SIZE]]
-
-        return float(torch.stack([_discrepancy(subset(real), subset(made)) for _ in range(SUBSETS)]).mean())
-
-
-def _discrepancy(a: Tensor, b: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between two (N, D) with the kernel (x . y / D + 1)^3, unbiased."""
-    a, b = a.double(), b.double()
-    count, size = a.shape
-    within_a, within_b, between = ((x @ y.T / size + 1.0) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    within = within_a.sum() - within_a.diagonal().sum() + within_b.sum() - within_b.diagonal().sum()
-    return within / (count * (count - 1)) - 2.0 * between.mean()
+        if len(real) < self._least or not (real.isfinite().all() and made.isfinite().all()):
+            return math.nan  # the eigenvalues of a matrix that is not finite end the process by a segmentation fault
+        return self._value(FeatureSets(real, made, self._space))

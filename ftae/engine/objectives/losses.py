@@ -26,7 +26,8 @@ class LossInputs:
     ``given``, ``target``, ``reconstruction``: fp32 (B, C, H, W) in the range of the model: its input, the image that it
     is to give, and its output; ``*_unit``: the same in [0, 1].
     ``logits``: (B, classes) of the head; ``labels``: (B,), -1 for an image without one; both None where the data has
-    no labels. ``progress``: 0..1 of the budget.
+    no labels. ``progress``: 0..1 of the budget. Of a model that translates both ways: ``cycled``, what its output
+    becomes on the way back, ``unchanged``, what ``target`` becomes on the way of ``given``; None if no term asks.
     """
 
     given: Tensor
@@ -41,6 +42,8 @@ class LossInputs:
     auxiliary: AuxiliaryNetworks
     settings: Losses
     progress: float
+    cycled: Tensor | None = None
+    unchanged: Tensor | None = None
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -123,6 +126,11 @@ def _adversarial(x: LossInputs) -> Tensor:
     return x.auxiliary.adversary(x.reconstruction, x.given, x.target)
 
 
+def _both_ways(images: Tensor | None) -> Tensor:
+    assert images is not None
+    return images
+
+
 LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "mse": lambda x: F.mse_loss(x.reconstruction, x.target),
     "l1": lambda x: F.l1_loss(x.reconstruction, x.target),
@@ -141,6 +149,8 @@ LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
     "commitment": _commitment,
     "codebook": _codebook,
     "adversarial": _adversarial,
+    "cycle": lambda x: F.l1_loss(_both_ways(x.cycled), x.given),
+    "identity": lambda x: F.l1_loss(_both_ways(x.unchanged), x.target),
 }
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows
-from ftae.engine.objectives.feature_metrics import Kid, Rfid, lpips_of
+from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext, FirstRows, RunningVariance
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS, FeatureMetric, lpips_of
 from ftae.engine.objectives.image_measures import EdgeDistance, ImagePairs, Sharpness, ms_ssim, ssim
 from ftae.engine.objectives.latent_metrics import (
     ActiveUnits,
@@ -20,6 +21,8 @@ from ftae.engine.objectives.latent_metrics import (
     Perplexity,
     posterior_of,
 )
+from ftae.engine.objectives.overfitting import DiscriminatorOverfit
+from ftae.engine.objectives.translation_metrics import change, cycle_l1_of, identity_l1_of
 from ftae.errors import Reason
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -40,6 +43,13 @@ class AnomalyMetric(Metric, Protocol):
     """A metric that also takes the anomalies, which all other metrics leave out."""
 
     def update_anomalies(self, x: EvalBatch) -> None: ...
+
+
+@runtime_checkable
+class SampleMetric(Metric, Protocol):
+    """A metric that also takes images (B, C, H, W) in [0, 1] that a generator made beside those for a batch."""
+
+    def update_samples(self, images: Tensor) -> None: ...
 
 
 class MeanOverImages:
@@ -119,13 +129,16 @@ METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "auroc": lambda context: Auroc(),
     "sharpness": lambda context: Sharpness(),
     "edge_distance": lambda context: EdgeDistance(),
+    "d_overfit": DiscriminatorOverfit,
     "codebook_usage": lambda context: CodebookUsage(),
     "perplexity": lambda context: Perplexity(),
     "linear_probe": LinearProbe,
     "mig": lambda context: Mig(),
     "dci": lambda context: Dci(),
-    "rfid": Rfid,
-    "kid": Kid,
+    **{name: partial(FeatureMetric, name) for name in FEATURE_METRICS},
+    "cycle_l1": lambda context: MeanOverImages(cycle_l1_of(context)),
+    "identity_l1": lambda context: MeanOverImages(identity_l1_of(context)),
+    "change": _per_image(change),
 }
 
 
@@ -155,6 +168,20 @@ class Evaluation:
             if isinstance(metric, AnomalyMetric):
                 metric.update_anomalies(x)
 
+    @property
+    def takes_samples(self) -> bool:
+        """Whether ``update_samples`` changes any metric."""
+        return any(isinstance(metric, SampleMetric) for metric in self._metrics.values())
+
+    def update_samples(self, images: Tensor) -> None:
+        """Take further images (B, C, H, W) in [0, 1] of a generator."""
+        self._is_finite = self._is_finite and bool(images.isfinite().all())
+        if not self._is_finite:
+            return
+        for metric in self._metrics.values():
+            if isinstance(metric, SampleMetric):
+                metric.update_samples(images)
+
     def compute(self) -> dict[str, float]:
         if not self._is_finite:
             return dict.fromkeys(self._metrics, math.nan)
@@ -174,13 +201,16 @@ class CollapseDetector:
     """The indicators of a run, each by the reason for which the run fails once it falls to 0.
 
     Active units where the model has a posterior, active positions where it has codes, explained variance where it
-    trains against a discriminator and has an image to compare each output with.
+    trains against a discriminator and has an image to compare each output with. Of a generator it is the variance of
+    pixels, which ``mode_collapse`` judges together with its metrics.
     """
 
     def __init__(self, spec: FinetuneSpec) -> None:
         self._indicators: dict[str, Metric] = {}
         if spec.losses.adversarial > 0.0 and not spec.model.takes_noise:
             self._indicators[Reason.BLOW_UP] = ExplainedVariance()
+        if spec.model.takes_noise:
+            self._indicators[Reason.MODE_COLLAPSE] = PixelVariance()
 
     def update(self, x: EvalBatch) -> None:
         if x.encoding.posterior is not None:
@@ -216,19 +246,36 @@ class ActivePositions:
         return float(min(share.gt(ACTIVE_SHARE).sum() for share in others))
 
 
+class PixelVariance:
+    """The variance of outputs over that of targets, each over all images, the mean over pixels; 1 is as diverse."""
+
+    def __init__(self) -> None:
+        self._made, self._real = RunningVariance(), RunningVariance()
+
+    def update(self, x: ImagePairs) -> None:
+        self._made.update(x.reconstruction)
+        self._real.update(x.target)
+
+    def compute(self) -> float:
+        made, real = (float(images.variance().mean()) for images in (self._made, self._real))
+        return made / real if real > 0.0 else 1.0
+
+
 class ExplainedVariance:
     """Share of the variance of pixels within images that the reconstructions explain.
 
-    0 where reconstructions are no better than one colour an image, its mean.
+    0 where reconstructions are no better than one colour an image, its mean. Of a model that translates both ways, its
+    inputs and what has become of them on the way there and back.
     """
 
     def __init__(self) -> None:
         self._error = self._variance = 0.0
 
-    def update(self, x: ImagePairs) -> None:
-        flat = x.target.mean((2, 3), keepdim=True)
-        self._error += float((x.reconstruction - x.target).double().square().sum())
-        self._variance += float((flat - x.target).double().square().sum())
+    def update(self, x: EvalBatch) -> None:
+        target, made = (x.target, x.reconstruction) if x.cycled is None else (x.given, x.cycled)
+        flat = target.mean((2, 3), keepdim=True)
+        self._error += float((made - target).double().square().sum())
+        self._variance += float((flat - target).double().square().sum())
 
     def compute(self) -> float:
         return max(0.0, 1.0 - self._error / self._variance) if self._variance > 0.0 else 0.0

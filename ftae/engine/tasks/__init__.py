@@ -8,6 +8,7 @@ from ftae.engine.frozen_cache.feature_cache import FrozenFeatureCache
 from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.tasks.adversarial import Adversarial
+from ftae.engine.tasks.cycle import Cycle
 from ftae.engine.tasks.reconstruct import Reconstruct
 from ftae.engine.tasks.synthesise import Synthesise
 from ftae.engine.tasks.task import Task
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Reconstruct]] = {
     "reconstruct": Reconstruct,
     "adversarial": Adversarial,
     "synthesise": Synthesise,
+    "cycle": Cycle,
 }
 
 
@@ -25,6 +27,8 @@ def task_kind(spec: FinetuneSpec) -> str:
     """The key in ``TASKS`` of the task of a run."""
     if spec.model.takes_noise:
         return "synthesise"
+    if spec.model.both_ways:
+        return "cycle"
     return "adversarial" if spec.losses.adversarial > 0.0 else "reconstruct"
 
 

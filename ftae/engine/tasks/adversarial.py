@@ -14,6 +14,7 @@ from ftae.engine.models.autoencoder import Autoencoder, NoiseFn
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.losses import weighted_sum, weights_at
 from ftae.engine.tasks.adversarial_losses import ADVERSARIAL_LOSSES, gradient_penalty
+from ftae.engine.tasks.augmentation import Augmentation
 from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.engine.tasks.reconstruct import Reconstruct, total_loss
 from ftae.engine.tasks.task import Loss, NetworkInTraining, build_optimizer, lr_factor
@@ -67,6 +68,8 @@ class Adversarial(Reconstruct):
             saved=net.net,
         )
         self.networks = (self.model, self.discriminator)
+        self._images_per_step = spec.batch_size * spec.grad_accumulation
+        self._augmentation = Augmentation(self._settings.augment, spec.max_steps * self._images_per_step)
         self._logit_averages = torch.zeros(2, device=device)  # of real and of reconstructed images, for LeCam
         self._reconstructions: list[Tensor] = []  # of the batches of this step, until the discriminator has seen them
         self._balanced_at = _last_decoder_weight(autoencoder) if self._settings.adaptive else None
@@ -98,17 +101,23 @@ class Adversarial(Reconstruct):
         means = {name: sum(part[name] / len(parts) for part in parts) for name in parts[0]}
         logits = torch.tensor([means["logits_real"], means["logits_fake"]], device=self._logit_averages.device)
         self._logit_averages.lerp_(logits, 1.0 - LECAM_DECAY)
-        return means | {"discriminator_grad_norm": grad_norm}
+        measured = means | {"discriminator_grad_norm": grad_norm}
+        if self._settings.augment.name != "ada":
+            return measured
+        self._augmentation.update(means["sign_real"], self._images_per_step)
+        return measured | {"augment_p": self._augmentation.p}
 
     @staticmethod
     def why_one_worker(workers: int) -> str | None:
         return not_shared(workers)
 
     def state(self) -> dict[str, Any]:
-        return {"logit_averages": self._logit_averages.cpu()}
+        return {"logit_averages": self._logit_averages.cpu(), "augmentation": self._augmentation.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._logit_averages.copy_(state["logit_averages"])
+        if "augmentation" in state:  # older checkpoints have none
+            self._augmentation.load_state(state["augmentation"])
 
     # ---------------------------------------------------------------------------------- the model's turn
 
@@ -159,7 +168,10 @@ class Adversarial(Reconstruct):
         loss = self._loss.discriminator(of_real, of_fake)
         for penalty in self._penalties(real, fake, given, of_real, of_fake, step):
             loss = loss + penalty
-        return Loss(loss, {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()})
+        terms = {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()}
+        return Loss(
+            loss, terms | ({"sign_real": of_real.sign().mean()} if self._settings.augment.name == "ada" else {})
+        )
 
     def _penalties(
         self, real: Tensor, fake: Tensor, given: Tensor, of_real: Tensor, of_fake: Tensor, step: int
@@ -182,8 +194,24 @@ class Adversarial(Reconstruct):
         return self._net.judge(seen, bf16=self.spec.precision == "bf16")
 
     def _seen(self, images: Tensor, given: Tensor) -> Tensor:
-        """What the discriminator sees: images, after the channels of the model's inputs where it is conditional."""
-        return torch.cat([given, images], dim=1) if self.spec.is_conditional else images
+        """What the discriminator sees: images, augmented, or behind the inputs of the model where it is conditional."""
+        if self.spec.is_conditional:
+            return torch.cat([given, images], dim=1)
+        if self._settings.augment.name == "none":
+            return images
+        model = self._autoencoder
+        return model.to_range((self._augmentation.seen(2.0 * model.to_unit(images) - 1.0) + 1.0) / 2.0)
+
+    @torch.no_grad()
+    def judge(self, images: Tensor) -> Tensor | None:
+        """The mean logit of each of some images (B, C, H, W) in [0, 1], as they are: (B,).
+
+        None where the discriminator has learned nothing yet, or judges images beside inputs.
+        """
+        if self.spec.is_conditional or self.discriminator.lr == 0.0:
+            return None
+        self.discriminator.rest()
+        return self._judge(self._autoencoder.to_range(images)).flatten(1).mean(1)
 
     def _discriminator_lr(self, step: int) -> float:
         """The schedule of the run, over the part of the budget in which the discriminator is trained."""

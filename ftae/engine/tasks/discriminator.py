@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -103,9 +104,17 @@ def build_discriminator(spec: DiscriminatorSpec, *, channels: int, resolution: i
     Raises:
         FtaeError: the pretrained weights cannot be found or do not fit, or ``freeze_depth`` leaves nothing to train.
     """
+    return _prepared(_new(spec, channels, resolution, seed), spec)
+
+
+def _new(spec: DiscriminatorSpec, channels: int, resolution: int, seed: int) -> Discriminator:
     with keep_random_state():
         torch.manual_seed(seed)
-        discriminator = ARCHITECTURES[spec.architecture](spec, channels, resolution)
+        return ARCHITECTURES[spec.architecture](spec, channels, resolution)
+
+
+def _prepared(discriminator: Discriminator, spec: DiscriminatorSpec) -> Discriminator:
+    """With its pretrained weights, and frozen stages."""
     if spec.pretrained is not None:
         load_state(discriminator.net, _weights_file(spec.pretrained), "discriminator.pretrained")
     try:
@@ -115,10 +124,42 @@ def build_discriminator(spec: DiscriminatorSpec, *, channels: int, resolution: i
     return discriminator
 
 
+class TwoDiscriminators(Discriminator):
+    """One discriminator for each domain. Images alternate between them: of B, of A, of B, ...
+
+    Their logits alternate alike, so that a mean over all is the mean of both domains.
+    """
+
+    def __init__(self, a: Discriminator, b: Discriminator) -> None:
+        stages = [
+            replace(stage, name=f"{name}.{stage.name}", line=name)
+            for name, one in (("a", a), ("b", b))
+            for stage in one.stages
+        ]
+        super().__init__(nn.ModuleDict({"a": a.net, "b": b.net}), stages, mixes_images=a.mixes_images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        b, a = apart(images)
+        return alternating(self.net["b"](b), self.net["a"](a))  # type: ignore[index]
+
+
+def alternating(first: Tensor, second: Tensor) -> Tensor:
+    """(2 B, ...) of two (B, ...): a row of the one, a row of the other."""
+    return torch.stack([first, second], dim=1).flatten(0, 1)
+
+
+def apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``alternating`` joined."""
+    return rows[0::2], rows[1::2]
+
+
 def discriminator_of(spec: FinetuneSpec) -> Discriminator:
-    """The discriminator of a run. Raises as ``build_discriminator``."""
-    channels, side = spec.discriminator_channels, spec.data.resolution
-    return build_discriminator(spec.discriminator, channels=channels, resolution=side, seed=spec.seed)
+    """The discriminator of a run, or those of both domains in one. Raises as ``build_discriminator``."""
+    settings, channels, side = spec.discriminator, spec.discriminator_channels, spec.data.resolution
+    if not spec.model.both_ways:
+        return build_discriminator(settings, channels=channels, resolution=side, seed=spec.seed)
+    a, b = (_new(settings, channels, side, seed) for seed in (spec.seed, spec.seed + 1))
+    return _prepared(TwoDiscriminators(a, b), settings)
 
 
 def _weights_file(pretrained: str) -> Path:

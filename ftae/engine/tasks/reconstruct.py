@@ -61,6 +61,9 @@ class Reconstruct:
     def stepped(self, network: NetworkInTraining, parts: list[dict[str, float]], grad_norm: float) -> dict[str, float]:
         return {"grad_norm": grad_norm, "lr": network.lr}
 
+    def judge(self, images: Tensor) -> Tensor | None:
+        return None
+
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         self.forward = wrapper(self.forward)
 

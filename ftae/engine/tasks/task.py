@@ -276,6 +276,9 @@ class Task(Protocol):
         ``grad_norm``: the norm of the gradient before clipping.
         """
 
+    def judge(self, images: Tensor) -> Tensor | None:
+        """How real some images (B, C, H, W) in [0, 1] look to a discriminator: logits (B,); None without one."""
+
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         """Replace the forward pass by ``wrapper`` of it, which averages gradients over several processes."""
 

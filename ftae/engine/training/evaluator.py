@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ftae.engine.data.batches import Batch, val_batches
+from ftae.engine.data.batches import Batch, evaluation_noise, val_batches
 from ftae.engine.data.checks import missing_images, missing_labels, missing_to_train
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.source_base import ImageSet
@@ -21,10 +21,13 @@ from ftae.engine.objectives.latent_metrics import probe_rows, varying
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
 from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE, GRID_SAMPLE_COLUMNS, GRID_SAMPLES
 from ftae.errors import FtaeError
+from ftae.specs.finetune import needs
+from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
 
 LEAST_FACTORS = {"mig": 1, "dci": 2}  # factors of variation that must vary
+NUM_SAMPLES = 1000  # of a generator, unless the spec says otherwise
 EDGE_METRICS = ("sharpness", "edge_distance")
 Metrics = dict[str, float]
 Findings = tuple[Metrics, dict[str, float]]  # the metrics of an evaluation, and its collapse signs
@@ -63,6 +66,8 @@ def missing_for(metric: str, val: ImageSet, data: str = "data") -> str | None:
 
 def missing_in_training(metric: str, train: ImageSet, data: str = "data") -> str | None:
     """What a metric needs and the training images do not have; None if nothing is missing."""
+    if needs.features in METRICS[metric].needs and not len(train):
+        return f"the training images of {data}, which give features their scale"
     labels = train.labels
     num_classes = 0 if labels is None else len(np.unique(labels[probe_rows(labels)]))
     return missing_to_train(metric, num_classes, data)
@@ -78,9 +83,10 @@ class EvalSet:
 
     def first(self, number: int) -> "EvalSet":
         """The same with the first ``number`` normal images and the first ``number`` anomalies."""
-        anomalies = self.context.anomalies
-        anomalies = None if anomalies is None else anomalies.subset(slice(number))
-        return EvalSet(self.name, replace(self.context, anomalies=anomalies), self.images.subset(slice(number)))
+        context, anomalies = self.context, self.context.anomalies
+        if anomalies is not None:
+            context = replace(context, anomalies=anomalies.subset(slice(number)))
+        return EvalSet(self.name, context, self.images.subset(slice(number)))
 
     def __len__(self) -> int:
         anomalies = self.context.anomalies
@@ -91,8 +97,9 @@ class Grid:
     """A picture of fixed validation images, each as input | reconstruction | absolute difference.
 
     Where the input is degraded, the third is the clean image; pairs show it between reconstruction and difference. A
-    generator shows what it makes of fixed noise alone. The outputs are those of the evaluation, so the picture costs no
-    forward pass.
+    generator shows what it makes of fixed noise alone. A model that translates both ways shows input | output | what
+    the way back makes of it, and the true output where it is known. The outputs are those of the evaluation, so the
+    picture costs no forward pass.
     """
 
     def __init__(self, spec: FinetuneSpec, num_images: int) -> None:
@@ -117,7 +124,10 @@ class Grid:
             return batch.reconstruction[rows]
         given, reconstructed, target = (images[rows] for images in (batch.given, batch.reconstruction, batch.target))
         data, difference = self._spec.data, (target - reconstructed).abs()
-        others = [target, difference] if data.paired else [difference if data.degrade is None else target]
+        if batch.cycled is not None:
+            others = [batch.cycled[rows], *([target] if data.truly_paired else [])]
+        else:
+            others = [target, difference] if data.paired else [difference if data.degrade is None else target]
         return torch.cat([given, reconstructed, *others], dim=3)
 
     def save(self, path: Path) -> None:
@@ -173,6 +183,8 @@ class EvaluationPass:
                 self._evaluation.update_anomalies(outputs)
 
     def results(self) -> Findings:
+        for samples in self._further_samples():
+            self._evaluation.update_samples(samples)
         return self._evaluation.compute(), self._collapse_signs.compute()
 
     def _outputs(self, images: ImageSet) -> Iterator[EvalBatch]:
@@ -181,6 +193,19 @@ class EvaluationPass:
         batches = val_batches(images, spec.data, batch_size=spec.batch_size, device=context.device, noise_dim=noise_dim)
         for batch in batches:
             yield run_batch(context.autoencoder, batch, frozen_cache=context.frozen_cache)
+
+    @torch.no_grad()
+    def _further_samples(self) -> Iterator[Tensor]:
+        """What a generator makes of further noise, (B, C, H, W) in [0, 1]."""
+        context = self._context
+        autoencoder, spec = context.autoencoder, context.spec
+        if autoencoder.noise_dim is None or not self._evaluation.takes_samples:
+            return
+        numbers = range(len(self._images), spec.num_samples or NUM_SAMPLES)
+        for start in numbers[:: spec.batch_size]:
+            noise = evaluation_noise(numbers[start - numbers.start :][: spec.batch_size], autoencoder.noise_dim)
+            _, made = autoencoder.run(noise.to(context.device))
+            yield autoencoder.to_unit(made).float().clamp(0.0, 1.0)
 
 
 def run_batch(
@@ -193,4 +218,8 @@ def run_batch(
     encoding, decoded = (frozen_cache or FrozenFeatureCache(autoencoder)).run(autoencoder.as_input(batch.inputs), batch)
     reconstruction = autoencoder.to_unit(decoded).float().clamp(0.0, 1.0)
     logits = autoencoder.head(encoding.latents) if autoencoder.head is not None and with_head else None
-    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, batch.labels, batch.factors)
+    cycled = None
+    if autoencoder.reverse is not None:
+        cycled = autoencoder.to_unit(autoencoder.reverse(decoded)).float().clamp(0.0, 1.0)
+    truth = (batch.labels, batch.factors, batch.ids)
+    return EvalBatch(batch.images, batch.inputs, reconstruction, encoding, logits, *truth, cycled)

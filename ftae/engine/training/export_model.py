@@ -16,6 +16,7 @@ from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
+from ftae.engine.models.model_folder import weights_origin, write_origin
 from ftae.engine.models.weights import load_state
 from ftae.engine.process import device_of
 from ftae.engine.tasks.discriminator import FILE as DISCRIMINATOR
@@ -58,6 +59,8 @@ def export_model(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> Exported
             shutil.copyfile(checkpoint / DISCRIMINATOR, folder / DISCRIMINATOR)
         if tuned.head is not None:
             save_file(tuned.head.state_dict(), folder / HEAD)
+        if (origin := weights_origin(spec.model.pretrained)) is not None:
+            write_origin(origin, folder)  # the licence of the weights holds for what is tuned from them
     except SafetensorError as error:
         raise FtaeError(f"the model cannot be written to {folder}: {error}") from error
     if data.class_names is not None:

@@ -19,7 +19,9 @@ from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune.run import FinetuneSpec
 
 ENCODER, DECODER, TRANSLATOR, GENERATOR = "encoder.onnx", "decoder.onnx", "translator.onnx", "generator.onnx"
+REVERSE = "translator_reverse.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
+LATENTS = "latents"  # the output of the encoder
 OPSET = 20
 COMPARED_IMAGES = 64
 LARGEST_DIFFERENCE = 0.01  # of pixels in [0, 1]; rounding gives 1e-5
@@ -73,6 +75,19 @@ class _Generator(nn.Module):
         return model.to_unit(model.run(noise)[1]).clamp(0.0, 1.0)
 
 
+class _Reverse(nn.Module):
+    """As ``_Translator``, in the other direction."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.net, self.model = model.net, [model]
+
+    def forward(self, images: Tensor) -> Tensor:
+        [model] = self.model
+        assert model.reverse is not None
+        return model.to_unit(model.reverse(model.to_range(images))).clamp(0.0, 1.0)
+
+
 def check_onnx_installed() -> None:
     """Raises FtaeError where a package is missing."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
@@ -83,12 +98,13 @@ def check_onnx_installed() -> None:
 def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[str, float]:
     """Write the model that ``export_model`` wrote to ``model_folder`` as ``encoder.onnx`` and ``decoder.onnx``.
 
-    A translator is one graph, ``translator.onnx``, and so is a generator, ``generator.onnx``. The batch has any length;
-    a model conditioned on labels takes ``labels``, int64 (B,), as a second input.
+    A translator is one graph, ``translator.onnx``, and so is a generator, ``generator.onnx``; the way back, where there
+    is one, is another, ``translator_reverse.onnx``. The batch has any length; a model conditioned on labels takes
+    ``labels``, int64 (B,), as a second input.
 
     Returns:
         The largest absolute difference from PyTorch on validation images: of ``latents`` and of ``images`` in [0, 1],
-        or of ``translations`` alone.
+        or of ``translations`` and, on the way back, of ``originals``.
 
     Raises:
         FtaeError: the family has an operation without ONNX equivalent, or ONNX computes something else.
@@ -113,7 +129,7 @@ def export_onnx(spec: FinetuneSpec, model_folder: Path, folder: Path) -> dict[st
             _write(graph.net, inputs, graph.output, folder / graph.file)
             found[graph.output] = float((_run(folder / graph.file, inputs) - expected).abs().max())
             given = expected
-    *_, of_images = found.values()
+    of_images = max(value for name, value in found.items() if name != LATENTS)
     if not of_images <= LARGEST_DIFFERENCE:  # false for NaN, too
         raise FtaeError(
             f"{spec.model.family} cannot be written as ONNX: its images differ from PyTorch's by "
@@ -136,10 +152,11 @@ def _graphs(model: Autoencoder, *, has_latents: bool) -> list[_Graph]:
     if model.noise_dim is not None:
         return [_Graph(_Generator(model), GENERATOR, "noise", "images")]
     if not has_latents:
-        return [_Graph(_Translator(model), TRANSLATOR, "images", "translations")]
+        there = _Graph(_Translator(model), TRANSLATOR, "images", "translations")
+        return [there] if model.reverse is None else [there, _Graph(_Reverse(model), REVERSE, "images", "originals")]
     return [
-        _Graph(_Encoder(model), ENCODER, "images", "latents"),
-        _Graph(_Decoder(model), DECODER, "latents", "images"),
+        _Graph(_Encoder(model), ENCODER, "images", LATENTS),
+        _Graph(_Decoder(model), DECODER, LATENTS, "images"),
     ]
 
 

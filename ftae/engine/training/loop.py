@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
+from ftae.engine.objectives.mode_collapse import with_mode_collapse
 from ftae.engine.process import rng_state, set_rng_state
 from ftae.engine.run_folder import CHECKPOINTS
 from ftae.engine.training.checkpoint import CheckpointWriter, EvalReport, load_checkpoint, remove_older_checkpoints
@@ -99,7 +100,7 @@ class FinetuneRun(Trainer):
         """Evaluate the (averaged) weights, write picture and checkpoint, start a new window of measurements.
 
         Raises:
-            TrainingFailed: a metric is not finite, or the model has collapsed (``metrics.CollapseDetector``).
+            TrainingFailed: a metric is not finite, or the model has collapsed (see ``CollapseDetector``).
         """
         train_seconds = time.monotonic() - self.window_start
         name = f"step-{self.step:08d}"
@@ -107,7 +108,7 @@ class FinetuneRun(Trainer):
         checkpoint = Path(CHECKPOINTS) / name if self.step > 0 else None
         # The checkpoint is written during the evaluation, which does not change what is in it.
         with nullcontext() if checkpoint is None else self._writer(self.workdir / checkpoint) as writer:
-            metrics, collapse_signs = self._findings(self.workdir / picture)
+            metrics, signs = self._findings(self.workdir / picture)
             report = EvalReport(
                 step=self.step,
                 metrics=metrics | (self.measured() if self.window_steps else {}),
@@ -116,9 +117,9 @@ class FinetuneRun(Trainer):
                 images=str(picture),
             )
             _check_finite(report)
-            self._check_collapse(collapse_signs)
+            self._check_collapse(with_mode_collapse(signs, metrics, self._collapse_signs))
             if writer is not None:
-                writer.finish(report, collapse_signs)
+                writer.finish(report, self._collapse_signs)
         if checkpoint is not None:
             remove_older_checkpoints(self.workdir / checkpoint)
         self.start_window()

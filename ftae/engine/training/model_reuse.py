@@ -17,7 +17,7 @@ from torch import Tensor
 from ftae.engine.data.cache import cache_folder, digest, make_once
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_seeded_model, new_model, prepare_model
-from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest
+from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest, weights_files
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, build_auxiliary_networks
 from ftae.engine.process import rng_state, set_rng_state
 from ftae.engine.tasks import task_kind
@@ -93,8 +93,8 @@ class ModelReuse(NoReuse):
         before, self._networks = self._networks, {}
         keys = {
             "reference": _model_key(spec, num_classes, device),
-            "perceptual": _network_key(spec.perceptual, device),
-            "features": _network_key(spec.features, device),
+            "perceptual": _network_key(spec.perceptual, spec, device),
+            "features": _network_key(spec.features, spec, device),
         }
 
         def take(name: str, build: Callable[[], Any]) -> Any:
@@ -200,10 +200,13 @@ def _model_key(spec: FinetuneSpec, num_classes: int | None, device: torch.device
     return digest([_model_settings(spec, num_classes), _state_of_files(files), str(device)])
 
 
-def _network_key(network: NetworkSpec | None, device: torch.device) -> str | None:
+def _network_key(network: NetworkSpec | None, spec: FinetuneSpec, device: torch.device) -> str | None:
     if network is None:
         return None
-    return digest([network.model_dump(mode="json"), _state_of_files([Path(network.weights).expanduser()]), str(device)])
+    shape = [spec.data.resolution, spec.data.channels]  # an encoder is built for the images
+    return digest(
+        [network.model_dump(mode="json"), shape, _state_of_files(weights_files(network.weights)), str(device)]
+    )
 
 
 def _baseline_key(spec: FinetuneSpec, fingerprint: str, device: torch.device) -> str | None:
@@ -212,7 +215,7 @@ def _baseline_key(spec: FinetuneSpec, fingerprint: str, device: torch.device) ->
     if model is None:
         return None
     settings = {name: value for name, value in spec.model_dump(mode="json").items() if name not in TRAINING_ONLY}
-    networks = [_network_key(network, device) for network in (spec.perceptual, spec.features)]
+    networks = [_network_key(network, spec, device) for network in (spec.perceptual, spec.features)]
     has_head = spec.losses.ce > 0.0
     return digest([model, settings, networks, has_head, task_kind(spec), fingerprint, torch.get_num_threads()])
 

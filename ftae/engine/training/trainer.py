@@ -72,7 +72,7 @@ class Trainer:
 
     def _eval_context(self, spec: FinetuneSpec, data: Dataset) -> EvalContext:
         shared = (self.autoencoder, spec, self.auxiliary)
-        return EvalContext(*shared, data.train, self.device, data.anomalies, self._eval_cache)
+        return EvalContext(*shared, data.train, self.device, data.anomalies, self._eval_cache, self.task.judge)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -36,14 +36,16 @@ ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
 class DataSpec(Spec):
     """The fields that all sources share. Images are square, grey or RGB, with 8 bits a channel.
 
-    Each source declares three facts, which no file sets: ``has_labels`` (None where only the images can tell),
-    ``has_factors``, whether the factors of variation of its images are known, and ``paired``, whether an image has a
-    partner: the model gets the one and learns to give the other.
+    Each source declares four facts, which no file sets: ``has_labels`` (None where only the images can tell),
+    ``has_factors``, whether the factors of variation of its images are known, ``paired``, whether an image has a
+    partner: the model gets the one and learns to give the other, and ``unpaired``, whether its images are of two
+    domains, between which the model learns to translate without partners.
     """
 
     has_labels: ClassVar[bool | None] = None
     has_factors: ClassVar[bool] = False
     paired: ClassVar[bool] = False
+    unpaired: ClassVar[bool] = False
     if TYPE_CHECKING:
         source: str  # each source has its own name here
 
@@ -94,6 +96,8 @@ class DataSpec(Spec):
         found: list[Problem] = []
         if degrade is None or resolution is None:
             return degrade
+        if cls.unpaired:
+            raise ValueError("has no effect on images of two domains, which the model gets as they are")
         if degrade.blur_radius() >= resolution:
             found.append((("blur",), f"3 sigma must be less than resolution ({resolution}), got {degrade.blur:g}"))
         if degrade.blocks is not None and degrade.blocks.size >= resolution:
@@ -114,6 +118,8 @@ class DataSpec(Spec):
     @classmethod
     def _can_be_mixed(cls, replay: "Replayed | None", info: ValidationInfo) -> "Replayed | None":
         own = {name: info.data[name] for name in ("resolution", "color") if name in info.data}
+        if replay is not None and (cls.unpaired or replay.unpaired):
+            raise ValueError("has no effect: images of two domains are neither replayed nor mixed with others")
         if replay is not None and replay.paired != cls.paired:
             raise ValueError(f"must be of pairs where data is, and only there, got {replay.source}")
         differing = [name for name, value in own.items() if replay is not None and getattr(replay, name) != value]
@@ -140,8 +146,13 @@ class DataSpec(Spec):
 
     @property
     def stored_channels(self) -> int:
-        """Channels of the decoded arrays; a pair is one array, first the channels of the input of the model."""
-        return 2 * self.channels if self.paired else self.channels
+        """Channels of the decoded arrays; two images are one array, first the channels of the input of the model."""
+        return 2 * self.channels if self.paired or self.unpaired else self.channels
+
+    @property
+    def truly_paired(self) -> bool:
+        """Whether a validation image is the one that the model should make of its input."""
+        return not self.unpaired
 
     @property
     def grey_levels(self) -> tuple[int, int] | None:
@@ -196,27 +207,19 @@ class Archive(ImageFolder):
     """The archive with the training images: a file, or the folder of an LMDB or of TFRecords."""
 
 
-class Pairs(ImageFolder):
-    """Pairs of images: the model gets A and learns to give B. Sub-folders, if any, are the labels.
+class TwoSided(ImageFolder):
+    """The fields of the sources of A and B, whose files may lie in two folders."""
 
-    Without ``inputs``, every file holds a pair side by side: A is its left half, B its right half. With ``inputs``, A
-    and B are files of the same name and size in two folders; only the suffix may differ.
-    """
-
-    paired = True
-    source: Literal["pairs"] = "pairs"  # type: ignore[assignment]
     inputs: str | None = None
-    """The folder with A, where ``train`` has B; null where each file of ``train`` holds both."""
+    """The folder with A, where ``train`` has B; null where ``train`` has both."""
     val_inputs: Annotated[str | None, Field(validate_default=True)] = None
     """The folder with A, where ``val`` is a folder with B."""
-    direction: Literal["a_to_b", "b_to_a"] = "a_to_b"
-    """``b_to_a`` swaps A and B of files that hold both."""
 
     @field_validator("inputs")
     @classmethod
     def _is_another_folder(cls, inputs: str | None, info: ValidationInfo) -> str | None:
         if inputs is not None and inputs == info.data.get("train"):
-            raise ValueError(f"must be another folder than train; leave it out where files hold both, got {inputs}")
+            raise ValueError(f"must be another folder than train; leave it out where train has both, got {inputs}")
         return inputs
 
     @field_validator("val_inputs")
@@ -231,6 +234,31 @@ class Pairs(ImageFolder):
             raise ValueError("has no effect, it needs inputs and a val folder")
         return val_inputs
 
+    def input_folders(self) -> dict[str, str]:
+        """The folders with A, by the leaves that name them, in the order of those with B; empty if files hold both."""
+        folders = {"data.inputs": self.inputs, "data.val_inputs": self.val_inputs}
+        return {leaf: folder for leaf, folder in folders.items() if folder is not None}
+
+    def image_folders(self) -> dict[str, str]:
+        return {**super().image_folders(), **self.input_folders()}
+
+    def with_absolute_paths(self) -> Self:
+        folders = {leaf.removeprefix("data."): absolute(folder) for leaf, folder in self.input_folders().items()}
+        return super().with_absolute_paths().model_copy(update=folders)
+
+
+class Pairs(TwoSided):
+    """Pairs of images: the model gets A and learns to give B. Sub-folders, if any, are the labels.
+
+    Without ``inputs``, every file holds a pair side by side: A is its left half, B its right half. With ``inputs``, A
+    and B are files of the same name and size in two folders; only the suffix may differ.
+    """
+
+    paired = True
+    source: Literal["pairs"] = "pairs"  # type: ignore[assignment]
+    direction: Literal["a_to_b", "b_to_a"] = "a_to_b"
+    """``b_to_a`` swaps A and B of files that hold both."""
+
     @field_validator("direction")
     @classmethod
     def _files_hold_both(cls, direction: str, info: ValidationInfo) -> str:
@@ -238,17 +266,48 @@ class Pairs(ImageFolder):
             raise ValueError("b_to_a has no effect on two folders: swap inputs and train")
         return direction
 
-    def input_folders(self) -> dict[str, str]:
-        """The folders with A, by the leaves that name them, in the order of those with B; empty if files hold both."""
-        folders = {"data.inputs": self.inputs, "data.val_inputs": self.val_inputs}
-        return {leaf: folder for leaf, folder in folders.items() if folder is not None}
+
+class Unpaired(TwoSided):
+    """Images of two domains, A and B, that have no partners. Their numbers may differ; sub-folders mean nothing.
+
+    Without ``inputs``, ``train`` is a folder with the sub-folders trainA and trainB, and ``val``, unless it is a share
+    of each, one with testA and testB. With ``inputs``, ``train`` and ``val`` are folders of B.
+    """
+
+    unpaired = True
+    has_labels = False
+    source: Literal["unpaired"] = "unpaired"  # type: ignore[assignment]
+    val_paired: bool = False
+    """Validation images of A and B with the same name are the same picture, in the one domain and in the other: metrics
+    may compare a translation with it."""
+
+    @field_validator("val_paired")
+    @classmethod
+    def _has_names_to_compare(cls, val_paired: bool, info: ValidationInfo) -> bool:
+        if val_paired and isinstance(info.data.get("val"), float):
+            raise ValueError("needs val folders, in which pictures of the same name are a pair; val is a share")
+        return val_paired
+
+    @property
+    def truly_paired(self) -> bool:
+        return self.val_paired
+
+    def side_folders(self) -> dict[str, str]:
+        """The folders with the images, by what they hold: ``trainA`` and ``trainB``, ``testA`` and ``testB``."""
+        held_out = isinstance(self.val, str)
+        if self.inputs is not None:
+            named = {"trainA": self.inputs, "trainB": self.train, "testA": self.val_inputs, "testB": self.val}
+            return {name: str(folder) for name, folder in named.items() if held_out or name.startswith("train")}
+        return {
+            name: f"{root.rstrip('/')}/{name}"
+            for root, names in ((self.train, ("trainA", "trainB")), (self.val, ("testA", "testB")))
+            if isinstance(root, str)
+            for name in names
+        }
 
     def image_folders(self) -> dict[str, str]:
-        return {**self.input_folders(), **super().image_folders()}
-
-    def with_absolute_paths(self) -> Self:
-        folders = {leaf.removeprefix("data."): absolute(folder) for leaf, folder in self.input_folders().items()}
-        return super().with_absolute_paths().model_copy(update=folders)
+        leaves = {"trainA": "data.inputs", "trainB": "data.train", "testA": "data.val_inputs", "testB": "data.val"}
+        return {leaves[name]: folder for name, folder in self.side_folders().items()}
 
 
 class BuiltinData(DataSpec):
@@ -282,6 +341,23 @@ class DigitEdges(Digits):
 
     paired = True
     source: Literal["digit_edges"] = "digit_edges"  # type: ignore[assignment]
+
+
+class DigitDomains(Digits):
+    """Two domains without partners: A are the digits of ``digits``, B digits that ``shift`` changes.
+
+    Training draws from either by itself; in validation, B has the digits of A, so that metrics may compare.
+    """
+
+    unpaired = True
+    has_labels = False
+    source: Literal["digit_domains"] = "digit_domains"  # type: ignore[assignment]
+    shift: Literal["invert", "rotate", "noise"] = "invert"
+    """What makes B of digits."""
+
+    @property
+    def truly_paired(self) -> bool:
+        return True
 
 
 class Photos(BuiltinData):
@@ -340,11 +416,15 @@ class Replayed(DataSpec):
 
 # All sources. Each can be replayed, too: its spec for that is derived from this list.
 AnyData = Annotated[
-    ImageFolder | Archive | Pairs | Digits | DigitEdges | Photos | Shapes, Field(discriminator="source")
+    ImageFolder | Archive | Pairs | Unpaired | Digits | DigitEdges | DigitDomains | Photos | Shapes,
+    Field(discriminator="source"),
 ]
 
 _SOURCES: tuple[type[DataSpec], ...] = get_args(get_args(AnyData)[0])
-PAIRED_SOURCES = frozenset(str(kind.model_fields["source"].default) for kind in _SOURCES if kind.paired)
+PAIRED_SOURCES, UNPAIRED_SOURCES = (
+    frozenset(str(kind.model_fields["source"].default) for kind in _SOURCES if getattr(kind, fact))
+    for fact in ("paired", "unpaired")
+)
 
 
 def _replayed(source: type[DataSpec]) -> Any:

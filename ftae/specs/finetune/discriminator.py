@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ftae.specs.finetune.augmentation import AugmentSpec
+from ftae.specs.finetune.models import GENERATOR_FAMILIES, TWO_WAY_FAMILIES
 from ftae.specs.finetune.optimization import Beta, Optimizer
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
 from ftae.specs.reading.schema import Governed, roles_in
@@ -73,8 +75,13 @@ class DiscriminatorSpec(Spec):
     r1_every: Annotated[Positive, Governed("discriminator.r1")] = 1
     """The penalty is computed in every such step and weighted by their number; Adam's rates are adapted to that (lazy
     regularisation, Karras et al. 2020)."""
+    augment: AugmentSpec = AugmentSpec()
+    """What is changed at random in all images that it sees."""
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
+
+    pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("model.family", TWO_WAY_FAMILIES)] = 50
+    """Outputs of each direction that are kept to be shown again later (Shrivastava et al. 2017); 0 keeps none."""
 
     @field_validator("ramp_fraction", "warmup_fraction")
     @classmethod
@@ -84,6 +91,13 @@ class DiscriminatorSpec(Spec):
             raise ValueError(f"must end within the budget, start_fraction {start:g} + {value:g} is more than 1")
         if info.field_name == "warmup_fraction" and value > start:
             raise ValueError(f"must be at most start_fraction ({start:g}), which it comes before, got {value:g}")
+        return value
+
+    @field_validator("l2_sp")
+    @classmethod
+    def _has_a_start(cls, value: float, info: ValidationInfo) -> float:
+        if value > 0.0 and info.data.get("pretrained", "") is None:
+            raise ValueError("compares with the pretrained discriminator, pretrained is null")
         return value
 
     @field_validator("norm", "channels", "depth", "channel_base", "channel_max", "max_adaptive_weight")
@@ -140,13 +154,16 @@ def not_shared(workers: int) -> str:
     )
 
 
-# The defaults beside a generator. Its loss has no other term to scale the adversarial one by, or to wait for.
-GENERATORS: dict[str, Any] = {
-    "loss": "non_saturating",
-    "betas": (0.0, 0.99),
+# Beside these models a discriminator is in use from the first step on, and their loss has no other term, or a fixed
+# weight, to balance the adversarial one.
+_AT_ONCE: dict[str, Any] = {
     "max_grad_norm": None,
     "start_fraction": 0.0,
     "ramp_fraction": 0.0,
     "warmup_fraction": 0.0,
     "adaptive": False,
 }
+_GENERATOR = {**_AT_ONCE, "loss": "non_saturating", "betas": (0.0, 0.99)}  # Karras et al. 2020
+_TWO_WAY = {**_AT_ONCE, "loss": "lsgan", "betas": (0.5, 0.999)}  # Zhu et al. 2017
+OTHER_DEFAULTS = {family: {"architecture": family, **_GENERATOR} for family in GENERATOR_FAMILIES}
+OTHER_DEFAULTS |= dict.fromkeys(TWO_WAY_FAMILIES, _TWO_WAY)

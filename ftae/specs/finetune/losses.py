@@ -40,35 +40,11 @@ class Losses(Spec):
     """Total variation of the reconstruction (Rudin et al. 1992)."""
     edge: Annotated[Weight, Term((needs.targets,))] = 0.0
     """Mean absolute difference of the image gradients (Mathieu et al. 2016)."""
-    ssim: Annotated[
-        Weight,
-        Term(
-            (
-                needs.targets,
-                needs.resolution(16),
-            )
-        ),
-    ] = 0.0
+    ssim: Annotated[Weight, Term((needs.targets, needs.resolution(16)))] = 0.0
     """1 - structural similarity (Wang et al. 2004)."""
-    ms_ssim: Annotated[
-        Weight,
-        Term(
-            (
-                needs.targets,
-                needs.resolution(176),
-            )
-        ),
-    ] = 0.0
+    ms_ssim: Annotated[Weight, Term((needs.targets, needs.resolution(176)))] = 0.0
     """1 - structural similarity over five scales (Wang et al. 2003)."""
-    lpips: Annotated[
-        Weight,
-        Term(
-            (
-                needs.targets,
-                needs.perceptual,
-            )
-        ),
-    ] = 0.0
+    lpips: Annotated[Weight, Term((needs.targets, needs.perceptual))] = 0.0
     """Perceptual distance (Zhang et al. 2018), with any network of ``perceptual``."""
     vgg: Annotated[Weight, Term((needs.targets, needs.perceptual, needs.vgg16))] = 0.0
     """Distance of VGG16 features (Johnson et al. 2016)."""
@@ -84,6 +60,14 @@ class Losses(Spec):
     """Draws the codes towards the encoder."""
     adversarial: Annotated[Weight, Term((needs.another_term,))] = 0.0
     """Whether the discriminator (``finetune.discriminator``) tells reconstructions from real images."""
+    cycle: Annotated[Weight, Term((needs.both_ways,))] = 0.0
+    """Mean absolute difference of an image from what it is after both directions (Zhu et al. 2017)."""
+    identity: Annotated[Weight, Term((needs.both_ways,))] = 0.0
+    """Mean absolute change of images that are on the side of the outputs already. It keeps colours, and forbids what
+    must change them."""
+    path_length: Weight = 0.0
+    """Of StyleGAN2 alone: weight of the path length regularisation (Karras et al. 2020), which is computed in every
+    fourth step; 2 in the paper. It makes interpolations smooth, and is rarely wanted in fine-tuning."""
     huber_delta: Annotated[float, Field(gt=0.0), Governed("losses.huber")] = 0.1
     """The error at which ``huber`` becomes linear."""
     kl_warmup_fraction: Annotated[Fraction, Governed("losses.kl")] = 0.0

@@ -1,5 +1,6 @@
 """The metrics that a run can be judged by: range, direction, needs and description of each."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,8 @@ class Metric:
 
     A diverged trial scores ``low`` or ``high``, whichever is worse. ``better`` is the direction in which the metric
     improves; None where either may be wanted. With fewer than ``least_images`` validation images it has no value.
-    ``unit``: empty where the metric has none.
+    ``unit``: empty where the metric has none. ``doubt``: what a value below ``doubtful_below`` or above
+    ``doubtful_above`` says of a model.
     """
 
     low: float
@@ -23,20 +25,29 @@ class Metric:
     needs: tuple[Need, ...] = ()
     least_images: int = 1
     unit: str = ""
+    doubtful_below: float = -math.inf
+    doubtful_above: float = math.inf
+    doubt: str = ""
+
+    def why_doubtful(self, value: float) -> str | None:
+        """What a value says against a model, with the bound; None if it says nothing."""
+        if value < self.doubtful_below:
+            return f"{self.doubt}, below {self.doubtful_below:g}"
+        return f"{self.doubt}, above {self.doubtful_above:g}" if value > self.doubtful_above else None
 
 
 METRICS: dict[str, Metric] = {
-    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.targets,)),
-    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.targets,)),
+    "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.true_pairs,)),
+    "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.true_pairs,)),
     "psnr": Metric(
-        0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.targets,), unit="dB"
+        0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.true_pairs,), unit="dB"
     ),
     "ssim": Metric(
         -1.0,
         1.0,
         "maximize",
         "structural similarity (Wang et al. 2004), 11x11 window",
-        (needs.targets, needs.resolution(16)),
+        (needs.true_pairs, needs.resolution(16)),
     ),
     "kl": Metric(
         0.0,
@@ -63,7 +74,12 @@ METRICS: dict[str, Metric] = {
         (needs.reference, needs.latents),
     ),
     "input_psnr": Metric(
-        0.0, 100.0, None, "psnr of the input of the model, the score of doing nothing", (needs.other_inputs,), unit="dB"
+        0.0,
+        100.0,
+        None,
+        "psnr of the input of the model, the score of doing nothing",
+        (needs.other_inputs, needs.true_pairs),
+        unit="dB",
     ),
     "auroc": Metric(
         0.0,
@@ -88,12 +104,23 @@ METRICS: dict[str, Metric] = {
     "edge_distance": Metric(
         0.0, 1.0e9, "minimize", "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat"
     ),
+    "d_overfit": Metric(
+        -1.0,
+        1.0,
+        "minimize",
+        "r_v: where the discriminator places validation images between training images (0) and those of the model (1); "
+        "0 as long as it does not tell these apart (Karras et al. 2020)",
+        (needs.discriminator,),
+        least_images=10,
+        doubtful_above=0.8,
+        doubt="its discriminator knows the training images by heart",
+    ),
     "ms_ssim": Metric(
         0.0,
         1.0,
         "maximize",
         "structural similarity over five scales (Wang et al. 2003)",
-        (needs.targets, needs.resolution(176)),
+        (needs.true_pairs, needs.resolution(176)),
     ),
     "linear_probe": Metric(
         0.0,
@@ -111,13 +138,21 @@ METRICS: dict[str, Metric] = {
         (needs.factors, needs.latents),
     ),
     "lpips": Metric(
-        0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.targets, needs.perceptual)
+        0.0, 1.0e3, "minimize", "perceptual distance (Zhang et al. 2018)", (needs.true_pairs, needs.perceptual)
     ),
     "rfid": Metric(
         0.0,
         1.0e9,
         "minimize",
         "Fréchet distance of features, reconstructions against originals; not comparable with published values",
+        (needs.targets, needs.features),
+        least_images=10,
+    ),
+    "fid": Metric(
+        0.0,
+        1.0e9,
+        "minimize",
+        "the same by the name that it has for translations and samples; of few images it is far too large",
         (needs.features,),
         least_images=10,
     ),
@@ -125,9 +160,82 @@ METRICS: dict[str, Metric] = {
         -1.0e9,
         1.0e9,
         "minimize",
-        "kernel distance of features, of the first 10,000 images; not comparable with published values",
+        "kernel distance of features, outputs against validation images; unbiased, so it may be below 0",
         (needs.features,),
         least_images=10,
+    ),
+    "kid_train": Metric(
+        -1.0e9,
+        1.0e9,
+        None,
+        "kid of outputs against training images; far below kid, the model repeats what it was trained on",
+        (needs.features,),
+        least_images=10,
+    ),
+    "kid_floor": Metric(
+        -1.0e9,
+        1.0e9,
+        None,
+        "kid of training against validation images: what a perfect model would score",
+        (needs.features,),
+        least_images=10,
+    ),
+    "precision": Metric(
+        0.0,
+        1.0,
+        "maximize",
+        "share of outputs that lie among validation images by features (Kynkäänniemi et al. 2019)",
+        (needs.features,),
+        least_images=10,
+    ),
+    "recall": Metric(
+        0.0,
+        1.0,
+        "maximize",
+        "share of validation images that lie among outputs by features (Kynkäänniemi et al. 2019)",
+        (needs.features,),
+        least_images=10,
+    ),
+    "diversity": Metric(
+        0.0,
+        1.0e9,
+        None,
+        "mean distance of two outputs over that of two validation images; 1 is as diverse, towards 0 all are alike",
+        (needs.features,),
+        least_images=10,
+        doubtful_below=0.7,
+        doubt="its images are much alike",
+    ),
+    "memorised": Metric(
+        0.0,
+        1.0e9,
+        "maximize",
+        "mean distance of outputs to the nearest training image over that of validation images; below 0.5 it copies",
+        (needs.features,),
+        least_images=10,
+        doubtful_below=0.5,
+        doubt="its images repeat those of training",
+    ),
+    "cycle_l1": Metric(
+        0.0,
+        1.0,
+        "minimize",
+        "mean absolute error of pixels after both directions, of A and of B; doing nothing scores 0",
+        (needs.both_ways,),
+    ),
+    "identity_l1": Metric(
+        0.0,
+        1.0,
+        "minimize",
+        "mean absolute change of images that are on the side of the outputs already; doing nothing scores 0",
+        (needs.both_ways,),
+    ),
+    "change": Metric(
+        0.0,
+        1.0,
+        None,
+        "mean absolute difference of pixels between input and output; 0 is a model that does nothing",
+        (needs.other_inputs,),
     ),
 }
 
@@ -147,9 +255,14 @@ def metric_facts(name: str) -> Metric:
     return METRICS[name.partition("/")[2]]
 
 
+def known_facts(name: str) -> Metric | None:
+    """The same for any name; None for a metric that this version lacks."""
+    return METRICS.get(name.partition("/")[2])
+
+
 def unit_of(name: str) -> str:
     """The unit of a metric by its name in reports; empty without one, and for a metric that this version lacks."""
-    known = METRICS.get(name.partition("/")[2])
+    known = known_facts(name)
     return "" if known is None else known.unit
 
 

@@ -34,6 +34,10 @@ class ModelSpec(Spec):
     """Whether the model is an autoencoder, whose latents alone give the reconstruction; a translator is none."""
     takes_noise: ClassVar[bool] = False
     """Whether the model is a generator, which makes images of noise."""
+    has_styles: ClassVar[bool] = False
+    """Whether a generator maps its noise to styles first."""
+    both_ways: ClassVar[bool] = False
+    """Whether the model translates from A to B and from B to A, and learns that from images without partners."""
 
     @property
     def gradient_codebook(self) -> bool | None:
@@ -233,6 +237,17 @@ class StyleGan2(Generator):
     style_mixing: Annotated[Annotated[float, Field(ge=0.0, le=1.0)] | None, Revisable()] = None
     """Probability, in training alone, that the stages behind a random one get the style of other noise; 0.9 by
     default."""
+    has_styles: ClassVar[bool] = True
+
+
+class CycleGan(ResnetTranslator):
+    """The two generators of CycleGAN (Zhu et al. 2017): ``resnet_translator`` from A to B, and from B to A."""
+
+    family: Literal["cyclegan"] = "cyclegan"  # type: ignore[assignment]
+    both_ways: ClassVar[bool] = True
+
+
+TWO_WAY_FAMILIES = ("cyclegan",)
 
 
 class DiffusersModel(ModelSpec):
@@ -337,6 +352,7 @@ AnyModel = Annotated[
     | Annotated[ResnetTranslator, Tag("resnet_translator")]
     | Annotated[Dcgan, Tag("dcgan")]
     | Annotated[StyleGan2, Tag("stylegan2")]
+    | Annotated[CycleGan, Tag("cyclegan")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
     | Annotated[AsymmetricAutoencoderKl, Tag("asymmetric_autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]

@@ -121,15 +121,41 @@ def reference(parts: Parts) -> str | None:
 
 @need("an image to compare each output with")
 def targets(parts: Parts) -> str | None:
-    if parts.model is None or not parts.model.takes_noise:
+    """Whether training images have partners, and the model makes one of the other."""
+    if parts.model is not None and parts.model.takes_noise:
+        return f"compares each output with an image of its own, {parts.model.family} makes images of noise"
+    if parts.data is None or not parts.data.unpaired:
         return None
-    return f"compares each output with an image of its own, {parts.model.family} makes images of noise"
+    return (
+        f"compares each output with an image of its own, those of {parts.data.source} have no partners to learn from "
+        "(use cycle, identity and adversarial)"
+    )
 
 
-@need("data.degrade or pairs")
+@need("true pairs in validation")
+def true_pairs(parts: Parts) -> str | None:
+    """Whether a validation image is the one to be made of its input."""
+    if parts.model is not None and parts.model.takes_noise:
+        return targets(parts)
+    if parts.data is None or parts.data.truly_paired:
+        return None
+    return (
+        "compares each output with the true image, and validation images have no partners; set data.val_paired where "
+        "those of the same name have, or use kid"
+    )
+
+
+@need("a model that translates both ways")
+def both_ways(parts: Parts) -> str | None:
+    if parts.model is None or parts.model.both_ways:
+        return None
+    return f"needs a model that translates both ways (cyclegan), {parts.model.family} does not"
+
+
+@need("data.degrade, pairs or two domains")
 def other_inputs(parts: Parts) -> str | None:
     """Whether the model gets other images than those that it is compared with."""
-    if parts.data is None or parts.data.paired or parts.data.degrade is not None:
+    if parts.data is None or parts.data.paired or parts.data.unpaired or parts.data.degrade is not None:
         return None
     return "needs inputs that differ from the images to give: data of pairs, or data.degrade"
 
@@ -146,6 +172,18 @@ def another_term(parts: Parts) -> str | None:
     if parts.weights is None or len(parts.weights) > 1 or (parts.model is not None and parts.model.takes_noise):
         return None
     return "needs another term beside it: alone it asks for any image that looks real"
+
+
+@need("losses.adversarial above 0")
+def discriminator(parts: Parts) -> str | None:
+    """A discriminator that judges images without what the model was given."""
+    if parts.weights is not None and "adversarial" not in parts.weights:
+        return "needs a discriminator, losses.adversarial is 0"
+    if parts.data is not None and parts.data.paired:
+        return "needs a discriminator of single images, that of pairs is conditional"
+    if parts.data is not None and parts.data.unpaired:
+        return f"needs a discriminator of one kind of images, {parts.data.source} has two"
+    return None
 
 
 @need("images with known factors (shapes)")
@@ -175,7 +213,10 @@ def vgg16(parts: Parts) -> str | None:
 def features(parts: Parts) -> str | None:
     if parts.features is not None:
         return None
-    return "needs a network that gives features: set features: {net: inception_v3, weights: FILE}"
+    return (
+        "needs a network that gives features: set features: {net: inception_v3, weights: FILE}, or for images far from "
+        "photographs {net: encoder, weights: FOLDER}"
+    )
 
 
 def resolution(least: int) -> Need:

@@ -51,12 +51,24 @@ class PerceptualNet(NetworkSpec):
 
 
 class FeatureNet(NetworkSpec):
-    """The network that gives features for ``rfid`` and ``kid``, whose values differ from published ones."""
+    """The network that gives the features by which images are compared as sets; values differ from published ones."""
 
-    net: Literal["inception_v3", "resnet18", "resnet50"]
-    """The name of the network in torchvision."""
+    weights: str
+    """The state dict of the network, as torchvision offers it (``.pth``) or as ``.safetensors``. For ``encoder`` a
+    folder that ``ftae train`` or ``ftae export`` wrote."""
+    net: Literal["inception_v3", "resnet18", "resnet50", "encoder"]
+    """The name of the network in torchvision; or ``encoder``, that of an autoencoder of ftae, whose pooled latents are
+    the features: for images far from photographs."""
     FILES: ClassVar[dict[str, str]] = {
         "inception_v3": "inception_v3_google-0cc3c7bd.pth",
         "resnet18": "resnet18-f37072fd.pth",
         "resnet50": "resnet50-11ad3fa6.pth",
     }
+
+    def missing(self) -> str | None:
+        """Says that the network is missing and how to get it; None where it is there."""
+        if self.net != "encoder":
+            return super().missing()
+        if Path(self.weights).expanduser().is_dir():
+            return None
+        return f"{self.weights} is not a folder that ftae train or ftae export wrote (see pretrain_digit_features.yaml)"

@@ -10,10 +10,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
-from ftae.specs.finetune.discriminator import GENERATORS, WHOLE_IMAGE, DiscriminatorSpec
+from ftae.specs.finetune.discriminator import OTHER_DEFAULTS, WHOLE_IMAGE, DiscriminatorSpec
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
-from ftae.specs.finetune.models import GENERATOR_FAMILIES, AnyModel
+from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.needs import Enables, Parts
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.finetune.optimization import Optimizer, Schedule
@@ -48,7 +48,7 @@ class FinetuneSpec(Spec):
     perceptual: Annotated[PerceptualNet | None, _FITS, Enables(needs.perceptual)] = None
     """The network with which ``lpips`` and ``vgg`` compare images."""
     features: Annotated[FeatureNet | None, _FITS, Enables(needs.features)] = None
-    """The network that gives the features for ``rfid`` and ``kid``."""
+    """The network that gives the features for metrics that compare sets of images, such as ``kid``."""
     losses: Annotated[Losses, _FITS, TrainingOnly()]
     """Weights of the loss terms."""
     discriminator: Annotated[DiscriminatorSpec, _FITS, TrainingOnly(), Governed("losses.adversarial")] = (
@@ -74,6 +74,9 @@ class FinetuneSpec(Spec):
     """Number of evaluations, spread evenly over the budget."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1), _FITS, _SAME_BUDGET] = ("psnr", "ssim")
     """What evaluations measure."""
+    num_samples: Annotated[Positive | None, _FITS, _SAME_BUDGET] = None
+    """Images that an evaluation lets a generator make for metrics of sets of images, one for each validation image at
+    the least; null makes 1,000."""
     sample_posterior: Annotated[bool, _FITS] = True
     """Train on a sample of the posterior, as the model is used, or else on its mode."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -102,6 +105,16 @@ class FinetuneSpec(Spec):
 
     @field_validator("data")
     @classmethod
+    def _two_domains_fit(cls, data: AnyData, info: ValidationInfo) -> AnyData:
+        model = info.data.get("model")
+        if model is None or model.both_ways == data.unpaired:
+            return data
+        if data.unpaired:
+            raise ValueError(f"{data.source} needs a model that translates both ways (cyclegan), got {model.family}")
+        raise ValueError(f"{model.family} learns from two domains (unpaired, digit_domains), got {data.source}")
+
+    @field_validator("data")
+    @classmethod
     def _there_is_a_task(cls, data: AnyData, info: ValidationInfo) -> AnyData:
         """A translator has nothing to learn from images that it may copy; a generator is given no image."""
         model = info.data.get("model")
@@ -123,8 +136,12 @@ class FinetuneSpec(Spec):
         model = info.data.get("model")
         if model is not None and model.takes_noise and "adversarial" not in weights:
             found.append((("adversarial",), f"must be above 0: {model.family} learns from its discriminator"))
+        elif model is not None and model.both_ways and "adversarial" not in weights:
+            found.append((("adversarial",), f"must be above 0: without it, {model.family} may give back its input"))
         elif not weights:
             found.append(((), f"at least one of {', '.join(Losses.TERMS)} needs a weight above 0"))
+        if model is not None and losses.path_length > 0.0 and not model.has_styles:
+            found.append((("path_length",), f"needs the styles of stylegan2, {model.family} has none"))
         for term in weights:
             found += [((term,), reason) for need in Losses.TERMS[term] if (reason := need(parts))]
         if found:
@@ -133,7 +150,7 @@ class FinetuneSpec(Spec):
 
     @field_validator("discriminator")
     @classmethod
-    def _sees_patches(cls, discriminator: DiscriminatorSpec, info: ValidationInfo) -> DiscriminatorSpec:
+    def _judges_the_images(cls, discriminator: DiscriminatorSpec, info: ValidationInfo) -> DiscriminatorSpec:
         data, losses = info.data.get("data"), info.data.get("losses")
         if data is None or losses is None or losses.adversarial == 0.0:
             return discriminator
@@ -145,20 +162,33 @@ class FinetuneSpec(Spec):
         elif data.resolution < WHOLE_IMAGE or data.resolution.bit_count() != 1:
             rule = f"needs a data.resolution that is a power of two from {WHOLE_IMAGE} on, got {data.resolution}"
             raise refusal([(("architecture",), f"{discriminator.architecture} {rule}")])
+        model = info.data.get("model")
+        if discriminator.adaptive and model is not None and model.takes_noise:
+            rule = f"must be false: the loss of {model.family} has no other terms to scale the adversarial one by"
+            raise refusal([(("adaptive",), rule)])
+        if discriminator.augment.name != "none" and cls._sees_pairs(discriminator, data):
+            raise refusal(
+                [(("augment", "name"), "needs a discriminator that is not conditional: it sees single images")]
+            )
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
+        model = info.data.get("model")
+        if model is not None and model.both_ways:
+            wrong = [name for name in ("conditional", "adaptive") if getattr(discriminator, name)]
+            if wrong:
+                raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
         return discriminator
 
     @model_validator(mode="before")
     @classmethod
-    def _a_generator_has_other_defaults(cls, given: Any) -> Any:
-        """Those of its discriminator; what the file says goes first."""
+    def _some_models_have_other_defaults(cls, given: Any) -> Any:
+        """Those of the discriminator; what the file says goes first."""
         model = given.get("model") if isinstance(given, dict) else None
         family = model.get("family") if isinstance(model, dict) else getattr(model, "family", None)
         chosen = given.get("discriminator", {}) if isinstance(given, dict) else None
-        if family not in GENERATOR_FAMILIES or not isinstance(chosen, dict):
+        if family not in OTHER_DEFAULTS or not isinstance(chosen, dict):
             return given
-        return {**given, "discriminator": {"architecture": family, **GENERATORS, **chosen}}
+        return {**given, "discriminator": {**OTHER_DEFAULTS[family], **chosen}}
 
     @model_validator(mode="before")
     @classmethod
@@ -194,6 +224,16 @@ class FinetuneSpec(Spec):
             raise refusal(found)
         return metrics
 
+    @field_validator("num_samples")
+    @classmethod
+    def _samples_are_compared(cls, num_samples: int | None, info: ValidationInfo) -> int | None:
+        model, metrics = info.data.get("model"), info.data.get("metrics")
+        if num_samples is not None and model is not None and not model.takes_noise:
+            raise ValueError(f"has no effect, {model.family} gives one output for each image")
+        if num_samples is not None and metrics and not any(needs.features in METRICS[name].needs for name in metrics):
+            raise ValueError("has no effect, no metric compares sets of images")
+        return num_samples
+
     @field_validator("sample_posterior")
     @classmethod
     def _posterior_is_there(cls, sample_posterior: bool, info: ValidationInfo) -> bool:
@@ -212,8 +252,11 @@ class FinetuneSpec(Spec):
     @property
     def is_conditional(self) -> bool:
         """Whether the discriminator sees the input of the model beside each image."""
-        chosen = self.discriminator.conditional
-        return self.data.paired if chosen is None else chosen
+        return self._sees_pairs(self.discriminator, self.data)
+
+    @staticmethod
+    def _sees_pairs(discriminator: DiscriminatorSpec, data: AnyData) -> bool:
+        return data.paired if discriminator.conditional is None else discriminator.conditional
 
     @property
     def discriminator_channels(self) -> int:

@@ -20,7 +20,7 @@ from ftae.engine.data.batches import training_batch, val_batches
 from ftae.engine.data.source_base import shuffled
 from ftae.engine.data.sources import SOURCES, normal_class_names, num_images, source_of
 from ftae.inference.pictures import validation_names
-from ftae.specs.finetune.data import AnyData, DataSpec
+from ftae.specs.finetune.data import UNPAIRED_SOURCES, AnyData, DataSpec
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -75,6 +75,22 @@ def digit_edges(place: Path) -> dict[str, Any]:
     return {"source": "digit_edges", "classes": (3, 7, 1)}
 
 
+def unpaired(place: Path) -> dict[str, Any]:
+    folder(place / "trainA", classes=())
+    folder(place / "trainB", classes=("a", "b"))
+    return {"source": "unpaired", "train": str(place), "val": 0.25}
+
+
+def unpaired_in_folders(place: Path) -> dict[str, Any]:
+    inputs, train, val_inputs, val = (folder(place / name, classes=()) for name in ("a", "b", "val_a", "val_b"))
+    sides = {"inputs": inputs, "train": train, "val_inputs": val_inputs, "val": val}
+    return {"source": "unpaired", **sides, "val_paired": True}
+
+
+def digit_domains(place: Path) -> dict[str, Any]:
+    return {"source": "digit_domains", "classes": (3, 7, 1)}
+
+
 def digits(place: Path) -> dict[str, Any]:
     return {"source": "digits", "classes": (3, 7, 1)}
 
@@ -104,6 +120,9 @@ VARIANTS = {
     "two zips": Variant(two_zips, "b"),
     "pairs side by side": Variant(side_by_side, "b"),
     "pairs in two folders": Variant(pairs_in_folders),
+    "two domains": Variant(unpaired),
+    "two domains in folders": Variant(unpaired_in_folders),
+    "digit domains": Variant(digit_domains),
     "digits": Variant(digits, "7"),
     "digit edges": Variant(digit_edges, "7"),
     "photos": Variant(photos),
@@ -112,6 +131,11 @@ VARIANTS = {
 
 
 def spec_of(data: dict[str, Any], **fields: Any) -> AnyData:
+    if data["source"] in UNPAIRED_SOURCES:
+        model, losses = {"family": "cyclegan"}, {"adversarial": 1.0, "cycle": 10.0}
+        return run_spec(
+            model=model, data={"resolution": SIDE, **data, **fields}, losses=losses, metrics=["change"]
+        ).data
     return run_spec(data={"resolution": SIDE, **data, **fields}, losses={"mse": 1.0}).data
 
 
@@ -289,8 +313,9 @@ class TestEverySource:
 
     @pytest.mark.parametrize("replay", VARIANTS.values(), ids=VARIANTS)
     def test_any_domain_is_replayed_beside_it(self, variant: Variant, replay: Variant, tmp_path: Path) -> None:
-        if spec_of(variant.make(tmp_path / "a")).paired != spec_of(replay.make(tmp_path / "b")).paired:
-            pytest.skip("pairs are mixed with pairs alone")
+        kinds = [spec_of(each.make(tmp_path / name)) for each, name in ((variant, "a"), (replay, "b"))]
+        if any(kind.unpaired for kind in kinds) or kinds[0].paired != kinds[1].paired:
+            pytest.skip("pairs are mixed with pairs alone, and two domains with nothing")
         domain = {"share": 0.5, **replay.make(tmp_path / "domain")}
         spec = spec_of(variant.make(tmp_path / "images"), replay=domain, color="rgb")
         data = load(spec)

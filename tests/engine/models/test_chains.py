@@ -9,7 +9,7 @@ from diffusers import VQModel
 from small_models import DIFFUSERS, GENERATORS, MODELS, built, images_for, model_in
 
 WITHOUT_CHAIN = (
-    *("mlp_cvae", "conv_cvae", "hierarchical_vae", "vq_vae_2", "unet_translator", *GENERATORS),
+    *("mlp_cvae", "conv_cvae", "hierarchical_vae", "vq_vae_2", "unet_translator", "cyclegan", *GENERATORS),
     *("custom_in_order_safetensors", "custom_named_pt", "custom_forward_alone"),
 )
 

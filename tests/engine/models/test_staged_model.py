@@ -44,7 +44,7 @@ def build(request: pytest.FixtureRequest, pretrained_models: Path) -> Build:
 def frozen(build: Build) -> StagedModel:
     """All stages but the last are frozen; then the model was in eval mode, and is in training mode again."""
     model = build(None)
-    model.freeze(len(model.stages) - 1, ())
+    model.freeze(0, tuple(stage.name for stage in model.stages[:-1]))
     model.eval()
     return model.train()
 
@@ -57,6 +57,7 @@ def loss_of(model: StagedModel) -> Tensor:
     assert isinstance(model, Autoencoder)
     images, labels = images_for(model, 8), torch.arange(8) % 2
     encoding, made = model.run(images, labels, torch.randn_like)
+    made = made if model.reverse is None else model.reverse(made)
     codes = [choice.commitment + (choice.codebook or 0.0) for choice in encoding.codes]
     targets = torch.zeros_like(made) if images.shape != made.shape else images
     return (made - targets).square().mean() + sum(codes)

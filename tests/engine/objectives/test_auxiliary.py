@@ -27,7 +27,7 @@ from ftae.engine.objectives.auxiliary import (
     build_auxiliary_networks,
 )
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
-from ftae.engine.objectives.feature_metrics import Kid, Rfid
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS
 from ftae.engine.objectives.metrics import METRICS
 from ftae.engine.sizing import summarize
 from ftae.engine.training.evaluator import check_metrics
@@ -160,7 +160,14 @@ def context() -> EvalContext:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIDES, "resnet18", 64)
         auxiliary = build_auxiliary_networks(spec_of(), 2, torch.device("cpu"))
-    return EvalContext(None, spec_of(), auxiliary, None, torch.device("cpu"))  # type: ignore[arg-type]
+    stored = (255 * train_images()[:, :1]).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    train = ImageSet(stored, None)
+    return EvalContext(None, spec_of(), auxiliary, train, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def train_images() -> Tensor:
+    """Grey, in steps of 1 / 255, as images of a dataset are."""
+    return (255 * images(14, 20, channels=1, seed=5)).floor() / 255
 
 
 def measured(metric: Any, target: Tensor, made: Tensor, batch_size: int = 100) -> float:
@@ -170,7 +177,7 @@ def measured(metric: Any, target: Tensor, made: Tensor, batch_size: int = 100) -
         return float(metric.compute())
 
 
-@pytest.mark.parametrize("metric", [METRICS["lpips"], Rfid, Kid])
+@pytest.mark.parametrize("metric", [METRICS[name] for name in ("lpips", "rfid", "kid")])
 def test_metrics_are_best_for_identical_images_and_worse_with_noise(metric: Any, context: EvalContext) -> None:
     target = images(12, 20)
     values = [measured(metric(context), target, noisy(target, sigma)) for sigma in (0.0, 0.1, 0.4)]
@@ -181,30 +188,32 @@ def test_metrics_are_best_for_identical_images_and_worse_with_noise(metric: Any,
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("metric", "name"), [(Rfid, "rfid"), (Kid, "kid")])
-def test_too_few_images_have_no_value(metric: Any, name: str, context: EvalContext) -> None:
-    assert math.isnan(measured(metric(context), images(9, 20), images(9, 20, seed=1)))
+@pytest.mark.parametrize("name", FEATURE_METRICS)
+def test_too_few_images_have_no_value(name: str, context: EvalContext) -> None:
+    assert math.isnan(measured(METRICS[name](context), images(9, 20), images(9, 20, seed=1)))
     few = ImageSet(np.zeros((9, 20, 20, 1), np.uint8), None)
     with pytest.raises(FtaeError, match=f"metrics: {name} needs at least 10 validation images, data has 9"):
         check_metrics([name], few, few)
 
 
 def test_distances_equal_those_of_torchmetrics_in_batches_of_any_size(
-    context: EvalContext, monkeypatch: pytest.MonkeyPatch
+    context: EvalContext,
 ) -> None:
-    monkeypatch.setattr("ftae.engine.objectives.feature_metrics.ROWS_AT_ONCE", 5)
     target = images(12, 20)
     made = noisy(target, 0.2)
     network = context.auxiliary.features
     assert network is not None
-    real, theirs = network(target).double(), network(made).double()
+    scale = network(train_images()).square().mean().sqrt()
+    real, theirs = ((network(x) / scale).double() for x in (target, made))
     given = nn.Identity()
     given.num_features = 512  # type: ignore[assignment]
     frechet = FrechetInceptionDistance(feature=given)
     frechet.update(real, real=True)
     frechet.update(theirs, real=False)
-    assert measured(Rfid(context), target, made, batch_size=4) == pytest.approx(float(frechet.compute()), rel=1e-7)
-    assert measured(Kid(context), target, made) == pytest.approx(float(poly_mmd(real, theirs)), rel=1e-9)
+    assert measured(METRICS["rfid"](context), target, made, batch_size=4) == pytest.approx(
+        float(frechet.compute()), rel=1e-7
+    )
+    assert measured(METRICS["kid"](context), target, made) == pytest.approx(float(poly_mmd(real, theirs)), rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -15,6 +15,7 @@ from ftae.engine.models.autoencoder import Autoencoder, Codes, Encoding, NoiseFn
 from ftae.engine.models.staged_model import Stage
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS
 from ftae.engine.objectives.latent_metrics import ActiveUnits
 from ftae.engine.objectives.metrics import METRICS, Evaluation
 from ftae.engine.training.evaluator import evaluate
@@ -154,7 +155,7 @@ def test_the_least_of_several_codebooks_counts() -> None:
 
 
 # These need anomalies, large images, or a data set with labels or factors.
-ELSEWHERE = ("auroc", "ms_ssim", "linear_probe", "mig", "dci", "lpips", "rfid", "kid")
+ELSEWHERE = ("auroc", "ms_ssim", "linear_probe", "mig", "dci", "lpips", "d_overfit", *FEATURE_METRICS)
 
 
 def test_results_do_not_depend_on_the_batch_size() -> None:

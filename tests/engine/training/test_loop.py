@@ -19,6 +19,7 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.models.families import build_model
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks
 from ftae.engine.objectives.metrics import EvalContext
+from ftae.engine.objectives.mode_collapse import Sign
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint
 from ftae.engine.training.evaluator import evaluate
 from ftae.engine.training.loop import finetune
@@ -393,3 +394,29 @@ def test_failures_can_be_pickled() -> None:
     failure = pickle.loads(pickle.dumps(TrainingFailed("non-finite loss", 17)))
     assert (failure.reason, failure.step) == ("non-finite loss", 17)
     assert str(failure) == "non-finite loss at step 17"
+
+
+def test_mode_collapse_fails_at_the_second_evaluation_in_a_row_also_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate with which all images grow alike; the bound is where that shows after few steps."""
+    monkeypatch.setattr("ftae.engine.objectives.mode_collapse.PIXELS", Sign("pixel variance", 0.6, 0.6))
+    generator = {"family": "dcgan", "channels": 4, "latent_dim": 8}
+    fields: dict[str, Any] = {
+        "model": generator,
+        "losses": {"adversarial": 1.0},
+        "discriminator": {"channels": 4},
+        "optimizer": {"lr": 1.0},
+        "metrics": ["sharpness"],
+        "max_steps": 12,
+        "num_evals": 12,
+    }
+    failure = failure_of(spec_of(**fields), tmp_path / "whole")
+    assert failure.reason == "mode collapse"
+    assert failure.step > 2
+    for report in finetune(spec_of(**fields), tmp_path / "resumed"):
+        if report.step == failure.step - 1:
+            break
+    with pytest.raises(TrainingFailed) as caught:
+        list(finetune(spec_of(**fields), tmp_path / "resumed", resume_from=latest_checkpoint(tmp_path / "resumed")))
+    assert str(caught.value) == str(failure)

@@ -1,6 +1,7 @@
 """Roles are stated at the field: today's sets of fields follow from them, and a field without a role is safe."""
 
 from inspect import signature
+from operator import attrgetter
 from typing import Annotated, Any
 
 import pytest
@@ -37,12 +38,23 @@ from ftae.specs.search.space import JOINT_GROUPS, NOT_SEARCHED
 
 def test_the_settings_that_another_governs() -> None:
     adam = ("adamw", "adam", "radam")
+    ada = Governed("discriminator.augment.name", ("ada",))
     assert {
         "losses.huber_delta": Governed("losses.huber"),
         "losses.kl_warmup_fraction": Governed("losses.kl"),
         "losses.kl_capacity": Governed("losses.kl"),
         "discriminator": Governed("losses.adversarial"),
+        "discriminator.norm": Governed("discriminator.architecture", ("patch",)),
+        "discriminator.channels": Governed("discriminator.architecture", ("patch", "dcgan")),
+        "discriminator.depth": Governed("discriminator.architecture", ("patch",)),
+        "discriminator.channel_base": Governed("discriminator.architecture", ("stylegan2",)),
+        "discriminator.channel_max": Governed("discriminator.architecture", ("stylegan2",)),
         "discriminator.max_adaptive_weight": Governed("discriminator.adaptive"),
+        "discriminator.r1_every": Governed("discriminator.r1"),
+        "discriminator.augment.policy": Governed("discriminator.augment.name", ("diffaugment", "ada")),
+        "discriminator.augment.turns": ada,
+        "discriminator.augment.target": ada,
+        "discriminator.augment.speed_fraction": ada,
         "schedule.num_cycles": Governed("schedule.name", ("cyclical",)),
         "schedule.final_fraction": Governed("schedule.name", ("linear", "cosine", "cyclical")),
         "optimizer.betas": Governed("optimizer.name", adam),
@@ -51,15 +63,24 @@ def test_the_settings_that_another_governs() -> None:
 
 
 def test_the_leaves_that_cannot_be_searched() -> None:
-    assert set(NOT_SEARCHED) == {"max_steps", "num_evals", "metrics", "num_threads", "device", "frozen_cache_gb"}
+    by_budget = {"max_steps", "num_evals", "metrics", "num_samples"}
+    assert set(NOT_SEARCHED) == {*by_budget, "num_threads", "device", "frozen_cache_gb"}
     assert NOT_SEARCHED["frozen_cache_gb"] == "no result depends on it"
 
 
 def test_the_leaves_that_a_rule_compares() -> None:
     assert {frozenset(group) for group in JOINT_GROUPS} == {
         frozenset(
-            ("model", "data", "perceptual", "features", "losses", "discriminator", "metrics", "sample_posterior")
+            (
+                *("model", "data", "perceptual", "features", "losses", "discriminator", "metrics"),
+                *("num_samples", "sample_posterior"),
+            )
         ),
+        frozenset(
+            f"discriminator.{name}"
+            for name in ("architecture", "norm", "channels", "depth", "channel_base", "channel_max")
+        ),
+        frozenset(f"discriminator.augment.{name}" for name in ("name", "policy", "turns", "target", "speed_fraction")),
         frozenset(("optimizer.name", "optimizer.betas", "optimizer.momentum")),
         frozenset(("schedule.name", "schedule.num_cycles", "schedule.final_fraction")),
     }
@@ -109,7 +130,8 @@ def test_the_losses_and_metrics_that_use_a_network() -> None:
     found = [sentence for sentence in warnings(search_spec(finetune=unused.model_dump())) if "none of" in sentence]
     assert found == [
         "perceptual has no effect: none of lpips, vgg is a loss or metric of the run",
-        "features has no effect: none of rfid, kid is a loss or metric of the run",
+        "features has no effect: none of rfid, fid, kid, kid_train, kid_floor, precision, recall, diversity, memorised "
+        "is a loss or metric of the run",
     ]
 
 
@@ -186,7 +208,7 @@ def test_every_governor_and_every_value_of_it_exists() -> None:
     for setting, governed in CONDITIONS.items():
         governed.governing(spec)
         section, _, name = governed.governor.rpartition(".")
-        choices = getattr(spec, section).__class__.model_fields[name].annotation.__args__ if governed.values else ()
+        choices = attrgetter(section)(spec).__class__.model_fields[name].annotation.__args__ if governed.values else ()
         assert set(governed.values) <= set(choices), setting
 
 

@@ -134,7 +134,9 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
             config, weights = _pretrained_config(net_type, config, model, data)
         net: Any = _build_net(net_type, config, weights, _options_set(model))
         is_chain = isinstance(net, ChainedNet) and not model.needs_labels  # labels enter at both ends
-        prior, run, image_range = (getattr(net, name, None) for name in ("prior", "run", "image_range"))
+        prior, run, reverse, image_range = (
+            getattr(net, name, None) for name in ("prior", "run", "reverse", "image_range")
+        )
         kept, wanted = config.get(ADAPTERS, 0), getattr(model, ADAPTERS, None)
         for _ in range(kept):
             net = ResolutionAdapters(net, config["channels_in"], new=False)
@@ -160,6 +162,7 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
             save=save,
             prior=prior,
             run=run,
+            reverse=reverse,
             chain=chain,
             noise_dim=getattr(net, "noise_dim", None),
             truncate=getattr(net, "truncated", None),

@@ -1,11 +1,13 @@
-"""The translators: the U-Net of Pix2Pix, and the residual generator of Johnson et al. and CycleGAN."""
+"""The translators: the U-Net of Pix2Pix, the residual generator of Johnson et al., and the two of CycleGAN."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Encoding, NoiseFn, StageChain
 from ftae.engine.models.builtin.conv_mlp import ChainedNet, deterministic
-from ftae.engine.models.staged_model import Stage
+from ftae.engine.models.staged_model import Group, Stage
 from ftae.errors import FtaeError
 
 SLOPE = 0.2  # of the leaky ReLUs
@@ -109,6 +111,43 @@ class ResnetTranslatorNet(ChainedNet, nn.Module):
         decoder = [Stage(f"decoder.up.{i}", "decoder", (part,), run=part) for i, part in enumerate(self.up)]
         last = Stage("decoder.out", "decoder", (self.out,), run=self.out)
         return StageChain(tuple(encoder), deterministic, (*decoder, last))
+
+
+class CycleGanNet(nn.Module):
+    """Two residual translators of one size (Zhu et al. 2017), which share nothing.
+
+    Images (B, C, H, W) in [-1, 1], sides multiples of 4. Each direction is a line of stages of its own.
+    """
+
+    image_range = (-1.0, 1.0)
+
+    def __init__(self, *, channels_in: int, resolution: int, channels: int = 64, blocks: int = 6) -> None:
+        super().__init__()
+        self.ab, self.ba = (
+            ResnetTranslatorNet(channels_in=channels_in, resolution=resolution, channels=channels, blocks=blocks)
+            for _ in range(2)
+        )
+
+    def encode(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
+        """The features of A before those stages that make B of them."""
+        return self.ab.encode(images, labels, noise)
+
+    def run(self, images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> tuple[Encoding, Tensor]:
+        """The features of images of A, and the images that they become in B."""
+        encoding = self.encode(images, labels, noise)
+        return encoding, self.ab.decode(encoding.latents, labels)
+
+    def reverse(self, images: Tensor) -> Tensor:
+        """Images of B, as they are in A."""
+        return self.ba.decode(self.ba.encode(images, None, None).latents, None)
+
+    def stages(self) -> list[Stage]:
+        directions: tuple[tuple[Group, ResnetTranslatorNet], ...] = (("ab", self.ab), ("ba", self.ba))
+        return [
+            replace(stage, name=f"{name}.{stage.name}", group=name, line=name, run=None)
+            for name, net in directions
+            for stage in net.stages()
+        ]
 
 
 class _Residual(nn.Module):

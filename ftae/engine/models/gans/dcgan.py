@@ -1,4 +1,4 @@
-"""The networks of DCGAN (Radford et al. 2016)."""
+"""The networks of DCGAN (Radford et al. 2015)."""
 
 from itertools import pairwise
 

@@ -1,0 +1,123 @@
+"""Translators of CycleGAN and Pix2Pix: ftae's networks make the images that theirs made."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import built, images_for
+from torch import Tensor, nn
+
+from ftae.engine.models.foreign.convert import convert
+from ftae.errors import FtaeError
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, dropout: bool) -> None:
+        super().__init__()
+        between = [nn.Dropout(0.5)] if dropout else []
+        self.conv_block = nn.Sequential(
+            *_padded(width, width, 3), nn.InstanceNorm2d(width), nn.ReLU(), *between,
+            *_padded(width, width, 3), nn.InstanceNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv_block(x)
+        return out
+
+
+def _padded(before: int, after: int, kernel: int) -> list[nn.Module]:
+    return [nn.ReflectionPad2d(kernel // 2), nn.Conv2d(before, after, kernel)]
+
+
+class Resnet(nn.Module):
+    def __init__(self, *, dropout: bool = False, norm: Any = nn.InstanceNorm2d) -> None:
+        super().__init__()
+        up = {"stride": 2, "padding": 1, "output_padding": 1}
+        self.model = nn.Sequential(
+            *_padded(3, 4, 7), norm(4), nn.ReLU(),
+            nn.Conv2d(4, 8, 3, stride=2, padding=1), norm(8), nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1), norm(16), nn.ReLU(),
+            *(Residual(16, dropout) for _ in range(3)),
+            nn.ConvTranspose2d(16, 8, 3, **up), norm(8), nn.ReLU(),
+            nn.ConvTranspose2d(8, 4, 3, **up), norm(4), nn.ReLU(),
+            *_padded(4, 3, 7), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
+
+
+class Level(nn.Module):
+    """A level of the U-Net around an inner one; ``norm`` makes the layers of a norm."""
+
+    def __init__(self, outer: int, width: int, inner: nn.Module | None, norm: Any, *, outermost: bool = False) -> None:
+        super().__init__()
+        self.outermost = outermost
+        down = nn.Conv2d(3 if outermost else outer, width, 4, stride=2, padding=1)
+        up = nn.ConvTranspose2d(width * (1 if inner is None else 2), outer, 4, stride=2, padding=1)
+        if outermost:
+            layers = [down, inner, nn.ReLU(), up, nn.Tanh()]
+        elif inner is None:
+            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm(outer)]
+        else:
+            layers = [nn.LeakyReLU(0.2), down, norm(width), inner, nn.ReLU(), up, norm(outer), nn.Dropout(0.5)]
+        self.model = nn.Sequential(*layers)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out if self.outermost else torch.cat([x, out], 1)
+
+
+class Unet(nn.Module):
+    def __init__(self, *, norm: Any = nn.InstanceNorm2d) -> None:
+        super().__init__()
+        self.model = Level(8, 16, None, norm)
+        self.model = Level(4, 8, self.model, norm)
+        self.model = Level(3, 4, self.model, norm, outermost=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("build", "family", "options"),
+    [
+        (Resnet, "resnet_translator", {"channels": 4, "blocks": 3}),
+        (lambda: Resnet(dropout=True), "resnet_translator", {"channels": 4, "blocks": 3}),
+        (Unet, "unet_translator", {"channels": 4, "depth": 3, "dropout": 0.0}),
+    ],
+)
+def test_a_translator_makes_the_same_images(
+    build: Callable[[], nn.Module], family: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = build().eval()
+    # PyTorch before 0.4 stored statistics that an instance norm never used.
+    torch.save(theirs.state_dict() | {"model.2.running_mean": torch.zeros(4)}, tmp_path / "latest_net_G_A.pth")
+    found = convert(tmp_path / "latest_net_G_A.pth", tmp_path / "out", licence="BSD")
+    assert (found.family, found.networks) == (family, ("model",))
+    assert json.loads((tmp_path / "out/ftae_model.json").read_text())["options"] == options
+    model = built({"family": family, "pretrained": str(tmp_path / "out")})
+    images = images_for(model)
+    torch.testing.assert_close(model.run(images)[1], theirs(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("build", [Resnet, Unet])
+def test_one_normalised_by_batch_is_refused(build: Any, tmp_path: Path) -> None:
+    torch.save(build(norm=nn.BatchNorm2d).state_dict(), tmp_path / "latest_net_G.pth")
+    with pytest.raises(FtaeError, match="normalised by batch; ftae's translators are by instance"):
+        convert(tmp_path / "latest_net_G.pth", tmp_path / "out", licence="BSD")
+
+
+def test_layers_that_ftae_lacks_are_named(tmp_path: Path) -> None:
+    state = Resnet().state_dict()
+    state["model.27.weight"] = torch.ones(1)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(FtaeError, match=r"1 unexpected \(model.27.weight\)"):
+        convert(tmp_path / "x.pth", tmp_path / "out", licence="BSD")
