@@ -24,7 +24,7 @@ from ftae.engine.data.sources import source_of
 from ftae.engine.data.survey import check_levels, survey_image
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 
 SHEET, FRAMES = "sheet.png", "frames.gif"
 

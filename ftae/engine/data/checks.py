@@ -6,7 +6,7 @@ from pathlib import Path
 from ftae.engine.data.listing import legible
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
-from ftae.specs.finetune.data import DataSpec, normal_classes
+from ftae.specs.finetune.data_spec import DataSpec, normal_classes
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count

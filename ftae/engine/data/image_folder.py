@@ -20,7 +20,8 @@ from ftae.engine.data.listing import ImageFiles, list_images
 from ftae.engine.data.source_base import Labels, ListedImages, Listing, Part, Source, num_held_out, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder, survey_some
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec, ImageFolder
+from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.data_spec import DataSpec
 
 
 class ImageFolderSource(Source[ImageFolder]):

@@ -21,7 +21,6 @@ from ftae.specs.finetune.data import (
     SHAPE_FACTORS,
     SHAPE_KINDS,
     Archive,
-    DataSpec,
     DigitDomains,
     DigitEdges,
     Digits,
@@ -31,6 +30,7 @@ from ftae.specs.finetune.data import (
     Shapes,
     Unpaired,
 )
+from ftae.specs.finetune.data_spec import DataSpec
 
 SEED = 0
 

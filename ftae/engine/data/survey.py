@@ -28,7 +28,7 @@ from ftae.engine.data.decoding import (
 )
 from ftae.engine.data.listing import ImageFiles, legible
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.wording import count
 
 NUM_GLANCED = 200  # images that ``validate`` opens of each folder

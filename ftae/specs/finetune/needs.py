@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.reading.schema import Role

@@ -20,7 +20,8 @@ from ftae.engine.data.batches import training_batch, val_batches
 from ftae.engine.data.source_base import shuffled
 from ftae.engine.data.sources import SOURCES, normal_class_names, num_images, source_of
 from ftae.inference.pictures import validation_names
-from ftae.specs.finetune.data import UNPAIRED_SOURCES, AnyData, DataSpec
+from ftae.specs.finetune.data import UNPAIRED_SOURCES, AnyData
+from ftae.specs.finetune.data_spec import DataSpec
 
 pytestmark = pytest.mark.usefixtures("cache")
 

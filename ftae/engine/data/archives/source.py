@@ -11,7 +11,7 @@ from ftae.engine.data.archives.zip import is_zip, open_zip
 from ftae.engine.data.image_folder import ImageFolderSource, files_part
 from ftae.engine.data.source_base import Part
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 
 
 @dataclass(frozen=True)
