@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ftae.engine.data import image_folder
 from ftae.engine.data.batches import Batch
 from ftae.engine.data.decoding import Pixels
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 
 SPAWN: SpawnContext = get_context("spawn")  # a new process must not inherit what this one has imported or read
 

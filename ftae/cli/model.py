@@ -28,7 +28,11 @@ def evaluate(
     model: ModelRef,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Images to measure on.", show_default="the run's validation images"),
+        typer.Option(
+            metavar="FOLDER",
+            help="Images to measure on, in a folder or an archive.",
+            show_default="the run's validation images",
+        ),
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="A,B", help="Metrics to measure.", show_default="the metrics of the run")

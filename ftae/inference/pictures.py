@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ftae.engine.data.archives.source import archive_part, is_archive
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.cache import StoredImages
 from ftae.engine.data.checks import skipped_message
@@ -23,7 +24,7 @@ from ftae.engine.data.sources import source_of
 from ftae.engine.data.survey import check_levels, survey_image
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 
 SHEET, FRAMES = "sheet.png", "frames.gif"
 
@@ -55,15 +56,18 @@ class NamedImages:
 
 
 def named_folder(folder: str, spec: DataSpec) -> NamedImages:
-    """All images of a folder in the size and colour of ``spec``, named by their paths below the folder.
+    """All images of a folder or archive in the size and colour of ``spec``, named by their paths below it.
 
-    Where ``spec`` is of pairs or of two domains, each file holds a pair side by side.
+    Where ``spec`` is of pairs or of two domains, ``folder`` is one, and each file holds a pair side by side.
 
     Raises:
-        FtaeError: the folder holds no readable images, ``spec`` does not say what values mean, or the cache cannot
+        FtaeError: ``folder`` holds no readable images, ``spec`` does not say what values mean, or the cache cannot
             be written.
     """
-    part = pairs_part(folder, spec) if spec.paired or spec.unpaired else folder_part(folder, spec)
+    if spec.paired or spec.unpaired:
+        part = pairs_part(folder, spec)
+    else:
+        part = archive_part(folder, spec) if is_archive(Path(folder).expanduser()) else folder_part(folder, spec)
     stored = store_part(part, spec)
     named = _named(part.listed(), stored, spec)
     skipped = sorted([*stored.skipped, *part.unusable])

@@ -18,6 +18,7 @@ Every section may also be a dict, as it stands in a file.
 
 from ftae.specs.finetune.augmentation import AugmentSpec
 from ftae.specs.finetune.data import (
+    Archive,
     DigitDomains,
     DigitEdges,
     Digits,
@@ -60,6 +61,7 @@ from ftae.specs.search.settings import Asha, Confirm, Fifo, Forecast, SearchSett
 
 __all__ = [
     "METRICS",
+    "Archive",
     "Asha",
     "AsymmetricAutoencoderKl",
     "AugmentSpec",

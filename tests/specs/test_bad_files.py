@@ -105,7 +105,7 @@ ONE_FAULT = [
     (MODEL, "{family: 'm:f', image_range: 0..1, kwargs: {day: 2024-01-01}}",
      "3: finetune.model.kwargs.day: must be text, a number, true, false, null, or a list or mapping of these"),
     ("    source: image_folder\n", "",
-     "4: finetune.data.source: required, must be one of image_folder, pairs, unpaired, digits, "
+     "4: finetune.data.source: required, must be one of image_folder, archive, pairs, unpaired, digits, "
      "digit_edges, digit_domains, photos, shapes"),
     # data
     ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1 or text in quotes, got 1.5"),
@@ -444,7 +444,12 @@ def test_a_missing_folder_has_its_place(path: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "file").touch()
     assert found(f"data.val={tmp_path}", f"data.train={tmp_path}/file") == [
-        f"--set data.train={tmp_path}/file: finetune.data.train: {tmp_path / 'file'} is not a folder"
+        f"--set data.train={tmp_path}/file: finetune.data.train: {tmp_path / 'file'} is not a folder; "
+        "source: archive reads the images in an archive"
+    ]
+    archive = ("data.source=archive", f"data.val={tmp_path}/file", "data.train=gone.zip")
+    assert found(*archive) == [
+        "--set data.train=gone.zip: finetune.data.train: gone.zip is not an archive: there is no such file"
     ]
     load_any(path, (f"data.train={tmp_path}", f"data.val={tmp_path}"), missing_folders)
     load_any(path)  # where the folders are another machine's

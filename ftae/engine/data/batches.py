@@ -15,7 +15,7 @@ from PIL import Image
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.decoding import Pixels
 from ftae.engine.data.source_base import ImageSet, Indices, Labels
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.images import Blocks, Degradation
 from ftae.specs.finetune.run import FinetuneSpec
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ftae.engine.data.listing import legible
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
-from ftae.specs.finetune.data import DataSpec, normal_classes
+from ftae.specs.finetune.data_spec import DataSpec, normal_classes
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import count
@@ -24,9 +24,9 @@ def check_folders_apart(spec: DataSpec) -> None:
             train_path, val_path = (Path(folders[leaf]).expanduser().resolve() for leaf in (train, val))
             if train_path.is_relative_to(val_path) or val_path.is_relative_to(train_path):
                 raise FtaeError(
-                    f"{train} ({folders[train]}) and {val} ({folders[val]}) must be separate folders, neither inside "
-                    "the other: validation images must not be trained on. A val between 0 and 1 holds out a share of "
-                    "train"
+                    f"{train} ({folders[train]}) and {val} ({folders[val]}) must be separate folders or archives, "
+                    "neither inside the other: validation images must not be trained on. A val between 0 and 1 holds "
+                    "out a share of train"
                 )
 
 

@@ -35,7 +35,7 @@ from ftae.engine.data.listing import legible
 from ftae.engine.data.source_base import ImageSet, Labels, Listing, Part, SetId, Source, num_held_out
 from ftae.engine.data.sources import normal_class_names, source_of
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 
 Pixels = npt.NDArray[np.uint8]
 ALL_LEVELS = (0, 65535)  # of 16-bit grey

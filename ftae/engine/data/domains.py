@@ -14,7 +14,8 @@ from ftae.engine.data.listing import ImageFiles, legible, list_images
 from ftae.engine.data.pairs import TwoFolders
 from ftae.engine.data.source_base import ListedImages, Listing, Part, num_held_out, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder
-from ftae.specs.finetune.data import DataSpec, Unpaired
+from ftae.specs.finetune.data import Unpaired
+from ftae.specs.finetune.data_spec import DataSpec
 
 DOMAINS_VERSION = 1  # raise it when the same files would give other pixels
 

@@ -15,12 +15,13 @@ from ftae.engine.data.checks import (
     check_val_classes,
     skipped_message,
 )
-from ftae.engine.data.decoding import Pixels, decode_image, image_shape, read_bytes
+from ftae.engine.data.decoding import Pixels, decode_image, image_shape
 from ftae.engine.data.listing import ImageFiles, list_images
 from ftae.engine.data.source_base import Labels, ListedImages, Listing, Part, Source, num_held_out, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder, survey_some
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec, ImageFolder
+from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.data_spec import DataSpec
 
 
 class ImageFolderSource(Source[ImageFolder]):
@@ -35,12 +36,16 @@ class ImageFolderSource(Source[ImageFolder]):
     def location(self) -> str:
         return self.spec.train
 
+    def list_images(self, folder: str) -> ImageFiles:
+        """The images at ``data.train`` or ``data.val``. Raises as ``parts``."""
+        return list_images(Path(folder).expanduser())
+
     @cached_property
     def _files(self) -> tuple[ImageFiles, ...]:
-        return tuple(list_images(Path(folder).expanduser()) for folder in self.folders)
+        return tuple(map(self.list_images, self.folders))
 
     def class_names(self) -> tuple[str, ...] | None:
-        return list_images(Path(self.spec.train).expanduser()).class_names
+        return self.list_images(self.spec.train).class_names
 
     def num_images(self) -> tuple[int, ...]:
         return tuple(len(files.names) for files in self._files)
@@ -76,7 +81,7 @@ class ImageFolderSource(Source[ImageFolder]):
         return Listing(
             train_classes=_classes(train, normal[0]),
             num_val=num_val,
-            val_labelled="/" in normal[1][0],
+            val_labelled=self._files[-1].class_names is not None,
             notes=self._glance(),
         )
 
@@ -108,7 +113,11 @@ def folder_part(folder: str, spec: DataSpec) -> Part:
     Raises:
         FtaeError: the folder holds no images, a file cannot be read, or ``spec`` does not say what values mean.
     """
-    files = list_images(Path(folder).expanduser())
+    return files_part(folder, list_images(Path(folder).expanduser()), spec)
+
+
+def files_part(folder: str, files: ImageFiles, spec: DataSpec) -> Part:
+    """All of ``files``, which messages call ``folder``. Raises as ``folder_part``."""
     survey = survey_folder(files)
     check_levels([survey], spec, folder)
     return _part(folder, files, survey, spec)
@@ -124,7 +133,7 @@ def folder_notes(folder: str, files: ImageFiles, survey: Survey, spec: DataSpec)
 
 def _part(folder: str, files: ImageFiles, survey: Survey, spec: DataSpec) -> Part:
     return Part(
-        survey.content,
+        survey.content if files.label_key is None else [survey.content, files.label_key],
         lambda: _listed(files, spec),
         pixel_key=survey.pixel_key(spec),
         unusable=files.unusable,
@@ -136,7 +145,7 @@ def _listed(files: ImageFiles, spec: DataSpec) -> ListedImages:
     names = shuffled(files.names)
 
     def decode(i: int) -> Pixels:
-        return decode_image(read_bytes(files.root / names[i]), spec)
+        return decode_image(files.read(names[i]), spec)
 
     return ListedImages(names, image_shape(spec), decode, file_labels(files, names), files.class_names)
 
@@ -146,7 +155,7 @@ def file_labels(files: ImageFiles, names: Sequence[str]) -> Labels | None:
     if files.class_names is None:
         return None
     index = {name: i for i, name in enumerate(files.class_names)}
-    return np.array([index[name.split("/")[0]] for name in names], dtype=np.int64)
+    return np.array([index[str(files.class_of(name))] for name in names], dtype=np.int64)
 
 
 def _normal(files: ImageFiles, spec: DataSpec) -> tuple[str, ...]:

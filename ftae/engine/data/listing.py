@@ -3,9 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
+from ftae.engine.data.decoding import read_bytes
 from ftae.errors import FtaeError
 from ftae.wording import count
 
@@ -57,6 +59,8 @@ ACCOMPANYING = (
 
 # fmt: on
 SYSTEM = {"@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle"}
+ARCHIVES = (".zip", ".mdb", ".tfrecords")
+ARCHIVE_ADVICE = "source: archive reads images in a zip, an LMDB or TFRecords"
 MOST_NAMED = 5  # suffixes or names in one message
 
 
@@ -65,6 +69,7 @@ class ImageFiles:
     """The images below ``root``: sorted relative names, and the sub-folders that are their classes.
 
     ``unusable``: names of images that are no regular files, each as "name: reason". ``notes``: what else was left out.
+    Images that lie elsewhere than in a folder are a subclass of this.
     """
 
     root: Path
@@ -76,6 +81,57 @@ class ImageFiles:
     def class_of(self, name: str) -> str | None:
         """The class of an image; None where the folder has no classes."""
         return None if self.class_names is None else name.split("/")[0]
+
+    @property
+    def label_key(self) -> Any:
+        """A JSON value that labels depend on beside the names; None where the names tell them."""
+        return None
+
+    def read(self, name: str) -> bytes:
+        """The content of one image file; in any thread.
+
+        Raises:
+            FtaeError: it cannot be read now.
+            UnreadableImage: it is damaged where it is stored.
+        """
+        return read_bytes(self.root / name)
+
+    def stamp(self) -> list[Any]:
+        """A JSON value that changes whenever the content of an image may have changed; no image is read.
+
+        Raises:
+            FtaeError: a file has gone.
+        """
+        return [str(self.root.resolve()), *([name, *file_stamp(self.root / name)] for name in self.names)]
+
+    def labelled_by_folders(self) -> Self:
+        """With the sub-folders in the names as classes.
+
+        Raises:
+            FtaeError: some images lie in sub-folders and others do not.
+        """
+        in_classes = [n for n in self.names if "/" in n]
+        if in_classes and len(in_classes) < len(self.names):
+            directly = next(n for n in self.names if "/" not in n)
+            raise FtaeError(
+                f"{self.root} holds {count(len(self.names) - len(in_classes), 'image')} directly "
+                f"({legible(directly)}, ...) and {len(in_classes)} in sub-folders ({legible(in_classes[0])}, ...). "
+                "Sub-folders are the labels: put every image in one, or none"
+            )
+        return replace(self, class_names=tuple(sorted({n.split("/")[0] for n in in_classes})) or None)
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Size, mtime and ctime of a file.
+
+    Raises:
+        FtaeError: the file has gone.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FtaeError(f"cannot read the image {path}: {error.strerror}") from error
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def list_images(root: Path) -> ImageFiles:
@@ -89,42 +145,50 @@ def list_images(root: Path) -> ImageFiles:
             in sub-folders.
     """
     if root.is_file():
-        raise FtaeError(f"{root} is a file; expected a folder of images")
+        raise FtaeError(f"{root} is a file; expected a folder of images. {ARCHIVE_ADVICE}")
     if not root.is_dir():
         raise FtaeError(f"there is no image folder {root} (looked from {Path.cwd()})")
-    found = _Found()
+    found = Found()
     _walk(root, "", frozenset(), found)
-    names = sorted(name for name in found.files if _is_image(name))
-    others = [name for name in found.files if not _is_image(name)]
-    unusable = sorted(f"{name}: {reason}" for name, reason in found.irregular.items() if _is_image(name))
-    if not names:
-        named = "".join(f"; {legible(name)}" for name in unusable)
-        raise FtaeError(
-            f"{root} holds no images: looked for {' '.join(SUFFIXES)} in it and its sub-folders, "
-            f"found {count(len(others), 'other file')}{_suffixes(others)}{named}"
-        )
-    in_classes = [n for n in names if "/" in n]
-    if in_classes and len(in_classes) < len(names):
-        directly = next(n for n in names if "/" not in n)
-        raise FtaeError(
-            f"{root} holds {count(len(names) - len(in_classes), 'image')} directly ({legible(directly)}, ...) and "
-            f"{len(in_classes)} in sub-folders ({legible(in_classes[0])}, ...). Sub-folders are the labels: put every "
-            "image in one, or none"
-        )
-    classes = tuple(sorted({n.split("/")[0] for n in in_classes}))
-    return ImageFiles(root, tuple(names), classes or None, tuple(unusable), _notes(others, found.hidden))
+    names, unusable, notes = found.sorted_out(root)
+    return ImageFiles(root, names, None, unusable, notes).labelled_by_folders()
 
 
 @dataclass
-class _Found:
+class Found:
     """What a walk found. ``hidden``: how often each name was left out; ``irregular``: the reason, by name."""
 
     files: list[str] = field(default_factory=list)
     hidden: Counter[str] = field(default_factory=Counter)
     irregular: dict[str, str] = field(default_factory=dict)
 
+    def sorted_out(self, root: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """``names``, ``unusable`` and ``notes`` of ``ImageFiles``.
 
-def _walk(folder: Path, prefix: str, above: frozenset[Path], found: _Found) -> None:
+        Raises:
+            FtaeError: there are no images.
+        """
+        names = sorted(name for name in self.files if _is_image(name))
+        others = [name for name in self.files if not _is_image(name)]
+        unusable = sorted(f"{name}: {reason}" for name, reason in self.irregular.items() if _is_image(name))
+        if not names:
+            named = "".join(f"; {legible(name)}" for name in unusable)
+            advice = f". {ARCHIVE_ADVICE}" if any(name.lower().endswith(ARCHIVES) for name in others) else ""
+            raise FtaeError(
+                f"{root} holds no images: looked for {' '.join(SUFFIXES)} in it and its sub-folders, "
+                f"found {count(len(others), 'other file')}{_suffixes(others)}{named}{advice}"
+            )
+        return tuple(names), tuple(unusable), _notes(others, self.hidden)
+
+
+def hidden_as(name: str) -> str | None:
+    """What a note calls a hidden entry of a folder, or one of an operating system; None for any other ``name``."""
+    if name.startswith("._"):
+        return "._*"
+    return name if name.startswith(".") or name.lower() in SYSTEM else None
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[Path], found: Found) -> None:
     real = folder.resolve()
     if real in above:  # a link back to it, which would lead round in circles
         return
@@ -135,8 +199,8 @@ def _walk(folder: Path, prefix: str, above: frozenset[Path], found: _Found) -> N
         raise FtaeError(f"cannot read the folder {folder}: {error.strerror}") from error
     for entry in entries:
         name = entry.name
-        if name.startswith(".") or name.lower() in SYSTEM:
-            found.hidden["._*" if name.startswith("._") else name] += 1
+        if hidden := hidden_as(name):
+            found.hidden[hidden] += 1
             continue
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()

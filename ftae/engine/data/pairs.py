@@ -23,7 +23,8 @@ from ftae.engine.data.listing import MOST_NAMED, ImageFiles, legible, list_image
 from ftae.engine.data.source_base import ListedImages, Listing, Part, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec, Pairs
+from ftae.specs.finetune.data import Pairs
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.wording import count
 
 PAIRS_VERSION = 1  # raise it when the same files would give other pixels

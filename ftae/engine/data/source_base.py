@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftae.engine.data.decoding import Pixels
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]

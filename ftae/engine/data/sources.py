@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ftae.engine.data.archives.source import ArchiveSource
 from ftae.engine.data.decoding import Pixels, image_shape, mode_of, squared, stored_shape
 from ftae.engine.data.domains import UnpairedSource
 from ftae.engine.data.image_folder import ImageFolderSource
@@ -19,7 +20,7 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.data import (
     SHAPE_FACTORS,
     SHAPE_KINDS,
-    DataSpec,
+    Archive,
     DigitDomains,
     DigitEdges,
     Digits,
@@ -29,6 +30,7 @@ from ftae.specs.finetune.data import (
     Shapes,
     Unpaired,
 )
+from ftae.specs.finetune.data_spec import DataSpec
 
 SEED = 0
 
@@ -238,6 +240,7 @@ def _drawn(factors: npt.NDArray[np.int64], side: int) -> Pixels:
 # A new source: its spec in ``ftae.specs.finetune.data``, and its class here.
 SOURCES: dict[type[DataSpec], type[Source[Any]]] = {
     ImageFolder: ImageFolderSource,
+    Archive: ArchiveSource,
     Pairs: PairsSource,
     Unpaired: UnpairedSource,
     Digits: DigitsSource,

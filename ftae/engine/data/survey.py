@@ -25,11 +25,10 @@ from ftae.engine.data.decoding import (
     opened,
     quiet_pillow,
     raw_mode,
-    read_bytes,
 )
 from ftae.engine.data.listing import ImageFiles, legible
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.wording import count
 
 NUM_GLANCED = 200  # images that ``validate`` opens of each folder
@@ -138,7 +137,7 @@ def survey_folder(files: ImageFiles) -> Survey:
     Raises:
         FtaeError: a file cannot be read, or the cache cannot be written.
     """
-    folder = cache_folder() / "contents" / _stat_fingerprint(files)
+    folder = cache_folder() / "contents" / digest(files.stamp())
 
     def write(partial: Path) -> None:
         survey = _survey(files, files.names)
@@ -168,17 +167,6 @@ def survey_image(name: str, data: bytes) -> Survey:
     return Survey(collected.short_sides, collected.groups)
 
 
-def _stat_fingerprint(files: ImageFiles) -> str:
-    stats: list[Any] = [str(files.root.resolve())]
-    for name in files.names:
-        try:
-            stat = (files.root / name).stat()
-        except OSError as error:
-            raise FtaeError(f"cannot read the image {files.root / name}: {error.strerror}") from error
-        stats.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
-    return digest(stats)
-
-
 def _read(folder: Path) -> Survey | None:
     """The survey in a folder of the cache; None where it is missing or damaged."""
     try:
@@ -192,7 +180,10 @@ def _read(folder: Path) -> Survey | None:
 
 def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
     def open_file(name: str) -> tuple[str, _Traits]:
-        data = read_bytes(files.root / name)
+        try:
+            data = files.read(name)
+        except UnreadableImage as damaged:
+            return str(damaged), {}
         return hashlib.blake2b(data).hexdigest(), _traits(data)
 
     collected, hashes = _Collected(), []

@@ -9,7 +9,7 @@ import torch
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.frozen_cache.feature_cache import CachePoint, FrozenFeatureCache, cache_points, is_frozen_at_start
 from ftae.engine.models.autoencoder import Autoencoder
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import size
 

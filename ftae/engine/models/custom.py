@@ -13,7 +13,7 @@ from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Poste
 from ftae.engine.models.staged_model import Group, Stage
 from ftae.engine.models.weights import load_state, save_state
 from ftae.errors import FtaeError, ModelRaised, one_message
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.models import CustomStages
 from ftae.user_code import import_attr
 from ftae.wording import did_you_mean

@@ -15,7 +15,7 @@ from ftae.engine.models.builtin.conv_mlp import deterministic
 from ftae.engine.models.builtin.vector_quantized import chosen
 from ftae.engine.models.staged_model import Group, Stage, StageFn
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.models import DiffusersModel
 
 

@@ -24,7 +24,7 @@ from ftae.engine.models.gans.stylegan2_generator import StyleGan2GeneratorNet
 from ftae.engine.process import keep_random_state, seed_generators
 from ftae.errors import FtaeError, one_message
 from ftae.specs.finetune import needs
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.models import AnyModel, CustomModel

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.reading.schema import Role
@@ -93,7 +93,7 @@ def labels(parts: Parts) -> str | None:
 def every_label(parts: Parts) -> str | None:
     """Why some images of the run have no label; None if all have one."""
     if reason := labels(parts):
-        return f"{reason}; use digits, or an image_folder with a sub-folder for each class"
+        return f"{reason}; use digits, or an image_folder or archive with a sub-folder for each class"
     if parts.data is None:
         return None
     without = {

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ftae.specs.finetune.data import Archive
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, metric_facts
 from ftae.specs.finetune.models import CustomModel
@@ -120,9 +121,19 @@ def _about_the_search(spec: SearchSpec) -> Iterator[str]:
 
 
 def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:
-    """The folders of images that do not exist, each with its place in the file."""
-    return [
-        (("finetune", *leaf.split(".")), f"{dotted((folder,))} is not a folder")
-        for leaf, folder in spec.finetune.data.image_folders().items()
-        if not Path(folder).expanduser().is_dir()
-    ]
+    """The folders and archives of images that do not exist, each with its place in the file."""
+    data = spec.finetune.data
+    found: list[Problem] = []
+    for leaf, name in data.image_folders().items():
+        owner = data.replay if leaf.startswith("data.replay.") and data.replay is not None else data
+        if fault := _path_fault(Path(name).expanduser(), isinstance(owner, Archive)):
+            found.append((("finetune", *leaf.split(".")), f"{dotted((name,))} {fault}"))
+    return found
+
+
+def _path_fault(path: Path, may_be_file: bool) -> str | None:
+    if path.is_dir() or (may_be_file and path.is_file()):
+        return None
+    if may_be_file:
+        return "is not an archive: there is no such file"
+    return "is not a folder; source: archive reads the images in an archive" if path.is_file() else "is not a folder"

@@ -4,6 +4,7 @@ A new source is listed in ``VARIANTS``, with what its images have.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from ftae.engine.data.batches import training_batch, val_batches
 from ftae.engine.data.source_base import shuffled
 from ftae.engine.data.sources import SOURCES, normal_class_names, num_images, source_of
 from ftae.inference.pictures import validation_names
-from ftae.specs.finetune.data import UNPAIRED_SOURCES, AnyData, DataSpec
+from ftae.specs.finetune.data import UNPAIRED_SOURCES, AnyData
+from ftae.specs.finetune.data_spec import DataSpec
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -46,6 +48,19 @@ def classes(place: Path) -> dict[str, Any]:
 def two_folders(place: Path) -> dict[str, Any]:
     train, val = (folder(place / name, classes=("a", "b", "c")) for name in ("train", "val"))
     return {"source": "image_folder", "train": train, "val": val}
+
+
+def zipped(place: Path) -> dict[str, Any]:
+    return {"source": "archive", "train": folder_as_zip(folder(place, classes=("a", "b", "c"))), "val": 0.25}
+
+
+def folder_as_zip(root: str) -> str:
+    return shutil.make_archive(root, "zip", root)
+
+
+def two_zips(place: Path) -> dict[str, Any]:
+    two = two_folders(place)
+    return {"source": "archive", "train": folder_as_zip(two["train"]), "val": folder_as_zip(two["val"])}
 
 
 def side_by_side(place: Path) -> dict[str, Any]:
@@ -102,6 +117,8 @@ VARIANTS = {
     "flat folder": Variant(flat),
     "class folders": Variant(classes, "b"),
     "two folders": Variant(two_folders, "b"),
+    "zip": Variant(zipped, "b"),
+    "two zips": Variant(two_zips, "b"),
     "pairs side by side": Variant(side_by_side, "b"),
     "pairs in two folders": Variant(pairs_in_folders),
     "two domains": Variant(unpaired),

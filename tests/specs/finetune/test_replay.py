@@ -55,7 +55,8 @@ def test_each_source_has_its_own_defaults() -> None:
         (
             {"source": "digit"},
             "replay.source",
-            "must be one of image_folder, pairs, unpaired, .*, photos, shapes, got 'digit'",
+            "must be one of image_folder, archive, pairs, unpaired, digits, digit_edges, digit_domains, photos, "
+            "shapes, got 'digit'",
         ),
         ({"labelled_fraction": 0.5}, "replay.labelled_fraction", "has no effect on replayed images"),
         ({"anomaly_classes": [1]}, "replay.anomaly_classes", "has no effect on replayed images"),

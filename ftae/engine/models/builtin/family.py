@@ -28,7 +28,7 @@ from ftae.engine.models.staged_model import Stage
 from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import check_room, first_line
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.reading.format_versions import FORMAT, migrate
 
 WIDTH = 32  # channels of the residual paths of an adapter
