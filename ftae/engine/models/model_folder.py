@@ -15,6 +15,7 @@ from ftae.specs.finetune.model_spec import ModelSpec
 from ftae.specs.finetune.models import DiffusersModel
 
 CONFIG, WEIGHTS = "ftae_model.json", "model.safetensors"
+DISCRIMINATOR, DISCRIMINATOR_CONFIG = "discriminator.safetensors", "discriminator.json"  # beside the model
 ORIGIN = "weights.json"  # where foreign weights come from, and their licence
 DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ftae.engine.models.gans.dcgan import DcganDiscriminatorNet
 from ftae.engine.models.gans.stylegan2_discriminator import StyleGan2DiscriminatorNet
-from ftae.engine.models.model_folder import pretrained_folder
+from ftae.engine.models.model_folder import DISCRIMINATOR, DISCRIMINATOR_CONFIG, pretrained_folder, read_json
 from ftae.engine.models.staged_model import Stage, StagedModel
 from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import keep_random_state
@@ -21,7 +21,6 @@ from ftae.specs.finetune.discriminator import DiscriminatorSpec
 from ftae.specs.finetune.run import FinetuneSpec
 
 SLOPE = 0.2  # of the leaky ReLUs
-FILE = "discriminator.safetensors"  # beside the model in a folder of it
 
 
 class Discriminator(StagedModel):
@@ -116,6 +115,7 @@ def _new(spec: DiscriminatorSpec, channels: int, resolution: int, seed: int) -> 
 def _prepared(discriminator: Discriminator, spec: DiscriminatorSpec) -> Discriminator:
     """With its pretrained weights, and frozen stages."""
     if spec.pretrained is not None:
+        _check_options(spec, spec.pretrained)
         load_state(discriminator.net, _weights_file(spec.pretrained), "discriminator.pretrained")
     try:
         discriminator.freeze(spec.freeze_depth, ())
@@ -162,7 +162,17 @@ def discriminator_of(spec: FinetuneSpec) -> Discriminator:
     return _prepared(TwoDiscriminators(a, b), settings)
 
 
+def _check_options(spec: DiscriminatorSpec, pretrained: str) -> None:
+    """Compare the settings with those of a converted discriminator, which has them beside it."""
+    folder = pretrained_folder(pretrained)
+    if folder is None or not (folder / DISCRIMINATOR_CONFIG).is_file():
+        return
+    for name, value in read_json(folder / DISCRIMINATOR_CONFIG, "discriminator.pretrained").get("options", {}).items():
+        if getattr(spec, name, value) != value:
+            raise FtaeError(f"discriminator.{name} is {getattr(spec, name)}, but {pretrained} was built with {value}")
+
+
 def _weights_file(pretrained: str) -> Path:
     """The file itself, or the one beside the model in a folder that ftae wrote."""
     folder = pretrained_folder(pretrained)
-    return Path(pretrained).expanduser() if folder is None else folder / FILE
+    return Path(pretrained).expanduser() if folder is None else folder / DISCRIMINATOR

@@ -16,10 +16,9 @@ from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
-from ftae.engine.models.model_folder import weights_origin, write_origin
+from ftae.engine.models.model_folder import DISCRIMINATOR, weights_origin, write_origin
 from ftae.engine.models.weights import load_state
 from ftae.engine.process import device_of
-from ftae.engine.tasks.discriminator import FILE as DISCRIMINATOR
 from ftae.engine.training.checkpoint import evaluated_weights
 from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel

@@ -10,16 +10,12 @@ from typing import Any
 from ftae.engine.models.foreign.layouts import ForeignModel, Layout, read_layout
 from ftae.engine.models.foreign.network import Network
 from ftae.engine.models.foreign.reading import read_foreign
-from ftae.engine.models.model_folder import CONFIG, WEIGHTS, write_origin
+from ftae.engine.models.model_folder import CONFIG, DISCRIMINATOR, DISCRIMINATOR_CONFIG, WEIGHTS, write_origin
 from ftae.engine.models.weights import save_state
 from ftae.errors import FtaeError, one_message
 from ftae.specs.reading.format_versions import FORMAT
 
-GENERATOR, DISCRIMINATOR, DISCRIMINATOR_CONFIG = (
-    "generator.safetensors",
-    "discriminator.safetensors",
-    "discriminator.json",
-)
+GENERATOR = "generator.safetensors"
 
 
 @dataclass(frozen=True)
