@@ -58,11 +58,12 @@ class Adversarial(Reconstruct):
         self._start = [
             (p, p.detach().clone()) for p in net.parameters() if p.requires_grad and self._settings.l2_sp > 0.0
         ]
+        optimizer = self._settings.optimizer()
         self.discriminator = NetworkInTraining(
             DISCRIMINATOR,
             net,
-            build_optimizer(net, self._settings.optimizer(), section="discriminator"),
-            self._discriminator_lr,
+            build_optimizer(net, optimizer, section="discriminator"),
+            lambda step: optimizer.lr * self._lr_factor(step),
             max_grad_norm=self._settings.max_grad_norm,
             failures=(Reason.BLOW_UP, Reason.BLOW_UP),
             saved=net.net,
@@ -93,7 +94,8 @@ class Adversarial(Reconstruct):
         if TERM not in terms:
             return total_loss(terms, weights)
         factor = self.adaptive_weight(terms, weights)
-        return total_loss(terms, weights | {TERM: weights[TERM] * factor}, {"adaptive_weight": factor})
+        numbers = {"adaptive_weight": factor} if self._settings.adaptive else {}
+        return total_loss(terms, weights | {TERM: weights[TERM] * factor}, numbers)
 
     def stepped(self, network: NetworkInTraining, parts: list[dict[str, float]], grad_norm: float) -> dict[str, float]:
         if network is self.model:
@@ -169,9 +171,9 @@ class Adversarial(Reconstruct):
         for penalty in self._penalties(real, fake, given, of_real, of_fake, step):
             loss = loss + penalty
         terms = {"discriminator": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()}
-        return Loss(
-            loss, terms | ({"sign_real": of_real.sign().mean()} if self._settings.augment.name == "ada" else {})
-        )
+        if self._settings.augment.name == "ada":
+            terms["sign_real"] = of_real.sign().mean()
+        return Loss(loss, terms)
 
     def _penalties(
         self, real: Tensor, fake: Tensor, given: Tensor, of_real: Tensor, of_fake: Tensor, step: int
@@ -213,10 +215,10 @@ class Adversarial(Reconstruct):
         self.discriminator.rest()
         return self._judge(self._autoencoder.to_range(images)).flatten(1).mean(1)
 
-    def _discriminator_lr(self, step: int) -> float:
+    def _lr_factor(self, step: int) -> float:
         """The schedule of the run, over the part of the budget in which the discriminator is trained."""
         begin, progress = self._settings.begin_fraction, (step + 0.5) / self.spec.max_steps
-        return self._settings.optimizer().lr * lr_factor(self.spec.schedule, (progress - begin) / (1.0 - begin))
+        return lr_factor(self.spec.schedule, (progress - begin) / (1.0 - begin))
 
 
 def _gradient_norm(loss: Tensor, at: nn.Parameter) -> float | None:
