@@ -189,6 +189,8 @@ def _obstacle(metric: str, model: TunedModel, images: EvaluationImages) -> str |
         return "needs the classes the model was trained with; these images have none of them"
     if images.anomalies is None and needs.anomalies in facts.needs:
         return "needs images of data.anomaly_classes; there are none"
+    if needs.discriminator in facts.needs:
+        return "needs the discriminator, which only the run itself has"
     reason = missing_for(metric, images.images)
     if reason is None and needs.features in facts.needs:
         reason = missing_in_training(metric, _training_images(model))

@@ -20,6 +20,7 @@ from ftae.results.summary import choose, over_seeds, worker_hours
 from ftae.results.verdict import verdict
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import is_held_out
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.search.search import ProductionSpec, SearchSpec
 from ftae.storage.store import Store
 from ftae.tracking.mlflow_model_folder import make_mlflow_model
@@ -162,6 +163,7 @@ def _readme(
     model: ExportedModel,
     origin: Mapping[str, Any] | None,
 ) -> str:
+    caption = _caption(search.finetune)
     baseline = record.baseline
     names = [name for name in trial.metrics if is_held_out(name)]
     rows = "\n".join(f"| {name} | {_cell(baseline, name)} | {trial.metrics[name]:.6g} |" for name in names)
@@ -185,9 +187,9 @@ Params:
 
 {_latents_note(search, model)}
 {_licence_note(origin)}
-![input, reconstruction, difference](reconstructions.png)
+![{caption}](reconstructions.png)
 
-Fixed validation images, each as input | reconstruction | absolute difference.
+{caption}.
 
 - `model/`: the tuned model, as measured above.
 - `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
@@ -196,6 +198,19 @@ Fixed validation images, each as input | reconstruction | absolute difference.
 - `MLmodel` and what lies beside it: `mlflow.pyfunc.load_model` loads this folder, `mlflow models serve -m .` serves it,
   with the packages of `requirements.txt`.
 """
+
+
+def _caption(run: FinetuneSpec) -> str:
+    """What the picture shows."""
+    if run.use == "sample":
+        return "Samples of fixed noise"
+    if run.data.unpaired:
+        others = "output | the way back" + (" | true output" if run.data.truly_paired else "")
+    elif run.data.paired:
+        others = "output | true output | absolute difference"
+    else:
+        others = "reconstruction | " + ("absolute difference" if run.data.degrade is None else "clean image")
+    return f"Fixed validation images, each as input | {others}"
 
 
 def _licence_note(origin: Mapping[str, Any] | None) -> str:
@@ -210,6 +225,8 @@ def _cell(baseline: TrialRecord | None, metric: str) -> str:
 
 
 def _latents_note(search: SearchSpec, model: ExportedModel) -> str:
+    if not search.finetune.model.has_latents:
+        return ""
     if search.finetune.model.pretrained is None:
         return "The model was trained from scratch: there are no earlier latents to be compatible with."
     if model.latents_compatible:
