@@ -26,6 +26,7 @@ from ftae.results.replay import replay
 from ftae.results.search_record import SearchRecord
 from ftae.results.stored_spec import run_of, search_of
 from ftae.specs.files import load_production
+from ftae.specs.finetune.augmentation import AugmentSpec
 from ftae.specs.reading.format_versions import FORMAT
 
 FILES = Path(__file__).parent / "files" / "version_1"
@@ -107,7 +108,24 @@ def test_nothing_else_of_a_spec_has_changed() -> None:
     run = production.finetune.model_dump(mode="json")
     run["prefix_cache_gb"] = run.pop("frozen_cache_gb")
     run["model"]["outer_stages"] = run["model"].pop("resolution_adapters")
-    assert run["discriminator"].pop("conditional") is None
+    new: dict[str, dict[str, Any]] = {
+        "discriminator": {
+            "conditional": None,
+            "architecture": "patch",
+            "channel_base": 16384,
+            "channel_max": 512,
+            "freeze_depth": 0,
+            "lr_multipliers": {},
+            "l2_sp": 0.0,
+            "r1_every": 1,
+            "augment": AugmentSpec().model_dump(mode="json"),
+            "pool_size": 50,
+        },
+        "losses": {"path_length": 0.0, "cycle": 0.0, "identity": 0.0},
+    }
+    assert run.pop("num_samples") is None
+    for section in ("discriminator", "losses"):
+        assert {name: run[section].pop(name) for name in new[section]} == new[section]
     text = json.dumps(run, sort_keys=True, separators=(",", ":"))
     assert blake2b(text.encode(), digest_size=8).hexdigest() == "3d0e58786967a156"  # in provenance.json of the export
 
