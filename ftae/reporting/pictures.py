@@ -19,9 +19,9 @@ from PIL import Image
 
 from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_MIN_SIDE
 from ftae.reporting.plots import evenly
+from ftae.results.conclusion import is_of_generators
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.specs.finetune.data import PAIRED_SOURCES, UNPAIRED_SOURCES
-from ftae.specs.finetune.generators import GENERATOR_FAMILIES
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
@@ -62,8 +62,7 @@ class Layout:
             return cls(side * scale, scale, CELLS_OF_PAIRS if truly_paired else CELLS, 3 if truly_paired else None)
         is_paired = data.get("source") in PAIRED_SOURCES
         each = CELLS_OF_PAIRS if is_paired else CELLS
-        model = record.search["finetune"].get("model")
-        if isinstance(model, dict) and model.get("family") in GENERATOR_FAMILIES:
+        if is_of_generators(record):
             return cls(side * scale, scale, 1, None)
         return cls(side * scale, scale, each, 2 if is_paired or data.get("degrade") is not None else 0)
 

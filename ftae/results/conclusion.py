@@ -9,6 +9,7 @@ from ftae.results.confirmation import confirmed
 from ftae.results.search_record import PRODUCTION_TRIAL, SearchRecord, TrialRecord
 from ftae.results.summary import choose
 from ftae.results.verdict import beats_baseline, needs_warning, verdict
+from ftae.specs.finetune.generators import GENERATOR_FAMILIES
 from ftae.specs.finetune.metrics import in_unit
 from ftae.storage.store import Store, is_url
 from ftae.wording import count
@@ -85,8 +86,16 @@ def commands(record: SearchRecord, winner: TrialRecord | None, storage: str) -> 
         found.append(Command(f"ftae export{tail}", "the best model as a folder that production starts from"))
         if not confirmed(record):
             found.append(Command(f"ftae confirm{tail}", "train the best again with other seeds: was it luck?"))
+    if is_of_generators(record):
+        return [*found, Command(f"ftae sample{tail} --out samples", "new images, a file each")]
     scores = f"ftae evaluate{tail} --out scores --heatmaps 6"
     return [*found, Command(scores, "the error of every validation image, and the worst as maps")]
+
+
+def is_of_generators(record: SearchRecord) -> bool:
+    """Whether the models make images of noise; False where the journal does not tell."""
+    model = record.search["finetune"].get("model")
+    return isinstance(model, dict) and model.get("family") in GENERATOR_FAMILIES
 
 
 def _next_of_production(record: SearchRecord) -> list[Command]:

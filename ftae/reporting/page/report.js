@@ -267,8 +267,8 @@
 
     say(sides) {
       const count = pictures.whole ? "The stored pictures as they are" : `${pictures.count} fixed validation samples`;
-      const maps = pictures.target ? " Differences are to the target, the mean over colours." : "";
-      $("look-note").textContent = `${count}. A is ${nameOf(sides.a.number)} at step ${sides.a.step}, B is ${nameOf(sides.b.number)} at step ${sides.b.step}.${maps} Worst means worst of these samples; ftae evaluate scores all.`;
+      const maps = pictures.target ? " Differences are to the target, the mean over colours. Worst means worst of these samples; ftae evaluate scores all." : "";
+      $("look-note").textContent = `${count}. A is ${nameOf(sides.a.number)} at step ${sides.a.step}, B is ${nameOf(sides.b.number)} at step ${sides.b.step}.${maps}`;
     }
 
     ordered(errors) {

@@ -209,7 +209,7 @@ METRICS: dict[str, Metric] = {
     "memorised": Metric(
         0.0,
         1.0e9,
-        "maximize",
+        None,
         "mean distance of outputs to the nearest training image over that of validation images; below 0.5 it copies",
         (needs.features,),
         least_images=10,
