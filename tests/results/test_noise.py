@@ -110,6 +110,15 @@ def test_doubts_about_the_best_trial_are_told(journal: Journal) -> None:
     assert notes(journal.record) == [doubt]
 
 
+@pytest.mark.parametrize(("kid", "of_train", "is_told"), [(0.5, 0.24, True), (0.33, 0.3, False), (0.03, -0.01, False)])
+def test_a_generator_that_memorises_is_told(journal: Journal, kid: float, of_train: float, is_told: bool) -> None:
+    journal.others = {"val/kid": kid, "val/kid_train": of_train}
+    journal.trial(1, 20.0)
+    found = notes(journal.record)
+    assert [line for line in found if "memorises" in line] == (found if is_told else [])
+    assert len(found) == is_told
+
+
 def test_only_trials_that_keep_the_constraints_are_compared(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "small", ONE | {"constraints": ["val/mse <= 0.5"]})
     for number, (psnr, mse) in enumerate([(18.0, 0.1), (20.0, 0.1), (20.01, 0.9), (19.98, 0.2)]):
