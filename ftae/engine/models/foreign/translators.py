@@ -46,19 +46,27 @@ def is_unet(state: Mapping[str, Tensor]) -> bool:
 
 
 def unet(state: Mapping[str, Tensor]) -> Network:
-    """The U-Net that is normalised by instance, without its dropout. Raises as ``resnet``."""
-    _check_norm(state, "model.model.1.model.2")
+    """The U-Net, without its dropout.
+
+    Where it is normalised by batch, as the published ones are, it becomes one by instance with the same factors and
+    offsets: what their authors' test computes, whose batches are single images in training mode.
+
+    Raises:
+        FtaeError: it differs from ftae's.
+    """
+    is_by_batch = "model.model.1.model.2.weight" in state
     convolutions = [name for name in state if re.fullmatch(r"model\.model\.1(\.model\.3)*\.model\.1\.weight", name)]
     depth = 1 + len(convolutions)
     options = {"channels": len(state["model.model.0.weight"]), "depth": depth, "dropout": 0.0}
     facts = {"channels_in": state["model.model.0.weight"].shape[1], "resolution": max(256, 2**depth)}
     found = Network.new(UnetTranslatorNet, options, facts)
-    ours = _renamed(state, dict(_unet_names(depth)))
+    ours = _renamed(state, dict([*_unet_names(depth), *(_unet_norms(depth) if is_by_batch else ())]))
     for i in range(1, depth):  # theirs concatenates the features of the encoder first, ftae's last
         name = f"up.{i}.1.weight"
         if name in ours:
             ours[name] = torch.cat(ours[name].chunk(2)[::-1])
-    fill(found.net, _plain_norms(found.net) | ours, "its generator")
+    missing = _zero_biases(found.net) if is_by_batch else _plain_norms(found.net)
+    fill(found.net, missing | ours, "its generator")
     return found
 
 
@@ -71,6 +79,21 @@ def _unet_names(depth: int) -> Iterator[tuple[str, str]]:
         yield f"up.{depth - 1 - level}.1", f"{theirs}.model.{3 if level == depth - 1 else 5}"
 
 
+def _unet_norms(depth: int) -> Iterator[tuple[str, str]]:
+    """The innermost level has none on its way down."""
+    for level in range(1, depth):
+        theirs = "model.model.1" + ".model.3" * (level - 1)
+        if level < depth - 1:
+            yield f"down.{level}.2", f"{theirs}.model.2"
+        yield f"up.{depth - 1 - level}.2", f"{theirs}.model.{4 if level == depth - 1 else 6}"
+
+
+def _zero_biases(net: nn.Module) -> State:
+    """Biases of 0 for ftae's convolutions; in front of a norm by batch, theirs have none."""
+    convolutions = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    return {f"{name}.bias": torch.zeros_like(module.bias) for name, module in convolutions if module.bias is not None}
+
+
 def _plain_norms(net: nn.Module) -> State:
     """Factors of 1 and offsets of 0 for ftae's norms; theirs have none."""
     norms = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.InstanceNorm2d)]
@@ -80,7 +103,7 @@ def _plain_norms(net: nn.Module) -> State:
 def _check_norm(state: Mapping[str, Tensor], name: str) -> None:
     if f"{name}.weight" in state:
         raise FtaeError(
-            "its generator is normalised by batch; ftae's translators are by instance and would make other images"
+            "its residual generator is normalised by batch; that of ftae is by instance, without factors and offsets"
         )
 
 

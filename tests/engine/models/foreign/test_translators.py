@@ -51,6 +51,9 @@ class Resnet(nn.Module):
         return out
 
 
+INNERMOST = "model.model.1.model.3.model.1.bias"  # of the convolution that no norm follows
+
+
 class Level(nn.Module):
     """A level of the U-Net around an inner one; ``norm`` makes the layers of a norm."""
 
@@ -108,10 +111,37 @@ def test_a_translator_makes_the_same_images(
     torch.testing.assert_close(model.run(images)[1], theirs(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("build", [Resnet, Unet])
-def test_one_normalised_by_batch_is_refused(build: Any, tmp_path: Path) -> None:
-    torch.save(build(norm=nn.BatchNorm2d).state_dict(), tmp_path / "latest_net_G.pth")
-    with pytest.raises(FtaeError, match="normalised by batch; ftae's translators are by instance"):
+@torch.no_grad()
+def test_a_unet_normalised_by_batch_does_what_its_authors_test_does(tmp_path: Path) -> None:
+    """That is in training mode, one image at a time, without dropout."""
+    torch.manual_seed(0)
+    theirs = Unet(norm=nn.BatchNorm2d).train()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.normal_(1.0, 0.2)
+            module.bias.normal_(0.0, 0.2)
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    state = {name: t for name, t in theirs.state_dict().items() if not _is_bias_before_a_norm(theirs, name)}
+    torch.save(state, tmp_path / "latest_net_G.pth")
+    convert(tmp_path / "latest_net_G.pth", tmp_path / "out", licence="BSD")
+    model = built({"family": "unet_translator", "pretrained": str(tmp_path / "out")})
+    images = images_for(model)
+    expected = torch.cat([theirs(image[None]) for image in images])
+    torch.testing.assert_close(model.run(images)[1], expected, atol=1e-5, rtol=1e-5)
+
+
+def _is_bias_before_a_norm(net: nn.Module, name: str) -> bool:
+    """Their convolutions have none there; a norm takes it away in any case."""
+    module = net.get_submodule(name.rpartition(".")[0])
+    outermost = ("model.model.0.bias", "model.model.3.bias")
+    is_convolution = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    return name.endswith(".bias") and is_convolution and name not in (*outermost, INNERMOST)
+
+
+def test_a_residual_generator_normalised_by_batch_is_refused(tmp_path: Path) -> None:
+    torch.save(Resnet(norm=nn.BatchNorm2d).state_dict(), tmp_path / "latest_net_G.pth")
+    with pytest.raises(FtaeError, match="normalised by batch; that of ftae is by instance"):
         convert(tmp_path / "latest_net_G.pth", tmp_path / "out", licence="BSD")
 
 
