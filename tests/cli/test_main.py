@@ -26,7 +26,7 @@ from ftae.storage.backends import FolderStore
 from ftae.storage.store import open_store
 from ftae.tracking import store_uri
 
-COMMANDS = {"validate", "search", "submit", "resume", "extend", "confirm", "list", "status", "logs", "stop"}
+COMMANDS = {"convert", "validate", "search", "submit", "resume", "extend", "confirm", "list", "status", "logs", "stop"}
 COMMANDS |= {
     "compare",
     "best",

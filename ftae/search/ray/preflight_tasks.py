@@ -179,6 +179,8 @@ ADVICE: dict[str, str] = {
     "or finetune.precision to fp32",
     Reason.POSTERIOR_COLLAPSE: "lower finetune.losses.kl",
     Reason.CODEBOOK_COLLAPSE: "lower finetune.optimizer.lr",
+    Reason.MODE_COLLAPSE: "lower finetune.optimizer.lr and finetune.discriminator.lr, or raise its r1",
+    Reason.LOST_RECALL: "lower finetune.optimizer.lr and finetune.discriminator.lr, or raise its r1",
     Reason.BLOW_UP: "lower finetune.discriminator.lr and its r1 and lecam, or finetune.losses.adversarial",
 }
 

@@ -105,7 +105,7 @@ def inputs(batch: int = 3, side: int = 16, seed: int = 0) -> LossInputs:
         autoencoder=ScaledPooling(3.0).autoencoder(),
         auxiliary=AuxiliaryNetworks(
             reference=ScaledPooling(1.0).autoencoder(),
-            adversary=lambda images, given: images.square().mean(),
+            adversary=lambda images, given, real: images.square().mean(),
             perceptual=perceptual_network(),
         ),
         settings=Losses(huber_delta=0.5),

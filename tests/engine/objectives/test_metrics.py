@@ -155,7 +155,8 @@ def test_the_least_of_several_codebooks_counts() -> None:
 
 
 # These need anomalies, large images, or a data set with labels or factors.
-ELSEWHERE = ("auroc", "ms_ssim", "linear_probe", "mig", "dci", "lpips", "d_overfit", *FEATURE_METRICS)
+TRANSLATION = ("cycle_l1", "identity_l1")  # of a model that translates both ways
+ELSEWHERE = ("auroc", "ms_ssim", "linear_probe", "mig", "dci", "lpips", "d_overfit", *TRANSLATION, *FEATURE_METRICS)
 
 
 def test_results_do_not_depend_on_the_batch_size() -> None:
