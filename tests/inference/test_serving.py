@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 from made_up_search import free_port
-from small_models import MODELS, TRANSLATORS, spec_of
+from small_models import GENERATORS, MODELS, TRANSLATORS, spec_of
 
 from ftae.engine.models.families import build_model
 from ftae.engine.training.export_model import CLASSES
@@ -50,7 +50,7 @@ def test_mlflow_serves_an_export(home: Path) -> None:
             os.killpg(server.pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("name", ["mlp_cvae", "conv_vae_adapted", "hierarchical_vae", *TRANSLATORS])
+@pytest.mark.parametrize("name", ["mlp_cvae", "conv_vae_adapted", "hierarchical_vae", *TRANSLATORS, *GENERATORS])
 def test_onnx_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
     for package in NEEDED:
         pytest.importorskip(package)
@@ -61,6 +61,7 @@ def test_onnx_computes_what_pytorch_does(name: str, tmp_path: Path) -> None:
     assert max(differences.values()) < 1e-5
     graphs = {"translator.onnx"} if name in TRANSLATORS else {"encoder.onnx", "decoder.onnx"}
     graphs |= {"translator_reverse.onnx"} if name == "cyclegan" else set()
+    graphs = {"generator.onnx"} if name in GENERATORS else graphs
     assert {path.name for path in tmp_path.glob("*.onnx")} == graphs
 
 

@@ -151,7 +151,7 @@ class SynthesisBlock(Resampling):
         self, x: Tensor | None, images: Tensor | None, styles: tuple[Tensor, ...], fresh_noise: bool
     ) -> tuple[Tensor, Tensor]:
         *inner, last = styles
-        x = self.const.expand(len(last), -1, -1, -1) if x is None else self.conv0(x, inner[0], fresh_noise)
+        x = self.const.expand(last.shape[0], -1, -1, -1) if x is None else self.conv0(x, inner[0], fresh_noise)
         x = self.conv1(x, inner[-1], fresh_noise)
         added = self.torgb(x, last)
         return x, added if images is None else doubled(images) + added
@@ -175,7 +175,7 @@ class StyledConv(Resampling):
         scales = self.affine(style)
         x = self._convolved(x * scales[:, :, None, None]) * demodulation(self.weight, scales)[:, :, None, None]
         side = x.shape[-1]
-        noise = torch.randn(len(x), 1, side, side, device=x.device) if fresh_noise else self.noise_const
+        noise = torch.randn(x.shape[0], 1, side, side, device=x.device) if fresh_noise else self.noise_const
         return activate(x + noise * self.noise_strength + self.bias[:, None, None])
 
     def _convolved(self, x: Tensor) -> Tensor:
