@@ -106,6 +106,10 @@ def interpolate(
     """Interpolate between the latents of two images, or between two seeds: writes sheet.png and frames.gif."""
     if (first is None or last is None) == (seeds is None):
         raise typer.BadParameter("name two images A and B, or --seeds of a generator")
+    if seeds is None and truncation is not None:
+        raise typer.BadParameter("--truncation has no effect on two images, it needs --seeds")
+    if seeds is not None and label is not None:
+        raise typer.BadParameter("--label has no effect on --seeds")
     loaded = model.load()
     with prints_to_stderr():
         if seeds is not None:
@@ -184,4 +188,7 @@ def _numbers(text: str) -> list[int]:
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         raise typer.BadParameter(f"--seeds must be numbers and ranges such as 3,8,20-29, got {text!r}")
     ends = [part.partition("-") for part in text.split(",")]
-    return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
+    ranges = [range(int(first), int(last or first) + 1) for first, _, last in ends]
+    if not all(ranges):
+        raise typer.BadParameter(f"--seeds: a range must not end before it begins, got {text!r}")
+    return [number for numbers in ranges for number in numbers]

@@ -191,10 +191,7 @@ class Model:
         if n < 1 or seed < 0:
             raise FtaeError(f"n must be at least 1 and seed at least 0, got n={n} and seed={seed}")
         labels, names = self._tuned.labels_to_sample(n, label)
-        if truncation is not None:
-            images = synthesis.synthesise(self._tuned, range(seed, seed + n), truncation)
-        else:
-            images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted)
+        images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted, truncation=truncation)
         return _as_array(images.permute(0, 2, 3, 1))
 
     # ---------------------------------------------------------------------------------------------- files

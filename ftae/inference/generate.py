@@ -17,7 +17,6 @@ from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.inference.paths import lerp, slerp
 from ftae.inference.pictures import (
-    FRAMES,
     SHEET,
     SHEET_COLUMNS,
     beside,
@@ -26,7 +25,7 @@ from ftae.inference.pictures import (
     prepare_folder,
     read_image,
     read_named_image,
-    save_gif,
+    save_frames,
     save_png,
     save_sheet,
 )
@@ -131,9 +130,7 @@ def interpolate_files(
     first, last = (read_named_image(model, path, notify) for path in ends)
     index = None if label is None else model.label(label)
     images, description = interpolate(model, first, last, frames, spherical=spherical, label=index)
-    prepare_folder(out, overwrite=overwrite)
-    save_sheet(pixels_of(images), out / SHEET)
-    save_gif(pixels_of(images), out / FRAMES)
+    save_frames(images, out, overwrite=overwrite)
     return description
 
 
@@ -188,14 +185,12 @@ def sample_files(
     """
     check_output(out, model.spec.data.image_folders(), writes_folders=False)
     labels, names = model.labels_to_sample(num, label)
-    if model.spec.model.takes_noise and not fitted:
-        chosen = range(seed, seed + num) if seeds is None else seeds
-        names = [f"seed-{each:04d}" for each in chosen]
-        images, description = synthesise(model, chosen, truncation), "the standard normal"
-    elif seeds is not None or truncation is not None:
-        raise FtaeError(f"{model.spec.model.family} is no generator: it has neither seeds nor truncation")
-    else:
-        images, description = sample(model, labels, len(names), seed=seed, fitted=fitted)
+    if model.spec.model.takes_noise:
+        seeds = range(seed, seed + num) if seeds is None else seeds
+        names = [f"seed-{each:04d}" for each in seeds]
+    images, description = sample(
+        model, labels, len(names), seed=seed, fitted=fitted, seeds=seeds, truncation=truncation
+    )
     prepare_folder(out, overwrite=overwrite)
     pixels = pixels_of(images)
     for image, name in zip(pixels, names, strict=True):
@@ -205,10 +200,20 @@ def sample_files(
     return len(images), description + ("; each row of the sheet is a class" if by_class else "")
 
 
-def sample(model: TunedModel, labels: Tensor | None, num: int, *, seed: int, fitted: bool) -> tuple[Tensor, str]:
+def sample(
+    model: TunedModel,
+    labels: Tensor | None,
+    num: int,
+    *,
+    seed: int,
+    fitted: bool,
+    seeds: Sequence[int] | None = None,
+    truncation: float | None = None,
+) -> tuple[Tensor, str]:
     """Sample ``num`` images (num, C, H, W) in [0, 1]; also returns a description of the distribution of the latents.
 
-    Of a generator they are those of the seeds from ``seed`` on.
+    Those of a generator are the images of ``seeds``, by default of ``num`` from ``seed`` on, with ``truncation`` as for
+    ``synthesise``.
 
     ``labels``: int64 (num,) for a model conditioned on labels. The same seed gives the same images; the global random
     generators are neither used nor changed. ``fitted``: draw from a Gaussian fitted to the latents of the training
@@ -216,10 +221,15 @@ def sample(model: TunedModel, labels: Tensor | None, num: int, *, seed: int, fit
 
     Raises:
         FtaeError: the model has no prior, or its latents are codes and ``fitted`` is set; or the training images are
-            needed and missing.
+            needed and missing; or a setting has no effect on the model.
     """
-    if model.spec.model.takes_noise and not fitted:
-        return synthesise(model, range(seed, seed + num), None), "the standard normal"
+    family = model.spec.model.family
+    if model.spec.model.takes_noise:
+        if fitted:
+            raise FtaeError(f"{family} makes images of noise: there are no latents to fit, leave out --fitted")
+        return synthesise(model, range(seed, seed + num) if seeds is None else seeds, truncation), "the standard normal"
+    if seeds is not None or truncation is not None:
+        raise FtaeError(f"{family} is no generator: it has neither seeds nor truncation")
     with model.settings():
         latents, description = _latents(model, labels, num, torch.Generator().manual_seed(seed), fitted)
         size = model.spec.batch_size

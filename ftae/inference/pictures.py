@@ -227,6 +227,17 @@ def save_sheet(cells: Pixels, path: Path, columns: int = SHEET_COLUMNS) -> None:
     save_png(sheet, path)
 
 
+def save_frames(images: Tensor, out: Path, *, overwrite: bool) -> None:
+    """Write images (N, C, H, W) in [0, 1] to ``out`` as ``sheet.png`` and as the animation ``frames.gif``.
+
+    Raises:
+        FtaeError: as ``prepare_folder``.
+    """
+    prepare_folder(out, overwrite=overwrite)
+    save_sheet(pixels_of(images), out / SHEET)
+    save_gif(pixels_of(images), out / FRAMES)
+
+
 def save_gif(frames: Pixels, path: Path) -> None:
     """Write frames, uint8 (N, H, W, C), as an endless animation, forwards and backwards. Small frames are enlarged."""
     frames = _enlarged(frames)

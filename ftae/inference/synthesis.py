@@ -1,5 +1,6 @@
 """Samples of a generator, and the way from one sample to another."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ftae.engine.data.listing import check_output
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.inference.paths import lerp, slerp
-from ftae.inference.pictures import FRAMES, SHEET, pixels_of, prepare_folder, save_gif, save_sheet
+from ftae.inference.pictures import save_frames
 
 
 @torch.no_grad()
@@ -22,8 +23,10 @@ def synthesise(model: TunedModel, seeds: Sequence[int], truncation: float | None
     changes nothing, 0 gives the mean image.
 
     Raises:
-        FtaeError: the model is no generator, or has no styles to truncate.
+        FtaeError: the model is no generator, or has no styles to truncate; there are no seeds, or one is below 0.
     """
+    if not seeds or min(seeds) < 0:
+        raise FtaeError(f"seeds must be one number or more from 0 on, got {list(seeds)}")
     with model.settings():
         return torch.cat([_rendered(model, _styles(model, [seed], truncation)) for seed in seeds])
 
@@ -46,7 +49,7 @@ def between_seeds(
             a, b = _styles(model, ends, truncation)
             styles = torch.stack([lerp(a, b, share) for share in shares])
         images = torch.cat([_rendered(model, style[None]) for style in styles])
-    return images, f"{'spherical interpolation of noise' if spherical else 'linear interpolation of styles'}"
+    return images, "spherical interpolation of noise" if spherical else "linear interpolation of styles"
 
 
 def between_seeds_files(
@@ -66,9 +69,7 @@ def between_seeds_files(
     """
     check_output(out, model.spec.data.image_folders(), writes_folders=False)
     images, description = between_seeds(model, ends, frames, spherical=spherical, truncation=truncation)
-    prepare_folder(out, overwrite=overwrite)
-    save_sheet(pixels_of(images), out / SHEET)
-    save_gif(pixels_of(images), out / FRAMES)
+    save_frames(images, out, overwrite=overwrite)
     return description
 
 
@@ -89,6 +90,8 @@ def _mapped(model: TunedModel, noise: Tensor) -> Tensor:
 def _truncated(model: TunedModel, styles: Tensor, truncation: float | None) -> Tensor:
     if truncation is None:
         return styles
+    if not math.isfinite(truncation):
+        raise FtaeError(f"truncation must be a finite number, got {truncation}")
     if model.autoencoder.truncate is None:
         raise FtaeError(f"{model.spec.model.family} has no mean style to truncate towards: leave out the truncation")
     return model.autoencoder.truncate(styles, truncation)

@@ -176,3 +176,21 @@ def test_convert(ftae: Ftae, tmp_path: Path) -> None:
         "model.safetensors",
         "weights.json",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (("interpolate", "--out", "way"), "name two images A and B, or --seeds"),
+        (("interpolate", "a.png", "b.png", "--out", "way", "--truncation", "0.5"), "--truncation has no effect"),
+        (("interpolate", "--seeds", "3", "8", "--label", "7", "--out", "way"), "--label has no effect"),
+        (("sample", "--seeds", "3,x", "--out", "way"), "--seeds must be numbers and ranges"),
+        (("sample", "--seeds", "8-3", "--out", "way"), "a range must not end before it begins"),
+    ],
+)
+def test_seeds_and_images_do_not_mix(ftae: Ftae, arguments: tuple[str, ...], rule: str) -> None:
+    command, *others = arguments
+    result = ftae(command, "runs/digits", *others)
+    assert result.status == 2
+    assert rule in " ".join(result.err.replace("│", " ").split())
+    assert not Path("way").exists()

@@ -97,6 +97,24 @@ def test_other_models_have_no_seeds(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("seeds", [[], [3, -1]])
+def test_seeds_are_numbers_from_0_on(seeds: list[int]) -> None:
+    with pytest.raises(FtaeError, match=r"seeds must be one number or more from 0 on, got \["):
+        synthesise(untrained("stylegan2"), seeds, None)
+
+
+def test_settings_without_effect_on_samples_are_refused() -> None:
+    model = Model(untrained("stylegan2"), "model")
+    with pytest.raises(FtaeError, match="stylegan2 makes images of noise: there are no latents to fit"):
+        model.sample(1, fitted=True)
+    with pytest.raises(FtaeError, match="truncation must be a finite number, got nan"):
+        model.sample(1, truncation=float("nan"))
+    spec = spec_of(MODELS["conv_vae"])
+    other = Model(TunedModel(build_model(spec, 2), spec, torch.device("cpu"), None), "model")
+    with pytest.raises(FtaeError, match="conv_vae is no generator"):
+        other.sample(1, truncation=0.5)
+
+
 def test_a_generator_takes_no_images() -> None:
     model = Model(untrained("stylegan2"), "model")
     images = np.zeros((1, 16, 16, 3), dtype=np.float32)

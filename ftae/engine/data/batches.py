@@ -197,6 +197,12 @@ def evaluation_noise(numbers: Iterable[int], length: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
+def training_noise(rows: slice, length: int, *, batch_size: int, batch: int, seed: int) -> torch.Tensor:
+    """Standard normal noise, float32 (rows, length): some ``rows`` of training batch number ``batch``."""
+    noise = np.random.default_rng([seed, batch, 0, 5]).standard_normal((batch_size, length), dtype=np.float32)
+    return torch.from_numpy(noise[rows])
+
+
 def _ids(images: ImageSet, indices: slice | Indices, spec: DataSpec) -> tuple[ImageIds, ...]:
     """The identity of these images, given as their centre at ``spec.resolution``, degraded by their position."""
     if images.complete is None:
@@ -259,25 +265,6 @@ def training_batch(
     seed: int,
     device: torch.device | str,
     rows: slice = slice(None),
-    noise_dim: int | None = None,
-) -> Batch:
-    """As ``_images_to_train_on``, with noise of length ``noise_dim`` as the inputs of a generator."""
-    made = _images_to_train_on(data, spec, batch_size=batch_size, batch=batch, seed=seed, device=device, rows=rows)
-    if noise_dim is None:
-        return made
-    noise = np.random.default_rng([seed, batch, 0, 5]).standard_normal((batch_size, noise_dim), dtype=np.float32)
-    return replace(made, inputs=_to_device(noise[rows], device), ids=())
-
-
-def _images_to_train_on(
-    data: Dataset,
-    spec: DataSpec,
-    *,
-    batch_size: int,
-    batch: int,
-    seed: int,
-    device: torch.device | str,
-    rows: slice,
 ) -> Batch:
     """As ``train_batch``, but the last rows are replayed images, drawn alike by their own spec, without labels."""
     num_replayed = 0 if spec.replay is None else spec.replay.rows(batch_size)

@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from ftae.engine.data.batches import Batch, replay_run, training_batch
+from ftae.engine.data.batches import Batch, replay_run, training_batch, training_noise
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.frozen_cache.plan import build_frozen_caches
 from ftae.engine.objectives.eval_batch import EvalContext
@@ -155,17 +156,16 @@ class Trainer:
 
     def _batch(self, number: int) -> Batch:
         """Batch ``number`` (from 0) of this step."""
-        spec = self.spec
-        return training_batch(
-            self.data,
-            spec.data,
-            batch_size=spec.batch_size,
-            batch=self.step * spec.grad_accumulation + number,
-            seed=spec.seed,
-            device=self.device,
-            rows=self.group.rows(spec.batch_size),
-            noise_dim=self.autoencoder.noise_dim,
+        spec, length = self.spec, self.autoencoder.noise_dim
+        size, rows = spec.batch_size, self.group.rows(spec.batch_size)
+        batch = self.step * spec.grad_accumulation + number
+        made = training_batch(
+            self.data, spec.data, batch_size=size, batch=batch, seed=spec.seed, device=self.device, rows=rows
         )
+        if length is None:
+            return made
+        noise = training_noise(rows, length, batch_size=size, batch=batch, seed=spec.seed)
+        return replace(made, inputs=noise.to(self.device), ids=())
 
     def _train(self, network: NetworkInTraining, batches: Iterable[Batch]) -> None:
         """The turn of one network: gradients of all batches, then an optimizer step."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.reading.base import Fraction, Spec
-from ftae.specs.reading.schema import Governed, roles_in
+from ftae.specs.reading.schema import Governed, without_effect
 
 PolicyPart = Literal["flip", "translation", "geometry", "color", "cutout"]
 # Of each augmentation, the parts that it knows and those that it has by default.
@@ -48,10 +48,8 @@ class AugmentSpec(Spec):
     @field_validator("policy", "turns", "target", "speed_fraction")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        name, field = info.data.get("name"), str(info.field_name)
-        governed = roles_in(cls, Governed)[field]
-        if name is not None and not governed.holds(name) and value != cls.model_fields[field].default:
-            raise ValueError(f"has no effect where name is {name}, it needs {' or '.join(governed.values)}")
+        if (idle := without_effect(cls, value, info)) is not None:
+            raise ValueError(f"has no effect where name is {info.data['name']}, it needs {' or '.join(idle.values)}")
         return value
 
     @field_validator("policy")

@@ -9,7 +9,7 @@ from ftae.specs.finetune.augmentation import AugmentSpec
 from ftae.specs.finetune.generators import GENERATOR_FAMILIES, TWO_WAY_FAMILIES
 from ftae.specs.finetune.optimization import Beta, Optimizer
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight, absolute
-from ftae.specs.reading.schema import Governed, roles_in
+from ftae.specs.reading.schema import Governed, without_effect
 
 WHOLE_IMAGE = 8  # the least side of an image that is judged as a whole
 
@@ -79,7 +79,6 @@ class DiscriminatorSpec(Spec):
     """What is changed at random in all images that it sees."""
     lecam: Weight = 0.0
     """Weight of the LeCam penalty (Tseng et al. 2021) in the discriminator's loss."""
-
     pool_size: Annotated[Annotated[int, Field(ge=0)], Governed("losses.cycle")] = 50
     """Outputs of each direction that are kept to be shown again later (Shrivastava et al. 2017); 0 keeps none."""
 
@@ -103,21 +102,16 @@ class DiscriminatorSpec(Spec):
     @field_validator("norm", "channels", "depth", "channel_base", "channel_max", "max_adaptive_weight")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        field = str(info.field_name)
-        governed = roles_in(cls, Governed)[field]
-        governor = governed.governor.rpartition(".")[2]
-        chosen = info.data.get(governor)
-        if chosen is not None and not governed.holds(chosen) and value != cls.model_fields[field].default:
-            where = f"where {governor} is {json.dumps(chosen)}"
-            raise ValueError(
-                f"has no effect {where}" + (f", it needs {' or '.join(governed.values)}" if governed.values else "")
-            )
+        if (idle := without_effect(cls, value, info)) is not None:
+            governor = idle.governor.rpartition(".")[2]
+            wanted = f", it needs {' or '.join(idle.values)}" if idle.values else ""
+            raise ValueError(f"has no effect where {governor} is {json.dumps(info.data[governor])}{wanted}")
         return value
 
     @property
     def least_resolution(self) -> int:
-        """The smallest image that gives a logit: the two last convolutions of patches take a pixel each."""
-        return 3 << self.depth if self.architecture == "patch" else WHOLE_IMAGE
+        """The smallest image of which ``patch`` gives a logit: the two last convolutions take a pixel each."""
+        return 3 << self.depth
 
     @property
     def begin_fraction(self) -> float:

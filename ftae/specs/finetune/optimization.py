@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ftae.specs.reading.base import Fraction, Positive, Spec, Weight
-from ftae.specs.reading.schema import Governed, roles_in
+from ftae.specs.reading.schema import Governed, roles_in, without_effect
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -30,9 +30,9 @@ class Optimizer(Spec):
     @field_validator("betas", "momentum")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        name, governed = info.data.get("name"), roles_in(cls, Governed)
-        if value is not None and name is not None and not governed[str(info.field_name)].holds(name):
-            takes = [setting for setting, role in governed.items() if role.holds(name)]
+        if without_effect(cls, value, info) is not None:
+            name = info.data["name"]
+            takes = [setting for setting, role in roles_in(cls, Governed).items() if role.holds(name)]
             raise ValueError(f"has no effect on {name}, it takes {' and '.join(takes)}")
         return value
 
@@ -52,8 +52,6 @@ class Schedule(Spec):
     @field_validator("final_fraction", "num_cycles")
     @classmethod
     def _setting_has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        name, field = info.data.get("name"), str(info.field_name)
-        governed = roles_in(cls, Governed)[field]
-        if name is not None and not governed.holds(name) and value != cls.model_fields[field].default:
-            raise ValueError(f"has no effect on a {name} schedule, it needs {' or '.join(governed.values)}")
+        if (idle := without_effect(cls, value, info)) is not None:
+            raise ValueError(f"has no effect on a {info.data['name']} schedule, it needs {' or '.join(idle.values)}")
         return value

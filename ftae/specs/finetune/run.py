@@ -162,21 +162,26 @@ class FinetuneSpec(Spec):
         elif data.resolution < WHOLE_IMAGE or data.resolution.bit_count() != 1:
             rule = f"needs a data.resolution that is a power of two from {WHOLE_IMAGE} on, got {data.resolution}"
             raise refusal([(("architecture",), f"{discriminator.architecture} {rule}")])
-        model = info.data.get("model")
-        if discriminator.adaptive and model is not None and model.takes_noise:
-            rule = f"must be false: the loss of {model.family} has no other terms to scale the adversarial one by"
-            raise refusal([(("adaptive",), rule)])
         if discriminator.augment.name != "none" and cls._sees_pairs(discriminator, data):
             raise refusal(
                 [(("augment", "name"), "needs a discriminator that is not conditional: it sees single images")]
             )
         if discriminator.conditional and (reason := needs.other_inputs(_parts(info, None))):
             raise refusal([(("conditional",), reason)])
-        model = info.data.get("model")
-        if model is not None and model.both_ways:
-            wrong = [name for name in ("conditional", "adaptive") if getattr(discriminator, name)]
-            if wrong:
-                raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
+        return discriminator
+
+    @field_validator("discriminator")
+    @classmethod
+    def _suits_the_model(cls, discriminator: DiscriminatorSpec, info: ValidationInfo) -> DiscriminatorSpec:
+        model, losses = info.data.get("model"), info.data.get("losses")
+        if model is None or losses is None or losses.adversarial == 0.0:
+            return discriminator
+        if model.takes_noise and discriminator.adaptive:
+            rule = f"must be false: the loss of {model.family} has no other terms to scale the adversarial one by"
+            raise refusal([(("adaptive",), rule)])
+        wrong = [name for name in ("conditional", "adaptive") if model.both_ways and getattr(discriminator, name)]
+        if wrong:
+            raise refusal(((name,), f"has no effect on {model.family}, leave it out") for name in wrong)
         return discriminator
 
     @model_validator(mode="before")

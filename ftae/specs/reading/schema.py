@@ -20,7 +20,7 @@ from operator import attrgetter
 from textwrap import dedent
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, Discriminator, Tag
+from pydantic import BaseModel, Discriminator, Tag, ValidationInfo
 from pydantic.fields import FieldInfo
 
 Location = tuple[str | int, ...]  # of a value in a file: keys and indices
@@ -210,6 +210,18 @@ def roles_in(spec_type: type[BaseModel], kind: type[R]) -> dict[str, R]:
     """The fields of one section that have a role of this kind, in their order."""
     found = {name: [r for r in f.metadata if isinstance(r, kind)] for name, f in spec_type.model_fields.items()}
     return {name: roles[0] for name, roles in found.items() if roles}
+
+
+def without_effect(spec_type: type[BaseModel], value: Any, info: ValidationInfo) -> Governed | None:
+    """Why a field of a section, which a validator looks at, has no effect: its role; None where it has one.
+
+    The governor must stand before it in the same section. A value that is the default says nothing.
+    """
+    field = str(info.field_name)
+    role = roles_in(spec_type, Governed)[field]
+    chosen = info.data.get(role.governor.rpartition(".")[2])
+    is_idle = chosen is not None and not role.holds(chosen) and value != spec_type.model_fields[field].default
+    return role if is_idle else None
 
 
 def roles_below(spec_type: type[BaseModel], kind: type[R]) -> dict[str, R]:
