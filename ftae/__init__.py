@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         validate,
     )
     from ftae.errors import FtaeError, SpecError, TrainingFailed
-    from ftae.inference.arrays import Model
+    from ftae.inference.files import Model
     from ftae.specs import Choices, FinetuneSpec, ProductionSpec, Range, SearchSpec
 
 __version__ = "0.2.0"
@@ -68,7 +68,7 @@ __all__ = [
 _ELSEWHERE = {
     "ftae.errors": ("FtaeError", "SpecError", "TrainingFailed"),
     "ftae.specs": ("Choices", "FinetuneSpec", "ProductionSpec", "Range", "SearchSpec"),
-    "ftae.inference.arrays": ("Model",),
+    "ftae.inference.files": ("Model",),
 }
 
 _MODULES = {name: module for module, names in _ELSEWHERE.items() for name in names}

@@ -12,7 +12,7 @@ from ftae.specs.search.search import ProductionSpec
 
 if TYPE_CHECKING:
     from ftae.engine.models.foreign.convert import Converted
-    from ftae.inference.arrays import Model
+    from ftae.inference.files import Model
 
 MODEL_FOLDER = "model"
 
@@ -119,7 +119,7 @@ def load_model(
         >>> model = ftae.load_model("exports/quickstart")
         >>> images = model.sample(4)  # float32 (4, H, W, C) in [0, 1]
     """
-    from ftae.inference.arrays import Model
+    from ftae.inference.files import Model
     from ftae.inference.model import load_model
     from ftae.inference.source import find_model, with_settings
 

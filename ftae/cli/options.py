@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ftae.inference.arrays import Model
+    from ftae.inference.files import Model
 
 STORAGE = "searches"
 _FORMULA = re.compile(r"[=+\-@\t\r]")  # how a text begins that a spreadsheet runs; the report's page has the same rule

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ftae.errors import FtaeError
-from ftae.inference.arrays import Floats, Model
+from ftae.inference.arrays import ArrayModel, Floats
 from ftae.inference.model import load_model
 from ftae.inference.source import ModelSource
 from ftae.results.export import MODEL, PRODUCTION
@@ -31,13 +31,13 @@ def _load_pyfunc(folder: str) -> "ServedModel":
     """
     spec = load_production(Path(folder) / PRODUCTION).finetune
     tuned = load_model(ModelSource(spec, Path(folder) / MODEL, folder))
-    return ServedModel(Model(tuned, folder))
+    return ServedModel(ArrayModel(tuned, folder))
 
 
 class ServedModel:
     """A model behind the ``predict`` of MLflow. Images are float32 (B, C, H, W) in [0, 1]."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ArrayModel) -> None:
         self._model = model
         self._one_call = Lock()  # a call sets torch's threads and kernels for the process while it runs
 

@@ -13,7 +13,7 @@ from ftae.engine.models.families import build_model
 from ftae.engine.training.evaluator import evaluate
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
-from ftae.inference.arrays import Model
+from ftae.inference.files import Model
 from ftae.inference.generate import sample_files
 from ftae.inference.model import TunedModel
 from ftae.inference.synthesis import between_seeds, synthesise

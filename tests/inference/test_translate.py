@@ -10,7 +10,7 @@ from small_models import MODELS, spec_of
 
 from ftae.engine.models.families import build_model
 from ftae.errors import FtaeError
-from ftae.inference.arrays import Model
+from ftae.inference.files import Model
 from ftae.inference.model import TunedModel
 
 IMAGES = np.random.default_rng(0).random((3, 16, 16, 3), dtype=np.float32)
