@@ -214,6 +214,7 @@ class CollapseDetector:
             self._indicators[Reason.MODE_COLLAPSE] = PixelVariance()
 
     def update(self, x: EvalBatch) -> None:
+        """Take the next batch. What it holds decides which indicators a model has beside those of its task."""
         if x.encoding.posterior is not None:
             self._indicators.setdefault("posterior collapse", ActiveUnits())
         if x.encoding.codes:

@@ -38,6 +38,7 @@ class Synthesise(Adversarial):
         return Loss(total, found.terms | {"loss": total, "path_length": penalty}, found.numbers)
 
     def fakes(self, batch: Batch) -> Tensor:
+        """As in ``Adversarial``; while the generator rests, images are made for the discriminator alone."""
         if self._reconstructions:
             return super().fakes(batch)
         self._autoencoder.eval()  # it rests: neither its running statistics nor its weights move

@@ -101,6 +101,7 @@ def nearest_size(sizes: list[int], side: int) -> tuple[int, tuple[str, ...]]:
 
 
 def cannot_read(path: Path, error: OSError) -> FtaeError:
+    """The error of an archive that may be readable tomorrow."""
     return FtaeError(f"cannot read the archive {path}: {error.strerror or error}")
 
 

@@ -132,43 +132,51 @@ def builtin_family(net_type: type[nn.Module]) -> Callable[[Any, DataSpec, int | 
         config, weights = _new_config(net_type, model, data, num_classes), None
         if model.pretrained is not None:
             config, weights = _pretrained_config(net_type, config, model, data)
-        net: Any = _build_net(net_type, config, weights, _options_set(model))
-        is_chain = isinstance(net, ChainedNet) and not model.needs_labels  # labels enter at both ends
-        prior, run, reverse, image_range = (
-            getattr(net, name, None) for name in ("prior", "run", "reverse", "image_range")
-        )
-        kept, wanted = config.get(ADAPTERS, 0), getattr(model, ADAPTERS, None)
-        for _ in range(kept):
-            net = ResolutionAdapters(net, config["channels_in"], new=False)
-        if weights is not None:
-            load_state(net, weights)
-        for _ in range(kept, wanted or 0):
-            net = ResolutionAdapters(net, config["channels_in"], new=True)
+        inner = _build_net(net_type, config, weights, _options_set(model))
+        number = max(config.get(ADAPTERS, 0), getattr(model, ADAPTERS, None) or 0)
+        net = _adapted(inner, config, weights, number)
 
         def save(folder: Path) -> None:
             save_state(net, folder)
-            saved = {"format": FORMAT} | config | {ADAPTERS: max(kept, wanted or 0)}
+            saved = {"format": FORMAT} | config | {ADAPTERS: number}
             (folder / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
 
-        chain = net.chain() if is_chain else None
-        coder = net if chain is None else chain  # ``net`` would build the chain anew for every batch
-        return Autoencoder(
-            net,
-            net.stages(),
-            image_range=image_range or (0.0, 1.0),
-            channels=config["channels_in"],
-            encode=coder.encode,
-            decode=getattr(coder, "decode", None),
-            save=save,
-            prior=prior,
-            run=run,
-            reverse=reverse,
-            chain=chain,
-            noise_dim=getattr(net, "noise_dim", None),
-            truncate=getattr(net, "truncated", None),
-        )
+        is_chain = isinstance(inner, ChainedNet) and not model.needs_labels  # labels enter at both ends
+        return _as_autoencoder(net, inner, config["channels_in"], is_chain=is_chain, save=save)
 
     return build
+
+
+def _adapted(net: nn.Module, config: dict[str, Any], weights: Path | None, number: int) -> nn.Module:
+    """The network with its weights and ``number`` adapters, of which the pretrained model has some already."""
+    kept = config.get(ADAPTERS, 0)
+    for _ in range(kept):
+        net = ResolutionAdapters(net, config["channels_in"], new=False)
+    if weights is not None:
+        load_state(net, weights)
+    for _ in range(kept, number):
+        net = ResolutionAdapters(net, config["channels_in"], new=True)
+    return net
+
+
+def _as_autoencoder(
+    net: Any, inner: nn.Module, channels: int, *, is_chain: bool, save: Callable[[Path], None]
+) -> Autoencoder:
+    """``net``, which is ``inner`` with its adapters; ``inner`` has what only some networks have."""
+    chain = net.chain() if is_chain else None
+    coder = net if chain is None else chain  # ``net`` would build the chain anew for every batch
+    return Autoencoder(
+        net,
+        net.stages(),
+        image_range=getattr(inner, "image_range", (0.0, 1.0)),
+        channels=channels,
+        encode=coder.encode,
+        decode=getattr(coder, "decode", None),
+        save=save,
+        chain=chain,
+        truncate=getattr(inner, "truncated", None),
+        **{name: getattr(inner, name, None) for name in ("prior", "run", "reverse", "noise_dim")},
+    )
 
 
 def _new_config(net_type: type[nn.Module], model: Any, data: DataSpec, num_classes: int | None) -> dict[str, Any]:

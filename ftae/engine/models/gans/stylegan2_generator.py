@@ -124,6 +124,7 @@ class SynthesisNet(nn.ModuleDict):
         )
 
     def forward(self, styles: Tensor, *, fresh_noise: bool) -> Tensor:
+        """Styles (B, num_styles, style_dim) to images (B, C, R, R); ``fresh_noise``: not the stored noise maps."""
         x: Tensor | None = None
         images: Tensor | None = None
         for i, block in enumerate(self.values()):
@@ -150,6 +151,10 @@ class SynthesisBlock(Resampling):
     def forward(
         self, x: Tensor | None, images: Tensor | None, styles: tuple[Tensor, ...], fresh_noise: bool
     ) -> tuple[Tensor, Tensor]:
+        """Features (B, width, r, r) and images (B, C, r, r) of the side r, of those of the block before, if any.
+
+        ``styles``: those of its layers, (B, style_dim) each.
+        """
         *inner, last = styles
         x = self.const.expand(last.shape[0], -1, -1, -1) if x is None else self.conv0(x, inner[0], fresh_noise)
         x = self.conv1(x, inner[-1], fresh_noise)
@@ -172,6 +177,7 @@ class StyledConv(Resampling):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, style: Tensor, fresh_noise: bool) -> Tensor:
+        """Features (B, before, r, r) and a style (B, style_dim) to (B, width, r, r), or twice that side."""
         scales = self.affine(style)
         x = self._convolved(x * scales[:, :, None, None]) * demodulation(self.weight, scales)[:, :, None, None]
         side = x.shape[-1]
@@ -202,5 +208,6 @@ class ToRgb(nn.Module):
         self.scale = width**-0.5
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """Features (B, width, r, r) and a style (B, style_dim) to images (B, C, r, r)."""
         scales = self.affine(style) * self.scale
         return F.conv2d(x * scales[:, :, None, None], self.weight, self.bias)
