@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ftae.engine.data import image_folder
 from ftae.engine.data.batches import Batch
-from ftae.engine.data.decoding import Pixels
+from ftae.engine.data.files import listing
+from ftae.engine.data.files.decoding import Array, Pixels
 from ftae.specs.finetune.data_spec import DataSpec
 
 SPAWN: SpawnContext = get_context("spawn")  # a new process must not inherit what this one has imported or read
@@ -32,13 +32,13 @@ class Decoded:
 
     def watch(self) -> None:
         """Count what this process decodes from here on."""
-        decode = image_folder.decode_image
+        decode = listing.decode_file
 
-        def counted(data: bytes, spec: DataSpec) -> Pixels:
+        def counted(data: bytes, spec: DataSpec) -> Array:
             self.note(len(data))
             return decode(data, spec)
 
-        image_folder.decode_image = counted
+        listing.decode_file = counted
 
     def take(self) -> dict[str, float]:
         """What was counted since the last time."""

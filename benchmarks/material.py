@@ -11,7 +11,7 @@ import PIL.Image
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.source_base import ImageSet
-from ftae.specs.finetune.data import Digits, Photos
+from ftae.specs.finetune.sources.builtin import Digits, Photos
 
 ROOT = Path(__file__).parent.parent
 KL_CONFIG = {  # 0.95 million parameters; three levels, so that an image of 32 pixels has latents of 8 x 8

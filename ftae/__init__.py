@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftae.api import (
+        CacheEntry,
         Search,
         TrainedRun,
         Trial,
+        cache_entries,
+        clean_cache,
         compare,
         confirm,
         convert,
+        draft_search,
         load_model,
         open_search,
         read_search,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "CacheEntry",
     "Choices",
     "FinetuneSpec",
     "FtaeError",
@@ -47,9 +52,12 @@ __all__ = [
     "TrainedRun",
     "TrainingFailed",
     "Trial",
+    "cache_entries",
+    "clean_cache",
     "compare",
     "confirm",
     "convert",
+    "draft_search",
     "load_model",
     "open_search",
     "read_search",

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ftae.engine.data.dataset import Dataset, load_dataset
-from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

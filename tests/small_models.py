@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "cyclegan": {"family": "cyclegan", "channels": 4, "blocks": 1},
     "vq_model": {"family": "vq_model", "pretrained": "vq"},
     "autoencoder_kl": {"family": "autoencoder_kl", "pretrained": "kl"},
+    "autoencoder_kl_flux2": {"family": "autoencoder_kl_flux2", "pretrained": "flux2"},
     "asymmetric_autoencoder_kl": {"family": "asymmetric_autoencoder_kl", "pretrained": "asymmetric"},
     "autoencoder_tiny": {"family": "autoencoder_tiny", "pretrained": "tiny"},
     "autoencoder_dc": {"family": "autoencoder_dc", "pretrained": "dc"},
@@ -55,7 +56,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "custom_named_pt": {**CUSTOM, "pretrained": "vae.pt", "stages": NAMED_STAGES},
     "custom_forward_alone": {"family": "user_models:ForwardAlone", "image_range": "0..1"},
 }
-DIFFUSERS = ("autoencoder_kl", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc", "vq_model")
+DIFFUSERS = (
+    *("autoencoder_kl", "autoencoder_kl_flux2", "asymmetric_autoencoder_kl", "autoencoder_tiny", "autoencoder_dc"),
+    "vq_model",
+)
 UNBOUNDED = ("stylegan2", *DIFFUSERS)
 BOUNDED = [name for name in MODELS if name not in UNBOUNDED and not name.startswith("custom")]
 TRANSLATORS = ("unet_translator", "resnet_translator", "cyclegan")

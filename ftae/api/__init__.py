@@ -22,6 +22,8 @@ A call leaves the process as it was: environment variables, signal handlers, ran
 settings of torch. Heavy packages are imported by the functions that need them.
 """
 
+from ftae.api.cache import CacheEntry, cache_entries, clean_cache
+from ftae.api.drafts import draft_search
 from ftae.api.files import read_search, read_training, validate
 from ftae.api.jobs import submit_confirmation, submit_search
 from ftae.api.models import TrainedRun, convert, load_model, run_training
@@ -30,12 +32,16 @@ from ftae.api.searches import confirm, open_search, resume_search, run_search, s
 from ftae.results.search import Search, Trial
 
 __all__ = [
+    "CacheEntry",
     "Search",
     "TrainedRun",
     "Trial",
+    "cache_entries",
+    "clean_cache",
     "compare",
     "confirm",
     "convert",
+    "draft_search",
     "load_model",
     "open_search",
     "read_search",

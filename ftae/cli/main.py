@@ -2,10 +2,12 @@
 
 | module        | commands                                                |
 |---------------|---------------------------------------------------------|
+| `init.py`     | init                                                    |
 | `search.py`   | validate, search, submit, resume, extend, confirm, stop |
 | `status.py`   | list, status, logs                                      |
 | `results.py`  | best, show, compare, report, export, train              |
 | `tracking.py` | sync, ui                                                |
+| `cache.py`    | cache                                                   |
 | `model.py`    | evaluate, reconstruct, interpolate, sample, convert     |
 """
 
@@ -16,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ftae import __version__
-from ftae.cli import model, results, search, status, tracking
+from ftae.cli import cache, init, model, results, search, status, tracking
 from ftae.cli.options import to_stderr
 from ftae.errors import FtaeError
 
@@ -27,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for module in (search, status, results, tracking, model):
+for module in (init, search, status, results, tracking, model, cache):
     app.add_typer(module.app)
 
 

@@ -11,7 +11,10 @@ from ftae.cli.options import Json, ModelRef, Overwrite, local, prints_to_stderr,
 
 app = typer.Typer()
 PANEL = "Using a model"
-Images = Annotated[Path, typer.Argument(metavar="INPUT_FOLDER", help="The folder of images.", show_default=False)]
+Images = Annotated[
+    Path,
+    typer.Argument(metavar="INPUT_FOLDER", help="The folder of images, or the file of arrays.", show_default=False),
+]
 OutputFolder = Annotated[
     Path, typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="The folder to write.", show_default=False)
 ]
@@ -62,11 +65,13 @@ def reconstruct(
     out: OutputFolder,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the reconstruction of every image of a folder, and a sheet of some beside their inputs."""
+    """Write the reconstruction of every image of a folder, and a sheet of some; or of an array, as .npy."""
     loaded = model.load()
     with prints_to_stderr():
         count = loaded.reconstruct_folder(images, out, overwrite=overwrite, notify=to_stderr)
-    typer.echo(f"{count} reconstructions are in {out}; {out / 'sheet.png'} shows inputs and reconstructions")
+    sheet = out / "sheet.png"
+    shown = f"; {sheet} shows inputs and reconstructions" if sheet.exists() else ""
+    typer.echo(f"{count} reconstructions are in {out}{shown}")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -72,16 +72,20 @@ def keep_random_state() -> Iterator[None]:
         set_rng_state(state)
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU on this machine."""
+    return torch.cuda.is_available()
+
+
 def device_of(spec: FinetuneSpec) -> torch.device:
     """The device that a run uses.
 
     Raises:
         FtaeError: the spec asks for a GPU and torch sees none.
     """
-    has_gpu = torch.cuda.is_available()
-    if spec.device == "cuda" and not has_gpu:
+    if spec.device == "cuda" and not has_gpu():
         raise FtaeError("device: cuda is asked for, but torch sees no GPU here; set it to auto or cpu")
-    return torch.device("cuda" if has_gpu and spec.device != "cpu" else "cpu")
+    return torch.device("cuda" if has_gpu() and spec.device != "cpu" else "cpu")
 
 
 def set_deterministic_kernels(spec: FinetuneSpec, device: torch.device) -> None:

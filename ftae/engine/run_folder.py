@@ -15,6 +15,7 @@ GRID_IMAGES = 12  # in a picture, in two columns of three cells each (of pairs, 
 CELLS, CELLS_OF_PAIRS = 3, 4  # of one image in a picture; with two domains, four where the true image is known
 GRID_SAMPLES, GRID_SAMPLE_COLUMNS = 36, 6  # of a generator, whose pictures have one cell each
 GRID_MIN_SIDE = 96  # pixels; smaller images are enlarged, to be visible
+GRID_MAX_WIDTH = 2048  # to which vectors and series, one pixel high, are enlarged
 ASIDE = ".old"  # suffix of a folder that is being replaced
 THREADS = 4  # they mostly wait for the disk
 

@@ -1,10 +1,12 @@
 """What a run takes: parameters and bytes by its configuration, seconds and memory by a few measured steps."""
 
+import gc
+import math
 import platform
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,10 +23,10 @@ from ftae.engine.objectives.auxiliary import check_weights
 from ftae.engine.process import give_back_freed_memory
 from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.engine.tasks.task import build_optimizer
-from ftae.engine.training.distributed import ALONE, Group
 from ftae.engine.training.evaluator import EvalSet, EvaluationPass
 from ftae.engine.training.model_reuse import ModelReuse
 from ftae.engine.training.trainer import Trainer, configuration_fails
+from ftae.errors import Reason, TrainingFailed
 from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.wording import duration, size
@@ -126,9 +128,7 @@ def _summaries(model: staged_model.StagedModel, *, pretrained: bool) -> tuple[St
 def _discriminator_bytes(spec: FinetuneSpec, discriminator: nn.Module) -> int:
     """Its bytes in a checkpoint: its weights, the two averages of its optimizer, its pools."""
     weights: list[Tensor] = list(discriminator.state_dict().values())
-    pools = (
-        2 * spec.discriminator.pool_size * spec.data.channels * spec.data.resolution**2 if spec.model.both_ways else 0
-    )
+    pools = 2 * spec.discriminator.pool_size * math.prod(spec.data.shape) if spec.model.both_ways else 0
     return 3 * sum(t.numel() * t.element_size() for t in weights) + 4 * pools
 
 
@@ -143,6 +143,7 @@ class Probe:
     ``eval_seconds``: for all validation images, extrapolated from some of them. ``peak_bytes``: on a GPU the peak of
     the memory that PyTorch reserved, on the CPU the largest resident set of the process. ``memory_bytes``: the memory
     of the GPU; None on the CPU. ``device``: the name of the GPU, or ``cpu``. ``node``: the name of the machine.
+    ``checkpoint_stages``: whether activations were computed again.
     """
 
     step_seconds: float
@@ -151,6 +152,7 @@ class Probe:
     memory_bytes: int | None
     device: str
     node: str
+    checkpoint_stages: bool = False
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Probe | None":
@@ -161,7 +163,8 @@ class Probe:
             return None
 
     def __str__(self) -> str:
-        return f"a step {duration(self.step_seconds)}, peak memory {size(self.peak_bytes)} ({self.device})"
+        how = ", activations computed again: checkpoint_stages" if self.checkpoint_stages else ""
+        return f"a step {duration(self.step_seconds)}, peak memory {size(self.peak_bytes)} ({self.device}{how})"
 
 
 def trial_seconds(probe: Probe, spec: FinetuneSpec) -> float:
@@ -175,8 +178,10 @@ MEASURED_SECONDS = 2.0  # about the time for which images are evaluated
 PROCESS = Path("/proc/self")  # what Linux knows about this process
 
 
-def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = None) -> Probe:
+def probe(spec: FinetuneSpec, reuse: ModelReuse | None = None) -> Probe:
     """Train one step to warm up and a few timed ones, then evaluate some images; nothing is written.
+
+    With ``checkpoint_stages: auto``, a run that is out of memory is tried again with activations computed again.
 
     ``reuse``: networks that the process keeps for later runs.
 
@@ -184,10 +189,19 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = N
         FtaeError: the spec cannot be run (see ``Trainer``).
         TrainingFailed: non-finite loss or gradient, out of memory, or what the model raised.
     """
+    try:
+        return _probe(spec, reuse)
+    except TrainingFailed as failure:
+        if not (failure.reason == Reason.OUT_OF_MEMORY and spec.checkpoint_stages == "auto"):
+            raise
+    return _probe(spec.model_copy(update={"checkpoint_stages": True}), reuse)
+
+
+def _probe(spec: FinetuneSpec, reuse: ModelReuse | None) -> Probe:
     _forget_peak()
     spec = spec.model_copy(update={"discriminator": spec.discriminator.from_the_start()})
     with configuration_fails(step=lambda: 0):
-        trainer = Trainer(spec, group, reuse)
+        trainer = Trainer(spec, reuse=reuse)
     with configuration_fails(step=lambda: trainer.step):
         step_seconds = _step_seconds(trainer)
         eval_seconds = _eval_seconds(trainer)
@@ -200,13 +214,16 @@ def probe(spec: FinetuneSpec, group: Group = ALONE, reuse: ModelReuse | None = N
         memory_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         node=platform.node(),
+        checkpoint_stages=spec.checkpoint_stages is True,
     )
 
 
 def _step_seconds(trainer: Trainer) -> float:
     times: list[float] = []
-    while trainer.step < min(1 + TIMED_STEPS, trainer.spec.max_steps) and sum(times[1:]) < TIMED_SECONDS:
-        times.append(_timed(lambda: trainer.train_to(trainer.step + 1), trainer.device))
+    last = min(1 + TIMED_STEPS, trainer.spec.max_steps)
+    with closing(trainer.batches_until(last)) as batches:
+        while trainer.step < last and sum(times[1:]) < TIMED_SECONDS:
+            times.append(_timed(lambda: trainer.train_step(batches), trainer.device))
     return median(times[1:] or times)
 
 
@@ -246,7 +263,9 @@ def _timed(action: Callable[[], object], device: torch.device) -> float:
 
 def _forget_peak() -> None:
     """Reset the memory peaks to the current use, as far as the system can."""
+    gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     give_back_freed_memory()
     with suppress(OSError):

@@ -45,7 +45,7 @@ class ArrayModel:
     def image_shape(self) -> tuple[int, int, int]:
         """The shape (H, W, C) of one image."""
         data = self.spec.data
-        return data.resolution, data.resolution, data.channels
+        return *data.size, data.channels
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -202,7 +202,11 @@ class ArrayModel:
         if given.ndim != 4 or given.shape[1:] != self.image_shape:
             height, width, channels = self.image_shape
             raise FtaeError(f"images must have the shape (N, {height}, {width}, {channels}), got {_described(given)}")
-        if given.dtype == np.uint8:
+        meaning = self.spec.data.meaning
+        if meaning is not None and meaning.levels is not None and given.dtype.kind in "iu":
+            low, high = meaning.levels
+            pixels = ((given.astype(np.float64) - low) / (high - low)).clip(0.0, 1.0).astype(np.float32)
+        elif meaning is None and given.dtype == np.uint8:
             pixels = given.astype(np.float32) / np.float32(255)
         elif given.dtype.kind == "f":
             # The comparison is false for NaN, too.
@@ -210,7 +214,8 @@ class ArrayModel:
                 raise FtaeError(f"float images must lie in [0, 1], got values from {given.min():g} to {given.max():g}")
             pixels = given.astype(np.float32)
         else:
-            raise FtaeError(f"images must be uint8 in [0, 255] or floats in [0, 1], got {_described(given)}")
+            numbers = "uint8 in [0, 255]" if meaning is None else "whole numbers as in the files"
+            raise FtaeError(f"images must be {numbers} or floats in [0, 1], got {_described(given)}")
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
     def _labels(self, labels: Sequence[str] | None, count: int) -> Tensor | None:

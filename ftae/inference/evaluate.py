@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 
 from ftae.engine.data.batches import val_batches
-from ftae.engine.data.dataset import ImagesChanged, load_dataset
-from ftae.engine.data.decoding import stored_shape
-from ftae.engine.data.listing import as_text, check_output
+from ftae.engine.data.dataset import load_dataset
+from ftae.engine.data.files.decoding import stored_shape, stored_type
+from ftae.engine.data.files.listing import as_text, check_output
+from ftae.engine.data.image_folder import levels_of
 from ftae.engine.data.source_base import ImageSet
+from ftae.engine.data.stored_parts import ImagesChanged
 from ftae.engine.objectives.auxiliary import build_auxiliary_networks
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import mse, psnr
@@ -135,7 +137,7 @@ def evaluation_images(model: TunedModel, folder: str | None) -> EvaluationImages
     """
     if folder is None:
         return _validation(model)
-    found = named_folder(folder, model.spec.data)
+    found = named_folder(folder, model.spec.data, model.scale)
     if not len(found.images):
         raise FtaeError(f"all images of {folder} are of data.anomaly_classes: there are no normal images")
     known, labels = model.class_names or (), None
@@ -294,4 +296,5 @@ def _training_images(model: TunedModel) -> ImageSet:
     for spec in (data, data.model_copy(update={"fingerprint": None})):
         with suppress(FtaeError):
             return load_dataset(spec).train
-    return ImageSet(np.empty((0, *stored_shape(data)), np.uint8), None)
+    empty = np.empty((0, *stored_shape(data)), stored_type(data))
+    return ImageSet(empty, None, levels=levels_of(data))

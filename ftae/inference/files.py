@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ftae.engine.training.loop import process_state_kept
-from ftae.inference import evaluate, generate, synthesis
+from ftae.inference import array_files, evaluate, generate, synthesis
 from ftae.inference.arrays import ArrayModel
 from ftae.inference.evaluate import Evaluation
 from ftae.inference.model import TunedModel
@@ -16,6 +16,7 @@ class Model(ArrayModel):
 
     Images are arrays of shape (N, H, W, C). H and W are the ``data.resolution`` of the model's run, C is 1 or 3 as its
     ``data.color`` says. Given images are uint8 in [0, 255] or floats in [0, 1]; returned images are float32 in [0, 1].
+    Where ``data.intensity`` says what values mean, given whole numbers are values as in the files.
     Latents are float32 of shape (N, \\*latent_shape).
 
     A model conditioned on labels takes ``labels``: N class names, of ``class_names``. Other models take none.
@@ -79,12 +80,14 @@ class Model(ArrayModel):
     ) -> int:
         """Write the reconstruction of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
 
+        A model of arrays takes a file of them instead, and writes an ``.npy`` in the original values.
+
         Returns the number of images. Raises FtaeError if no image can be read, or ``out`` is not empty and
         ``overwrite`` is false.
         """
         self._check_use("reconstruct")
-        notify = notify or _ignore
-        return generate.run_folder(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
+        run = array_files.run_array if self.spec.data.of_floats else generate.run_folder
+        return run(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify or _ignore)
 
     def translate_folder(
         self,

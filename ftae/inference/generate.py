@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import load_dataset
-from ftae.engine.data.decoding import UnreadableImage
+from ftae.engine.data.files.decoding import UnreadableImage
+from ftae.engine.data.files.listing import check_output, legible, list_images
 from ftae.engine.data.image_folder import folder_notes
-from ftae.engine.data.listing import check_output, legible, list_images
 from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.engine.models.autoencoder import Encoding, NoiseFn
 from ftae.errors import FtaeError
@@ -20,16 +20,17 @@ from ftae.inference.pictures import (
     SHEET,
     SHEET_COLUMNS,
     beside,
+    file_names,
     pixels_of,
-    png_names,
     prepare_folder,
     read_image,
     read_named_image,
     save_frames,
-    save_png,
     save_sheet,
 )
 from ftae.inference.synthesis import synthesise
+from ftae.inference.written import save_image, suffix_of
+from ftae.specs.finetune.data_spec import DataSpec
 
 SHEET_IMAGES = 36
 
@@ -43,9 +44,11 @@ def run_folder(
     notify: Callable[[str], None],
     reverse: bool = False,
 ) -> int:
-    """Write what the model makes of every image below ``folder`` to ``out``, as PNG under the same relative name.
+    """Write what the model makes of every image below ``folder`` to ``out``, under the same relative name.
 
-    Images are read as in training: the centre square, at the model's resolution. For a model conditioned on labels, the
+    Files are PNG, or TIFF as ``save_image`` says.
+
+    Images are read as in training: their centre, at the model's resolution. For a model conditioned on labels, the
     label of an image is the name of its sub-folder. ``sheet.png`` shows up to 36 images beside what the model made of
     them. Returns the number of images; ``notify`` receives a line for each file that cannot be read or is only used in
     part. ``reverse``: as for ``TunedModel.run``.
@@ -57,25 +60,19 @@ def run_folder(
     if reverse:
         model.check_reverse()
     check_output(out, {"the images to read": str(folder), **model.spec.data.image_folders()})
-    files = list_images(folder)
-    names, survey = files.names, survey_folder(files)
-    check_levels([survey], model.spec.data, str(folder))
-    for note in folder_notes(str(folder), files, survey, model.spec.data):
-        notify(note)
-    for entry in files.unusable:
-        name, _, reason = entry.rpartition(": ")
-        notify(f"{folder / legible(name)} is skipped: {reason}")
+    names = _looked_at(folder, model.spec.data, notify)
     label_of = _labels(model, folder, names)
     prepare_folder(out, overwrite=overwrite)
-    written = png_names(names, taken=[SHEET])
+    data = model.spec.data
+    written = file_names(names, taken=[SHEET], suffix=suffix_of(data))
     pairs: list[Tensor] = []
     count = 0
     for part in _readable(model, folder, names, notify):
         images = torch.cat([image for _, image in part])
         labels = None if label_of is None else torch.tensor([label_of[n] for n, _ in part], device=model.device)
         made = model.run(images, labels, reverse=reverse)
-        for (name, _), pixels in zip(part, pixels_of(made), strict=True):
-            save_png(pixels, out / written[name])
+        for (name, _), image in zip(part, made, strict=True):
+            save_image(image, out / written[name], data)
         count += len(part)
         if sum(map(len, pairs)) < SHEET_IMAGES:
             pairs.append(torch.stack([images.cpu(), made], dim=1))  # (B, 2, C, H, W)
@@ -84,6 +81,23 @@ def run_folder(
     sheet = torch.cat(pairs)[:SHEET_IMAGES]
     save_sheet(beside(pixels_of(sheet[:, 0]), pixels_of(sheet[:, 1])), out / SHEET, columns=4)
     return count
+
+
+def _looked_at(folder: Path, data: DataSpec, notify: Callable[[str], None]) -> Sequence[str]:
+    """The names of the images of a folder; says what of them is not used.
+
+    Raises:
+        FtaeError: the folder holds no images, or ``data`` do not define the range of their values.
+    """
+    files = list_images(folder)
+    survey = survey_folder(files)
+    check_levels([survey], data, str(folder))
+    for note in folder_notes(str(folder), files, survey, data):
+        notify(note)
+    for entry in files.unusable:
+        name, _, reason = entry.rpartition(": ")
+        notify(f"{folder / legible(name)} is skipped: {reason}")
+    return files.names
 
 
 def _readable(
@@ -193,8 +207,8 @@ def sample_files(
     )
     prepare_folder(out, overwrite=overwrite)
     pixels = pixels_of(images)
-    for image, name in zip(pixels, names, strict=True):
-        save_png(image, out / f"{name}.png")
+    for image, name in zip(images, names, strict=True):
+        save_image(image, out / f"{name}{suffix_of(model.spec.data)}", model.spec.data)
     by_class = labels is not None and label is None
     save_sheet(pixels, out / SHEET, columns=num if by_class else SHEET_COLUMNS)
     return len(images), description + ("; each row of the sheet is a class" if by_class else "")

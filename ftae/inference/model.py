@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ftae.engine.data.source_base import Values
 from ftae.engine.data.sources import normal_class_names
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.process import device_of, set_deterministic_kernels, set_memory_format
 from ftae.engine.training.checkpoint import evaluated_weights, read_spec
-from ftae.engine.training.export_model import CLASSES, load_exported_model
+from ftae.engine.training.export_model import CLASSES, exported_scale, load_exported_model
 from ftae.engine.training.loop import process_state_kept
 from ftae.errors import FtaeError
 from ftae.inference.source import ModelSource
@@ -32,12 +33,14 @@ class TunedModel:
 
     Attributes:
         class_names: the classes of the training images, in the order of their labels; None without labels.
+        scale: of an exported model of arrays, the values that are 0 and 1 to it; None for any other.
     """
 
     autoencoder: Autoencoder
     spec: FinetuneSpec
     device: torch.device
     class_names: tuple[str, ...] | None
+    scale: Values | None = None
 
     def label(self, name: str) -> int:
         """Return the label (an index) of a class.
@@ -137,7 +140,7 @@ class TunedModel:
         """Encode one grey image: shows the shape of the latents, and whether there is a posterior or codes."""
         data = self.spec.data
         labels = torch.zeros(1, dtype=torch.int64, device=self.device) if self.spec.model.needs_labels else None
-        return self.encode(torch.full((1, data.channels, data.resolution, data.resolution), 0.5), labels)
+        return self.encode(torch.full((1, *data.shape), 0.5), labels)
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -173,7 +176,7 @@ def load_model(source: ModelSource) -> TunedModel:
             _restore(autoencoder, weights)
     autoencoder.to(device).eval()
     set_memory_format(autoencoder, spec, device)
-    return TunedModel(autoencoder, spec, device, class_names)
+    return TunedModel(autoencoder, spec, device, class_names, None if weights is None else exported_scale(weights))
 
 
 def _restore(autoencoder: Autoencoder, checkpoint: Path) -> None:

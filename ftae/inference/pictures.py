@@ -12,19 +12,24 @@ from PIL import Image
 from torch import Tensor
 
 from ftae.engine.data.archives.source import archive_part, is_archive
+from ftae.engine.data.arrays import file_part
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.cache import StoredImages
 from ftae.engine.data.checks import skipped_message
-from ftae.engine.data.dataset import load_dataset, separate_anomalies, store_part
-from ftae.engine.data.decoding import UnreadableImage, decode_image, quiet_pillow, read_bytes
+from ftae.engine.data.dataset import load_dataset, separate_anomalies
+from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, read_bytes
+from ftae.engine.data.files.values import decode_file
 from ftae.engine.data.image_folder import folder_part
 from ftae.engine.data.pairs import pairs_part
-from ftae.engine.data.source_base import ImageSet, ListedImages, num_held_out
+from ftae.engine.data.source_base import ImageSet, Indices, ListedImages, Values, num_held_out
 from ftae.engine.data.sources import source_of
+from ftae.engine.data.stored_parts import readable_names, store_part
 from ftae.engine.data.survey import check_levels, survey_image
+from ftae.engine.training.evaluator import visible
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.sources.arrays import Arrays
 
 SHEET, FRAMES = "sheet.png", "frames.gif"
 
@@ -55,10 +60,11 @@ class NamedImages:
     notes: tuple[str, ...] = ()
 
 
-def named_folder(folder: str, spec: DataSpec) -> NamedImages:
+def named_folder(folder: str, spec: DataSpec, scale: Values | None = None) -> NamedImages:
     """All images of a folder or archive in the size and colour of ``spec``, named by their paths below it.
 
-    Where ``spec`` is of pairs or of two domains, ``folder`` is one, and each file holds a pair side by side.
+    Where ``spec`` is of pairs or of two domains, ``folder`` is one, and each file holds a pair side by side. ``scale``:
+    as for ``training_scale``.
 
     Raises:
         FtaeError: ``folder`` holds no readable images, ``spec`` does not say what values mean, or the cache cannot
@@ -66,6 +72,8 @@ def named_folder(folder: str, spec: DataSpec) -> NamedImages:
     """
     if spec.paired or spec.unpaired:
         part = pairs_part(folder, spec)
+    elif isinstance(spec, Arrays):
+        part = file_part(folder, training_scale(spec, scale), spec)
     else:
         part = archive_part(folder, spec) if is_archive(Path(folder).expanduser()) else folder_part(folder, spec)
     stored = store_part(part, spec)
@@ -73,6 +81,19 @@ def named_folder(folder: str, spec: DataSpec) -> NamedImages:
     skipped = sorted([*stored.skipped, *part.unusable])
     notes = (skipped_message(skipped), *part.notes) if skipped else tuple(part.notes)
     return replace(named, notes=notes)
+
+
+def training_scale(spec: Arrays, known: Values | None) -> Values:
+    """What is 0 and 1 for a model of arrays: it is measured on the training samples (see ``ImageSet.scale``).
+
+    ``known``: what an exported model says of it.
+
+    Raises:
+        FtaeError: it is not known, and the training samples are neither in the cache of the machine nor in their file.
+    """
+    scale = load_dataset(spec).train.scale if known is None else known
+    assert scale is not None
+    return scale
 
 
 def validation_names(spec: DataSpec) -> Names | None:
@@ -88,33 +109,36 @@ def validation_names(spec: DataSpec) -> Names | None:
     except FtaeError:
         return None
     parts = source_of(now).parts()
-    named = _named(parts[-1].listed(), store_part(parts[-1], now), now)
+    listed, stored = parts[-1].listed(), store_part(parts[-1], now)
+    named = _named(listed, stored, now)
     if len(parts) > 1:
         return named.names
-    assert isinstance(spec.val, float)
-    return named.names.from_index(len(named.images) - num_held_out(len(named.images), spec.val))
+    assert not isinstance(spec.val, str)
+    if stored.groups is None:
+        return named.names.from_index(len(named.images) - num_held_out(len(named.images), spec.val))
+    dataset = load_dataset(now)
+    held_out = [images for images in (dataset.val, dataset.anomalies) if images is not None]
+    return _names_of(np.concatenate([_rows(images) for images in held_out]), listed, stored)
 
 
 def _named(listed: ListedImages, stored: StoredImages, spec: DataSpec) -> NamedImages:
     normal, anomalies, class_names = separate_anomalies(stored, spec.anomaly_classes)
-    readable = _without(listed.names, stored.skipped)
-    assert len(readable) == len(stored.images)
-    rows = np.arange(len(readable))
-    order = rows if normal.rows is None or anomalies.rows is None else np.concatenate([normal.rows, anomalies.rows])
-    classes = None
-    if stored.labels is not None and stored.class_names is not None:
-        classes = tuple(stored.class_names[label] for label in stored.labels[order])
-    names = Names(tuple(readable[row] for row in order), classes)
+    rows = np.concatenate([_rows(normal), _rows(anomalies)])
+    names = _names_of(rows, listed, stored)
     return NamedImages(replace(normal, factors=None), anomalies if len(anomalies) else None, names, class_names)
 
 
-def _without(names: Sequence[str], skipped: Sequence[str]) -> tuple[str, ...]:
-    """The names that have no entry "name: reason" in ``skipped``; a name may itself contain a colon."""
-    known = set(names)
-    for entry in skipped:
-        ends = [i for i in range(len(entry)) if entry.startswith(": ", i)]
-        known.discard(next(entry[:end] for end in reversed(ends) if entry[:end] in known))
-    return tuple(name for name in names if name in known)
+def _names_of(rows: Indices, listed: ListedImages, stored: StoredImages) -> Names:
+    readable = readable_names(listed.names, stored.skipped)
+    assert len(readable) == len(stored.images)
+    classes = None
+    if stored.labels is not None and stored.class_names is not None:
+        classes = tuple(stored.class_names[label] for label in stored.labels[rows])
+    return Names(tuple(readable[row] for row in rows), classes)
+
+
+def _rows(images: ImageSet) -> Indices:
+    return np.arange(len(images)) if images.rows is None else images.rows
 
 
 def read_image(model: TunedModel, path: Path) -> Tensor:
@@ -126,7 +150,7 @@ def read_image(model: TunedModel, path: Path) -> Tensor:
     """
     spec = model.spec.data.model_copy(update={"degrade": None})
     with quiet_pillow():
-        pixels = decode_image(read_bytes(path), spec)
+        pixels = decode_file(read_bytes(path), spec)
     return next(val_batches(ImageSet(pixels[np.newaxis], None), spec, batch_size=1, device=model.device)).images
 
 
@@ -163,30 +187,31 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def png_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Map each image name to the name of a PNG file; all are different, and none is in ``taken``.
+def file_names(names: Sequence[str], taken: Sequence[str], suffix: str = ".png") -> dict[str, str]:
+    """Map each image name to the name of a file with ``suffix``; all are different, and none is in ``taken``.
 
-    Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A PNG file never gets the name
-    of a folder of images.
+    Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A file never gets the name of a
+    folder of images.
     """
-    plain = [str(Path(name).with_suffix(".png")) for name in names]
+    plain = [str(Path(name).with_suffix(suffix)) for name in names]
     counts = Counter(plain)
     reserved = {*taken, *(str(folder) for name in names for folder in Path(name).parents)}
-    free = {png for png in plain if counts[png] == 1} - reserved
+    free = {name for name in plain if counts[name] == 1} - reserved
     used = free | reserved
     written = {}
-    for name, png in zip(names, plain, strict=True):
-        if png not in free:
-            png = f"{name}.png"
-            while png in used:
-                png += ".png"
-            used.add(png)
-        written[name] = png
+    for name, written_name in zip(names, plain, strict=True):
+        if written_name not in free:
+            written_name = f"{name}{suffix}"
+            while written_name in used:
+                written_name += suffix
+            used.add(written_name)
+        written[name] = written_name
     return written
 
 
 Pixels = npt.NDArray[np.uint8]
-MIN_SIDE = 96  # pixels; smaller images are enlarged
+MIN_SIDE = 96  # pixels; smaller images are enlarged,
+MAX_WIDTH = 1024  # but vectors and series, which are one pixel high, to no more than this
 GAP = 2  # white pixels between the cells of a sheet
 SHEET_COLUMNS = 6
 FRAME_MS = 120
@@ -198,8 +223,8 @@ INFERNO = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour i
 
 
 def pixels_of(images: Tensor) -> Pixels:
-    """Convert images (B, C, H, W) in [0, 1] to uint8 (B, H, W, C)."""
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """Convert images (B, C, H, W) to pictures, uint8 (B, H, W, 1 or 3); values outside [0, 1] are clipped."""
+    return (visible(images.clamp(0.0, 1.0)) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def heat(values: npt.NDArray[np.float64]) -> Pixels:
@@ -253,7 +278,7 @@ def beside(*images: Pixels) -> Pixels:
 
 
 def _enlarged(pixels: Pixels) -> Pixels:
-    scale = max(1, -(-MIN_SIDE // pixels.shape[1]))
+    scale = max(1, min(-(-MIN_SIDE // pixels.shape[1]), MAX_WIDTH // pixels.shape[2]))
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ftae.engine.data.batches import evaluation_noise
-from ftae.engine.data.listing import check_output
+from ftae.engine.data.files.listing import check_output
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
 from ftae.inference.paths import lerp, slerp

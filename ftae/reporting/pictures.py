@@ -22,6 +22,7 @@ from ftae.reporting.plots import evenly
 from ftae.results.conclusion import is_of_generators
 from ftae.results.search_record import SearchRecord, TrialRecord
 from ftae.specs.finetune.data import PAIRED_SOURCES, UNPAIRED_SOURCES
+from ftae.specs.finetune.data_spec import Size
 from ftae.storage.journal import Event
 from ftae.storage.store import Store
 
@@ -39,12 +40,12 @@ LOSSLESS_SIDE = 64  # samples up to this size are kept to the last bit
 class Layout:
     """Where the samples are in a stored picture.
 
-    ``side``: of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a sample, of which a
-    generator has its output alone; ``target``: the number of the cell with the target, 0 where that is the input; None
-    where it is unknown.
+    ``size``: height and width of a cell; ``scale``: how often each pixel is repeated; ``cells_each``: cells of a
+    sample, of which a generator has its output alone; ``target``: the number of the cell with the target, 0 where that
+    is the input; None where it is unknown.
     """
 
-    side: int
+    size: Size
     scale: int
     cells_each: int
     target: int | None
@@ -53,30 +54,40 @@ class Layout:
     def of(cls, record: SearchRecord) -> "Layout | None":
         """The layout that the data of a search lead to; None where the journal does not tell."""
         data = record.search["finetune"].get("data")
-        side = data.get("resolution") if isinstance(data, dict) else None
-        if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+        size = _size(data.get("resolution")) if isinstance(data, dict) else None
+        if size is None:
             return None
-        scale = max(1, -(-GRID_MIN_SIDE // side))
+        scale = max(1, -(-GRID_MIN_SIDE // min(size)))
+        cell = (size[0] * scale, size[1] * scale)
         if data.get("source") in UNPAIRED_SOURCES:
             truly_paired = data.get("val_paired", True)  # those without files always are
-            return cls(side * scale, scale, CELLS_OF_PAIRS if truly_paired else CELLS, 3 if truly_paired else None)
+            return cls(cell, scale, CELLS_OF_PAIRS if truly_paired else CELLS, 3 if truly_paired else None)
         is_paired = data.get("source") in PAIRED_SOURCES
         each = CELLS_OF_PAIRS if is_paired else CELLS
         if is_of_generators(record):
-            return cls(side * scale, scale, 1, None)
-        return cls(side * scale, scale, each, 2 if is_paired or data.get("degrade") is not None else 0)
+            return cls(cell, scale, 1, None)
+        return cls(cell, scale, each, 2 if is_paired or data.get("degrade") is not None else 0)
 
     def cells(self, picture: Pixels) -> Pixels | None:
         """The samples of a picture (N, cells, H, W, 3), not enlarged; None if it has another layout."""
         height, width = picture.shape[:2]
         each = self.cells_each
-        if height % self.side or width % (each * self.side):
+        high, wide = self.size
+        if height % high or width % (each * wide):
             return None
-        rows, columns = height // self.side, width // (each * self.side)
+        rows, columns = height // high, width // (each * wide)
         small = picture[:: self.scale, :: self.scale]
-        side = self.side // self.scale
-        cells = small.reshape(rows, side, columns, each, side, 3).transpose(0, 2, 3, 1, 4, 5)
-        return cells.reshape(rows * columns, each, side, side, 3)
+        high, wide = high // self.scale, wide // self.scale
+        cells = small.reshape(rows, high, columns, each, wide, 3).transpose(0, 2, 3, 1, 4, 5)
+        return cells.reshape(rows * columns, each, high, wide, 3)
+
+
+def _size(resolution: object) -> Size | None:
+    """Height and width of what a journal has as a resolution; None where that is damaged."""
+    sides: list[Any] = resolution if isinstance(resolution, list) else [resolution, resolution]
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        return None
+    return sides[0], sides[1]
 
 
 class Gallery:

@@ -131,7 +131,14 @@ def _fingerprint(model: Candidate) -> tuple[str, str]:
 def _view(run: FinetuneSpec) -> dict[str, Any]:
     """The settings of the data by which images of one fingerprint may still be measured in different ways."""
     folders = {leaf.removeprefix("data.") for leaf in run.data.image_folders()}
-    rest = {"fingerprint", "replay", "source", *folders, *roles_in(type(run.data), KeepsValidation)}
+    rest = {
+        "fingerprint",
+        "replay",
+        "source",
+        *folders,
+        *roles_in(type(run.data), KeepsValidation),
+        *roles_in(type(run.data), Means),
+    }
     dumped = run.data.model_dump(mode="json", exclude=rest)
     return {f"data.{name}": value for name, value in dumped.items()}
 

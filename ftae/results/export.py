@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ftae.engine.data.listing import check_output
-from ftae.engine.models.model_folder import weights_origin
-from ftae.engine.training.export_model import ExportedModel, export_model
+from ftae.engine.data.files.listing import check_output
+from ftae.engine.models.pretrained.model_folder import weights_origin
+from ftae.engine.training.export_model import SINGLE_FILE, ExportedModel, export_model
 from ftae.engine.training.export_onnx import check_onnx_installed, export_onnx
 from ftae.errors import FtaeError
 from ftae.results.confirmation import confirmed
@@ -52,9 +52,9 @@ def export(
 ) -> Export:
     """Write a trial of a search to the new folder ``out``: the given one, or the best (see ``choose``).
 
-    ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``,
-    ``README.md`` and ``reconstructions.png``, and what makes it a model of MLflow; with ``onnx`` also ``encoder.onnx``
-    and ``decoder.onnx``, or ``translator.onnx``. It appears whole or not at all.
+    ``out`` gets ``production.yaml`` (what ``ftae train`` runs), ``model/``, ``provenance.json``, ``README.md`` and
+    ``reconstructions.png``, of a VAE ``vae.safetensors``, and what makes it a model of MLflow; with ``onnx`` also
+    ``encoder.onnx`` and ``decoder.onnx``, or ``translator.onnx``. It appears whole or not at all.
 
     Raises:
         FtaeError: no trial ran to its full budget, the given one did not, or its checkpoint was not kept; ``out``
@@ -82,7 +82,8 @@ def export(
         provenance = _provenance(record, search, trial, model) | ({} if origin is None else {"weights": origin})
         (parts / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(store.fetch(trial.picture), parts / "reconstructions.png")
-        (parts / "README.md").write_text(_readme(record, search, trial, model, origin), encoding="utf-8")
+        readme = _readme(record, search, trial, model, origin, (parts / SINGLE_FILE).is_file())
+        (parts / "README.md").write_text(readme, encoding="utf-8")
         make_mlflow_model(parts, spec)
         differences = export_onnx(spec, parts / MODEL, parts) if onnx else None
         parts.rename(out)
@@ -162,6 +163,7 @@ def _readme(
     trial: TrialRecord,
     model: ExportedModel,
     origin: Mapping[str, Any] | None,
+    has_single_file: bool,
 ) -> str:
     caption = _caption(search.finetune)
     baseline = record.baseline
@@ -170,6 +172,8 @@ def _readme(
     workers = search.search.resources.workers
     command = "ftae train production.yaml" + (f" --workers {workers}" if workers > 1 else "")
     params = "\n".join(f"- `{path}`: {value}" for path, value in trial.settings.items())
+    one_file = f"- `{SINGLE_FILE}`: its weights in one file, in the names that ComfyUI and other programs load.\n"
+    one_file = one_file if has_single_file else ""
     return f"""# {search.name}, trial {trial.number}
 
 {verdict(record, trial)}
@@ -192,7 +196,7 @@ Params:
 {caption}.
 
 - `model/`: the tuned model, as measured above.
-- `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
+{one_file}- `production.yaml`: the run that made it. `{command}` repeats it to the last digit on the same
   kind of machine; `--max-steps N` trains for longer, `--resume` continues an interrupted run.
 - `provenance.json`: params, seed, digests, versions, dataset fingerprint.
 - `MLmodel` and what lies beside it: `mlflow.pyfunc.load_model` loads this folder, `mlflow models serve -m .` serves it,
@@ -236,4 +240,6 @@ def _latents_note(search: SearchSpec, model: ExportedModel) -> str:
     )
     if model.scaling_factor is not None:
         note += f" `scaling_factor` was recomputed on the training images: {model.scaling_factor:.6g}."
+    elif model.recomputed:
+        note += f" {' and '.join(f'`{name}`' for name in model.recomputed)} were recomputed on the training images."
     return note

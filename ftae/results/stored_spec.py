@@ -35,7 +35,7 @@ def search_of(record: SearchRecord) -> SearchSpec:
 
 
 def run_of(record: SearchRecord, trial: TrialRecord) -> FinetuneSpec:
-    """Return the complete run of a trial, with what had to be changed on the way.
+    """Return the complete run of a trial, with what had to be changed on the way and what was measured on images.
 
     Raises:
         FtaeError: as ``spec_of``.
@@ -44,7 +44,8 @@ def run_of(record: SearchRecord, trial: TrialRecord) -> FinetuneSpec:
     if isinstance(spec, ProductionSpec):
         return spec.finetune
     with reading_back(_journal_of(record), FinetuneSpec, _version(record)):
-        return spec.trial_spec(trial.settings)
+        run = spec.trial_spec(trial.settings)
+    return run.with_levels(record.facts.get("levels"))
 
 
 def _journal_of(record: SearchRecord) -> str:

@@ -32,8 +32,8 @@ def within_noise(record: SearchRecord) -> list[int]:
 
 
 def notes(record: SearchRecord) -> list[str]:
-    """What the leaderboard cannot show, a line each: ``within_noise``, the best mean over seeds, ``doubts``, and why
-    there is no baseline."""
+    """What the leaderboard cannot show, a line each: ``within_noise``, the best mean over seeds, by what the metrics of
+    the best trial are read, ``doubts``, and why there is no baseline."""
     lines, metric = [], record.objective.first.metric
     if (near := within_noise(record)) and record.noise is not None:
         unit = f" {unit_of(metric)}".rstrip()
@@ -46,8 +46,19 @@ def notes(record: SearchRecord) -> list[str]:
         lines.append(
             "; ".join([f"trial {best.number} has the best mean: {seeds.description(metric)}", *seeds.faults()])
         )
-    lines += doubts(record)
+    lines += [*_read_by(record), *doubts(record)]
     return [*lines, *([] if (reason := unmeasured(record)) is None else [f"the baseline {reason}"])]
+
+
+def _read_by(record: SearchRecord) -> Iterator[str]:
+    """The metrics of the leaderboard beside their floor and their value for training images, of the best trial."""
+    for trial in record.ranked()[:1]:
+        for name in record.objective.shown_metrics:
+            ends = () if (facts := known_facts(name)) is None else facts.beside
+            beside = [other for end in ends if (other := f"{name}_{end}") in trial.metrics]
+            if beside:
+                values = [f"{each} {in_unit(trial.metrics[each], each)}" for each in (name, *beside)]
+                yield f"{trial.name}: {', '.join(values)}"
 
 
 def doubts(record: SearchRecord) -> list[str]:

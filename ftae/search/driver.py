@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ftae.engine.data.dataset import load_run_dataset
-from ftae.engine.data.listing import check_output
+from ftae.engine.data.dataset import Dataset, load_run_dataset
+from ftae.engine.data.files.listing import check_output
 from ftae.engine.training.evaluator import check_images
 from ftae.errors import FtaeError
 from ftae.results.replay import find_existing_search, replay
@@ -28,7 +28,7 @@ from ftae.search.state import SearchState
 from ftae.search.tracking_sync import TrackingSync, publish
 from ftae.specs.files import dump
 from ftae.specs.finetune.run import FinetuneSpec
-from ftae.specs.reading.schema import Means, fields_with
+from ftae.specs.reading.schema import Means, fields_with, without_means
 from ftae.specs.search.search import SearchSpec
 from ftae.specs.search.settings import SearchSettings
 from ftae.storage.journal import FILE_NAME, Journal
@@ -86,6 +86,15 @@ def _check_not_running(folder: Path) -> None:
         Journal(folder).close()
 
 
+def _facts(spec: SearchSpec, data: Dataset, before: SearchRecord | None) -> dict[str, Any]:
+    """What a search is begun or resumed with. Raises FtaeError where it is not comparable with ``before``."""
+    facts = provenance(spec, data)
+    if before is None:
+        return facts | warm_start(spec)
+    _check_comparable(before, spec, facts)
+    return facts
+
+
 def drive(
     spec: SearchSpec,
     resume: bool | None,
@@ -101,11 +110,7 @@ def drive(
     data = load_run_dataset(spec.finetune)
     check_images(spec.finetune, data)
     checkpoint_bytes = check_search(spec, data.num_classes).checkpoint_bytes
-    facts = provenance(spec, data)
-    if before is None:
-        facts |= warm_start(spec)
-    else:
-        _check_comparable(before, spec, facts)
+    facts = _facts(spec, data, before)
     _make_folder(store)
     with Progress(spec, notify) as progress:
         state = SearchState(spec, store, facts, progress.notify)
@@ -147,6 +152,8 @@ def _run_trials(state: SearchState, capacity: ClusterCapacity, progress: Progres
     probe = dry_run(spec, fingerprint, progress.notify)
     check_measured(probe, spec, capacity, progress.notify)
     state.preflight(asdict(probe))
+    if probe.checkpoint_stages:  # no trial need find out anew that memory does not suffice without
+        spec = spec.model_copy(update={"finetune": spec.finetune.model_copy(update={"checkpoint_stages": True})})
     progress.follow(state.record, search_seconds(probe, spec, capacity.at_a_time))
     retention = with_retries(lambda: Retention(state, progress.notify), progress.notify)
 
@@ -218,8 +225,7 @@ def _check_comparable(before: SearchRecord, spec: SearchSpec, facts: Mapping[str
         asked = {f"search.{key}": value for key, value in settings.items() if key not in MAY_CHANGE}
         dumped = search.model_dump(mode="json")
         asked |= {key: dumped[key] for key in ("finetune", "search_space", "objective")}
-        for name in fields_with(FinetuneSpec, Means):
-            del asked["finetune"][name]
+        asked["finetune"] = without_means(FinetuneSpec, asked["finetune"])
         asked |= {f"finetune.{key} (by search.resources)": value for key, value in search.machine().items()}
         return asked | {key.replace("_", " "): facts.get(key) for key in SAME_FOR_ALL if key in before.facts}
 

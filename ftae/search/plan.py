@@ -1,5 +1,6 @@
 """The plan of a search or a training run, which ``ftae validate`` prints before any time is spent."""
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,8 +130,10 @@ def _run_lines(run: FinetuneSpec) -> list[str]:
 
 
 def _task_lines(run: FinetuneSpec) -> list[str]:
-    """What the data ask of the model beyond the reconstruction of its input."""
+    """What the run does beyond the reconstruction of its input."""
     data, lines = run.data, []
+    if run.checkpoint_stages is True:
+        lines.append("memory       activations of the stages are computed again: checkpoint_stages")
     if data.paired:
         lines.append("pairs        the model gets A and is measured against B")
     if data.unpaired:
@@ -155,6 +158,7 @@ def _task_lines(run: FinetuneSpec) -> list[str]:
 def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
     from ftae.engine.data.dataset import load_dataset
     from ftae.engine.data.sources import normal_class_names
+    from ftae.engine.data.stored_parts import decoded_as_needed
     from ftae.engine.sizing import summarize
     from ftae.engine.training.evaluator import check_images
     from ftae.search.sizing import check_search
@@ -177,6 +181,8 @@ def _model_lines(spec: SearchSpec | ProductionSpec) -> tuple[list[str], int]:
         moved = f"{run.losses.codebook:g} codebook" if summary.gradient_codebooks else "a moving average"
         lines.append(f"codes        {codes}; effective weights: {run.losses.commitment:g} commitment, {moved}")
     lines += _frozen_cache_lines(summary.frozen_cache)
+    if needed := decoded_as_needed(run):
+        lines.append(f"on demand    the images do not fit into the cache: {needed}")
     if summary.discriminator:
         origin = "new" if run.discriminator.pretrained is None else f"from {run.discriminator.pretrained}"
         lines += _stage_lines("adversarial", f"{run.discriminator.architecture}, {origin}", summary.discriminator)
@@ -230,7 +236,7 @@ _LIKELIHOODS = {
 def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
     """The weight of the KL, and beta: the weight when pixels and latents are summed (Higgins et al. 2017)."""
     run = spec.finetune
-    losses, elements = run.losses, run.data.channels * run.data.resolution**2
+    losses, elements = run.losses, math.prod(run.data.shape)
     searched = spec.search_space.get("losses.kl") if isinstance(spec, SearchSpec) else None
     if losses.kl == 0.0 and searched is None:
         return []
@@ -249,7 +255,7 @@ def _kl_lines(spec: SearchSpec | ProductionSpec, num_latents: int) -> list[str]:
 def _storage_lines(spec: SearchSpec, checkpoint_bytes: int | None) -> list[str]:
     storage = spec.search.with_absolute_paths().storage.rstrip("/")
     if not spec.search.in_object_store:
-        from ftae.engine.data.listing import check_output
+        from ftae.engine.data.files.listing import check_output
 
         check_output(Path(storage) / spec.name, spec.finetune.data.image_folders())
     uri = spec.tracking.uri or f"sqlite:///{storage}/mlflow.db"

@@ -96,10 +96,11 @@ def _check_memory(probe: Probe, spec: SearchSpec, nodes: Sequence[Node], at_a_ti
         sharing = math.floor(1 / resources.gpus)
         if sharing * peak > probe.memory_bytes:
             fitting = max(1, probe.memory_bytes // peak)
+            recompute = "" if probe.checkpoint_stages else "set finetune.checkpoint_stages to true, or "
             raise FtaeError(
                 f"search.resources.gpus: {resources.gpus:g} lets {sharing} trials share a GPU, but each takes "
                 f"{size(peak)} of the {size(probe.memory_bytes)} of a {probe.device}. "
-                f"Set it to {math.ceil(100 / fitting) / 100:g}, or lower finetune.batch_size"
+                f"Set it to {math.ceil(100 / fitting) / 100:g}, or {recompute}lower finetune.batch_size"
             )
         return
     for node in nodes:

@@ -1,9 +1,10 @@
 """A production run: a search of one trial that runs in this process, to its full budget, and leaves its model."""
 
+import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftae.engine.data.dataset import Dataset, load_run_dataset
-from ftae.engine.data.listing import check_output
-from ftae.engine.models.hub import pinned
+from ftae.engine.data.files.listing import check_output
+from ftae.engine.models.pretrained.hub import pinned
 from ftae.engine.sizing import summarize
 from ftae.engine.training.checkpoint import EvalReport, latest_checkpoint, read_spec, usable_checkpoint
 from ftae.engine.training.export_model import ExportedModel, export_model
 from ftae.engine.training.local_workers import local_workers, with_shared_cores
 from ftae.engine.training.loop import finetune
-from ftae.errors import FtaeError, TrainingFailed
+from ftae.errors import FtaeError, Reason, TrainingFailed
 from ftae.results.export import MODEL
 from ftae.results.replay import REPORTS, fold, reports_of_version_1
 from ftae.results.search_record import PRODUCTION_TRIAL, STOPPED_BY_USER, Close, SearchRecord, Status, TrialRecord
@@ -27,6 +28,7 @@ from ftae.search.provenance import current_user, provenance
 from ftae.search.tracking_sync import CURSOR, Sender
 from ftae.specs.files import dump
 from ftae.specs.finetune.metrics import metric_facts
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.format_versions import FORMAT
 from ftae.specs.search.objective import AnyObjective, Objective, read_objective
 from ftae.specs.search.search import ProductionSpec
@@ -96,13 +98,13 @@ class _Run:
         before = None if checkpoint is None else read_spec(checkpoint)
         run = with_shared_cores(self.spec.finetune, workers)
         run = pinned(run, [] if before is None else [before.model.pretrained])
-        self.spec = self.spec.model_copy(update={"finetune": run})
         data = load_run_dataset(run)
+        run = run.with_levels(data.train.levels)
+        self.spec = self.spec.model_copy(update={"finetune": run})
         self._warn(data)
         sender = Sender(self.store, lambda: tracker_for(self.spec, self.store, self.storage), self.notify, "the run")
-        with local_workers(run, workers) as group:
+        with closing(self._reports(run, checkpoint, workers)) as reports:
             sender.check()
-            reports = finetune(run, self.out, resume_from=checkpoint, group=group)
             first = next(reports)  # refuses what cannot be run; until then nothing of an earlier run is changed
             (self.out / "production.yaml").write_text(dump(self.spec), encoding="utf-8")
             self._open(resume, first.step, data)
@@ -119,6 +121,25 @@ class _Run:
         if register is not None:
             self.notify(f"registered as version {self._register(sender, register)} of {register!r}, alias champion")
         return report, model
+
+    def _reports(self, run: FinetuneSpec, checkpoint: Path | None, workers: int) -> Generator[EvalReport]:
+        """As ``finetune``. With ``checkpoint_stages: auto``, a run that is out of memory continues with activations
+        computed again."""
+        step = -1
+        while True:
+            try:
+                with local_workers(run, workers) as group:
+                    for report in finetune(run, self.out, resume_from=checkpoint, group=group):
+                        if report.step > step:
+                            step = report.step
+                            yield report
+                return
+            except TrainingFailed as failure:
+                if failure.reason != Reason.OUT_OF_MEMORY or run.checkpoint_stages != "auto":
+                    raise
+                self.notify(f"{failure}; continues with checkpoint_stages")
+            gc.collect()  # of the networks that did not fit
+            run, checkpoint = run.model_copy(update={"checkpoint_stages": True}), latest_checkpoint(self.out)
 
     def _checkpoint(self, resume: bool) -> Path | None:
         """The checkpoint to continue from; None for a new run."""

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ftae.engine.data.dataset import Dataset
-from ftae.engine.models import hub
-from ftae.engine.models.model_folder import model_digest, weights_digest
+from ftae.engine.models.pretrained import hub
+from ftae.engine.models.pretrained.model_folder import model_digest, weights_digest
 from ftae.results.search_record import SearchRecord
 from ftae.results.stored_spec import search_of
 from ftae.specs.finetune.models import DiffusersModel
@@ -36,6 +36,7 @@ def provenance(spec: SearchSpec | ProductionSpec, data: Dataset) -> dict[str, An
         "pretrained_digest": model_digest(run.model),
         "perceptual_digest": weights_digest(None if run.perceptual is None else run.perceptual.weights),
         "features_digest": weights_digest(None if run.features is None else run.features.weights),
+        "levels": data.train.levels,
         "skipped_images": list(data.skipped),
         "images": {"train": len(data.train), "val": len(data.val)},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -68,7 +69,7 @@ def _is_open(section: Spec, name: str) -> bool:
 def pinned(spec: SearchSpec, before: SearchRecord | None) -> SearchSpec:
     """``spec`` with the commits of its models on the hub, so that all trials begin with the same weights.
 
-    ``before``: the search to resume, which keeps its commits. Raises what ``engine.models.hub.pinned_id`` raises.
+    ``before``: the search to resume, which keeps its commits. Raises as ``hub.pinned_id``.
     """
     searched, earlier = spec.search_space.get(PRETRAINED), [] if before is None else _models(before.search)
     spec = spec.model_copy(update={"finetune": hub.pinned(spec.finetune, earlier)})

@@ -9,6 +9,7 @@ from ftae.engine.run_folder import CELLS, CELLS_OF_PAIRS, GRID_IMAGES, GRID_MIN_
 from ftae.engine.sizing import ModelSummary, Probe, summarize, trial_seconds
 from ftae.engine.tasks.discriminator import discriminator_of
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import size_of
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.overrides import apply_overrides
 from ftae.specs.search.search import SearchSpec
@@ -38,13 +39,20 @@ def longest_report_seconds(probe: Probe, spec: SearchSpec) -> float:
     """
     steps = max(end - start for start, end in pairwise([0, *spec.finetune.eval_steps()]))
     seconds = steps * probe.step_seconds * _growth(spec, "batch_size", "grad_accumulation")
-    return (seconds + probe.eval_seconds) * _growth(spec, "data.resolution") ** 2
+    return (seconds + probe.eval_seconds) * _pixel_growth(spec)
 
 
 def _growth(spec: SearchSpec, *paths: str) -> float:
     """Product over ``paths`` of (largest searched value / the file's own value)."""
     searched = {path: own for path, own in spec.file_params().items() if path in paths}
     return float(math.prod(max(spec.search_space[path].corners()) / own for path, own in searched.items()))
+
+
+def _pixel_growth(spec: SearchSpec) -> float:
+    """The pixels of the largest images that are searched, over those of the file's own."""
+    searched = spec.search_space.get("data.resolution")
+    sizes = [] if searched is None else [size_of(resolution) for resolution in searched.corners()]
+    return max([1.0, *(math.prod(size) / math.prod(spec.finetune.data.size) for size in sizes)])
 
 
 GB = 1e9
@@ -85,10 +93,10 @@ def _picture_bytes(run: FinetuneSpec) -> int:
 
     Enlarged pixels compress along one side.
     """
-    enlarged = 2 if run.data.resolution < GRID_MIN_SIDE else 1
+    enlarged = 2 if min(run.data.size) < GRID_MIN_SIDE else 1
     cells = GRID_IMAGES * (CELLS_OF_PAIRS if run.data.paired or run.data.unpaired else CELLS)
     cells = GRID_SAMPLES if run.model.takes_noise else cells
-    return cells * run.data.channels * run.data.resolution**2 * enlarged
+    return cells * math.prod(run.data.shape) * enlarged
 
 
 def check_quota(spec: SearchSpec, needed: int) -> None:

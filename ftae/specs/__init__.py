@@ -17,17 +17,6 @@ Every section may also be a dict, as it stands in a file.
 """
 
 from ftae.specs.finetune.augmentation import AugmentSpec
-from ftae.specs.finetune.data import (
-    Archive,
-    DigitDomains,
-    DigitEdges,
-    Digits,
-    ImageFolder,
-    Pairs,
-    Photos,
-    Shapes,
-    Unpaired,
-)
 from ftae.specs.finetune.discriminator import DiscriminatorSpec
 from ftae.specs.finetune.generators import CycleGan, Dcgan, ResnetTranslator, StyleGan2, UnetTranslator
 from ftae.specs.finetune.images import Blocks, Degradation, Intensity
@@ -37,6 +26,7 @@ from ftae.specs.finetune.models import (
     AsymmetricAutoencoderKl,
     AutoencoderDc,
     AutoencoderKl,
+    AutoencoderKlFlux2,
     AutoencoderTiny,
     ConvAe,
     ConvCvae,
@@ -46,6 +36,7 @@ from ftae.specs.finetune.models import (
     HierarchicalVae,
     MlpCvae,
     MlpVae,
+    Scaling,
     VqModel,
     VqVae,
     VqVae2,
@@ -53,6 +44,10 @@ from ftae.specs.finetune.models import (
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.finetune.optimization import Optimizer, Schedule
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.arrays import Arrays
+from ftae.specs.finetune.sources.builtin import DigitDomains, DigitEdges, Digits, Photos, Shapes
+from ftae.specs.finetune.sources.folders import Archive, ImageFolder, Shards
+from ftae.specs.finetune.sources.two_sided import Pairs, Unpaired
 from ftae.specs.search.distributions import Choices, Distribution, Range
 from ftae.specs.search.objective import Constraint, Goal, Objective, Objectives
 from ftae.specs.search.resources import Resources
@@ -62,11 +57,13 @@ from ftae.specs.search.settings import Asha, Confirm, Fifo, Forecast, SearchSett
 __all__ = [
     "METRICS",
     "Archive",
+    "Arrays",
     "Asha",
     "AsymmetricAutoencoderKl",
     "AugmentSpec",
     "AutoencoderDc",
     "AutoencoderKl",
+    "AutoencoderKlFlux2",
     "AutoencoderTiny",
     "Blocks",
     "Choices",
@@ -107,10 +104,12 @@ __all__ = [
     "Range",
     "ResnetTranslator",
     "Resources",
+    "Scaling",
     "Schedule",
     "SearchSettings",
     "SearchSpec",
     "Shapes",
+    "Shards",
     "StyleGan2",
     "Tracking",
     "UnetTranslator",

@@ -217,14 +217,24 @@ def filesystem(url: str) -> tuple[Any, str]:
             f"search.storage must be a folder, or the URL of an object store by one of {choices}, got {scheme}://..."
             f"{did_you_mean(scheme, CLIENTS)}; elsewhere two drivers could write the same search"
         )
+    return opened_url(url, "search.storage")
+
+
+def opened_url(url: str, what: str) -> tuple[Any, str]:
+    """fsspec's filesystem for a URL of ``CLIENTS``, and the path in it; messages call it ``what``.
+
+    Raises:
+        FtaeError: its client is not installed, or the URL has no meaning for it.
+    """
+    scheme = url.partition("://")[0]
     try:
         import fsspec
 
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise FtaeError(f"search.storage: {scheme}:// needs pip install '{CLIENTS[scheme]}' ({error})") from error
+        raise FtaeError(f"{what}: {scheme}:// needs pip install '{CLIENTS[scheme]}' ({error})") from error
     except ValueError as error:
-        raise FtaeError(f"search.storage {scheme}://...: {error}") from error
+        raise FtaeError(f"{what} {scheme}://...: {error}") from error
     return fs, root
 
 

@@ -70,7 +70,7 @@ def _signature(spec: FinetuneSpec, *, with_labels: bool) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    side, channels, float32 = spec.data.resolution, spec.data.channels, np.dtype(np.float32)
+    float32 = np.dtype(np.float32)
     params = [ParamSpec("method", "string", spec.use), ParamSpec("n", "long", 1), ParamSpec("seed", "long", 0)]
     if spec.model.both_ways:
         params.append(ParamSpec("reverse", "boolean", False))
@@ -78,16 +78,16 @@ def _signature(spec: FinetuneSpec, *, with_labels: bool) -> "ModelSignature":
         params.append(ParamSpec("labels", "string", [], shape=(-1,)))
     return ModelSignature(
         inputs=Schema([TensorSpec(float32, (-1, -1, -1, -1))]),
-        outputs=Schema([TensorSpec(float32, (-1, channels, side, side))]),
+        outputs=Schema([TensorSpec(float32, (-1, *spec.data.shape))]),
         params=ParamSchema(params),
     )
 
 
 def _example(spec: FinetuneSpec) -> Any:
     """One image, float32 (1, C, H, W): a ramp of grey in steps of 1/8, which JSON writes with few digits."""
-    side = spec.data.resolution
-    row = np.arange(side) * 9 // side / np.float32(8)
-    return np.broadcast_to(row.astype(np.float32), (1, spec.data.channels, side, side)).copy()
+    width = spec.data.size[1]
+    row = np.arange(width) * 9 // width / np.float32(8)
+    return np.broadcast_to(row.astype(np.float32), (1, *spec.data.shape)).copy()
 
 
 def _classes(folder: Path) -> list[str]:

@@ -72,7 +72,7 @@ def test_names_are_those_of_the_images(pictures: Path) -> None:
 @pytest.mark.parametrize("apart", [False, True])
 def test_validation_images_have_names_as_long_as_their_files_are_there(apart: bool, pictures: Path) -> None:
     from ftae.engine.data.dataset import load_dataset
-    from ftae.specs.finetune.data import ImageFolder
+    from ftae.specs.finetune.sources.folders import ImageFolder
 
     val = str(pictures / "7") if apart else 0.25
     train = str(pictures / "3") if apart else str(pictures)
@@ -87,7 +87,7 @@ def test_validation_images_have_names_as_long_as_their_files_are_there(apart: bo
 
 def test_names_of_files_that_changed_are_not_told(pictures: Path, tmp_path: Path) -> None:
     from ftae.engine.data.dataset import load_dataset
-    from ftae.specs.finetune.data import ImageFolder
+    from ftae.specs.finetune.sources.folders import ImageFolder
 
     shutil.copytree(pictures, tmp_path / "copy")
     spec = ImageFolder(source="image_folder", train=str(tmp_path / "copy"), val=0.25, resolution=16)

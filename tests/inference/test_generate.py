@@ -19,7 +19,7 @@ from ftae.engine.process import device_of
 from ftae.errors import FtaeError
 from ftae.inference.generate import interpolate, lerp, run_folder, sample, slerp
 from ftae.inference.model import TunedModel, load_model
-from ftae.inference.pictures import pixels_of, png_names, prepare_folder, read_named_image, save_gif, save_sheet
+from ftae.inference.pictures import file_names, pixels_of, prepare_folder, read_named_image, save_gif, save_sheet
 from ftae.inference.source import find_model
 
 
@@ -73,7 +73,7 @@ def test_a_folder_that_is_not_empty_needs_overwrite(tmp_path: Path) -> None:
 
 def test_no_two_images_get_one_name() -> None:
     names = ["a/x.jpg", "a/x.png", "b.jpg", "sheet.webp"]
-    assert png_names(names, taken=["sheet.png"]) == {
+    assert file_names(names, taken=["sheet.png"]) == {
         "a/x.jpg": "a/x.jpg.png",
         "a/x.png": "a/x.png.png",
         "b.jpg": "b.png",
@@ -92,7 +92,7 @@ def test_no_two_images_get_one_name() -> None:
     ],
 )
 def test_written_names_are_apart_and_below_the_folder(names: list[str]) -> None:
-    written = png_names(names, taken=["sheet.png"])
+    written = file_names(names, taken=["sheet.png"])
     assert list(written) == names
     paths = [Path(png) for png in written.values()]
     assert len({*paths, Path("sheet.png")}) == len(names) + 1

@@ -157,7 +157,11 @@ def test_a_frozen_encoder_keeps_its_latents_and_a_trained_one_does_not(
         model = export(FolderStore(folder), out, trial_with(record, freeze_depth).number).model
         assert model.latents_compatible is (freeze_depth == 2)
         provenance = json.loads((out / "provenance.json").read_text())
-        assert provenance["latents"] == {"latents_compatible": freeze_depth == 2, "scaling_factor": None}
+        assert provenance["latents"] == {
+            "latents_compatible": freeze_depth == 2,
+            "scaling_factor": None,
+            "recomputed": [],
+        }
         assert "trained from scratch" in (out / "README.md").read_text()  # so nothing to be compatible with
 
 
@@ -168,6 +172,8 @@ def test_the_readme_says_whether_the_latents_still_fit() -> None:
     moved = _latents_note(search, ExportedModel(False, 0.5))
     assert "**latents are no longer compatible**" in moved
     assert "`scaling_factor` was recomputed on the training images: 0.5" in moved
+    moved = _latents_note(search, ExportedModel(False, None, ("latents_mean", "latents_std")))
+    assert "`latents_mean` and `latents_std` were recomputed on the training images." in moved
 
 
 def test_the_readme_warns_of_a_search_that_did_not_beat_the_baseline(folder: Path, tmp_path: Path) -> None:

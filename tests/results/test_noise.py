@@ -26,11 +26,12 @@ TWO = {"metrics": [ONE, {"metric": "val/mse", "direction": "minimize"}]}
 class Journal:
     """A journal of finished trials, in the folder of a search."""
 
-    def __init__(self, folder: Path, objective: Any = ONE) -> None:
+    def __init__(self, folder: Path, objective: Any = ONE, **finetune: Any) -> None:
         self.folder = folder
         self.others: dict[str, float] = {}  # further metrics of the next trials
         folder.mkdir(parents=True)
-        search = search_spec(name=folder.name, objective=objective, **{"finetune.metrics": ["psnr", "mse"]})
+        run = {f"finetune.{name}": value for name, value in ({"metrics": ["psnr", "mse"]} | finetune).items()}
+        search = search_spec(name=folder.name, objective=objective, **run)
         self.add("open", search=search.model_dump(mode="json"), digest=search.digest(), facts={})
 
     def add(self, event: str, **fields: Any) -> None:
@@ -117,6 +118,15 @@ def test_a_generator_that_memorises_is_told(journal: Journal, kid: float, of_tra
     found = notes(journal.record)
     assert [line for line in found if "memorises" in line] == (found if is_told else [])
     assert len(found) == is_told
+
+
+def test_a_metric_of_sets_is_told_with_what_it_is_read_by(tmp_path: Path) -> None:
+    run = {"metrics": ["psnr", "recall"], "features": {"net": "resnet18", "weights": "w.pth"}}
+    journal = Journal(tmp_path / "small", ONE | {"constraints": ["val/recall >= 0.1"]}, **run)
+    for number in (1, 2):
+        journal.others = {"val/recall": 0.4, "val/recall_floor": 0.9, "val/kid_floor": 0.0}
+        journal.trial(number, 20.0 + number)
+    assert notes(journal.record) == ["trial 2: val/recall 0.4, val/recall_floor 0.9"]
 
 
 def test_only_trials_that_keep_the_constraints_are_compared(tmp_path: Path) -> None:

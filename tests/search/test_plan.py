@@ -113,6 +113,12 @@ def test_the_plan_says_how_much_of_the_frozen_start_is_stored(changes: dict[str,
     assert [line for line in plan_of(**changes) if line.startswith("frozen cache")] == expected
 
 
+def test_the_plan_says_that_activations_are_computed_again() -> None:
+    line = "memory       activations of the stages are computed again: checkpoint_stages"
+    assert line in plan_of(finetune__checkpoint_stages=True)
+    assert line not in plan_of()
+
+
 def test_the_size_of_a_checkpoint_is_about_right(tmp_path: Path) -> None:
     # Wide enough for the tensors to outweigh the files around them.
     changes: dict[str, Any] = {"finetune__model": {"family": "conv_vae", "channels": 32, "depth": 1, "latent_dim": 16}}

@@ -198,7 +198,7 @@ def test_trials_that_share_a_gpu_must_fit_into_its_memory(tmp_path: Path) -> Non
         check_gpus(0.25, 12e9)
     assert str(caught.value) == (
         "search.resources.gpus: 0.25 lets 4 trials share a GPU, but each takes 12.5 GB of the 40 GB of a A100. "
-        "Set it to 0.34, or lower finetune.batch_size"
+        "Set it to 0.34, or set finetune.checkpoint_stages to true, or lower finetune.batch_size"
     )
     check_gpus(0.34, 12e9)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from builders import search_spec
 from PIL import Image
 from production_runs import NOWHERE, interrupt_after, model_bytes, reports, silent, spec, steps
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.results.replay import replay
 from ftae.results.search_record import STOPPED_BY_USER, Close
@@ -68,6 +70,26 @@ def test_a_run_leaves_model_journal_pictures_and_its_file(finished: tuple[Path, 
 
 def test_a_run_is_the_loop_of_a_trial(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
     assert [r.metrics for r in finetune(spec().finetune, tmp_path)] == [r["metrics"] for r in reports(finished[0])]
+
+
+def test_a_run_that_is_out_of_memory_continues_with_activations_computed_again(
+    finished: tuple[Path, list[str]], tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step = Trainer.train_step
+
+    def step(training: Trainer, *batches: Any) -> None:
+        if training.step == 6 and training.spec.checkpoint_stages is not True:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        take_step(training, *batches)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    said = list[str]()
+    train(spec(), tmp_path / "out", storage=storage, notify=said.append)
+    assert "out of memory at step 6; continues with checkpoint_stages" in said
+    whole = [report["metrics"] for report in reports(finished[0])]
+    assert [report["metrics"] for report in reports(tmp_path / "out")] == whole
+    with pytest.raises(TrainingFailed, match="out of memory at step 6"):
+        train(spec(checkpoint_stages=False), tmp_path / "other", storage=storage, notify=silent)
 
 
 def test_the_model_is_the_one_that_was_measured(finished: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ ONE_FAULT = [
     # unions: the choices are the models' own
     ("autoencoder_kl,", "autoencoder_k,", "3: finetune.model.family: must be one of mlp_vae, conv_ae, conv_vae, "
      "mlp_cvae, conv_cvae, hierarchical_vae, vq_vae, vq_vae_2, unet_translator, resnet_translator, "
-     "dcgan, stylegan2, cyclegan, autoencoder_kl, asymmetric_autoencoder_kl, "
+     "dcgan, stylegan2, cyclegan, autoencoder_kl, autoencoder_kl_flux2, asymmetric_autoencoder_kl, "
      "autoencoder_tiny, autoencoder_dc, vq_model, package.module:attr, got 'autoencoder_k', "
      "did you mean 'autoencoder_kl'?"),
     ("family: autoencoder_kl, ", "", "3: finetune.model.family: required, must be one of mlp_vae,"),
@@ -105,10 +105,10 @@ ONE_FAULT = [
     (MODEL, "{family: 'm:f', image_range: 0..1, kwargs: {day: 2024-01-01}}",
      "3: finetune.model.kwargs.day: must be text, a number, true, false, null, or a list or mapping of these"),
     ("    source: image_folder\n", "",
-     "4: finetune.data.source: required, must be one of image_folder, archive, pairs, unpaired, digits, "
-     "digit_edges, digit_domains, photos, shapes"),
+     "4: finetune.data.source: required, must be one of image_folder, archive, shards, pairs, unpaired, arrays, "
+     "digits, digit_edges, digit_domains, photos, shapes"),
     # data
-    ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1 or text in quotes, got 1.5"),
+    ("val: 0.1", "val: 1.5", "7: finetune.data.val: must be less than 1, got 1.5"),
     ("resolution: 256", "resolution: 256.5", "8: finetune.data.resolution: must be a whole number, got 256.5"),
     ("resolution: 256", "resolution: 4", "8: finetune.data.resolution: must be greater than or equal to 8, got 4"),
     ("resolution: 256", "resolution: 256\n    shift: none",
@@ -140,17 +140,18 @@ ONE_FAULT = [
      "16: finetune.schedule.final_fraction: has no effect on a constant schedule, it needs linear or cosine"),
     ("max_steps: 2000", "max_steps: 2000\n  schedule: {name: cosine, num_cycles: 2}",
      "16: finetune.schedule.num_cycles: has no effect on a cosine schedule, it needs cyclical"),
-    ("    - ssim\n", "    - ssimm\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl, active_units, "
-     "accuracy, latent_drift, input_psnr, auroc, codebook_usage, perplexity, sharpness, edge_distance, d_overfit, "
-     "ms_ssim, linear_probe, mig, dci, lpips, rfid, fid, kid, kid_train, kid_floor, precision, recall, diversity, "
+    ("    - ssim\n", "    - ssimm\n", "18: finetune.metrics.1: must be one of mse, l1, mae, psnr, ssim, kl, "
+     "active_units, accuracy, latent_drift, input_psnr, auroc, codebook_usage, perplexity, sharpness, edge_distance, "
+     "d_overfit, ms_ssim, linear_probe, mig, dci, lpips, rfid, fid, fid_train, fid_floor, kid, kid_train, kid_floor, "
+     "precision, precision_train, precision_floor, recall, recall_train, recall_floor, diversity, diversity_floor, "
      "memorised, cycle_l1, identity_l1, change, got 'ssimm', did you mean 'ssim'?"),
     ("    - ssim\n", "    - psnr\n", "18: finetune.metrics.1: psnr is given twice"),
     ("    - ssim\n", "    - accuracy\n", "18: finetune.metrics.1: accuracy needs the classification head"),
     ("max_steps: 2000\n  metrics:\n    - psnr\n    - ssim\n    - kl\n", "max_steps: 2000\n  metrics: []\n",
      "16: finetune.metrics: must have at least 1 item, got []"),
-    ("    - ssim\n", "    - SSIM\n", "18: finetune.metrics.1: must be one of mse, l1, psnr, ssim, kl,"),
+    ("    - ssim\n", "    - SSIM\n", "18: finetune.metrics.1: must be one of mse, l1, mae, psnr, ssim, kl,"),
     ("  metrics:\n    - psnr\n    - ssim\n    - kl\n", "  metrics: [PSNR]\n",
-     "16: finetune.metrics.0: must be one of mse, l1, psnr, ssim"),
+     "16: finetune.metrics.0: must be one of mse, l1, mae, psnr, ssim"),
     # what YAML makes of it
     ("mse: 1.0", "mse: true", "10: finetune.losses.mse: must be a number, got true"),
     ("mse: 1.0", "mse: yes", "10: finetune.losses.mse: must be a number, got yes"),
@@ -162,7 +163,7 @@ ONE_FAULT = [
     ("mse: 1.0", "mse: 1e999", "10: finetune.losses.mse: must be a finite number, got inf"),
     ("freeze_depth: 7", "freeze_depth: 010", "9: finetune.freeze_depth: YAML reads 010 as 8: write that"),
     ("freeze_depth: 7", "freeze_depth: on", "9: finetune.freeze_depth: must be a whole number, got on"),
-    ("val: 0.1", "val: true", "7: finetune.data.val: must be a number or text in quotes, got true"),
+    ("val: 0.1", "val: true", "7: finetune.data.val: must be text in quotes, got true"),
     ("{encoder: 0.1}", "{encoder: yes}", "14: finetune.optimizer.lr_multipliers.encoder: must be a number, got yes"),
     ("name: adamw", "name: adamw\n    betas: [0.9, no]", "13: finetune.optimizer.betas.1: must be a number, got no"),
     ("    source: image_folder\n", "    source: image_folder\n    anomaly_classes: [01, 09]\n",
@@ -285,7 +286,7 @@ def test_one_fault_gives_one_line(path: Path, old: str, new: str, expected: str)
 
 def test_all_faults_of_a_file_come_at_once_in_the_order_of_its_lines(path: Path) -> None:
     edits = [
-        ("val: 0.1", "val: 2"),
+        ("val: 0.1", "val: -2"),
         ("mse: 1.0", "bce: 1.0"),
         ("lr: 1.0e-4", "lrr: 1.0e-4"),
         ("    - ssim\n", "    - psnr\n"),
@@ -342,8 +343,8 @@ def test_long_and_odd_values_stay_on_one_short_line(path: Path) -> None:
 
 def test_overrides_are_named_by_their_text_and_come_last(path: Path) -> None:
     overrides = ("losses.kll=1", "optimizer.lr=0", "name=a b", "optimizr.lr=1", "nothing", "metrics.0=psnr", "seed=[1")
-    found = problems_of(path, replaced("val: 0.1", "val: 2"), overrides)
-    assert found[0] == "7: finetune.data.val: must be less than 1 or text in quotes, got 2"
+    found = problems_of(path, replaced("val: 0.1", "val: -2"), overrides)
+    assert found[0] == "7: finetune.data.val: must be greater than or equal to 1, got -2"
     assert [line.partition(", ")[0] for line in found[1:]] == [
         "--set losses.kll=1: unknown key 'kll' in finetune.losses",
         "--set optimizer.lr=0: finetune.optimizer.lr: must be greater than 0",

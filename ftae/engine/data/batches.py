@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from ftae.engine.data.dataset import Dataset
-from ftae.engine.data.decoding import Pixels
+from ftae.engine.data.files.decoding import Array
 from ftae.engine.data.source_base import ImageSet, Indices, Labels
 from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.images import Blocks, Degradation
@@ -24,9 +24,10 @@ GREY = 0.5
 OTHER_SIDE = 2**31  # added to a seed, it gives one that no run has
 
 
-def degraded(pixels: Pixels, spec: Degradation, rng: np.random.Generator) -> Images:
-    """An image, uint8 (H, W, C), degraded by ``spec``: float32 (H, W, C) in [0, 1]. Random draws come from ``rng``."""
-    image: Images = (pixels / 255).astype(np.float32)
+def degraded(pixels: Array, spec: Degradation, rng: np.random.Generator) -> Images:
+    """An image (H, W, C) as it is stored, degraded by ``spec``: float32 (H, W, C) in [0, 1]; ``rng`` draws."""
+    is_unit = pixels.dtype.kind == "f"
+    image: Images = pixels if is_unit else (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
     if spec.blur > 0.0:
         image = _blurred(image, spec)
     if spec.noise > 0.0:
@@ -139,23 +140,22 @@ def train_batch(
     # The last number of a seed keeps these draws apart from the epoch orders, which have [seed, epoch], and from the
     # degradations below. An array gives the same generator as a list, in half the time.
     rng = np.random.default_rng(np.array([seed, batch, 1], dtype=np.uint32))
-    side = spec.resolution
-    spare = spec.decoded_side - side
-    stored, stored_rows = images.stored, images.rows_at(indices)
+    size, spare = spec.size, spec.margins
+    whole = images.pixels(indices)
     # Draw for the whole batch, whatever rows are wanted: another share of it must see the same crops.
-    if spare:
-        crops = sliding_window_view(stored, (side, side), axis=(1, 2))  # all: (M, tops, lefts, C, side, side)
-        tops, lefts = rng.integers(0, spare + 1, size=(batch_size, 2))[rows].T
-        pixels = np.ascontiguousarray(crops[stored_rows, tops, lefts])
+    if any(spare):
+        crops = sliding_window_view(whole, size, axis=(1, 2))  # all: (B, tops, lefts, C, H, W)
+        tops, lefts = rng.integers(0, np.array(spare) + 1, size=(batch_size, 2))[rows].T
+        pixels = np.ascontiguousarray(crops[np.arange(len(whole)), tops, lefts])
     else:
-        pixels = np.ascontiguousarray(stored[stored_rows].transpose(0, 3, 1, 2))
+        pixels = np.ascontiguousarray(whole.transpose(0, 3, 1, 2))
     if spec.flip:
         mirrored = (rng.random(batch_size) < 0.5)[rows]
         pixels[mirrored] = pixels[mirrored][..., ::-1]
     given, pixels = _sides(pixels, spec)
     inputs = _degraded_inputs(given, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
     made = _to_batch(pixels, inputs, None if images.labels is None else images.labels[indices], device)
-    is_random = spec.flip or spare or spec.degrade is not None
+    is_random = spec.flip or any(spare) or spec.degrade is not None
     return made if is_random else replace(made, ids=_ids(images, indices, spec))
 
 
@@ -172,11 +172,10 @@ def val_batches(
     The degradation of an image, and the noise of length ``noise_dim`` beside it, depend on its position in the complete
     set, not on the other images asked for.
     """
-    margin = (spec.decoded_side - spec.resolution) // 2
-    centre = slice(margin, margin + spec.resolution)
+    high, wide = (slice(margin // 2, margin // 2 + side) for margin, side in zip(spec.margins, spec.size, strict=True))
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        pixels = images.stored[images.rows_at(part), centre, centre].transpose(0, 3, 1, 2).copy()
+        pixels = images.pixels(part)[:, high, wide].transpose(0, 3, 1, 2).copy()
         given, pixels = _sides(pixels, spec)
         inputs = _degraded_inputs(given, spec, ([int(place), 0, 0, 3] for place in images.positions_at(part)))
         batch = _to_batch(pixels, inputs, None if images.labels is None else images.labels[part].copy(), device)
@@ -212,7 +211,7 @@ def _ids(images: ImageSet, indices: slice | Indices, spec: DataSpec) -> tuple[Im
     return (ImageIds(key, images.complete.num_images, images.positions_at(indices)),)
 
 
-def _sides(pixels: Pixels, spec: DataSpec) -> tuple[Pixels, Pixels]:
+def _sides(pixels: Array, spec: DataSpec) -> tuple[Array, Array]:
     """The inputs and the images of stored pixels (B, C, H, W); those of pairs follow each other as channels.
 
     The same array twice where the images are no pairs, which single images of a user never are.
@@ -223,7 +222,7 @@ def _sides(pixels: Pixels, spec: DataSpec) -> tuple[Pixels, Pixels]:
     return np.ascontiguousarray(given), np.ascontiguousarray(images)
 
 
-def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Pixels | Images:
+def _degraded_inputs(pixels: Array, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Array | Images:
     """Degraded images, float32 (B, C, H, W), each with a seed of its own; ``pixels`` where nothing is degraded."""
     if spec.degrade is None:
         return pixels
@@ -234,7 +233,7 @@ def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[in
     return inputs
 
 
-def _to_batch(pixels: Pixels, inputs: Pixels | Images, labels: Labels | None, device: torch.device | str) -> Batch:
+def _to_batch(pixels: Array, inputs: Array | Images, labels: Labels | None, device: torch.device | str) -> Batch:
     images = _to_unit(pixels, device)
     return Batch(
         images,
@@ -243,10 +242,10 @@ def _to_batch(pixels: Pixels, inputs: Pixels | Images, labels: Labels | None, de
     )
 
 
-def _to_unit(values: Pixels | Images, device: torch.device | str) -> torch.Tensor:
-    """fp32 on the device. Pixels travel as bytes, a quarter of the size of floats, and become floats there."""
+def _to_unit(values: Array | Images, device: torch.device | str) -> torch.Tensor:
+    """fp32 on the device. Pixels travel as they are stored, smaller than floats, and become floats there."""
     tensor = _to_device(values, device)
-    return tensor.to(torch.float32).div_(255) if values.dtype == np.uint8 else tensor
+    return tensor if values.dtype.kind == "f" else tensor.to(torch.float32).div_(np.iinfo(values.dtype).max)
 
 
 def _to_device(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:

@@ -4,53 +4,70 @@ Layout below ``$FTAE_CACHE`` (default ``~/.cache/ftae``). One process, which hol
 another name and renames it when it is complete:
 
     contents/<stat fingerprint>/survey.json    what a folder of images holds, and the fingerprint of its content
-    images/<key>/images.npy                    uint8 (N, side, side, channels)
+    images_on_demand/<key>/                    what does not fit whole: see stores/on_demand.py
+    images/<key>/images.npy                    uint8, uint16 or float32 (N, H, W, channels)
     images/<key>/labels.npy                    int64 (N,), if there are labels
     images/<key>/factors.npy                   int64 (N, F), if the factors of variation are known
-    images/<key>/about.json                    class names and skipped files
+    images/<key>/groups.npy                    int64 (N, 2), the group and the place of each image, if there are groups
+    images/<key>/digests.npy                   uint64 (N,), equal where the pixels of images are; not before ftae 0.2
+    images/<key>/scale.npy                     float64 (2, ...), of arrays: the values that are 0 and 1
+    images/<key>/about.json                    class names, skipped files, the values of black and white
     datasets/<fingerprint>/keys.json           the keys of a dataset's parts: all images, or training and validation
+    shards/<key>/                              where in shards each image lies
+    samples/<key>/samples.json                 the pages, frames, slices or tiles in files that hold several samples
+    groups/<key>/groups.json                   the group of each file, as a tag of DICOM names it
+    levels/<key>/                              measured values of black and white, or of 0 and 1 of arrays
     models/<key>/model.safetensors             a pretrained model in the state in which trials begin with it
 
-ftae never removes anything from it; any folder in it may be deleted while no search runs.
+Where the disk is full, images that no process uses are removed, the least recently used first. Any folder in it may be
+deleted while no search runs.
 """
 
-import errno
-import hashlib
 import json
 import logging
+import math
 import os
-import shutil
-from collections import deque
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from ftae.engine.data.decoding import Pixels, UnreadableImage, quiet_pillow
-from ftae.engine.data.listing import legible
-from ftae.engine.data.source_base import Labels, ListedImages
-from ftae.errors import FtaeError
-from ftae.wording import count
+from ftae.engine.data.files.decoding import Array
+from ftae.engine.data.source_base import EIGHT_BITS, Digests, Labels, Levels, ListedImages, Values
+from ftae.engine.data.stores.entries import ABOUT, IMAGES, ON_DEMAND, can_make_room, hold, make_room
+from ftae.engine.data.stores.folder import cache_folder, make_once
+from ftae.engine.data.stores.on_demand import ImagesOnDemand, write_empty
+from ftae.engine.data.stores.whole import write_array
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # part of every key: raise it when the same files would decode to different pixels
-READ_AHEAD = 32  # images decoded but not yet written
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """One cached array, read-only, with labels and factors. ``skipped``: undecodable files, each as "name: reason"."""
+    """One cached array, read-only, with labels and factors. ``skipped``: undecodable files, each as "name: reason".
 
-    images: Pixels
+    ``levels``, ``digests`` and ``scale``: as for ``ImageSet``. ``groups``: as for ``ListedImages``.
+    """
+
+    images: Array | ImagesOnDemand
     labels: Labels | None
     class_names: tuple[str, ...] | None
     skipped: tuple[str, ...]
     factors: Labels | None = None
+    levels: Levels | None = EIGHT_BITS
+    groups: Labels | None = None
+    digests: Digests | None = None
+    scale: Values | None = None
+
+
+Stored = tuple[tuple[int, int, int], np.dtype[Any]]
+"""The shape (H, W, channels) and the type of the images of an array."""
 
 
 @dataclass(frozen=True)
@@ -65,40 +82,100 @@ class PartKeys:
     fingerprint: str
 
 
-def digest(value: Any) -> str:
-    """32 hexadecimal digits that depend on every part of a JSON value."""
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
-
-
-def stored_images(key: str, shape: tuple[int, int, int], list_images: Callable[[], ListedImages]) -> StoredImages:
+def stored_images(
+    key: str, form: Stored, list_images: Callable[[], ListedImages], *, cache_gb: float | None = None, what: str = ""
+) -> StoredImages:
     """The images cached under ``key``; those of ``list_images()`` are decoded if it is missing or damaged.
+
+    Where they do not fit (``fits``), each is decoded when it is first needed.
+    ``what``: what they are, for ``ftae cache``.
 
     Raises:
         FtaeError: no image could be decoded, or the cache cannot be written or read.
     """
-    if (stored := cached_images(key, shape)) is None:
+    if (stored := _cached_whole(key, form)) is None:
         listed = list_images()
-        assert listed.shape == shape
-        make_once(
-            cache_folder() / "images" / key,
-            listed.num_bytes,
-            lambda partial: _write(partial, listed),
-            is_sound=lambda folder: cached_images(key, shape) is not None,
-        )
-        stored = cached_images(key, shape)
+        assert (listed.shape, listed.kind) == form
+        if fits(listed.num_bytes, cache_gb) and make_room(cache_folder(), listed.num_bytes):
+            make_once(
+                cache_folder() / IMAGES / key,
+                listed.num_bytes,
+                lambda partial: _write_whole(partial, listed, what),
+                is_sound=lambda folder: _cached_whole(key, form) is not None,
+            )
+        else:
+            make_once(
+                cache_folder() / ON_DEMAND / key,
+                len(listed.names),
+                lambda partial: _write_empty(partial, listed, what),
+                is_sound=lambda folder: _cached_on_demand(key, form, list_images) is not None,
+            )
+        stored = cached_images(key, form, lambda: listed)
     assert stored is not None
     return stored
 
 
-def cached_images(key: str, shape: tuple[int, int, int]) -> StoredImages | None:
-    """The images cached under ``key``; None where they are missing, damaged, or of another shape."""
+def fits(num_bytes: int, cache_gb: float | None) -> bool:
+    """Whether images may take so many bytes, of ``data.cache_gb`` and of the disk, unused images of which may go."""
+    limit = math.inf if cache_gb is None else cache_gb * 1e9
+    return num_bytes <= limit and can_make_room(cache_folder(), num_bytes)
+
+
+def cached_images(key: str, form: Stored, list_images: Callable[[], ListedImages]) -> StoredImages | None:
+    """The images cached under ``key``; None where they are missing, damaged, or of another form.
+
+    ``list_images`` lists them again: for those that are decoded when they are needed.
+    """
+    return _cached_whole(key, form) or _cached_on_demand(key, form, list_images)
+
+
+def _cached_whole(key: str, form: Stored) -> StoredImages | None:
     try:
-        stored = _read(cache_folder() / "images" / key)
-        number = len(stored.images)
-        is_sound = stored.images.shape == (number, *shape) and stored.images.dtype == np.uint8
-        is_sound = is_sound and all(len(a) == number for a in (stored.labels, stored.factors) if a is not None)
-    except (OSError, ValueError, LookupError, TypeError, EOFError, AttributeError):
+        with _held(cache_folder() / IMAGES / key) as keep:
+            images = np.load(cache_folder() / IMAGES / key / "images.npy", mmap_mode="r")
+            keep(images)
+            return _sound(_read(cache_folder() / IMAGES / key, images), form)
+    except _UNSOUND:
         return None
+
+
+def _cached_on_demand(key: str, form: Stored, list_images: Callable[[], ListedImages]) -> StoredImages | None:
+    folder = cache_folder() / ON_DEMAND / key
+    try:
+        with _held(folder) as keep:
+            images = ImagesOnDemand(folder, *form, list_images)
+            keep(images.held)
+            return _sound(_read(folder, images), form)
+    except _UNSOUND:
+        return None
+
+
+_UNSOUND = (OSError, ValueError, LookupError, TypeError, EOFError, AttributeError)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Callable[[object], None]]:
+    """Nobody removes a folder of the cache while the object lives that the context is told to keep it for."""
+    held = hold(folder)
+    kept: list[object] = []
+
+    def keep(user: object) -> None:
+        weakref.finalize(user, os.close, held)
+        kept.append(user)
+
+    try:
+        yield keep
+    finally:
+        if not kept:
+            os.close(held)
+
+
+def _sound(stored: StoredImages, form: Stored) -> StoredImages | None:
+    """None where images have another form, or labels do not fit."""
+    number = len(stored.images)
+    is_sound = stored.images.shape == (number, *form[0]) and stored.images.dtype == form[1]
+    columns = (stored.labels, stored.factors, stored.groups, stored.digests)
+    is_sound = is_sound and all(len(column) == number for column in columns if column is not None)
     return stored if is_sound else None
 
 
@@ -118,124 +195,49 @@ def recalled_keys(fingerprint: str) -> list[PartKeys] | None:
         entries = json.loads((cache_folder() / "datasets" / fingerprint / "keys.json").read_text())
         # Entries of ftae 0.1 are one text, which is both keys: anomalies were part of the key of an array.
         keys = [PartKeys(entry, entry) if isinstance(entry, str) else PartKeys(*entry) for entry in entries]
-        return keys if keys and all((cache_folder() / "images" / part.images).exists() for part in keys) else None
+        return keys if keys and all(map(_is_cached, keys)) else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def cache_folder() -> Path:
-    """``$FTAE_CACHE``, or its default."""
-    return Path(os.environ.get("FTAE_CACHE") or "~/.cache/ftae").expanduser()
+def _is_cached(part: PartKeys) -> bool:
+    return any((cache_folder() / kind / part.images).exists() for kind in (IMAGES, ON_DEMAND))
 
 
-def make_once(
-    folder: Path, num_bytes: int, write: Callable[[Path], None], is_sound: Callable[[Path], bool] = Path.exists
+def _write_whole(folder: Path, listed: ListedImages, what: str) -> None:
+    kept, skipped = write_array(folder, listed)
+    _write_beside(folder, listed, kept, skipped, what)
+
+
+def _write_empty(folder: Path, listed: ListedImages, what: str) -> None:
+    logger.info("%d images (%.0f MB) are decoded as they are needed", len(listed.names), listed.num_bytes / 1e6)
+    write_empty(folder, len(listed.names), listed.num_bytes // len(listed.names))
+    _write_beside(folder, listed, slice(None), [], what)
+
+
+def _write_beside(
+    folder: Path, listed: ListedImages, kept: list[int] | slice, skipped: Sequence[str], what: str
 ) -> None:
-    """Let exactly one process make ``folder`` if it is missing or not sound; the others wait.
-
-    ``write`` fills an empty folder, and raises FtaeError for whatever is not the cache's fault. ``num_bytes``: the
-    room that it needs.
-
-    Raises:
-        FtaeError: the cache cannot be written.
-    """
-    if is_sound(folder):
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not is_sound(folder):
-                _make(folder, num_bytes, write)
-    except OSError as error:
-        raise FtaeError(
-            f"cannot write {num_bytes:,} bytes to the image cache {cache_folder()}: {error.strerror or error}. "
-            "Free some space there, or set FTAE_CACHE to a folder that has enough"
-        ) from error
+    for name, values in (("labels", listed.labels), ("factors", listed.factors), ("groups", listed.groups)):
+        if values is not None:
+            np.save(folder / f"{name}.npy", values[kept])
+    if listed.scale is not None:
+        np.save(folder / "scale.npy", listed.scale)
+    about = {"class_names": listed.class_names, "skipped": skipped, "levels": listed.levels, "what": what}
+    (folder / ABOUT).write_text(json.dumps(about))
 
 
-def _make(folder: Path, num_bytes: int, write: Callable[[Path], None]) -> None:
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    partial.mkdir()
-    try:
-        if shutil.disk_usage(partial).free < num_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(partial)
-        for path in partial.iterdir():
-            _flush_to_disk(path)
-        if folder.exists():  # damaged
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Some disks and networks report only now that they are full; and a crash must not leave a hollow file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write(folder: Path, listed: ListedImages) -> None:
-    logger.info("decoding %d images (%.0f MB) into %s", len(listed.names), listed.num_bytes / 1e6, folder.parent)
-    kept: list[int] = []
-    skipped: list[str] = []
-    with quiet_pillow(), (folder / "images.npy").open("wb") as file:
-        _write_header(file, len(listed.names), listed.shape)
-        for i, decoded in enumerate(_decode_all(listed)):
-            if isinstance(decoded, UnreadableImage):
-                skipped.append(f"{listed.names[i]}: {decoded}")
-            else:
-                assert decoded.shape == listed.shape
-                assert decoded.dtype == np.uint8
-                file.write(np.ascontiguousarray(decoded).data)
-                kept.append(i)
-        if not kept:
-            first = legible(skipped[0])
-            raise FtaeError(f"no image can be decoded, {count(len(skipped), 'file')} tried; the first: {first}")
-        _write_header(file, len(kept), listed.shape)
-    if listed.labels is not None:
-        np.save(folder / "labels.npy", listed.labels[kept])
-    if listed.factors is not None:
-        np.save(folder / "factors.npy", listed.factors[kept])
-    about = {"class_names": listed.class_names, "skipped": sorted(skipped)}
-    (folder / "about.json").write_text(json.dumps(about))
-
-
-def _decode_all(listed: ListedImages) -> Iterator[Pixels | UnreadableImage]:
-    """Every image in order; threads help, as Pillow and file reads release the interpreter."""
-
-    def decode(i: int) -> Pixels | UnreadableImage:
-        try:
-            return listed.decode(i)
-        except UnreadableImage as unreadable:
-            return unreadable
-
-    pending: deque[Future[Pixels | UnreadableImage]] = deque()
-    with ThreadPoolExecutor() as pool:
-        for i in range(len(listed.names)):
-            pending.append(pool.submit(decode, i))
-            if len(pending) > READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _write_header(file: BinaryIO, num_images: int, shape: tuple[int, int, int]) -> None:
-    """Write the header of the array; numpy pads it, so that it can be replaced by one for fewer images."""
-    file.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _read(folder: Path) -> StoredImages:
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    about = json.loads((folder / "about.json").read_text())
+def _read(folder: Path, images: Array | ImagesOnDemand) -> StoredImages:
+    about = json.loads((folder / ABOUT).read_text())
     labels = np.load(folder / "labels.npy") if about["class_names"] is not None else None
-    factors = np.load(folder / "factors.npy") if (folder / "factors.npy").exists() else None
-    for values in (labels, factors):
+    others = ("factors", "groups", "digests", "scale")
+    factors, groups, digests, scale = (
+        np.load(folder / f"{name}.npy") if (folder / f"{name}.npy").exists() else None for name in others
+    )
+    for values in (labels, factors, groups, digests, scale):
         if values is not None:
             values.setflags(write=False)
     class_names = None if about["class_names"] is None else tuple(about["class_names"])
-    return StoredImages(images, labels, class_names, tuple(about["skipped"]), factors)
+    levels = about.get("levels", EIGHT_BITS)  # before ftae 0.2 all images had 8 bits
+    levels = levels and tuple(levels)
+    return StoredImages(images, labels, class_names, tuple(about["skipped"]), factors, levels, groups, digests, scale)

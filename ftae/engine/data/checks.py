@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ftae.engine.data.listing import legible
+from ftae.engine.data.files.listing import legible
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data_spec import DataSpec, normal_classes
@@ -47,11 +47,15 @@ def check_anomalies_found(spec: DataSpec, num_anomalies: int) -> None:
         raise FtaeError(f"data.anomaly_classes: no validation image is of {', '.join(spec.anomaly_classes)}")
 
 
-def check_enough_to_split(num_images: int) -> None:
-    """A share can be held out of at least 2 images."""
+def check_enough_to_split(num_images: int, val: float | int) -> None:
+    """A share can be held out of at least 2 images, a count of more images than it."""
     if num_images < 2:
         raise FtaeError(
             f"data.val as a share needs at least 2 readable images, found {num_images}; add images or name a val folder"
+        )
+    if isinstance(val, int) and val >= num_images:
+        raise FtaeError(
+            f"data.val: {val} images to hold out must be fewer than all, found {count(num_images, 'readable image')}"
         )
 
 

@@ -3,20 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ftae.engine.data.cache import (
-    FORMAT,
-    PartKeys,
     StoredImages,
-    cached_images,
-    digest,
-    recalled_keys,
     remember_keys,
-    stored_images,
 )
 from ftae.engine.data.checks import (
     check_anomalies_found,
@@ -30,10 +23,20 @@ from ftae.engine.data.checks import (
     missing_images,
     skipped_message,
 )
-from ftae.engine.data.decoding import stored_shape
-from ftae.engine.data.listing import legible
-from ftae.engine.data.source_base import ImageSet, Labels, Listing, Part, SetId, Source, num_held_out
+from ftae.engine.data.files.groups import group_notes, split_groups, twin_notes
+from ftae.engine.data.files.listing import legible
+from ftae.engine.data.source_base import (
+    ImageSet,
+    Indices,
+    Labels,
+    Listing,
+    SetId,
+    Source,
+    num_held_out,
+)
 from ftae.engine.data.sources import normal_class_names, source_of
+from ftae.engine.data.stored_parts import ImagesChanged, StoredPart, names_by_digest, recalled_parts, stored_parts
+from ftae.engine.data.stores.folder import digest
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.run import FinetuneSpec
@@ -63,10 +66,6 @@ class Dataset:
     @property
     def num_classes(self) -> int | None:
         return None if self.class_names is None else len(self.class_names)
-
-
-class ImagesChanged(FtaeError):
-    """The images are not those of ``data.fingerprint``."""
 
 
 @lru_cache(maxsize=8)
@@ -137,20 +136,10 @@ def _check_metrics(run: FinetuneSpec, listing: Listing) -> list[str]:
     return notes
 
 
-# ------------------------------------------------------------------------------------- parts of a source
-
-
-@dataclass(frozen=True)
-class _StoredPart:
-    stored: StoredImages
-    keys: PartKeys
-    notes: tuple[str, ...] = ()
-
-
 def _load_own(spec: DataSpec) -> Dataset:
     """Without replayed images."""
     source = source_of(spec)
-    parts = _recalled(source) or _stored(source)
+    parts = recalled_parts(source) or stored_parts(source)
     dataset = _split(parts[0], spec) if len(parts) == 1 else _joined(parts[0], parts[1], source)
     remember_keys(dataset.fingerprint, [part.keys for part in parts])
     if spec.fingerprint not in (None, dataset.fingerprint):
@@ -163,50 +152,13 @@ def _load_own(spec: DataSpec) -> Dataset:
         check_labelled_fraction(spec, dataset.train.labels is not None)
         train = replace(dataset.train, labels=_partly_labelled(dataset, spec.labelled_fraction))
         dataset = replace(dataset, train=train)
-    notes = tuple(note for part in parts for note in part.notes)
+    notes = (*(note for part in parts for note in part.notes), *group_notes(dataset.train.groups, dataset.val.groups))
+    if all(source.folders):
+        held_out = [images for images in (dataset.val, dataset.anomalies) if images is not None]
+        notes += twin_notes(dataset.train, held_out, lambda: names_by_digest(parts))
     if dataset.skipped:
         notes = (skipped_message(dataset.skipped), *notes)
     return _identified(replace(dataset, notes=notes))
-
-
-def _recalled(source: Source[Any]) -> list[_StoredPart] | None:
-    """What the cache has for ``data.fingerprint``, whatever became of the files; None where that is incomplete."""
-    spec = source.spec
-    keys = (spec.fingerprint and recalled_keys(spec.fingerprint)) or []
-    if len(keys) != len(source.folders):
-        return None
-    parts = []
-    for folder, part_keys in zip(source.folders, keys, strict=True):
-        if (stored := cached_images(part_keys.images, stored_shape(spec))) is None:
-            return None
-        parts.append(_StoredPart(_named_from(folder, stored), part_keys))
-    return parts
-
-
-def _stored(source: Source[Any]) -> list[_StoredPart]:
-    parts = []
-    for folder, part in zip(source.folders, source.parts(), strict=True):
-        stored = _named_from(folder, store_part(part, source.spec), part.unusable)
-        parts.append(_StoredPart(stored, part_keys(part, source.spec), tuple(part.notes)))
-    return parts
-
-
-def store_part(part: Part, spec: DataSpec) -> StoredImages:
-    """The images of a part in the size and colour of ``spec``, decoded if the cache does not have them."""
-    return stored_images(part_keys(part, spec).images, stored_shape(spec), part.listed)
-
-
-def part_keys(part: Part, spec: DataSpec) -> PartKeys:
-    images = digest([FORMAT, part.content, *stored_shape(spec), *part.pixel_key])
-    if not spec.anomaly_classes:
-        return PartKeys(images, images)
-    anomalies = sorted(spec.anomaly_classes)
-    return PartKeys(images, digest([FORMAT, part.content, *stored_shape(spec), anomalies, *part.pixel_key]))
-
-
-def _named_from(folder: str, stored: StoredImages, unusable: Sequence[str] = ()) -> StoredImages:
-    """With all skipped files, ``unusable`` ones included, named by their path from ``folder`` on."""
-    return replace(stored, skipped=tuple(str(Path(folder) / entry) for entry in sorted([*stored.skipped, *unusable])))
 
 
 # ---------------------------------------------------------------------------------------------- the sets
@@ -216,32 +168,52 @@ def separate_anomalies(
     stored: StoredImages, anomaly_classes: Sequence[str]
 ) -> tuple[ImageSet, ImageSet, tuple[str, ...] | None]:
     """The normal images, the anomalies, and the classes of the normal images, which are numbered from 0."""
-    everything = ImageSet(stored.images, stored.labels, stored.factors)
-    if stored.labels is None or stored.class_names is None or not anomaly_classes:
-        return everything, ImageSet(stored.images[:0], None), stored.class_names
+    everything = _everything(stored)
+    if everything.labels is None or stored.class_names is None or not anomaly_classes:
+        return everything, replace(everything, labels=None, factors=None).subset(slice(0)), stored.class_names
     is_normal = np.array([name not in anomaly_classes for name in stored.class_names])
     new_labels = np.cumsum(is_normal) - 1
-    rows = np.arange(len(everything))
-    normal = everything.subset(rows[is_normal[stored.labels]])
+    normal, others = (everything.subset(np.flatnonzero(of[everything.labels])) for of in (is_normal, ~is_normal))
     assert normal.labels is not None
-    anomalies = ImageSet(stored.images, None, rows=rows[~is_normal[stored.labels]])
-    class_names = tuple(name for name in stored.class_names if name not in anomaly_classes)
-    return replace(normal, labels=new_labels[normal.labels], positions=None), anomalies, class_names
+    normal = replace(normal, labels=new_labels[normal.labels], positions=None)
+    anomalies = replace(others, labels=None, factors=None, positions=None)
+    return normal, anomalies, tuple(name for name in stored.class_names if name not in anomaly_classes)
 
 
-def _split(part: _StoredPart, spec: DataSpec) -> Dataset:
-    """The last share of the normal images is for validation, the rest for training."""
-    assert isinstance(spec.val, float)
+def _everything(stored: StoredImages) -> ImageSet:
+    """All images, in the order of hashes of their names: where there are groups, they are stored in another order."""
+    everything = ImageSet(
+        stored.images,
+        stored.labels,
+        stored.factors,
+        levels=stored.levels,
+        digests=stored.digests,
+        scale=stored.scale,
+    )
+    if stored.groups is None:
+        return everything
+    grouped = replace(everything, groups=stored.groups[:, 0]).subset(np.argsort(stored.groups[:, 1]))
+    return replace(grouped, positions=None)
+
+
+def _split(part: StoredPart, spec: DataSpec) -> Dataset:
+    """The last of the normal images, or of their groups, are for validation, the rest for training."""
+    assert not isinstance(spec.val, str)
     check_anomaly_classes(spec, part.stored.class_names or ())
     normal, anomalies, class_names = separate_anomalies(part.stored, spec.anomaly_classes)
-    check_enough_to_split(len(normal))
-    num_train = len(normal) - num_held_out(len(normal), spec.val)
-    train, val = (replace(normal.subset(half), positions=None) for half in (slice(num_train), slice(num_train, None)))
-    fingerprint = digest([part.keys.fingerprint, num_train])
+    check_enough_to_split(len(normal), spec.val)
+    halves: tuple[slice | Indices, slice | Indices]
+    if normal.groups is None:
+        num_train = len(normal) - num_held_out(len(normal), spec.val)
+        halves = slice(num_train), slice(num_train, None)
+    else:
+        halves = split_groups(normal.groups, () if anomalies.groups is None else set(anomalies.groups), spec.val)
+    train, val = (replace(normal.subset(half), positions=None) for half in halves)
+    fingerprint = digest([part.keys.fingerprint, len(train)])
     return Dataset(train, val, _checked(anomalies, spec), class_names, fingerprint, part.stored.skipped)
 
 
-def _joined(train: _StoredPart, val: _StoredPart, source: Source[Any]) -> Dataset:
+def _joined(train: StoredPart, val: StoredPart, source: Source[Any]) -> Dataset:
     """Training and validation images that are apart; anomalies are taken from the validation images alone."""
     spec = source.spec
     found = {*(train.stored.class_names or ()), *(val.stored.class_names or ())}

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from ftae.engine.data.checks import check_enough_to_split, skipped_message
-from ftae.engine.data.decoding import Pixels, UnreadableImage, decode_image, read_bytes, stored_shape
-from ftae.engine.data.image_folder import ImageFolderSource, folder_notes
-from ftae.engine.data.listing import ImageFiles, legible, list_images
+from ftae.engine.data.files.decoding import Array, UnreadableImage, read_bytes, stored_shape, stored_type
+from ftae.engine.data.files.listing import ImageFiles, legible, list_images
+from ftae.engine.data.files.values import decode_file
+from ftae.engine.data.image_folder import ImageFolderSource, folder_notes, levels_of
 from ftae.engine.data.pairs import TwoFolders
 from ftae.engine.data.source_base import ListedImages, Listing, Part, num_held_out, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder
-from ftae.specs.finetune.data import Unpaired
 from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.sources.two_sided import Unpaired
 
 DOMAINS_VERSION = 1  # raise it when the same files would give other pixels
 
@@ -43,13 +44,13 @@ class Sides:
     def longer(self) -> Domain:
         return self.a if len(self.a.names) > len(self.b.names) else self.b
 
-    def decode(self, i: int, spec: DataSpec) -> Pixels:
+    def decode(self, i: int, spec: DataSpec) -> Array:
         """The channels of A, then those of B. Raises as ``ListedImages.decode``."""
         images = []
         for side in (self.a, self.b):
             path = side.path(i)
             try:
-                images.append(decode_image(read_bytes(path), spec))
+                images.append(decode_file(read_bytes(path), spec))
             except UnreadableImage as error:
                 if side is self.longer:  # whose names stand in messages
                     raise
@@ -104,7 +105,7 @@ class UnpairedSource(ImageFolderSource):
         number = len(self._listed_folders[name].names)
         if isinstance(self.spec.val, str):
             return number
-        check_enough_to_split(number)
+        check_enough_to_split(number, self.spec.val)
         return number - num_held_out(number, self.spec.val)
 
     def class_names(self) -> None:
@@ -125,10 +126,16 @@ class UnpairedSource(ImageFolderSource):
         spec = self.spec
         numbers = [len(side.names) for side in (sides.a, sides.b)]
         content = [spec.source, DOMAINS_VERSION, name, spec.val_paired, numbers, [survey.content for survey in surveys]]
-        names = sides.longer.names
+        listed = ListedImages(
+            sides.longer.names,
+            stored_shape(spec),
+            lambda i: sides.decode(i, spec),
+            kind=stored_type(spec),
+            levels=levels_of(spec),
+        )
         return Part(
             content,
-            lambda: ListedImages(names, stored_shape(spec), lambda i: sides.decode(i, spec)),
+            lambda: listed,
             pixel_key=[survey.pixel_key(spec) for survey in surveys],
             notes=notes,
         )

@@ -8,23 +8,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ftae.engine.data.decoding import (
-    Pixels,
+from ftae.engine.data.files.decoding import (
+    Array,
     UnreadableImage,
-    decode_halves,
-    decode_image,
     quiet_pillow,
     read_bytes,
     stored_shape,
+    stored_type,
     upright_size,
 )
-from ftae.engine.data.image_folder import ImageFolderSource, file_labels, folder_notes
-from ftae.engine.data.listing import MOST_NAMED, ImageFiles, legible, list_images
+from ftae.engine.data.files.listing import MOST_NAMED, ImageFiles, legible, list_images
+from ftae.engine.data.files.values import decode_file, decode_pair
+from ftae.engine.data.image_folder import ImageFolderSource, file_labels, folder_notes, levels_of
 from ftae.engine.data.source_base import ListedImages, Listing, Part, shuffled
 from ftae.engine.data.survey import NUM_GLANCED, Survey, check_levels, survey_folder
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import Pairs
 from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.sources.two_sided import Pairs
 from ftae.wording import count
 
 PAIRS_VERSION = 1  # raise it when the same files would give other pixels
@@ -41,9 +41,9 @@ class SideBySide:
     def all_files(self) -> tuple[ImageFiles, ...]:
         return (self.files,)
 
-    def decode(self, name: str, spec: DataSpec) -> tuple[Pixels, Pixels]:
+    def decode(self, name: str, spec: DataSpec) -> tuple[Array, Array]:
         """The input and the image to give. Raises as ``ListedImages.decode``."""
-        left, right = decode_halves(read_bytes(self.files.root / name), spec)
+        left, right = decode_pair(read_bytes(self.files.root / name), spec)
         return (right, left) if self.is_swapped else (left, right)
 
     def check_sizes(self, names: Iterable[str]) -> None:
@@ -92,14 +92,14 @@ class TwoFolders:
     def all_files(self) -> tuple[ImageFiles, ...]:
         return (self.files, self.inputs)
 
-    def decode(self, name: str, spec: DataSpec) -> tuple[Pixels, Pixels]:
+    def decode(self, name: str, spec: DataSpec) -> tuple[Array, Array]:
         """The input and the image to give. Raises as ``ListedImages.decode``."""
         partner = self.inputs.root / self._partners[name]
         try:
-            given = decode_image(read_bytes(partner), spec)
+            given = decode_file(read_bytes(partner), spec)
         except UnreadableImage as error:
             raise UnreadableImage(f"of its partner {legible(str(partner))}: {error}") from error
-        return given, decode_image(read_bytes(self.files.root / name), spec)
+        return given, decode_file(read_bytes(self.files.root / name), spec)
 
     def check_sizes(self, names: Iterable[str]) -> None:
         """Refuse pairs of different sizes, which would be cut differently."""
@@ -180,10 +180,18 @@ def _listed(pairs: FilePairs, spec: DataSpec) -> ListedImages:
     names = shuffled(pairs.files.names)
     pairs.check_sizes(names)
 
-    def decode(i: int) -> Pixels:
+    def decode(i: int) -> Array:
         return np.concatenate(pairs.decode(names[i], spec), axis=2)
 
-    return ListedImages(names, stored_shape(spec), decode, file_labels(pairs.files, names), pairs.files.class_names)
+    return ListedImages(
+        names,
+        stored_shape(spec),
+        decode,
+        file_labels(pairs.files, names),
+        pairs.files.class_names,
+        kind=stored_type(spec),
+        levels=levels_of(spec),
+    )
 
 
 def _size(path: Path) -> tuple[int, int] | None:

@@ -11,26 +11,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from ftae.engine.data.archives.source import ArchiveSource
-from ftae.engine.data.decoding import Pixels, image_shape, mode_of, squared, stored_shape
+from ftae.engine.data.arrays import ArraysSource
 from ftae.engine.data.domains import UnpairedSource
+from ftae.engine.data.files.decoding import Pixels, fitted, image_shape, mode_of, stored_shape
 from ftae.engine.data.image_folder import ImageFolderSource
 from ftae.engine.data.pairs import PairsSource
+from ftae.engine.data.shards.source import ShardsSource
 from ftae.engine.data.source_base import ListedImages, Part, Source, num_held_out, shuffled
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import (
+from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.sources.arrays import Arrays
+from ftae.specs.finetune.sources.builtin import (
     SHAPE_FACTORS,
     SHAPE_KINDS,
-    Archive,
     DigitDomains,
     DigitEdges,
     Digits,
-    ImageFolder,
-    Pairs,
     Photos,
     Shapes,
-    Unpaired,
 )
-from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.sources.folders import Archive, ImageFolder, Shards
+from ftae.specs.finetune.sources.two_sided import Pairs, Unpaired
 
 SEED = 0
 
@@ -64,7 +65,7 @@ class DigitsSource(Source[Digits]):
 
         def decode(i: int) -> Pixels:
             pixels = np.rint(digits.images[numbers[i]] * (255 / 16)).astype(np.uint8)
-            return squared(Image.fromarray(_shifted(pixels, spec.shift, numbers[i])).convert(mode_of(spec)), spec)
+            return fitted(Image.fromarray(_shifted(pixels, spec.shift, numbers[i])).convert(mode_of(spec)), spec)
 
         return ListedImages(names, image_shape(spec), decode, labels, self.class_names())
 
@@ -162,8 +163,8 @@ class PhotosSource(Source[Photos]):
 
         def decode(i: int) -> Pixels:
             photo, top, left = places[i]
-            side = spec.decoded_side
-            patch: Pixels = photos[photo][top : top + side, left : left + side].reshape(image_shape(spec))
+            high, wide = spec.decoded_size
+            patch: Pixels = photos[photo][top : top + high, left : left + wide].reshape(image_shape(spec))
             return patch
 
         return ListedImages([f"patch-{i}" for i in range(len(places))], image_shape(spec), decode)
@@ -171,18 +172,18 @@ class PhotosSource(Source[Photos]):
 
 def _places(spec: Photos, part: str, num_patches: int, height: int, left: int, right: int) -> npt.NDArray[np.int64]:
     """(photo, top, left) of patches that lie between the columns ``left`` and ``right``: int64 (num_patches, 3)."""
-    side = spec.decoded_side
-    if side > min(height, right - left):
+    high, wide = spec.decoded_size
+    if high > height or wide > right - left:
         raise FtaeError(
-            f"data: a {part} patch of {side} x {side} pixels does not fit into the {right - left} x {height} pixels "
+            f"data: a {part} patch of {wide} x {high} pixels does not fit into the {right - left} x {height} pixels "
             f"of each photograph that val: {spec.val:g} leaves for it; choose a smaller resolution or another val"
         )
     rng = np.random.default_rng([SEED, left])  # training and validation draw different places
     return np.stack(
         [
             np.arange(num_patches) % 2,
-            rng.integers(0, height - side + 1, num_patches),
-            rng.integers(left, right - side + 1, num_patches),
+            rng.integers(0, height - high + 1, num_patches),
+            rng.integers(left, right - wide + 1, num_patches),
         ],
         axis=1,
     )
@@ -213,7 +214,7 @@ class ShapesSource(Source[Shapes]):
         factors = np.stack(np.unravel_index(numbers, tuple(SHAPE_FACTORS.values())), axis=1).astype(np.int64)
 
         def decode(i: int) -> Pixels:
-            grey = _drawn(factors[i], spec.decoded_side)
+            grey = _drawn(factors[i], spec.decoded_size[0])
             return np.repeat(grey[..., None], spec.channels, axis=2)
 
         return ListedImages(names, image_shape(spec), decode, factors[:, 0], SHAPE_KINDS, factors)
@@ -237,12 +238,14 @@ def _drawn(factors: npt.NDArray[np.int64], side: int) -> Pixels:
 
 # --------------------------------------------------------------------------------------- all sources
 
-# A new source: its spec in ``ftae.specs.finetune.data``, and its class here.
+# A new source: its spec in ``ftae.specs.finetune.sources``, and its class here.
 SOURCES: dict[type[DataSpec], type[Source[Any]]] = {
     ImageFolder: ImageFolderSource,
     Archive: ArchiveSource,
+    Shards: ShardsSource,
     Pairs: PairsSource,
     Unpaired: UnpairedSource,
+    Arrays: ArraysSource,
     Digits: DigitsSource,
     DigitEdges: DigitEdgesSource,
     DigitDomains: DigitDomainsSource,
@@ -272,7 +275,7 @@ def num_images(spec: DataSpec) -> tuple[int, int]:
     if second:
         train, val = first, second[0]
     else:
-        assert isinstance(spec.val, float)
+        assert not isinstance(spec.val, str)
         val = num_held_out(first, spec.val)
         train = first - val
     replayed = (0, 0) if spec.replay is None else num_images(spec.replay)

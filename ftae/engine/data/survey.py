@@ -6,19 +6,17 @@ cached with it.
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ImageFile
 
-from ftae.engine.data.cache import cache_folder, digest, make_once
-from ftae.engine.data.decoding import (
-    ALL_LEVELS,
+from ftae.engine.data.files.decoding import (
     UnreadableImage,
     correct_transparency,
     is_grey16,
@@ -26,16 +24,25 @@ from ftae.engine.data.decoding import (
     quiet_pillow,
     raw_mode,
 )
-from ftae.engine.data.listing import ImageFiles, legible
+from ftae.engine.data.files.dicom import dicom_facts, is_dicom
+from ftae.engine.data.files.listing import ImageFiles, legible
+from ftae.engine.data.files.nifti import Volume, is_nifti
+from ftae.engine.data.files.threads import in_order
+from ftae.engine.data.files.values import VALUES_VERSION, Values, reads_values
+from ftae.engine.data.source_base import shuffled
+from ftae.engine.data.stores.folder import cache_folder, digest_of_all, make_once
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.sources.folders import ImageFolder
 from ftae.wording import count
 
 NUM_GLANCED = 200  # images that ``validate`` opens of each folder
 
 # Traits of a single image: the number of frames; of bands; the bits of a channel; the largest value of 16-bit grey;
-# a transparent value that Pillow confuses with another.
+# a transparent value that Pillow confuses with another. Of files whose values have no range of their own, DICOM and
+# NIfTI: the largest value, and the negative of the least; values in HU; the largest value is black.
 FRAMES, BANDS, DEEP, GREY16, CLEAR = "frames", "bands", "deep", "grey16", "clear"
+HIGH, LOW, HU, INVERTED = "high", "low", "hu", "inverted"
 
 
 @dataclass(frozen=True)
@@ -63,21 +70,29 @@ class Survey:
     def notes(self, spec: DataSpec) -> list[str]:
         """What the owner of the images should know about their decoding, a line each."""
         notes = []
-        if frames := self.groups.get(FRAMES):
+        pages = spec.pages if isinstance(spec, ImageFolder) else "first"
+        if (frames := self.groups.get(FRAMES)) and pages == "first":
             notes.append(f"only the first of up to {frames.largest} frames or pages is used: {_which(frames)}")
-        if bands := self.groups.get(BANDS):
+        if spec.chosen_bands is None and (bands := self.groups.get(BANDS)):
             notes.append(f"only the first bands of up to {bands.largest} are used: {_which(bands)}")
-        if spec.grey_levels is not None and GREY16 not in self.groups:
-            notes.append("data.intensity has no effect: no image is grey of 16 bits")
-        if deep := self.groups.get(DEEP):
-            notes.append(f"{_have(deep.count, 'image')} {deep.largest} bits a channel; ftae keeps the upper 8")
-        if (grey := self.groups.get(GREY16)) and spec.grey_levels is None:
-            notes.append(f"{_have(grey.count, 'grey image')} 16 bits; ftae keeps the upper 8")
-        total, small = sum(self.short_sides.values()), self._num_smaller(spec.decoded_side)
+        said = None if spec.meaning is None else spec.meaning.bits
+        if said is not None and said > 8 and self.short_sides and not {GREY16, DEEP} & self.groups.keys():
+            notes.append(f"data.intensity says {said} bits, but no image has more than 8")
+        whole = "data.intensity: {bits: 16} keeps all"
+        if spec.meaning is None and (deep := self.groups.get(DEEP)):
+            notes.append(f"{_have(deep.count, 'image')} {deep.largest} bits a channel; the upper 8 are kept, {whole}")
+        if spec.meaning is None and (grey := self.groups.get(GREY16)):
+            notes.append(f"{_have(grey.count, 'grey image')} 16 bits; the upper 8 are kept, {whole}")
+        if (hu := self.groups.get(HU)) and spec.meaning is not None and spec.meaning.unit is None:
+            notes.append(f"the values are HU, which data.intensity.unit: HU tells reports: {_which(hu)}")
+        if inverted := self.groups.get(INVERTED):
+            notes.append(f"the largest value is black (MONOCHROME1), images are inverted: {_which(inverted)}")
+        least = min(spec.decoded_size)
+        total, small = sum(self.short_sides.values()), self._num_smaller(least)
         if 2 * small > total:
             which = f"all {total} images" if small == total else f"{small} of {total} images"
             which, verb = (which, "are") if total > 1 else ("the only image", "is")
-            notes.append(f"{which} {verb} smaller than {spec.decoded_side} pixels and {verb} enlarged")
+            notes.append(f"{which} {verb} smaller than {least} pixels and {verb} enlarged")
         return notes
 
     def _num_smaller(self, side: int) -> int:
@@ -86,8 +101,10 @@ class Survey:
     def pixel_key(self, spec: DataSpec) -> list[Any]:
         """What the decoded pixels depend on beside bytes, size and colour; empty for ordinary images."""
         key: list[Any] = []
-        if GREY16 in self.groups and spec.grey_levels not in (None, ALL_LEVELS):
-            key.append(["levels", spec.grey_levels])
+        if reads_values(spec):
+            meaning = spec.meaning and spec.meaning.model_dump(mode="json", exclude={"unit"})
+            stacked = ["pages"] if spec.stacks_pages else []
+            key.append(["values", VALUES_VERSION, meaning, spec.chosen_bands, *stacked])
         return [*key, CLEAR] if CLEAR in self.groups else key
 
 
@@ -98,23 +115,40 @@ def check_levels(surveys: Iterable[Survey], spec: DataSpec, where: str) -> None:
         surveys: those of all folders of a data set, which messages call ``where``.
 
     Raises:
-        FtaeError: the values of the set leave the upper half of 16 bits empty and ``spec`` does not say what
-            they are, or they are larger than the bits that it names.
+        FtaeError: the values of the set leave the upper half of 16 bits empty, or are of DICOM or NIfTI, and ``spec``
+            does not say what they are, or they are larger than the bits that it names.
     """
+    surveys = list(surveys)
+    _check_said(surveys, spec, where)
     groups = [survey.groups[GREY16] for survey in surveys if GREY16 in survey.groups]
     if not groups:
         return
     largest, number = max(group.largest for group in groups), sum(group.count for group in groups)
     bits = max(largest.bit_length(), 8)
     found = f"{where}: the largest value of {count(number, 'grey image')} of 16 bits is {largest}"
-    if spec.grey_levels is None and bits < 16:
+    if spec.meaning is None and bits < 16:
         raise FtaeError(
             f"{found}, which looks like {bits} bits: read as 16 bits, images would be {2 ** (16 - bits)} times too "
             f"dark. Say what the values are by data.intensity: {{bits: {bits}}}, or {{window: [LOW, HIGH]}} for what "
             "is to be black and white, or {bits: 16} for images that really are that dark"
         )
-    if spec.most_bits is not None and bits > spec.most_bits:
-        raise FtaeError(f"{found}, more than data.intensity.bits: {spec.most_bits} can hold; say {{bits: {bits}}}")
+    said = None if spec.meaning is None else spec.meaning.bits
+    if said is not None and bits > said:
+        raise FtaeError(f"{found}, more than data.intensity.bits: {said} can hold; say {{bits: {bits}}}")
+
+
+def _check_said(surveys: Sequence[Survey], spec: DataSpec, where: str) -> None:
+    groups = [survey.groups for survey in surveys if HIGH in survey.groups]
+    if spec.meaning is not None or not groups:
+        return
+    high, low = max(found[HIGH].largest for found in groups), -max(found[LOW].largest for found in groups)
+    number, first = sum(found[HIGH].count for found in groups), legible(groups[0][HIGH].name)
+    raise FtaeError(
+        f"{where}: {count(number, 'file')} of DICOM or NIfTI ({first}, ...) with values from {low} to {high}, which "
+        "have no black and white of their own. Say what is black and white by data.intensity: "
+        f"{{window: [{low}, {high}]}}, or "
+        "{percentile: [0.5, 99.5]} to measure it on the training images"
+    )
 
 
 def _which(group: Group) -> str:
@@ -132,15 +166,16 @@ def _have(number: int, noun: str) -> str:
 def survey_folder(files: ImageFiles) -> Survey:
     """The survey of all ``files``, with the fingerprint of their relative names and bytes.
 
-    The bytes are read again only where the size, mtime or ctime of a file has changed.
+    The bytes are read again only where the size, mtime or ctime of a file has changed. Of files whose fingerprint is
+    known already, only some are opened.
 
     Raises:
         FtaeError: a file cannot be read, or the cache cannot be written.
     """
-    folder = cache_folder() / "contents" / digest(files.stamp())
+    folder = cache_folder() / "contents" / digest_of_all(files.stamp())
 
     def write(partial: Path) -> None:
-        survey = _survey(files, files.names)
+        survey = _survey(files, files.names) if files.content is None else _survey_known(files, files.content)
         (partial / "survey.json").write_text(json.dumps(survey, default=vars))
 
     make_once(folder, 64, write, is_sound=lambda folder: _read(folder) is not None)
@@ -178,6 +213,10 @@ def _read(folder: Path) -> Survey | None:
         return None
 
 
+def _survey_known(files: ImageFiles, content: str) -> Survey:
+    return replace(_survey(files, shuffled(files.names)[:NUM_GLANCED]), content=content)
+
+
 def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
     def open_file(name: str) -> tuple[str, _Traits]:
         try:
@@ -186,12 +225,16 @@ def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
             return str(damaged), {}
         return hashlib.blake2b(data).hexdigest(), _traits(data)
 
-    collected, hashes = _Collected(), []
-    with quiet_pillow(), ThreadPoolExecutor() as pool:
-        for name, (content, traits) in zip(names, pool.map(open_file, names), strict=True):
-            hashes.append((name, content))
+    collected = _Collected()
+
+    def hashes() -> Iterator[tuple[str, str]]:
+        for name, (content, traits) in zip(names, in_order(open_file, names, threads=files.reads_at_once), strict=True):
             collected.add(name, traits)
-    return Survey(collected.short_sides, collected.groups, digest(hashes))
+            yield name, content
+
+    with quiet_pillow():
+        content = digest_of_all(hashes())
+    return Survey(collected.short_sides, collected.groups, content)
 
 
 _Traits = dict[str, int]
@@ -215,6 +258,10 @@ class _Collected:
 def _traits(data: bytes) -> _Traits:
     """The traits of one file; empty where it cannot be read, which is reported when it is decoded."""
     try:
+        if is_dicom(data):
+            return _dicom_traits(data)
+        if is_nifti(data):
+            return _range(Volume(data).ends())
         with opened(data) as image:
             traits = {_SIDE: min(image.size)}
             if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # MPO: a camera's previews
@@ -230,6 +277,19 @@ def _traits(data: bytes) -> _Traits:
             return traits
     except UnreadableImage:
         return {}
+
+
+def _dicom_traits(data: bytes) -> _Traits:
+    frame, is_hu = dicom_facts(data)
+    traits = {_SIDE: min(frame.values.shape[:2])}
+    if frame.values.shape[2] == 1:
+        traits |= _range(frame.values)
+    return traits | ({HU: 1} if is_hu else {}) | ({INVERTED: 1} if frame.is_inverted else {})
+
+
+def _range(values: Values) -> _Traits:
+    finite = values[np.isfinite(values)]
+    return {HIGH: math.ceil(finite.max()), LOW: -math.floor(finite.min())} if finite.size else {}
 
 
 def _bits_a_channel(image: ImageFile.ImageFile, data: bytes) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ftae.engine.data.batches import Batch, ImageIds
-from ftae.engine.data.cache import digest
+from ftae.engine.data.stores.folder import digest
 from ftae.engine.frozen_cache import store as feature_store
 from ftae.engine.frozen_cache.store import FeatureStore, Layout
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, StageChain

@@ -57,8 +57,7 @@ def plan_frozen_caches(
         return FrozenCachePlan(nothing, nothing)
     num_train, num_evaluated = num_images()
     parameter = next(autoencoder.parameters())
-    side = spec.data.resolution
-    image = torch.full((1, spec.data.channels, side, side), 0.5, device=parameter.device)
+    image = torch.full((1, *spec.data.shape), 0.5, device=parameter.device)
     with precision(spec, parameter.device):
         points = cache_points(autoencoder, image, sampled=spec.sample_posterior)
     sets = [spec.data, *([] if spec.data.replay is None else [spec.data.replay])]
@@ -115,7 +114,7 @@ def _why_random(data: DataSpec) -> str | None:
     """The settings that make a training image different each time it is seen; None where there are none."""
     settings = {
         "data.flip": data.flip,
-        "data.random_crop_from": data.decoded_side != data.resolution,
+        "data.random_crop_from": any(data.margins),
         "data.degrade": data.degrade is not None,
     }
     random = " and ".join(name for name, is_on in settings.items() if is_on)

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from ftae.engine.data.cache import cache_folder
+from ftae.engine.data.stores.folder import cache_folder
 
 ABOUT, FILLED, ROWS = "about.json", "filled", "rows.{}"
 

@@ -185,11 +185,11 @@ class Autoencoder(StagedModel):
         """What the network takes of the inputs of a batch: images in ``image_range``, or noise as it is."""
         return given if self.noise_dim is not None else self.to_range(given)
 
-    def example_input(self, channels: int, side: int) -> Tensor:
+    def example_input(self, shape: tuple[int, int, int]) -> Tensor:
         """One grey image in ``image_range``, or the noise of all zeros, as ``encode`` takes them."""
         if self.noise_dim is not None:
             return torch.zeros(1, self.noise_dim)
-        return self.to_range(torch.full((1, channels, side, side), 0.5))
+        return self.to_range(torch.full((1, *shape), 0.5))
 
     def to_range(self, images: Tensor) -> Tensor:
         """Convert images from [0, 1] to ``image_range``; returns the same tensor where that is [0, 1]."""

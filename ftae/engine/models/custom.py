@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior
+from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn
+from ftae.engine.models.pretrained.weights import load_state, save_state
+from ftae.engine.models.returned import encoding_in, images_in, kind_of
 from ftae.engine.models.staged_model import Group, Stage
-from ftae.engine.models.weights import load_state, save_state
 from ftae.errors import FtaeError, ModelRaised, one_message
 from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.models import CustomStages
@@ -33,7 +34,7 @@ def custom_family(model: Any, data: DataSpec, num_classes: int | None) -> Autoen
     with one_message(f"{model.family} cannot be built{options}"):
         net = build(**model.kwargs)
     if not isinstance(net, nn.Module):
-        raise FtaeError(f"{model.family} must return a torch.nn.Module, got {_kind(net)}")
+        raise FtaeError(f"{model.family} must return a torch.nn.Module, got {kind_of(net)}")
     with one_message(f"{model.family} cannot be used"):
         net.eval()
         _can_be_trained(net, model.family)
@@ -41,23 +42,20 @@ def custom_family(model: Any, data: DataSpec, num_classes: int | None) -> Autoen
             load_state(net, Path(model.pretrained).expanduser())
         stages = _named_stages(net, model.stages) if model.stages else _stages_in_order(net)
         _covers_every_parameter(net, stages, model.family)
-        whole = _is_whole(net, model.family)
-    methods: Any = net  # a module's attributes are not typed
+        ways = _ways(net, model.family)
 
     def encode(images: Tensor, labels: Tensor | None, noise: NoiseFn | None) -> Encoding:
         images = images.clone()  # the module may write into them
-        if whole:
+        if ways is None:
             return Encoding(images)
-        with _running(f"encode of {model.family}"):
-            return _encoding(methods.encode(images), noise)
+        with _running(f"{ways[0]} of {model.family}"):
+            return encoding_in(getattr(net, ways[0])(images), noise)
 
     def decode(latents: Tensor, labels: Tensor | None) -> Tensor:
-        name = "forward" if whole else "decode"
+        name = "forward" if ways is None else ways[1]
         with _running(f"{name} of {model.family}"):
-            images = net(latents) if whole else methods.decode(latents)
-        if isinstance(images, Tensor) and images.is_floating_point():
-            return images
-        raise FtaeError(f"the model's {name} must give the reconstruction alone, a float tensor, got {_kind(images)}")
+            result = net(latents) if ways is None else getattr(net, name)(latents)
+        return images_in(result, data.shape, name)
 
     return Autoencoder(
         net,
@@ -75,45 +73,28 @@ def _running(what: str) -> AbstractContextManager[None]:
     return one_message(f"{what} raised", kind=ModelRaised, passing=(OSError, SystemExit))
 
 
-def _encoding(result: Any, noise: NoiseFn | None) -> Encoding:
-    """The ``Encoding`` of what the ``encode`` of a module returned."""
-    if isinstance(result, Tensor) and result.is_floating_point():
-        return Encoding(result)
-    if isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(part, Tensor) for part in result):
-        mean, logvar = result
-        if mean.shape != logvar.shape or not (mean.is_floating_point() and logvar.is_floating_point()):
-            raise FtaeError(
-                "the model's encode gave a pair, which must be (mean, logvar), two float tensors of one shape, "
-                f"got {_kind(mean)} and {_kind(logvar)}"
-            )
-        return Encoding.of(Posterior(mean, logvar), noise)
-    raise FtaeError(f"the model's encode must give a float tensor or (mean, logvar), got {_kind(result)}")
-
-
-def _kind(value: Any) -> str:
-    """The type of a value, for a message."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(map(str, value))}"
-    return type(value).__name__
-
-
 # --------------------------------------------------------------------------------------------- requirements
 
 
-def _is_whole(net: nn.Module, family: str) -> bool:
-    """Whether the module has ``forward`` alone.
+def _ways(net: nn.Module, family: str) -> tuple[str, str] | None:
+    """The names of what encodes and what decodes: methods, or children where there is no ``forward`` that joins them.
+
+    None for a module that has ``forward`` alone.
 
     Raises:
-        FtaeError: it has no ``forward`` either.
+        FtaeError: it has none of these.
     """
     missing = [name for name in ("encode", "decode") if not callable(getattr(net, name, None))]
-    if missing and type(net).forward is nn.Module.forward and "forward" not in vars(net):
-        raise FtaeError(f"{family} must have encode and decode, or forward; it has no {' and no '.join(missing)}")
-    return bool(missing)
+    if not missing:
+        return "encode", "decode"
+    if type(net).forward is not nn.Module.forward or "forward" in vars(net):
+        return None
+    if all(callable(getattr(net, name, None)) for name in ("encoder", "decoder")):
+        return "encoder", "decoder"
+    raise FtaeError(
+        f"{family} must have encode and decode, or forward, or the children encoder and decoder; "
+        f"it has no {' and no '.join(missing)}"
+    )
 
 
 def _can_be_trained(net: nn.Module, family: str) -> None:
@@ -131,7 +112,7 @@ def _can_be_trained(net: nn.Module, family: str) -> None:
     for name, value in net.state_dict().items():
         if not isinstance(value, Tensor):
             raise FtaeError(
-                f"{family}: its state_dict holds {name}, {_kind(value)}; ftae saves tensors alone: "
+                f"{family}: its state_dict holds {name}, {kind_of(value)}; ftae saves tensors alone: "
                 "register a buffer instead of get_extra_state"
             )
 

@@ -13,23 +13,37 @@ from torch import Tensor, nn
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior, StageChain
 from ftae.engine.models.builtin.conv_mlp import deterministic
 from ftae.engine.models.builtin.vector_quantized import chosen
+from ftae.engine.models.more_channels import marked_new, with_channels
 from ftae.engine.models.staged_model import Group, Stage, StageFn
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec, shown
 from ftae.specs.finetune.models import DiffusersModel
 
 
 def _load_diffusers(model: Any) -> Any:
     from ftae.engine.models.diffusers_loading import load_network  # here, since it takes seconds
 
-    return load_network(model.family, model.pretrained, model.subfolder)
+    return load_network(model.family, model.pretrained, model.subfolder, getattr(model, "scaling", None))
 
 
 def autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
     """AutoencoderKL (Rombach et al. 2022). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
-    return _autoencoder(net, StageChain(_encoder(net), _diagonal_gaussian, _decoder(net)))
+    encoder, decoder = _ends(net, data)
+    return _autoencoder(net, StageChain(encoder, _diagonal_gaussian, decoder))
+
+
+def autoencoder_kl_flux2(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
+    """AutoencoderKLFlux2. Raises as ``build_autoencoder``.
+
+    Its ``bn`` holds statistics of latents for the diffusion model, and takes no part in encoding and decoding.
+    """
+    net = _load_diffusers(model)
+    _check_multiple(data, 2 ** (len(net.config.block_out_channels) - 1), model)
+    encoder, decoder = _ends(net, data)
+    idle = Stage("bn", "bottleneck", (net.bn,), idle=True)
+    return _autoencoder(net, StageChain((*encoder, idle), _diagonal_gaussian, decoder))
 
 
 def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder:
@@ -54,8 +68,9 @@ def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | Non
 
 
 def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
-    if data.resolution % factor:
-        raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {data.resolution}")
+    if any(side % factor for side in data.size):
+        got = shown(data.resolution)
+        raise FtaeError(f"data.resolution must be a multiple of {factor} for {model.pretrained}, got {got}")
 
 
 def _autoencoder(
@@ -87,6 +102,12 @@ def _in_turn(*steps: StageFn) -> StageFn:
         return x
 
     return run
+
+
+def _ends(net: Any, data: DataSpec) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """The stages of the encoder and of the decoder, which get the channels of ``data``."""
+    is_new = with_channels(net, data)
+    return marked_new(_encoder(net), is_new=is_new), marked_new(_decoder(net), is_new=is_new)
 
 
 def _encoder(net: Any) -> tuple[Stage, ...]:
@@ -131,7 +152,8 @@ def vq_model(model: Any, data: DataSpec, num_classes: int | None) -> Autoencoder
             )
         return Encoding(latents, codes=(choice,))
 
-    chain = StageChain(_encoder(net), quantized, _decoder(net), Stage("quantize", "bottleneck", (net.quantize,)))
+    encoder, decoder = _ends(net, data)
+    chain = StageChain(encoder, quantized, decoder, Stage("quantize", "bottleneck", (net.quantize,)))
     if net.config.norm_type != "spatial":
         return _autoencoder(net, chain)
 

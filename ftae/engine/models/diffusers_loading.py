@@ -11,8 +11,9 @@ from typing import Any
 import diffusers
 import torch
 
-from ftae.engine.models.hub import fetched
-from ftae.engine.models.model_folder import (
+from ftae.engine.models.pretrained.compvis import GROUPS
+from ftae.engine.models.pretrained.hub import fetched
+from ftae.engine.models.pretrained.model_folder import (
     CONFIG,
     DIFFUSERS,
     DIFFUSERS_CONFIG,
@@ -26,29 +27,41 @@ from ftae.engine.models.model_folder import (
     read_json,
     suggested,
 )
-from ftae.engine.models.weights import best_fit, check_content, fill, note, read_state
+from ftae.engine.models.pretrained.single_file import (
+    FROM_SHAPES,
+    choose_autoencoder,
+    config_from_shapes,
+    read_autoencoder,
+)
+from ftae.engine.models.pretrained.weights import best_fit, check_content, fill, note, read_state
 from ftae.engine.process import first_line, keep_random_state, quiet_libraries
 from ftae.errors import FtaeError
+from ftae.specs.finetune.models import AutoencoderKl, Scaling
 from ftae.wording import did_you_mean
 
 NETWORKS: dict[str, Any] = {family: getattr(diffusers, class_name) for family, class_name in DIFFUSERS.items()}
 FAMILY_OF_CLASS = {class_name: family for family, class_name in DIFFUSERS.items()}
 
 
-def load_network(family: str, pretrained: str, subfolder: str | None) -> Any:
+def load_network(family: str, pretrained: str, subfolder: str | None, scaling: str | Scaling | None = None) -> Any:
     """The network of a diffusers family, in fp32, on the CPU.
 
     Raises:
-        FtaeError: there is no such model, it is of another family, or its files are damaged.
+        FtaeError: there is no such model, it is of another family, its files are damaged or hold values that are not
+            finite, or ``scaling`` is missing or has no effect.
     """
     path = Path(pretrained).expanduser()
     try:
         if path.is_file():
-            return _load_file(path, family, subfolder)
-        folder = pretrained_folder(pretrained) or _hub_folder(pretrained, subfolder)
-        return _load_folder(_part(folder, pretrained, subfolder, family), family)
+            net = _load_file(path, family, subfolder, scaling)
+        else:
+            folder = pretrained_folder(pretrained) or _hub_folder(pretrained, subfolder)
+            net = _load_folder(_part(folder, pretrained, subfolder, family), family, scaling)
     except OSError as error:  # of the disk; errors of libraries are caught where they are called
         raise FtaeError(f"model.pretrained: {pretrained} cannot be read: {error}") from error
+    if (ruined := next((name for name, t in net.state_dict().items() if not t.isfinite().all()), None)) is not None:
+        raise FtaeError(f"model.pretrained: {pretrained} holds values that are not finite, the first in {ruined}")
+    return net
 
 
 def _hub_folder(pretrained: str, subfolder: str | None) -> Path:
@@ -100,8 +113,14 @@ def _check_class(folder: Path, family: str) -> None:
     raise FtaeError(f"model.pretrained: {folder} holds {article} {found}; ftae tunes {', '.join(FAMILY_OF_CLASS)}")
 
 
-def _load_folder(folder: Path, family: str) -> Any:
+def _check_scaling(folder: Path, scaling: str | Scaling | None) -> None:
+    if scaling is not None:
+        raise FtaeError(f"model.scaling has no effect: {folder / DIFFUSERS_CONFIG} says how the latents are scaled")
+
+
+def _load_folder(folder: Path, family: str, scaling: str | Scaling | None) -> Any:
     _check_class(folder, family)
+    _check_scaling(folder, scaling)
     network, weights = NETWORKS[family], _weights(folder)
     files = [folder / name for name in weights.names if not name.endswith(".json")]
     for file in files:
@@ -146,21 +165,45 @@ def _weights(folder: Path) -> DiffusersWeights:
     return sets[0]
 
 
-def _load_file(file: Path, family: str, subfolder: str | None) -> Any:
-    """The network of a single file, built from the ``config.json`` beside it."""
+def _load_file(file: Path, family: str, subfolder: str | None, scaling: str | Scaling | None) -> Any:
+    """The network of a single file, built from the ``config.json`` beside it, or else from the shapes in the file."""
     folder, network = file.parent, NETWORKS[family]
     if subfolder is not None:
         raise FtaeError(f"model.subfolder: {subfolder} has no effect: {file} is a single file")
     check_content(file)
-    if not (folder / DIFFUSERS_CONFIG).is_file():
-        convert = f"{network.__name__}.from_single_file({str(file)!r}).save_pretrained('FOLDER')"
-        way = f": {convert} makes one" if hasattr(network, "from_single_file") else ""
+    if (folder / DIFFUSERS_CONFIG).is_file():
+        _check_class(folder, family)
+        _check_scaling(folder, scaling)
+        return _fitted(network, folder, read_state(file), [file])
+    if family in FROM_SHAPES:
+        return _from_shapes(network, family, file, scaling)
+    convert = f"{network.__name__}.from_single_file({str(file)!r}).save_pretrained('FOLDER')"
+    way = f": {convert} makes one" if hasattr(network, "from_single_file") else ""
+    raise FtaeError(
+        f"model.pretrained: {file} is a single file of weights. Put the {DIFFUSERS_CONFIG} of its model beside it, "
+        f"or name a folder in diffusers format{way}"
+    )
+
+
+def _from_shapes(network: Any, family: str, file: Path, scaling: str | Scaling | None) -> Any:
+    state = read_autoencoder(file)
+    if family == "autoencoder_kl" and scaling is None:
+        known = [f"{name} ({each.factor:g})" for name, each in AutoencoderKl.SCALINGS.items()]
         raise FtaeError(
-            f"model.pretrained: {file} is a single file of weights. Put the {DIFFUSERS_CONFIG} of its model beside it, "
-            f"or name a folder in diffusers format{way}"
+            f"model.scaling: required, since {file} does not say how its latents are scaled: one of "
+            f"{', '.join(known)}, or {{factor: ..., shift: ...}}"
         )
-    _check_class(folder, family)
-    return _fitted(network, folder, read_state(file), [file])
+    known_scaling = AutoencoderKl.SCALINGS[scaling] if isinstance(scaling, str) else scaling
+    config = config_from_shapes(family, state, known_scaling, file)
+    where = f"model.pretrained: {file}"
+    try:
+        with quiet_libraries(), keep_random_state():
+            net = network.from_config(config).eval()
+    except Exception as error:  # no network of this kind has such shapes
+        raise FtaeError(f"{where} has the shapes of no {network.__name__} ({first_line(error)})") from error
+    fill(net, state, where)
+    note(f"{where}: its configuration follows from its shapes, with {GROUPS} groups in each normalisation")
+    return net
 
 
 def _fitted(network: Any, folder: Path, content: Mapping[Any, Any], files: list[Path]) -> Any:
@@ -173,23 +216,34 @@ def _fitted(network: Any, folder: Path, content: Mapping[Any, Any], files: list[
         raise FtaeError(
             f"model.pretrained: {folder / DIFFUSERS_CONFIG} describes no {network.__name__} ({first_line(error)})"
         ) from error
-    fits = best_fit(content, net.state_dict()).is_exact
-    if not fits and (converted := _converted(network, folder, content)) is not None:
-        note(f"{where} is read by {network.__name__}.from_single_file: it has the names of another library")
-        return converted
+    if not best_fit(content, net.state_dict()).is_exact:
+        if (renamed := _renamed(content, net, files[0])) is not None:
+            note(f"{where} has the names of another library")
+            content = renamed
+        elif (converted := _converted(network, folder, content)) is not None:
+            note(f"{where} is read by {network.__name__}.from_single_file: it has the names of another library")
+            return converted
     fill(net, content, where)
     return net
 
 
+def _renamed(content: Mapping[Any, Any], net: Any, file: Path) -> Mapping[Any, Any] | None:
+    """The tensors of a file with CompVis' names; None if they do not fit exactly, then, either."""
+    with suppress(FtaeError):
+        renamed = choose_autoencoder(content, file)
+        return renamed if best_fit(renamed, net.state_dict()).is_exact else None
+    return None
+
+
 def _converted(network: Any, folder: Path, content: Mapping[Any, Any]) -> Any:
-    """The network with weights under the names of its authors, such as those of LDM; None if they have other names."""
+    """The network with weights under the names of its authors, as diffusers knows them; None if they have others."""
 
     def convert(tensors: Mapping[Any, Any]) -> Any:
         return network.from_single_file(
             dict(tensors), config=str(folder), local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
 
-    content = content.get("state_dict", content)  # as in checkpoints of LDM
+    content = content.get("state_dict", content)
     with suppress(Exception), quiet_libraries(), keep_random_state():
         # Tensors that a file lacks stay random, without an error: a file of NaNs shows which tensors it fills.
         filled = convert({name: torch.full_like(t, torch.nan) for name, t in content.items() if torch.is_tensor(t)})

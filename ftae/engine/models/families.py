@@ -16,6 +16,7 @@ from ftae.engine.models.diffusers_families import (
     asymmetric_autoencoder_kl,
     autoencoder_dc,
     autoencoder_kl,
+    autoencoder_kl_flux2,
     autoencoder_tiny,
     vq_model,
 )
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Callable[[Any, DataSpec, int | None], Autoencoder]] = {
     "stylegan2": builtin_family(StyleGan2GeneratorNet),
     "cyclegan": builtin_family(CycleGanNet),
     "autoencoder_kl": autoencoder_kl,
+    "autoencoder_kl_flux2": autoencoder_kl_flux2,
     "asymmetric_autoencoder_kl": asymmetric_autoencoder_kl,
     "autoencoder_tiny": autoencoder_tiny,
     "autoencoder_dc": autoencoder_dc,
@@ -68,10 +70,15 @@ def build_autoencoder(model: AnyModel, data: DataSpec, num_classes: int | None) 
     autoencoder = FAMILIES[family](model, data, num_classes)
     if autoencoder.channels not in (None, data.channels):
         raise FtaeError(
-            f"the model takes {autoencoder.channels} image channels, but data.color {data.color!r} gives "
-            f"{data.channels}; set data.color to {'grey' if autoencoder.channels == 1 else 'rgb'}"
+            f"the model takes {autoencoder.channels} image channels, but the data have {data.channels}; "
+            + _channel_advice(autoencoder.channels or 0)
         )
     return autoencoder
+
+
+def _channel_advice(channels: int) -> str:
+    color = {1: "grey", 3: "rgb"}.get(channels)
+    return f"set data.bands to {channels}" if color is None else f"set data.color to {color}"
 
 
 def build_model(spec: FinetuneSpec, num_classes: int | None) -> Autoencoder:
@@ -123,10 +130,10 @@ def check_shapes(autoencoder: Autoencoder, spec: FinetuneSpec, num_classes: int 
     Raises:
         FtaeError: the model cannot take the image, or gives one of another shape than those of the data.
     """
-    shape = (spec.data.channels, spec.data.resolution, spec.data.resolution)
+    shape = spec.data.shape
     labels = None if num_classes is None else torch.zeros(1, dtype=torch.int64)
     with one_message(f"the model cannot take images of shape {shape}"):
-        encoding, output = autoencoder.run(autoencoder.example_input(*shape[:2]), labels)
+        encoding, output = autoencoder.run(autoencoder.example_input(shape), labels)
     if encoding.latents.ndim < 2 or len(encoding.latents) != 1:
         raise FtaeError(
             f"the model's encode must give latents of shape (B, ...), got {tuple(encoding.latents.shape)} for one image"

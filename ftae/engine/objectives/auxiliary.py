@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Autoencoder, pooled
 from ftae.engine.models.families import FAMILIES, build_autoencoder, check_shapes
-from ftae.engine.models.model_folder import saved_family
-from ftae.engine.models.weights import best_fit, read_state
+from ftae.engine.models.pretrained.model_folder import saved_family
+from ftae.engine.models.pretrained.weights import best_fit, read_state
 from ftae.engine.process import keep_random_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs

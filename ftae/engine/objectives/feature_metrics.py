@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -39,24 +39,43 @@ class FeatureSets:
         return self.space.train
 
 
-FEATURE_METRICS: dict[str, Callable[[FeatureSets], float]] = {
+_METRICS: dict[str, Callable[[FeatureSets], float]] = {
     "rfid": lambda x: frechet_distance(x.real, x.made),
     "fid": lambda x: frechet_distance(x.real, x.made),
     "kid": lambda x: kernel_distance(x.real, x.made),
-    "kid_train": lambda x: kernel_distance(x.train, x.made),
-    "kid_floor": lambda x: kernel_distance(x.train, x.real),
     "precision": lambda x: share_inside(x.made, x.real),
     "recall": lambda x: share_inside(x.real, x.made),
     "diversity": lambda x: relative_spread(x.made, x.real),
     "memorised": lambda x: relative_novelty(x.made, x.real, x.train),
 }
 
+# Training images take the place of one of the sets, as many as are in it: most metrics depend on the numbers.
+_BESIDE: dict[str, Callable[[FeatureSets], FeatureSets]] = {
+    "train": lambda x: replace(x, real=x.train[: len(x.real)]),
+    "floor": lambda x: replace(x, made=x.train[: len(x.made)]),
+}
+
+
+def _beside(name: str, end: str) -> Callable[[FeatureSets], float]:
+    return lambda x: _METRICS[name](_BESIDE[end](x))
+
+
+FEATURE_METRICS: dict[str, Callable[[FeatureSets], float]] = (
+    _METRICS
+    | {f"{name}_{end}": _beside(name, end) for name in _METRICS for end in METRICS[name].beside}
+    # kid does not depend on the numbers: all training images make it more exact.
+    | {
+        "kid_train": lambda x: kernel_distance(x.train, x.made),
+        "kid_floor": lambda x: kernel_distance(x.train, x.real),
+    }
+)
+
 
 class FeatureMetric:
     """A metric of the features of the first ``MOST_IMAGES`` images."""
 
     def __init__(self, name: str, context: EvalContext) -> None:
-        self._value, self._least = FEATURE_METRICS[name], METRICS[name].least_images
+        self._name, self._value, self._least = name, FEATURE_METRICS[name], METRICS[name].least_images
         self._space = context.feature_space
         self._real, self._made = FirstRows(MOST_IMAGES), FirstRows(MOST_IMAGES)
 
@@ -77,4 +96,7 @@ class FeatureMetric:
         real, made = self._real.rows(), self._made.rows()
         if len(real) < self._least or not (real.isfinite().all() and made.isfinite().all()):
             return math.nan  # the eigenvalues of a matrix that is not finite end the process by a segmentation fault
-        return self._value(FeatureSets(real, made, self._space))
+        sets = FeatureSets(real, made, self._space)
+        if not self._name.endswith("floor"):
+            return self._value(sets)
+        return self._space.floor((self._name, len(real), len(made)), lambda: self._value(sets))

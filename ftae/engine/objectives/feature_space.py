@@ -39,6 +39,7 @@ class FeatureSpace:
     def __init__(self, network: nn.Module, spec: FinetuneSpec, train: ImageSet, device: torch.device) -> None:
         self._network, self._spec, self._train, self._device = network, spec, train, device
         self._kept: dict[tuple[str, bytes], Tensor] = {}  # of batches of validation images, the same each time
+        self._values: dict[tuple[str, int, int], float] = {}  # of floors
         self._last: tuple[weakref.ref[object], tuple[Tensor, ...]] | None = None
 
     def of_batch(self, x: ComparedImages) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,15 @@ class FeatureSpace:
         """The features of the first ``MOST_IMAGES`` training images."""
         rest = self._raw_of_train(slice(SCALE_IMAGES, MOST_IMAGES))
         return torch.cat([self._first_of_train, rest]) / self._scale
+
+    def floor(self, key: tuple[str, int, int], compute: Callable[[], float]) -> float:
+        """What ``compute`` gave when first asked for: real images do not change, and their distances take long.
+
+        ``key``: the name of the metric, and the numbers of validation images and of outputs.
+        """
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]
 
     def _shared(self, images: object, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What ``compute`` gives for ``images``; all metrics, which ask one after the other, share one pass."""

@@ -97,6 +97,17 @@ def psnr(x: EvalBatch) -> Tensor:
     return _decibels(mse(x))
 
 
+def _mae_of(context: EvalContext) -> Callable[[EvalBatch], Tensor]:
+    levels = context.train.levels
+    assert levels is not None  # the spec has checked it
+    width = levels[1] - levels[0]
+    return lambda x: width * _l1(x)
+
+
+def _l1(x: EvalBatch) -> Tensor:
+    return (x.reconstruction - x.target).abs().flatten(1).mean(1)
+
+
 def _input_psnr(x: EvalBatch) -> Tensor:
     return _decibels((x.given - x.target).square().flatten(1).mean(1))
 
@@ -117,7 +128,8 @@ def _per_image(values: Callable[[EvalBatch], Tensor]) -> Callable[[EvalContext],
 
 METRICS: dict[str, Callable[[EvalContext], Metric]] = {
     "mse": _per_image(mse),
-    "l1": _per_image(lambda x: (x.reconstruction - x.target).abs().flatten(1).mean(1)),
+    "l1": _per_image(_l1),
+    "mae": lambda context: MeanOverImages(_mae_of(context)),
     "psnr": _per_image(psnr),
     "input_psnr": _per_image(_input_psnr),
     "ssim": _per_image(lambda x: ssim(x.reconstruction, x.target)),

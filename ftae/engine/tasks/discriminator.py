@@ -12,9 +12,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ftae.engine.models.gans.dcgan import DcganDiscriminatorNet
 from ftae.engine.models.gans.stylegan2_discriminator import StyleGan2DiscriminatorNet
-from ftae.engine.models.model_folder import DISCRIMINATOR, DISCRIMINATOR_CONFIG, pretrained_folder, read_json
+from ftae.engine.models.pretrained.file_names import FileNames, NamedInFiles
+from ftae.engine.models.pretrained.model_folder import DISCRIMINATOR, DISCRIMINATOR_CONFIG, pretrained_folder, read_json
+from ftae.engine.models.pretrained.weights import load_state, save_state
 from ftae.engine.models.staged_model import Stage, StagedModel
-from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import keep_random_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune.discriminator import DiscriminatorSpec
@@ -60,15 +61,36 @@ def _patch(spec: DiscriminatorSpec, channels: int, resolution: int) -> Discrimin
     widths = [channels, *(spec.channels * min(2**level, 8) for level in range(spec.depth + 1))]
     blocks = [_block(spec, before, width, level) for level, (before, width) in enumerate(pairwise(widths))]
     blocks.append([_normed(nn.Conv2d(widths[-1], 1, 4, padding=1), spec)])
-    net = nn.Sequential(*(layer for block in blocks for layer in block))
+    net = _Patches(*(layer for block in blocks for layer in block))
     stages = [Stage(f"conv_{i}", "discriminator", tuple(block)) for i, block in enumerate(blocks)]
     return Discriminator(net, stages, mixes_images=False)
 
 
+class _Patches(NamedInFiles, nn.Sequential):
+    """The layers of a PatchGAN."""
+
+    def file_names(self) -> FileNames:
+        """Each convolution but the first and the last of its authors has a norm behind it, which may do nothing."""
+        places = [i for i, layer in enumerate(self) if isinstance(layer, nn.Conv2d)]
+        theirs = [0, *(3 * number - 1 for number in range(1, len(places)))]
+        modules = {str(ours): f"model.{place}" for ours, place in zip(places, theirs, strict=True)}
+        norms = [i for i, layer in enumerate(self) if isinstance(layer, nn.GroupNorm)]
+        modules |= {str(ours): f"model.{3 * number}" for number, ours in enumerate(norms, start=1)}
+        return FileNames.of_modules(self, modules)
+
+
 def _block(spec: DiscriminatorSpec, before: int, width: int, level: int) -> list[nn.Module]:
     conv = nn.Conv2d(before, width, 4, stride=2 if level < spec.depth else 1, padding=1)
-    norm = [nn.GroupNorm(math.gcd(8, width), width)] if spec.norm == "group" and level > 0 else []
+    norm = _NORMS[spec.norm](width) if level > 0 else []
     return [_normed(conv, spec), *norm, nn.LeakyReLU(SLOPE)]
+
+
+# By the name in the file: the layers behind a convolution.
+_NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
+    "spectral": lambda width: [],  # it is in the convolution
+    "group": lambda width: [nn.GroupNorm(math.gcd(8, width), width)],
+    "instance": lambda width: [nn.InstanceNorm2d(width)],
+}
 
 
 def _normed(conv: nn.Conv2d, spec: DiscriminatorSpec) -> nn.Module:
@@ -136,11 +158,20 @@ class TwoDiscriminators(Discriminator):
             for name, one in (("a", a), ("b", b))
             for stage in one.stages
         ]
-        super().__init__(nn.ModuleDict({"a": a.net, "b": b.net}), stages, mixes_images=a.mixes_images)
+        super().__init__(_Both({"a": a.net, "b": b.net}), stages, mixes_images=a.mixes_images)
 
     def forward(self, images: Tensor) -> Tensor:
         b, a = apart(images)
         return alternating(self.net["b"](b), self.net["a"](a))  # type: ignore[index]
+
+
+class _Both(NamedInFiles, nn.ModuleDict):
+    """The networks of both domains."""
+
+    def file_names(self) -> FileNames:
+        """The authors of CycleGAN name a discriminator after the translator that it judges, which makes images of B
+        from A."""
+        return FileNames.of_parts(self, {"b": "netD_A", "a": "netD_B"})
 
 
 def alternating(first: Tensor, second: Tensor) -> Tensor:
@@ -155,11 +186,24 @@ def apart(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def discriminator_of(spec: FinetuneSpec) -> Discriminator:
     """The discriminator of a run, or those of both domains in one. Raises as ``build_discriminator``."""
-    settings, channels, side = spec.discriminator, spec.discriminator_channels, spec.data.resolution
+    settings, channels, side = spec.discriminator, spec.discriminator_channels, min(spec.data.size)
     if not spec.model.both_ways:
         return build_discriminator(settings, channels=channels, resolution=side, seed=spec.seed)
     a, b = (_new(settings, channels, side, seed) for seed in (spec.seed, spec.seed + 1))
     return _prepared(TwoDiscriminators(a, b), settings)
+
+
+def export_discriminator(spec: FinetuneSpec, checkpoint: Path, folder: Path) -> None:
+    """Write the discriminator of a checkpoint, if it has one, to the folder of a model.
+
+    Raises:
+        FtaeError: it cannot be read, or does not fit ``spec``.
+    """
+    if not (checkpoint / DISCRIMINATOR).is_file():
+        return
+    settings = spec.discriminator.model_copy(update={"pretrained": str(checkpoint / DISCRIMINATOR)})
+    found = discriminator_of(spec.model_copy(update={"discriminator": settings}))
+    save_state(found.net, folder, DISCRIMINATOR)
 
 
 def _check_options(spec: DiscriminatorSpec, pretrained: str) -> None:

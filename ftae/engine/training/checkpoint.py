@@ -23,13 +23,13 @@ from ftae.engine.tasks.task import Task
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.format_versions import FORMAT, migrate, stored
-from ftae.specs.reading.schema import MayDiffer, Means, fields_with
+from ftae.specs.reading.schema import MayDiffer, fields_with, without_means
 
 MODEL, AVERAGE, TRAINING, REPORT = "model.safetensors", "average.safetensors", "training.pt", "report.json"
 HASHES = "sha256.json"  # the hashes of all other files
 
 # A run may be extended beyond its plan; everything else must be as it was.
-MAY_DIFFER = fields_with(FinetuneSpec, MayDiffer, Means)
+MAY_DIFFER = fields_with(FinetuneSpec, MayDiffer)
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def _sha256(file: Path) -> str:
 
 
 def _check_same_run(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    saved, wanted = (without_means(FinetuneSpec, run) for run in (saved, wanted))
     keys = [key for key in (wanted | saved) if key not in MAY_DIFFER]
     differing = [key for key in keys if key not in saved or key not in wanted or saved[key] != wanted[key]]
     batches = ("batch_size", "grad_accumulation")

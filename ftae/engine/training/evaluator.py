@@ -19,7 +19,7 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.latent_metrics import probe_rows, varying
 from ftae.engine.objectives.metrics import CollapseDetector, Evaluation
-from ftae.engine.run_folder import GRID_IMAGES, GRID_MIN_SIDE, GRID_SAMPLE_COLUMNS, GRID_SAMPLES
+from ftae.engine.run_folder import GRID_IMAGES, GRID_MAX_WIDTH, GRID_MIN_SIDE, GRID_SAMPLE_COLUMNS, GRID_SAMPLES
 from ftae.errors import FtaeError
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.metrics import METRICS
@@ -58,8 +58,8 @@ def missing_for(metric: str, val: ImageSet, data: str = "data") -> str | None:
         return reason
     if factors and (val.factors is None or varying(val.factors).sum() < factors):
         return f"at least {count(factors, 'factor')} of variation with more than one value in validation"
-    rows = range(len(val)) if val.rows is None else val.rows
-    if metric in EDGE_METRICS and all((val.stored[row] == val.stored[row][:1, :1]).all() for row in rows):
+    singles = (val.pixels(slice(i, i + 1)) for i in range(len(val)))
+    if metric in EDGE_METRICS and all((image == image[:, :1, :1]).all() for image in singles):
         return f"edges: each validation image of {data} is of one colour"
     return None
 
@@ -68,6 +68,8 @@ def missing_in_training(metric: str, train: ImageSet, data: str = "data") -> str
     """What a metric needs and the training images do not have; None if nothing is missing."""
     if needs.features in METRICS[metric].needs and not len(train):
         return f"the training images of {data}, which give features their scale"
+    if len(train) < (least := METRICS[metric].least_train_images):
+        return f"at least {count(least, 'training image')}, {data} has {len(train)}"
     labels = train.labels
     num_classes = 0 if labels is None else len(np.unique(labels[probe_rows(labels)]))
     return missing_to_train(metric, num_classes, data)
@@ -132,13 +134,20 @@ class Grid:
 
     def save(self, path: Path) -> None:
         """Write the picture as PNG."""
-        cells = torch.cat(self._cells)
+        cells = visible(torch.cat(self._cells))
         rows = cells.reshape(-1, self._columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows, H, columns, n * W, C)
+        if self._spec.data.of_floats:
+            rows = rows.clamp(0.0, 1.0)
         picture = (rows * 255).round().to(torch.uint8).flatten(2, 3).flatten(0, 1).numpy()
-        scale = max(1, -(-GRID_MIN_SIDE // self._spec.data.resolution))
+        scale = max(1, min(-(-GRID_MIN_SIDE // min(self._spec.data.size)), GRID_MAX_WIDTH // picture.shape[1]))
         picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
+
+
+def visible(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) as pictures (B, 1 or 3, H, W): of more channels the first three, of two their mean."""
+    return images.mean(1, keepdim=True) if images.shape[1] == 2 else images[:, :3]
 
 
 def evaluate_all(eval_sets: Sequence[EvalSet], grid: Grid | None = None) -> Findings:

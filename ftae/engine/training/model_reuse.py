@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ftae.engine.data.cache import cache_folder, digest, make_once
+from ftae.engine.data.stores.folder import cache_folder, digest, make_once
 from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_seeded_model, new_model, prepare_model
-from ftae.engine.models.model_folder import WEIGHTS, files_read, hub_commit, model_digest, weights_files
+from ftae.engine.models.pretrained.model_folder import WEIGHTS, files_read, hub_commit, model_digest, weights_files
 from ftae.engine.objectives.auxiliary import AuxiliaryNetworks, build_auxiliary_networks
 from ftae.engine.process import rng_state, set_rng_state
 from ftae.engine.tasks import task_kind
@@ -188,7 +188,7 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
 
 def _model_settings(spec: FinetuneSpec, num_classes: int | None) -> list[Any]:
     """Everything that the initial state of a model depends on, except files."""
-    return [spec.model.model_dump(mode="json"), spec.data.resolution, spec.data.channels, num_classes, spec.seed]
+    return [spec.model.model_dump(mode="json"), *spec.data.shape, num_classes, spec.seed]
 
 
 def _model_key(spec: FinetuneSpec, num_classes: int | None, device: torch.device) -> str | None:
@@ -203,7 +203,7 @@ def _model_key(spec: FinetuneSpec, num_classes: int | None, device: torch.device
 def _network_key(network: NetworkSpec | None, spec: FinetuneSpec, device: torch.device) -> str | None:
     if network is None:
         return None
-    shape = [spec.data.resolution, spec.data.channels]  # an encoder is built for the images
+    shape = list(spec.data.shape)  # an encoder is built for the images
     return digest(
         [network.model_dump(mode="json"), shape, _state_of_files(weights_files(network.weights)), str(device)]
     )

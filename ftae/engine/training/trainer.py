@@ -3,10 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ftae.engine.data.batches import Batch, replay_run, training_batch, training_noise
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.frozen_cache.plan import build_frozen_caches
+from ftae.engine.models.recomputation import recomputed_stages
 from ftae.engine.objectives.eval_batch import EvalContext
 from ftae.engine.process import device_of, rng_state, set_deterministic_kernels, set_memory_format, set_rng_state
 from ftae.engine.tasks import build_task, check_workers
@@ -22,11 +23,14 @@ from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.distributed import ALONE, Group, UnchangedBuffers, check_batch_independence
 from ftae.engine.training.evaluator import EvalSet, check_images
 from ftae.engine.training.model_reuse import ModelReuse, NoReuse
+from ftae.engine.training.prefetch import made_ahead
 from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, raised
 from ftae.specs.finetune.run import FinetuneSpec
 
 # In plain RuntimeErrors: the libraries that connect processes, and older GPU drivers.
 MACHINE_FAULTS = ("gloo", "Gloo", "NCCL", "CUDA error")
+
+BATCH_THREADS = 4  # at the most, that make batches beside the steps; by default one for each thread of a step
 
 logger = logging.getLogger(__name__)
 
@@ -136,16 +140,21 @@ class Trainer:
 
     def _train_to(self, step: int) -> None:
         buffers = UnchangedBuffers(self.autoencoder) if self.group.size > 1 else None
-        while self.step < step:
-            self.train_step()
+        with closing(self.batches_until(step)) as batches:
+            while self.step < step:
+                self.train_step(batches)
         if buffers is not None:
             buffers.check()
 
     # ------------------------------------------------------------------------------------------ one step
 
-    def train_step(self) -> None:
-        """Every network takes one optimizer step over ``grad_accumulation`` batches. Raises as ``train_to``."""
-        batches: Iterable[Batch] = map(self._batch, range(self.spec.grad_accumulation))
+    def train_step(self, following: Iterator[Batch] | None = None) -> None:
+        """Every network takes one optimizer step over the next ``grad_accumulation`` batches. Raises as ``train_to``.
+
+        ``following``: gives these batches; by default they are made now.
+        """
+        following = following or map(self._batch, self._numbers(self.step + 1))
+        batches: Iterable[Batch] = islice(following, self.spec.grad_accumulation)
         if len(self.task.networks) > 1:
             batches = list(batches)  # all networks see the same ones
         for network in self.task.networks:
@@ -154,17 +163,29 @@ class Trainer:
         self.step += 1
         self.window_steps += 1
 
+    def batches_until(self, step: int) -> Generator[Batch]:
+        """The batches of all steps before ``step``: made beside the steps, unless they cost less than that would."""
+        numbers, data = self._numbers(step), self.spec.data
+        is_degraded = any(images is not None and images.degrade is not None for images in (data, data.replay))
+        if not is_degraded and self.device.type == "cpu":
+            return (self._batch(number) for number in numbers)
+        return made_ahead(self._batch, numbers, threads=min(BATCH_THREADS, torch.get_num_threads()))
+
+    def _numbers(self, step: int) -> range:
+        """The numbers of the batches of the steps from now until ``step``."""
+        count = self.spec.grad_accumulation
+        return range(self.step * count, step * count)
+
     def _batch(self, number: int) -> Batch:
-        """Batch ``number`` (from 0) of this step."""
+        """Batch ``number`` of the run, a function of it alone. Called from several threads at once."""
         spec, length = self.spec, self.autoencoder.noise_dim
         size, rows = spec.batch_size, self.group.rows(spec.batch_size)
-        batch = self.step * spec.grad_accumulation + number
         made = training_batch(
-            self.data, spec.data, batch_size=size, batch=batch, seed=spec.seed, device=self.device, rows=rows
+            self.data, spec.data, batch_size=size, batch=number, seed=spec.seed, device=self.device, rows=rows
         )
         if length is None:
             return made
-        noise = training_noise(rows, length, batch_size=size, batch=batch, seed=spec.seed)
+        noise = training_noise(rows, length, batch_size=size, batch=number, seed=spec.seed)
         return replace(made, inputs=noise.to(self.device), ids=())
 
     def _train(self, network: NetworkInTraining, batches: Iterable[Batch]) -> None:
@@ -185,7 +206,10 @@ class Trainer:
 
     def _backward(self, network: NetworkInTraining, batch: Batch) -> dict[str, Tensor]:
         """Add the gradient of the loss on one batch; returns its terms, which are not yet read from the device."""
-        loss, count = self.task.loss(network, batch, self.step), self.spec.grad_accumulation
+        count, networks = self.spec.grad_accumulation, self.task.networks
+        is_on = self.spec.checkpoint_stages is True
+        with recomputed_stages(each.model for each in networks) if is_on else nullcontext():
+            loss = self.task.loss(network, batch, self.step)
         # By a factor, not as ``grad_tensors``: to compare shapes, torch imports sympy for a third of a second.
         torch.autograd.backward(loss.total if count == 1 else loss.total / count)
         self._measure(loss.numbers, share=1.0 / count)

@@ -15,7 +15,7 @@ from ray.util import get_node_ip_address
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ftae.engine.data.dataset import ImagesChanged
+from ftae.engine.data.stored_parts import ImagesChanged
 from ftae.engine.process import give_back_freed_memory, keep_freed_memory
 from ftae.engine.run_folder import CHECKPOINTS
 from ftae.engine.training.checkpoint import EvalReport, usable_checkpoint
@@ -193,14 +193,20 @@ class _Trial:
                 self._store.remove(f"{folder}/{name}")
 
     def _adapt(self, failure: TrainingFailed) -> bool:
-        """Halve the batch and accumulate twice as often; returns False if that was done before, or is not possible."""
-        spec = self._spec()
-        if self._adapted or spec.batch_size % (2 * self._search.search.resources.workers):
-            return False
-        changes = {"batch_size": spec.batch_size // 2, "grad_accumulation": 2 * spec.grad_accumulation}
-        reason = f"{failure}; continues with a batch of {changes['batch_size']} x {changes['grad_accumulation']}"
-        _send(Adapted(changes, reason))
-        self._settings, self._adapted = self._settings | changes, True
+        """Compute activations again, or else halve the batch and accumulate twice as often.
+
+        Returns False if both were done before, or are not possible.
+        """
+        changes: dict[str, Any] = {"checkpoint_stages": True}
+        how, spec = "checkpoint_stages", self._spec()
+        if spec.checkpoint_stages != "auto":
+            if self._adapted or spec.batch_size % (2 * self._search.search.resources.workers):
+                return False
+            changes = {"batch_size": spec.batch_size // 2, "grad_accumulation": 2 * spec.grad_accumulation}
+            how = f"a batch of {changes['batch_size']} x {changes['grad_accumulation']}"
+            self._adapted = True
+        _send(Adapted(changes, f"{failure}; continues with {how}"))
+        self._settings |= changes
         return True
 
 

@@ -1,14 +1,15 @@
 """What the specs of all sources of images share."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from ftae.specs.finetune.images import Degradation
+from ftae.specs.finetune.images import Degradation, Intensity
 from ftae.specs.reading.base import Positive, Spec
 from ftae.specs.reading.problems import Problem, one_of, quoted, refusal
-from ftae.specs.reading.schema import KeepsValidation
+from ftae.specs.reading.schema import KeepsValidation, Means
 
 
 def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str, ...]:
@@ -28,38 +29,81 @@ def normal_classes(names: Iterable[str], anomalies: Sequence[str]) -> tuple[str,
 
 
 ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
+Side = Annotated[int, Field(ge=8, le=4096)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def _kind_of_val(given: Any) -> str:
+    """YAML reads 1e-1 as text, which must not become the name of a folder."""
+    if isinstance(given, str):
+        return "share" if re.fullmatch(r"[-+.0-9]+(e[-+]?[0-9]+)?", given, re.IGNORECASE) else "folder"
+    if isinstance(given, bool):
+        return "folder"
+    return "count" if isinstance(given, int) else "share"
+
+
+ShareOrCount = Annotated[
+    Annotated[Share, Tag("share")] | Annotated[Positive, Tag("count")], Discriminator(_kind_of_val)
+]
+Held = Annotated[
+    Annotated[Share, Tag("share")] | Annotated[Positive, Tag("count")] | Annotated[str, Tag("folder")],
+    Discriminator(_kind_of_val),
+]
+_by_number = Discriminator(lambda given: "size" if isinstance(given, list | tuple) else "side")
+Extent = Annotated[Annotated[Side, Tag("side")] | Annotated[tuple[Side, Side], Tag("size")], _by_number]
+Length = Annotated[int, Field(ge=1, le=2**20)]
+ArrayExtent = Annotated[Annotated[Length, Tag("side")] | Annotated[tuple[Length, Length], Tag("size")], _by_number]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def size_of(resolution: int | Size) -> Size:
+    """Height and width of a side, or of both as they are."""
+    return resolution if isinstance(resolution, tuple) else (resolution, resolution)
+
+
+def shown(value: Any) -> str:
+    """A value as files have it: a pair is a list."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 class DataSpec(Spec):
-    """The fields that all sources share. Images are square, grey or RGB, with 8 bits a channel.
+    """The fields that all sources share.
 
-    Each source declares four facts, which no file sets: ``has_labels`` (None where only the images can tell),
+    Each source declares six facts, which no file sets: ``has_labels`` (None where only the images can tell),
     ``has_factors``, whether the factors of variation of its images are known, ``paired``, whether an image has a
-    partner: the model gets the one and learns to give the other, and ``unpaired``, whether its images are of two
-    domains, between which the model learns to translate without partners.
+    partner: the model gets the one and learns to give the other, ``unpaired``, whether its images are of two
+    domains, between which the model learns to translate without partners, ``square``, whether they have no other
+    shape, and ``of_floats``, whether its samples are kept as float32, whose values may lie outside [0, 1].
     """
 
     has_labels: ClassVar[bool | None] = None
     has_factors: ClassVar[bool] = False
     paired: ClassVar[bool] = False
     unpaired: ClassVar[bool] = False
+    square: ClassVar[bool] = False
+    of_floats: ClassVar[bool] = False
     if TYPE_CHECKING:
         source: str  # each source has its own name here
 
-    resolution: Annotated[int, Field(ge=8, le=4096)]
-    """Pixels a side of the images that the model gets."""
+    resolution: Extent
+    """Pixels a side of the images that the model gets; or [HEIGHT, WIDTH] of images that are not square."""
     color: Literal["rgb", "grey"] = "rgb"
     """Colour of the images; files in other colours are converted."""
-    # The number comes first in the union: YAML reads 1e-1 as text, which must not become the name of a folder.
-    val: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | str, Field(union_mode="left_to_right")] = 0.1
-    """Share of the images that is held out for validation, always the same images; or a folder (archive) of its own."""
-    random_crop_from: Positive | None = None
-    """Decode at this side and train on random crops of ``resolution``; validation takes the centre."""
+    val: Held = 0.1
+    """Share or number of the images that are held out for validation, always the same images; or a folder (archive) of
+    its own."""
+    random_crop_from: Extent | None = None
+    """Decode at this side, or at [HEIGHT, WIDTH], and train on random crops of ``resolution``; validation takes the
+    centre."""
     flip: Annotated[bool, KeepsValidation()] = False
     """Mirror training images left-right at random."""
     fingerprint: str | None = None
     """The images must be those with this fingerprint; a search sets it for its trials. Images that are in the cache
     of the machine count, even where their files have changed since."""
+    cache_gb: Annotated[Annotated[float, Field(ge=0.0)] | None, Means()] = None
+    """Disk space, in 1e9 bytes, that the decoded images of a set may take. Of a larger set, or one that the disk has no
+    room for, each image is decoded when it is first needed; null leaves it to the disk."""
     degrade: Degradation | None = None
     """The model gets degraded images and is compared with the clean ones; of pairs, only the input is degraded."""
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0), KeepsValidation()] = 1.0
@@ -70,20 +114,36 @@ class DataSpec(Spec):
     replay: Annotated["AnyReplayed | None", Field(discriminator="source")] = None
     """Images of the domain that the model comes from, mixed into every training batch."""
 
+    @field_validator("resolution", "random_crop_from")
+    @classmethod
+    def _one_number_of_squares(cls, given: int | Size | None) -> int | Size | None:
+        return given[0] if isinstance(given, tuple) and given[0] == given[1] else given
+
+    @field_validator("resolution")
+    @classmethod
+    def _may_be_oblong(cls, resolution: int | Size) -> int | Size:
+        if cls.square and isinstance(resolution, tuple):
+            raise ValueError(f"must be one number, the images of {cls.own_name()} are square, got {list(resolution)}")
+        return resolution
+
     @field_validator("random_crop_from")
     @classmethod
-    def _crop_has_room(cls, side: int | None, info: ValidationInfo) -> int | None:
+    def _crop_has_room(cls, given: int | Size | None, info: ValidationInfo) -> int | Size | None:
         resolution = info.data.get("resolution")
-        if side is not None and resolution is not None and side <= resolution:
-            raise ValueError(f"must be larger than resolution ({resolution}) to have an effect, got {side}")
-        return side
+        if given is None or resolution is None:
+            return given
+        size, room = size_of(resolution), size_of(given)
+        if room == size or room[0] < size[0] or room[1] < size[1]:
+            raise ValueError(
+                f"must be larger than resolution ({shown(resolution)}) to have an effect, got {shown(given)}"
+            )
+        return given
 
     @field_validator("labelled_fraction", "anomaly_classes")
     @classmethod
     def _labels_are_there(cls, value: Any, info: ValidationInfo) -> Any:
         if cls.has_labels is False and value != cls.model_fields[str(info.field_name)].default:
-            (source,) = get_args(cls.model_fields["source"].annotation)
-            raise ValueError(f"has no effect, {source} has no labels, got {quoted(value)}")
+            raise ValueError(f"has no effect, {cls.own_name()} has no labels, got {quoted(value)}")
         return value
 
     @field_validator("degrade")
@@ -95,10 +155,11 @@ class DataSpec(Spec):
             return degrade
         if cls.unpaired:
             raise ValueError("has no effect on images of two domains, which the model gets as they are")
-        if degrade.blur_radius() >= resolution:
-            found.append((("blur",), f"3 sigma must be less than resolution ({resolution}), got {degrade.blur:g}"))
-        if degrade.blocks is not None and degrade.blocks.size >= resolution:
-            rule = f"must be less than resolution ({resolution}), got {degrade.blocks.size}"
+        side = min(size_of(resolution))
+        if degrade.blur_radius() >= side:
+            found.append((("blur",), f"3 sigma must be less than resolution ({side}), got {degrade.blur:g}"))
+        if degrade.blocks is not None and degrade.blocks.size >= side:
+            rule = f"must be less than resolution ({side}), got {degrade.blocks.size}"
             found.append((("blocks", "size"), rule))
         if found:
             raise refusal(found)
@@ -122,7 +183,7 @@ class DataSpec(Spec):
         differing = [name for name, value in own.items() if replay is not None and getattr(replay, name) != value]
         if differing:
             raise refusal(
-                ((name,), f"must be that of data ({own[name]}), got {quoted(getattr(replay, name))}")
+                ((name,), f"must be that of data ({shown(own[name])}), got {quoted(getattr(replay, name))}")
                 for name in differing
             )
         return replay
@@ -132,14 +193,44 @@ class DataSpec(Spec):
         return self if self.replay is None else self.model_copy(update={"replay": self.replay.with_absolute_paths()})
 
     @property
-    def decoded_side(self) -> int:
-        """Pixels a side of the decoded arrays."""
-        return self.random_crop_from or self.resolution
+    def size(self) -> Size:
+        """Height and width of the images that the model gets."""
+        return size_of(self.resolution)
+
+    @property
+    def decoded_size(self) -> Size:
+        """Height and width of the decoded arrays."""
+        return size_of(self.random_crop_from or self.resolution)
+
+    @property
+    def margins(self) -> Size:
+        """Rows and columns of a decoded array that a crop leaves out."""
+        return self.decoded_size[0] - self.size[0], self.decoded_size[1] - self.size[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the model gets."""
+        return self.channels, *self.size
 
     @property
     def channels(self) -> int:
-        """Channels of the images: 3 or 1."""
+        """Channels of the images: 3 or 1, or the number of ``bands``."""
         return 3 if self.color == "rgb" else 1
+
+    @property
+    def chosen_bands(self) -> tuple[int, ...] | None:
+        """The bands of files that are the channels; None for colours."""
+        return None
+
+    @property
+    def stacks_pages(self) -> bool:
+        """Whether the pages of a file are the bands of one image."""
+        return False
+
+    @property
+    def meaning(self) -> Intensity | None:
+        """What the values in the files mean; None for images of 8 bits, whose values are 0 to 255."""
+        return None
 
     @property
     def stored_channels(self) -> int:
@@ -151,15 +242,15 @@ class DataSpec(Spec):
         """Whether a validation image is the one that the model should make of its input."""
         return not self.unpaired
 
-    @property
-    def grey_levels(self) -> tuple[int, int] | None:
-        """The values of 16-bit grey images that are black and white; None where the file does not say."""
-        return None
+    def with_levels(self, levels: tuple[float, float] | None) -> Self:
+        """With the measured values of black and white, where the file leaves these to its images."""
+        return self
 
-    @property
-    def most_bits(self) -> int | None:
-        """The largest number of bits that values of 16-bit grey images have; None where the file does not say."""
-        return None
+    @classmethod
+    def own_name(cls) -> str:
+        """The name of the source in files."""
+        (source,) = get_args(cls.model_fields["source"].annotation)
+        return str(source)
 
     def image_folders(self) -> dict[str, str]:
         """The folders with the images, by the leaves that name them."""
@@ -173,7 +264,7 @@ class Replayed(DataSpec):
     share: Annotated[float, Field(ge=0.0, lt=1.0), KeepsValidation()]
     """Share of the images of every batch; 0 only measures what the model still knows of that domain."""
 
-    @field_validator("labelled_fraction", "anomaly_classes", "replay")
+    @field_validator("labelled_fraction", "anomaly_classes", "replay", "label_column", check_fields=False)
     @classmethod
     def _belongs_to_the_data(cls, value: Any, info: ValidationInfo) -> Any:
         if value != cls.model_fields[str(info.field_name)].default:

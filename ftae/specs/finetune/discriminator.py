@@ -30,8 +30,11 @@ class DiscriminatorSpec(Spec):
     """The adversarial loss: hinge (Lim & Ye 2017), cross-entropy (Goodfellow et al. 2014), least squares (Mao et al.
     2017), or the pairwise relativistic loss of R3GAN (Huang et al. 2024), whose ``r1`` is taken of generated images,
     too."""
-    norm: Annotated[Literal["spectral", "group"], Governed("discriminator.architecture", ("patch",))] = "spectral"
-    """Spectral (Miyato et al. 2018) or group normalisation."""
+    norm: Annotated[Literal["spectral", "group", "instance"], Governed("discriminator.architecture", ("patch",))] = (
+        "spectral"
+    )
+    """Spectral (Miyato et al. 2018), group or instance normalisation; ``instance`` without factors and offsets, and
+    ``depth: 3``, are the discriminator of CycleGAN."""
     channels: Annotated[Positive, Governed("discriminator.architecture", ("patch", "dcgan"))] = 64
     """Channels of the first convolution."""
     depth: Annotated[Annotated[int, Field(ge=1, le=6)], Governed("discriminator.architecture", ("patch",))] = 2

@@ -31,14 +31,14 @@ class Losses(Spec):
     """Mean absolute error of pixels."""
     huber: Annotated[Weight, Term((needs.targets,))] = 0.0
     """Huber loss of pixels: quadratic up to ``huber_delta``, linear beyond."""
-    bce: Annotated[Weight, Term((needs.targets, needs.bounded_output))] = 0.0
+    bce: Annotated[Weight, Term((needs.targets, needs.bounded_output, needs.unit_values))] = 0.0
     """Binary cross-entropy of pixels in [0, 1]."""
     kl: Annotated[Weight, Term((needs.posterior,))] = 0.0
     """Divergence of the posterior from the prior, per latent element. Times image elements over latent elements it is
     the summed weight with which Stable Diffusion's autoencoder was trained."""
-    tv: Annotated[Weight, Term()] = 0.0
+    tv: Annotated[Weight, Term((needs.resolution(2),))] = 0.0
     """Total variation of the reconstruction (Rudin et al. 1992)."""
-    edge: Annotated[Weight, Term((needs.targets,))] = 0.0
+    edge: Annotated[Weight, Term((needs.targets, needs.resolution(2)))] = 0.0
     """Mean absolute difference of the image gradients (Mathieu et al. 2016)."""
     ssim: Annotated[Weight, Term((needs.targets, needs.resolution(16)))] = 0.0
     """1 - structural similarity (Wang et al. 2004)."""

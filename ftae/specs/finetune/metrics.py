@@ -1,6 +1,7 @@
 """The metrics that a run can be judged by: range, direction, needs and description of each."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +16,8 @@ class Metric:
     A diverged trial scores ``low`` or ``high``, whichever is worse. ``better`` is the direction in which the metric
     improves; None where either may be wanted. With fewer than ``least_images`` validation images it has no value.
     ``unit``: empty where the metric has none. ``doubt``: what a value below ``doubtful_below`` or above
-    ``doubtful_above`` says of a model.
+    ``doubtful_above`` says of a model. ``beside``: the ends of the names of metrics by which to read this one
+    (``BESIDE``). With fewer than ``least_train_images`` training images it has no value.
     """
 
     low: float
@@ -28,6 +30,8 @@ class Metric:
     doubtful_below: float = -math.inf
     doubtful_above: float = math.inf
     doubt: str = ""
+    beside: tuple[str, ...] = ()
+    least_train_images: int = 0
 
     def why_doubtful(self, value: float) -> str | None:
         """What a value says against a model, with the bound; None if it says nothing."""
@@ -36,9 +40,34 @@ class Metric:
         return f"{self.doubt}, above {self.doubtful_above:g}" if value > self.doubtful_above else None
 
 
-METRICS: dict[str, Metric] = {
+# What a metric of two sets of images is read by, and what it is of a metric.
+BESIDE = {
+    "train": "{0} of outputs against training images: far better than {0}, the model repeats what it was trained on",
+    "floor": "{0} of training images in place of outputs: what a perfect model would score",
+}
+
+
+def _with_those_beside(metrics: dict[str, Metric]) -> Iterator[tuple[str, Metric]]:
+    for name, metric in metrics.items():
+        yield name, metric
+        for end in metric.beside:
+            text, least = BESIDE[end].format(name), metric.least_images
+            yield (
+                f"{name}_{end}",
+                Metric(metric.low, metric.high, None, text, metric.needs, least, least_train_images=least),
+            )
+
+
+_METRICS: dict[str, Metric] = {
     "mse": Metric(0.0, 1.0, "minimize", "mean squared error of pixels in [0, 1]", (needs.true_pairs,)),
     "l1": Metric(0.0, 1.0, "minimize", "mean absolute error of pixels in [0, 1]", (needs.true_pairs,)),
+    "mae": Metric(
+        0.0,
+        1.0e9,
+        "minimize",
+        "mean absolute error in the unit of the values in files: grey levels, or HU where ``data.intensity`` says so",
+        (needs.true_pairs, needs.unit),
+    ),
     "psnr": Metric(
         0.0, 100.0, "maximize", "peak signal-to-noise ratio in dB, the mean over images", (needs.true_pairs,), unit="dB"
     ),
@@ -99,10 +128,18 @@ METRICS: dict[str, Metric] = {
         (needs.codes,),
     ),
     "sharpness": Metric(
-        0.0, 1.0e9, None, "mean gradient magnitude of reconstructions over that of targets; 1 is equally sharp"
+        0.0,
+        1.0e9,
+        None,
+        "mean gradient magnitude of reconstructions over that of targets; 1 is equally sharp",
+        (needs.resolution(2),),
     ),
     "edge_distance": Metric(
-        0.0, 1.0e9, "minimize", "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat"
+        0.0,
+        1.0e9,
+        "minimize",
+        "distance of the distributions of gradient magnitudes; 0 is equal, 1 is flat",
+        (needs.resolution(2),),
     ),
     "d_overfit": Metric(
         -1.0,
@@ -155,6 +192,7 @@ METRICS: dict[str, Metric] = {
         "the same by the name that it has for translations and samples; of few images it is far too large",
         (needs.features,),
         least_images=10,
+        beside=("train", "floor"),
     ),
     "kid": Metric(
         -1.0e9,
@@ -163,22 +201,7 @@ METRICS: dict[str, Metric] = {
         "kernel distance of features, outputs against validation images; unbiased, so it may be below 0",
         (needs.features,),
         least_images=10,
-    ),
-    "kid_train": Metric(
-        -1.0e9,
-        1.0e9,
-        None,
-        "kid of outputs against training images; far below kid, the model repeats what it was trained on",
-        (needs.features,),
-        least_images=10,
-    ),
-    "kid_floor": Metric(
-        -1.0e9,
-        1.0e9,
-        None,
-        "kid of training against validation images: what a perfect model would score",
-        (needs.features,),
-        least_images=10,
+        beside=("train", "floor"),
     ),
     "precision": Metric(
         0.0,
@@ -187,6 +210,7 @@ METRICS: dict[str, Metric] = {
         "share of outputs that lie among validation images by features (Kynkäänniemi et al. 2019)",
         (needs.features,),
         least_images=10,
+        beside=("train", "floor"),
     ),
     "recall": Metric(
         0.0,
@@ -195,6 +219,7 @@ METRICS: dict[str, Metric] = {
         "share of validation images that lie among outputs by features (Kynkäänniemi et al. 2019)",
         (needs.features,),
         least_images=10,
+        beside=("train", "floor"),
     ),
     "diversity": Metric(
         0.0,
@@ -205,6 +230,7 @@ METRICS: dict[str, Metric] = {
         least_images=10,
         doubtful_below=0.7,
         doubt="its images are much alike",
+        beside=("floor",),
     ),
     "memorised": Metric(
         0.0,
@@ -238,6 +264,8 @@ METRICS: dict[str, Metric] = {
         (needs.other_inputs,),
     ),
 }
+
+METRICS = dict(_with_those_beside(_METRICS))
 
 if TYPE_CHECKING:
     MetricName = str

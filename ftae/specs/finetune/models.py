@@ -130,16 +130,43 @@ class DiffusersModel(ModelSpec):
     """A pretrained autoencoder of diffusers."""
 
     pretrained: str
-    """A local folder in diffusers format, a hub id (``owner/name`` or ``owner/name@revision``), or a file of weights
-    that has the ``config.json`` of its model beside it."""
+    """A local folder in diffusers format, a hub id (``owner/name`` or ``owner/name@revision``), or a file of weights.
+    The ``config.json`` of its model must lie beside a file; ``autoencoder_kl``, ``autoencoder_kl_flux2`` and
+    ``vq_model`` need none."""
     subfolder: str | None = None
     """The folder of the autoencoder inside a whole pipeline, such as ``vae``."""
+
+
+class Scaling(Spec):
+    """How a diffusion model takes latents: ``(latents - shift) * factor``."""
+
+    factor: Annotated[float, Field(gt=0.0)]
+    """``scaling_factor`` in diffusers' ``config.json``."""
+    shift: float | None = None
+    """``shift_factor`` in diffusers' ``config.json``."""
 
 
 class AutoencoderKl(DiffusersModel):
     """diffusers' AutoencoderKL, the VAE of Stable Diffusion; images in [-1, 1]."""
 
     family: Literal["autoencoder_kl"] = "autoencoder_kl"
+    scaling: Literal["sd", "sdxl", "sd3", "flux"] | Scaling | None = None
+    """Whose latents those of a file without a ``config.json`` are: Stable Diffusion 1 or 2, SDXL, Stable Diffusion 3,
+    Flux.1, or another ``{factor, shift}``. Required for such a file, which does not say it; training does not depend on
+    it, exported models do."""
+    has_posterior: ClassVar[bool | None] = True
+    SCALINGS: ClassVar[dict[str, Scaling]] = {
+        "sd": Scaling(factor=0.18215),
+        "sdxl": Scaling(factor=0.13025),
+        "sd3": Scaling(factor=1.5305, shift=0.0609),
+        "flux": Scaling(factor=0.3611, shift=0.1159),
+    }
+
+
+class AutoencoderKlFlux2(DiffusersModel):
+    """diffusers' AutoencoderKLFlux2, the VAE of Flux.2; images in [-1, 1]."""
+
+    family: Literal["autoencoder_kl_flux2"] = "autoencoder_kl_flux2"
     has_posterior: ClassVar[bool | None] = True
 
 
@@ -192,10 +219,12 @@ def _named_range(value: Any) -> Any:
 
 
 class CustomModel(ModelSpec):
-    """A user's own module, with ``encode`` and ``decode``, or with ``forward`` alone.
+    """A user's own module, with ``encode`` and ``decode``, with ``forward`` alone, or with nothing but the children
+    ``encoder`` and ``decoder``.
 
-    ``encode`` returns latents, or ``(mean, logvar)``. ``pretrained`` is a state dict: ``.safetensors``, or ``.pt``,
-    of which only tensors are read.
+    What encodes returns latents, ``(mean, logvar)`` or a distribution, what decodes the reconstruction: alone, in a
+    tuple, in a dict, or in another object such as the outputs of diffusers. ``pretrained`` is a state dict:
+    ``.safetensors``, or ``.pt``, of which only tensors are read.
     """
 
     family: Annotated[str, matching(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "written package.module:attr")]
@@ -230,6 +259,7 @@ AnyModel = Annotated[
     | Annotated[StyleGan2, Tag("stylegan2")]
     | Annotated[CycleGan, Tag("cyclegan")]
     | Annotated[AutoencoderKl, Tag("autoencoder_kl")]
+    | Annotated[AutoencoderKlFlux2, Tag("autoencoder_kl_flux2")]
     | Annotated[AsymmetricAutoencoderKl, Tag("asymmetric_autoencoder_kl")]
     | Annotated[AutoencoderTiny, Tag("autoencoder_tiny")]
     | Annotated[AutoencoderDc, Tag("autoencoder_dc")]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec, shown
 from ftae.specs.finetune.models import AnyModel
 from ftae.specs.finetune.networks import FeatureNet, PerceptualNet
 from ftae.specs.reading.schema import Role
@@ -81,6 +81,13 @@ def bounded_output(parts: Parts) -> str | None:
     return f"needs outputs inside the image range, {parts.model.family} does not bound them (use mse or l1)"
 
 
+@need("values in [0, 1]")
+def unit_values(parts: Parts) -> str | None:
+    if parts.data is None or not parts.data.of_floats or getattr(parts.data, "normalise", None) == "minmax":
+        return None
+    return "needs values that lie in [0, 1], those of arrays may lie outside (use mse or l1, or normalise: minmax)"
+
+
 @need("labels")
 def labels(parts: Parts) -> str | None:
     """Whether the images of a folder have labels, only the folder can tell."""
@@ -145,6 +152,22 @@ def true_pairs(parts: Parts) -> str | None:
     )
 
 
+@need("values with a unit that images share")
+def unit(parts: Parts) -> str | None:
+    meaning = None if parts.data is None else parts.data.meaning
+    if meaning is None or meaning.per_image is None:
+        return None
+    return "needs values that all images share, data.intensity.per_image scales each by itself (use l1)"
+
+
+@need("1 or 3 channels")
+def colours(parts: Parts) -> str | None:
+    """What networks that were trained on photographs can look at."""
+    if parts.data is None or parts.data.channels in (1, 3):
+        return None
+    return f"looks at images of 1 or 3 channels, got {parts.data.channels}"
+
+
 @need("a model that translates both ways")
 def both_ways(parts: Parts) -> str | None:
     if parts.model is None or parts.model.both_ways:
@@ -198,7 +221,7 @@ def perceptual(parts: Parts) -> str | None:
     """A network to compare images with, and images that are large enough for it."""
     if parts.perceptual is None:
         return "needs a network to compare images with: set perceptual: {net: vgg16, weights: FILE}"
-    reason = None if parts.data is None else resolution(parts.perceptual.least_resolution)(parts)
+    reason = colours(parts) or resolution(parts.perceptual.least_resolution)(parts)
     return None if reason is None else f"with {parts.perceptual.net} {reason}"
 
 
@@ -212,7 +235,7 @@ def vgg16(parts: Parts) -> str | None:
 @need("finetune.features")
 def features(parts: Parts) -> str | None:
     if parts.features is not None:
-        return None
+        return None if parts.features.net == "encoder" else colours(parts)
     return (
         "needs a network that gives features: set features: {net: inception_v3, weights: FILE}, or for images far from "
         "photographs {net: encoder, weights: FOLDER}"
@@ -224,8 +247,8 @@ def resolution(least: int) -> Need:
 
     @need(f"{least} pixels a side")
     def check(parts: Parts) -> str | None:
-        if parts.data is None or parts.data.resolution >= least:
+        if parts.data is None or min(parts.data.size) >= least:
             return None
-        return f"needs a resolution of at least {least}, got {parts.data.resolution}"
+        return f"needs a resolution of at least {least}, got {shown(parts.data.resolution)}"
 
     return check

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ftae.specs.finetune import needs
 from ftae.specs.finetune.data import AnyData
+from ftae.specs.finetune.data_spec import Size, shown
 from ftae.specs.finetune.discriminator import OTHER_DEFAULTS, WHOLE_IMAGE, DiscriminatorSpec
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, MetricName
@@ -89,6 +90,9 @@ class FinetuneSpec(Spec):
     frozen_cache_gb: Annotated[float, Field(ge=0.0, allow_inf_nan=False), Means()] = 4.0
     """Disk space, in 1e9 bytes, for the outputs of frozen stages, which are kept for all runs of a machine; 0 keeps
     none."""
+    checkpoint_stages: Annotated[Literal["auto"] | bool, Means()] = "auto"
+    """Keep only what goes into each stage until the backward pass, which computes the rest again: the same numbers in
+    less memory and a longer step. ``auto`` does so once memory does not suffice, before the batch is halved."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random in the run."""
 
@@ -155,12 +159,12 @@ class FinetuneSpec(Spec):
         if data is None or losses is None or losses.adversarial == 0.0:
             return discriminator
         if discriminator.architecture == "patch":
-            if data.resolution < discriminator.least_resolution:
+            if min(data.size) < discriminator.least_resolution:
                 least = f"{discriminator.least_resolution} (3 * 2**depth)"
-                rule = f"{discriminator.depth} needs a resolution of at least {least}, got {data.resolution}"
+                rule = f"{discriminator.depth} needs a resolution of at least {least}, got {shown(data.resolution)}"
                 raise refusal([(("depth",), rule)])
-        elif data.resolution < WHOLE_IMAGE or data.resolution.bit_count() != 1:
-            rule = f"needs a data.resolution that is a power of two from {WHOLE_IMAGE} on, got {data.resolution}"
+        elif not _is_square_power(data.size):
+            rule = f"needs a data.resolution that is a power of two from {WHOLE_IMAGE} on, got {shown(data.resolution)}"
             raise refusal([(("architecture",), f"{discriminator.architecture} {rule}")])
         if discriminator.augment.name != "none" and cls._sees_pairs(discriminator, data):
             raise refusal(
@@ -290,6 +294,10 @@ class FinetuneSpec(Spec):
         """The metrics as reports name them: ``val/psnr``, ``val_source/psnr``."""
         return (*(f"val/{name}" for name in self.metrics), *(f"val_source/{name}" for name in self.source_metrics()))
 
+    def with_levels(self, levels: tuple[float, float] | None) -> "FinetuneSpec":
+        """The same run, whose images keep these values of black and white whatever images are added."""
+        return self.model_copy(update={"data": self.data.with_levels(levels)})
+
     def with_absolute_paths(self) -> "FinetuneSpec":
         """The same run with absolute paths, so that it can be run from any folder."""
         model, discriminator = self.model, self.discriminator.with_absolute_paths()
@@ -302,6 +310,10 @@ class FinetuneSpec(Spec):
         return self.model_copy(
             update={**networks, "model": model, "data": self.data.with_absolute_paths(), "discriminator": discriminator}
         )
+
+
+def _is_square_power(size: Size) -> bool:
+    return size[0] == size[1] and size[0] >= WHOLE_IMAGE and size[0].bit_count() == 1
 
 
 def _parts(info: ValidationInfo, weights: dict[str, float] | None) -> Parts:

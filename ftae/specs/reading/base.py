@@ -63,8 +63,8 @@ class Spec(BaseModel):
 
 
 def absolute(path: str) -> str:
-    """A path of a file as an absolute one, which is valid from any folder."""
-    return str(Path(path).expanduser().absolute())
+    """A path of a file as an absolute one, which is valid from any folder; a URL as it is."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 @dataclass(frozen=True)

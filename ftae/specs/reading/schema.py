@@ -235,6 +235,20 @@ def fields_with(spec_type: type[BaseModel], *kinds: type[Role]) -> tuple[str, ..
     return tuple(name for name, field in fields if any(isinstance(extra, kinds) for extra in field.metadata))
 
 
+def without_means(spec_type: type[BaseModel], dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped section without the fields that are ``Means``, also of the sections below it."""
+    paths = roles_below(spec_type, Means)
+
+    def kept(section: Mapping[str, Any], above: str) -> dict[str, Any]:
+        return {
+            name: kept(value, f"{above}{name}.") if isinstance(value, Mapping) else value
+            for name, value in section.items()
+            if f"{above}{name}" not in paths
+        }
+
+    return kept(dumped, "")
+
+
 @cache
 def _all_roles(spec_type: type[BaseModel]) -> tuple[tuple[str, Role], ...]:
     return tuple((".".join(path), role) for path, role in _roles(spec_type, ()))

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftae.specs.finetune.data import Archive
 from ftae.specs.finetune.losses import Losses
 from ftae.specs.finetune.metrics import METRICS, metric_facts
 from ftae.specs.finetune.models import CustomModel
 from ftae.specs.finetune.needs import Enables, Need
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.folders import Archive, Shards
 from ftae.specs.reading.overrides import value_at
 from ftae.specs.reading.problems import Problem, dotted, quoted
 from ftae.specs.reading.schema import KeepsValidation, roles_below, roles_in
@@ -126,9 +126,16 @@ def missing_folders(spec: SearchSpec | ProductionSpec) -> list[Problem]:
     found: list[Problem] = []
     for leaf, name in data.image_folders().items():
         owner = data.replay if leaf.startswith("data.replay.") and data.replay is not None else data
-        if fault := _path_fault(Path(name).expanduser(), isinstance(owner, Archive)):
+        if isinstance(owner, Shards):  # patterns and URLs
+            continue
+        path = Path(name).expanduser()
+        if fault := _file_fault(path) if owner.of_floats else _path_fault(path, isinstance(owner, Archive)):
             found.append((("finetune", *leaf.split(".")), f"{dotted((name,))} {fault}"))
     return found
+
+
+def _file_fault(path: Path) -> str | None:
+    return None if path.is_file() else "is not a file"
 
 
 def _path_fault(path: Path, may_be_file: bool) -> str | None:

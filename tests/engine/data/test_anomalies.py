@@ -19,8 +19,9 @@ from ftae.engine.training.evaluator import evaluate_all
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import Digits, ImageFolder
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.builtin import Digits
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 SHADES = {"bad": 0, "good": 100, "odd": 200, "plain": 50}
 

@@ -23,7 +23,7 @@ from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.sources import source_of
 from ftae.errors import FtaeError
 from ftae.inference.pictures import named_folder
-from ftae.specs.finetune.data import Archive
+from ftae.specs.finetune.sources.folders import Archive
 
 pytestmark = pytest.mark.usefixtures("cache")
 

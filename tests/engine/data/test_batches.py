@@ -6,7 +6,7 @@ import torch
 
 from ftae.engine.data.batches import batch_indices, train_batch, val_batches
 from ftae.engine.data.source_base import ImageSet
-from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 
 def spec_of(**fields: Any) -> ImageFolder:

@@ -10,9 +10,11 @@ import pytest
 from image_files import load
 from PIL import Image
 
-from ftae.engine.data.dataset import ImagesChanged
+from ftae.engine.data.stored_parts import ImagesChanged
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import AnyData, Digits, ImageFolder, Shapes
+from ftae.specs.finetune.data import AnyData
+from ftae.specs.finetune.sources.builtin import Digits, Shapes
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 pytestmark = pytest.mark.usefixtures("cache")
 

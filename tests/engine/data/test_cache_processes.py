@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from image_files import folder_spec, load, save, save_noise
 
-from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -24,7 +24,7 @@ LOAD = """
 import json, sys
 from ftae.engine.data.dataset import load_dataset
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import ImageFolder
+from ftae.specs.finetune.sources.folders import ImageFolder
 spec = ImageFolder.model_validate_json(sys.argv[1])
 {prepare}
 print("ready", flush=True)

@@ -13,9 +13,9 @@ from ftae.engine.data.batches import Batch, degraded, train_batch, val_batches
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.training.loop import finetune
-from ftae.specs.finetune.data import Digits
 from ftae.specs.finetune.images import Degradation
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.builtin import Digits
 
 ALL = {"blur": 0.7, "noise": 0.1, "jpeg": 30, "blocks": {"share": 0.25, "size": 4}}
 

@@ -11,7 +11,8 @@ from PIL import Image
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import Digits, ImageFolder
+from ftae.specs.finetune.sources.builtin import Digits
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 
 def digits(share: float, **fields: Any) -> Dataset:

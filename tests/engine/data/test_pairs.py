@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from ftae.engine.data.batches import Batch, train_batch, val_batches
 from ftae.engine.data.sources import source_of
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import DigitEdges, Pairs
+from ftae.specs.finetune.sources.builtin import DigitEdges
+from ftae.specs.finetune.sources.two_sided import Pairs
 
 pytestmark = pytest.mark.usefixtures("cache")
 

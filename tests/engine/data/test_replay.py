@@ -12,15 +12,17 @@ from builders import run_spec
 from PIL import Image
 
 from ftae.engine.data.batches import Batch, train_batch, training_batch
-from ftae.engine.data.dataset import Dataset, ImagesChanged, load_dataset
+from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.data.source_base import ImageSet
+from ftae.engine.data.stored_parts import ImagesChanged
 from ftae.engine.training.evaluator import evaluate_all
 from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import Digits, ImageFolder
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.builtin import Digits
+from ftae.specs.finetune.sources.folders import ImageFolder
 
 
 def data(share: float, own: dict[str, Any] | None = None, **source: Any) -> Digits:

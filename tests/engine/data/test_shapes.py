@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ftae.engine.data.batches import val_batches
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.data.source_base import ImageSet
-from ftae.specs.finetune.data import SHAPE_FACTORS, Shapes
+from ftae.specs.finetune.sources.builtin import SHAPE_FACTORS, Shapes
 
 pytestmark = pytest.mark.usefixtures("cache")
 

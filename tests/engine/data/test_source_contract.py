@@ -17,10 +17,11 @@ from image_files import load
 from PIL import Image
 
 from ftae.engine.data.batches import training_batch, val_batches
+from ftae.engine.data.files.decoding import stored_type
 from ftae.engine.data.source_base import shuffled
 from ftae.engine.data.sources import SOURCES, normal_class_names, num_images, source_of
 from ftae.inference.pictures import validation_names
-from ftae.specs.finetune.data import UNPAIRED_SOURCES, AnyData
+from ftae.specs.finetune.data import SOURCE_SPECS, UNPAIRED_SOURCES, AnyData
 from ftae.specs.finetune.data_spec import DataSpec
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -29,7 +30,7 @@ SIDE = 16
 
 
 def folder(place: Path, *, classes: tuple[str, ...], width: int = SIDE) -> str:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(list(place.name.encode()))  # no folder has an image of another
     for i in range(12):
         path = place / (classes[i % len(classes)] if classes else ".") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,20 @@ def two_zips(place: Path) -> dict[str, Any]:
     return {"source": "archive", "train": folder_as_zip(two["train"]), "val": folder_as_zip(two["val"])}
 
 
+def tarred(place: Path) -> dict[str, Any]:
+    place.mkdir(parents=True, exist_ok=True)
+    return {"source": "shards", "train": shutil.make_archive(str(place / "a"), "tar", tar_root(place)), "val": 0.25}
+
+
+def tar_root(place: Path) -> str:
+    return folder(place / f"files-{place.name}", classes=("a", "b", "c"))
+
+
+def two_tars(place: Path) -> dict[str, Any]:
+    train, val = tarred(place / "train")["train"], tarred(place / "val")["train"]
+    return {"source": "shards", "train": train, "val": f"{Path(val).parent}/*.tar"}
+
+
 def side_by_side(place: Path) -> dict[str, Any]:
     return {"source": "pairs", "train": folder(place, classes=("a", "b"), width=2 * SIDE), "val": 0.25}
 
@@ -92,6 +107,21 @@ def digit_domains(place: Path) -> dict[str, Any]:
     return {"source": "digit_domains", "classes": (3, 7, 1)}
 
 
+def arrays(place: Path) -> dict[str, Any]:
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save(place / "samples.npy", rng.normal(7.0, 3.0, (24, 3, SIDE, SIDE)))
+    np.save(place / "classes.npy", np.array(["a", "b", "c"] * 8))
+    files = {"train": str(place / "samples.npy"), "labels": str(place / "classes.npy")}
+    return {"source": "arrays", **files, "layout": "chw", "num_channels": 3, "normalise": "standard", "val": 0.25}
+
+
+def arrays_in_groups(place: Path) -> dict[str, Any]:
+    data = arrays(place)
+    np.save(place / "groups.npy", np.arange(24) // 4)
+    return {**data, "labels": None, "groups": str(place / "groups.npy")}
+
+
 def digits(place: Path) -> dict[str, Any]:
     return {"source": "digits", "classes": (3, 7, 1)}
 
@@ -119,10 +149,14 @@ VARIANTS = {
     "two folders": Variant(two_folders, "b"),
     "zip": Variant(zipped, "b"),
     "two zips": Variant(two_zips, "b"),
+    "tar shard": Variant(tarred, "b"),
+    "two tar shards": Variant(two_tars, "b"),
     "pairs side by side": Variant(side_by_side, "b"),
     "pairs in two folders": Variant(pairs_in_folders),
     "two domains": Variant(unpaired),
     "two domains in folders": Variant(unpaired_in_folders),
+    "arrays": Variant(arrays, "b"),
+    "arrays in groups": Variant(arrays_in_groups),
     "digit domains": Variant(digit_domains),
     "digits": Variant(digits, "7"),
     "digit edges": Variant(digit_edges, "7"),
@@ -148,7 +182,7 @@ def sources_of(field: Any) -> set[str]:
 
 def test_every_source_is_here(tmp_path: Path) -> None:
     here = {type(spec_of(variant.make(tmp_path / name))) for name, variant in VARIANTS.items()}
-    assert here == set(SOURCES) == set(get_args(get_args(AnyData)[0]))
+    assert here == set(SOURCES) == set(SOURCE_SPECS)
     assert sources_of(DataSpec.model_fields["replay"].annotation) == sources_of(get_args(AnyData)[0])
 
 
@@ -194,7 +228,7 @@ class TestEverySource:
             for i in (0, len(listed.names) - 1):
                 pixels = listed.decode(i)
                 assert pixels.shape == listed.shape
-                assert pixels.dtype == np.uint8
+                assert pixels.dtype == stored_type(spec)
                 assert (listed.decode(i) == pixels).all()
 
     def test_content_is_json_and_always_the_same(self, spec: AnyData) -> None:
@@ -217,7 +251,7 @@ class TestEverySource:
         assert len(data.val) > 0
         for images in (data.train, data.val):
             assert images.images.shape == (len(images), SIDE, SIDE, spec.stored_channels)
-            assert images.images.dtype == np.uint8
+            assert images.images.dtype == stored_type(spec)
             assert images.complete is not None
             assert images.complete.num_images == len(images)
         assert data.skipped == ()
@@ -266,6 +300,8 @@ class TestEverySource:
 
     @pytest.mark.parametrize("fields", [{"resolution": 8}, {"color": "rgb"}, {"random_crop_from": 20}])
     def test_another_size_or_colour_is_another_fingerprint(self, fields: dict[str, Any], spec: AnyData) -> None:
+        if spec.of_floats:
+            pytest.skip("arrays are neither resized nor of colours")
         other = {**spec.model_dump(), **fields}
         if fields.get("color") == spec.color:
             other["color"] = "grey"
@@ -296,6 +332,8 @@ class TestEverySource:
         if variant.class_name is None:
             pytest.skip("it has no classes")
         data = variant.make(tmp_path / "images")
+        if spec_of(data).of_floats:
+            pytest.skip("arrays are normalised by the samples that are trained on")
         plain = load(spec_of(data))
         arrays = set(cache.glob("images/*/images.npy"))
         with_anomalies = load(spec_of(data, anomaly_classes=(variant.class_name,)))

@@ -9,7 +9,7 @@ from image_files import load
 from PIL import Image
 
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data import Digits, Photos
+from ftae.specs.finetune.sources.builtin import Digits, Photos
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -16,9 +16,10 @@ from builders import run_spec
 from image_files import encoded, folder_spec
 from PIL import Image, TiffImagePlugin
 
-from ftae.engine.data.dataset import Dataset, check_listed, load_dataset, part_keys
-from ftae.engine.data.decoding import decode_image
+from ftae.engine.data.dataset import Dataset, check_listed, load_dataset
+from ftae.engine.data.files.decoding import decode_image
 from ftae.engine.data.image_folder import folder_part
+from ftae.engine.data.stored_parts import part_keys
 from ftae.engine.data.survey import NUM_GLANCED, survey_image
 from ftae.errors import FtaeError
 from ftae.inference.pictures import named_folder, validation_names
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def load(folder: Path, **fields: Any) -> Dataset:
     return image_files.load(folder_spec(folder, **{"val": 0.5, **fields}))
+
+
+def told(data: Dataset) -> tuple[str, ...]:
+    """The notes of a data set, but for that on equal images, which these tests make."""
+    return tuple(note for note in data.notes if "also in training" not in note)
 
 
 def run_on(folder: Path, **fields: Any) -> FinetuneSpec:
@@ -99,12 +105,15 @@ DEEP = np.full((32, 32, 3), 40000, np.uint16)
 @pytest.mark.parametrize(
     ("data", "note"),
     [
-        (png16(2, DEEP), "1 image has 16 bits a channel; ftae keeps the upper 8"),
+        (png16(2, DEEP), "1 image has 16 bits a channel; the upper 8 are kept, data.intensity: {bits: 16} keeps all"),
         (png16(6, np.full((32, 32, 4), 65535, np.uint16)), "16 bits a channel"),
         (png16(4, np.full((32, 32, 2), 65535, np.uint16)), "16 bits a channel"),
         (ppm16(DEEP, 65535), "16 bits a channel"),
         (tiff(3, bits=16), "16 bits a channel"),
-        (encoded(grey16(65535), "png"), "1 grey image has 16 bits; ftae keeps the upper 8"),
+        (
+            encoded(grey16(65535), "png"),
+            "1 grey image has 16 bits; the upper 8 are kept",
+        ),
         (encoded(grey16(65535), "tiff"), "1 grey image has 16 bits"),
         (encoded(grey16(65535), "jpeg2000"), "1 grey image has 16 bits"),
         (ppm16(np.full((32, 32), 65535), 65535), "1 grey image has 16 bits"),
@@ -167,8 +176,14 @@ def test_the_avif_of_a_phone_is_known_by_its_bits() -> None:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (Image.fromarray(np.ones((16, 16), np.float32)), "32-bit pixels have no known range"),
-        (Image.fromarray(np.ones((16, 16), np.int32)), "32-bit pixels have no known range"),
+        (
+            Image.fromarray(np.ones((16, 16), np.float32)),
+            "32-bit values have no known range",
+        ),
+        (
+            Image.fromarray(np.ones((16, 16), np.int32)),
+            "32-bit values have no known range",
+        ),
     ],
 )
 def test_pixels_without_a_known_range_are_skipped(image: Image.Image, reason: str, tmp_path: Path) -> None:
@@ -178,7 +193,9 @@ def test_pixels_without_a_known_range_are_skipped(image: Image.Image, reason: st
     (tmp_path / "seven.tiff").write_bytes(tiff(7))
     skipped = load(tmp_path).skipped
     assert [reason in entry for entry in skipped] == [False, True]
-    assert skipped[0].endswith("seven.tiff: a TIFF that is damaged, or has bands or bits that ftae does not read")
+    assert skipped[0].endswith(
+        "seven.tiff: a TIFF that is damaged, or that needs data.intensity or data.bands to be read"
+    )
 
 
 # ------------------------------------------------------------------------------------------ 16-bit grey
@@ -218,11 +235,14 @@ def test_one_image_of_all_bits_makes_the_set_one_of_16(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("intensity", "expected"),
     [
-        ({"bits": 12}, [0, 255]),
-        ({"bits": 16}, [0, 15]),
-        ({"window": [0, 4095]}, [0, 255]),
-        ({"window": [1000, 3000]}, [0, 255]),
-        ({"window": [0, 8190]}, [0, 127]),
+        ({"bits": 12}, [0, 65535]),
+        ({"bits": 16}, [0, 4095]),
+        ({"window": [0, 4095]}, [0, 65535]),
+        ({"window": [1000, 3000]}, [0, 65535]),
+        ({"window": [0, 8190]}, [0, 32768]),
+        ({"percentile": [0, 100]}, [0, 65535]),
+        ({"dtype_range": True}, [0, 4095]),
+        ({"per_image": "minmax"}, [0, 65535]),
     ],
 )
 def test_what_values_are_can_be_said(intensity: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
@@ -232,7 +252,7 @@ def test_what_values_are_can_be_said(intensity: dict[str, Any], expected: list[i
     row = data.train.images[0, 8, :, 0].astype(int)
     assert [row.min(), row.max()] == expected
     assert (np.diff(row) >= 0).all()
-    assert data.notes == ()
+    assert told(data) == ()
     again = load(tmp_path, color="grey", intensity={"window": [5, 4095]})
     assert again.fingerprint != data.fingerprint
 
@@ -245,19 +265,19 @@ def test_bits_that_the_values_exceed_are_refused(tmp_path: Path) -> None:
 
 
 def test_all_16_bits_are_what_they_always_were(tmp_path: Path) -> None:
-    """Said or not: the same pixels under the same fingerprint."""
+    """Where nothing is said: the upper 8."""
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(encoded(grey16(65535, side=16), "png"))
     data = load(tmp_path, color="grey")
     assert (data.train.images[0, 0, :, 0] == np.linspace(0, 65535, 16).round().astype(np.uint16) >> 8).all()
-    assert load(tmp_path, color="grey", intensity={"bits": 16}).fingerprint == data.fingerprint
+    assert load(tmp_path, color="grey", intensity={"bits": 16}).train.images.max() == 65535
 
 
 def test_an_intensity_without_effect_is_said(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(encoded(NOISE, "png"))
-    assert load(tmp_path, intensity={"bits": 12}).notes == (
-        f"{tmp_path}: data.intensity has no effect: no image is grey of 16 bits",
+    assert told(load(tmp_path, intensity={"bits": 12})) == (
+        f"{tmp_path}: data.intensity says 12 bits, but no image has more than 8",
     )
 
 
@@ -324,7 +344,7 @@ def test_the_fingerprint_tells_pixels_that_were_once_taken_for_transparent(tmp_p
 @pytest.mark.parametrize(("sides", "said"), [([8] * 4, "all 4 images are"), ([8, 8, 8, 64], "3 of 4 images are")])
 def test_images_that_are_enlarged_are_counted(sides: list[int], said: str, tmp_path: Path) -> None:
     for i, side in enumerate(sides):
-        NOISE.resize((side, 2 * side)).save(tmp_path / f"{i}.png")
+        NOISE.transpose(Image.Transpose(i)).resize((side, 2 * side)).save(tmp_path / f"{i}.png")
     assert load(tmp_path).notes == (f"{tmp_path}: {said} smaller than 16 pixels and are enlarged",)
     assert load(tmp_path, resolution=8).notes == ()
     assert load(tmp_path, resolution=8, random_crop_from=16).notes != ()
@@ -353,7 +373,7 @@ def test_pillow_is_silent(tmp_path: Path) -> None:
     (tmp_path / "larger.png").write_bytes(encoded(Image.new("1", (16000, 14000)), "png"))
     code = (
         "import sys; from ftae.engine.data.dataset import load_dataset\n"
-        "from ftae.specs.finetune.data import ImageFolder\n"
+        "from ftae.specs.finetune.sources.folders import ImageFolder\n"
         "data = load_dataset(ImageFolder(source='image_folder', train=sys.argv[1], resolution=8))\n"
         "print(*data.skipped, sep='\\n')"
     )

@@ -20,7 +20,6 @@ from ftae.specs.finetune.run import FinetuneSpec
 from ftae.user_code import import_attr
 
 NETS = '''
-import dataclasses
 import sys
 
 import torch
@@ -84,10 +83,6 @@ class Odd(Net):
         if not self.training and len(images) == 3: raise IndexError("an odd batch")
         return super().encode(images)
 
-@dataclasses.dataclass
-class Wrapped:
-    latents: torch.Tensor
-
 class Encodes(Net):
     """The value that encode returns is named by ``kind``."""
     def __init__(self, kind):
@@ -96,8 +91,7 @@ class Encodes(Net):
     def encode(self, images):
         z = super().encode(images)
         return {
-            "list": [z, z], "triple": (z, z, z), "dict": {"z": z, "extra": z}, "none": None, "dataclass": Wrapped(z),
-            "normal": torch.distributions.Normal(z, 1.0), "codes": z.argmax(1), "indices": (z, z.argmax(1)),
+            "list": [z, z], "triple": (z, z, z), "dict": {"extra": z}, "none": None, "codes": z.argmax(1),
             "shapes": (z, z[:, :1]), "flat": z.flatten(),
         }[self.kind]
 
@@ -107,7 +101,10 @@ class Decodes(Net):
         self.kind = kind
     def decode(self, latents):
         x = super().decode(latents)
-        return {"tuple": (x, latents), "bytes": x.to(torch.uint8), "none": None, "small": x[:, :, :8]}[self.kind]
+        return {
+            "tuple": (latents, 3), "two": {"a": x, "b": x}, "bytes": x.to(torch.uint8), "none": None,
+            "small": x[:, :, :8],
+        }[self.kind]
 
 class Whole(nn.Module):
     def __init__(self):
@@ -115,7 +112,7 @@ class Whole(nn.Module):
         self.net = Net()
     def forward(self, images):
         latents = self.net.encode(images)
-        return self.net.decode(latents), latents
+        return latents, self.net.decode(latents) > 0
 
 class Half(nn.Module):
     def __init__(self):
@@ -297,30 +294,25 @@ def test_there_is_advice_for_every_reason() -> None:
 # ---------------------------------------------------------------------------------- what it returns
 
 
-WRONG_ENCODE = "the model's encode must give a float tensor or (mean, logvar), got "
+WRONG_ENCODE = (
+    "the model's encode must give a float tensor, (mean, logvar), a distribution, or one of them under a name"
+)
+WRONG_DECODE = "must give the reconstruction, a float tensor (B, 1, 16, 16), alone, first in a tuple, or under a name"
 WRONG = [
-    ("Encodes", {"kind": "triple"}, f"{WRONG_ENCODE}a tuple of 3"),
-    ("Encodes", {"kind": "dict"}, f"{WRONG_ENCODE}a dict of z, extra"),
-    ("Encodes", {"kind": "none"}, f"{WRONG_ENCODE}NoneType"),
-    ("Encodes", {"kind": "dataclass"}, f"{WRONG_ENCODE}Wrapped"),
-    ("Encodes", {"kind": "normal"}, f"{WRONG_ENCODE}Normal"),
-    ("Encodes", {"kind": "codes"}, f"{WRONG_ENCODE}int64 (1, 4, 4)"),
-    (
-        "Encodes",
-        {"kind": "indices"},
-        "a pair, which must be (mean, logvar), two float tensors of one shape, got float32",
-    ),
+    ("Encodes", {"kind": "triple"}, WRONG_ENCODE),
+    ("Encodes", {"kind": "triple"}, "latent_dist, latents, latent, z; got a tuple of 3"),
+    ("Encodes", {"kind": "dict"}, "z; got a dict of extra"),
+    ("Encodes", {"kind": "none"}, "z; got NoneType"),
+    ("Encodes", {"kind": "codes"}, "z; got int64 (1, 4, 4)"),
     ("Encodes", {"kind": "shapes"}, "of one shape, got float32 (1, 2, 4, 4) and float32 (1, 1, 4, 4)"),
-    ("Decodes", {"kind": "tuple"}, "decode must give the reconstruction alone, a float tensor, got a tuple of 2"),
-    (
-        "Decodes",
-        {"kind": "bytes"},
-        "decode must give the reconstruction alone, a float tensor, got uint8 (1, 1, 16, 16)",
-    ),
-    ("Decodes", {"kind": "none"}, "decode must give the reconstruction alone, a float tensor, got NoneType"),
+    ("Decodes", {"kind": "bytes"}, f"the model's decode {WRONG_DECODE}"),
+    ("Decodes", {"kind": "bytes"}, "got uint8 (1, 1, 16, 16)"),
+    ("Decodes", {"kind": "tuple"}, "got a tuple of 2"),
+    ("Decodes", {"kind": "two"}, "got a dict of a, b"),
+    ("Decodes", {"kind": "none"}, "got NoneType"),
     ("Decodes", {"kind": "small"}, "the model gives (1, 8, 16) for images of (1, 16, 16)"),
-    ("Whole", {}, "the model's forward must give the reconstruction alone, a float tensor, got a tuple of 2"),
-    ("Half", {}, "Half must have encode and decode, or forward; it has no decode"),
+    ("Whole", {}, f"the model's forward {WRONG_DECODE}"),
+    ("Half", {}, "Half must have encode and decode, or forward, or the children encoder and decoder; it has no decode"),
     ("Nothing", {}, "Nothing has no parameters: there is nothing to train"),
     ("Weights", {"what": "float64"}, "encoder.0.weight is float64; ftae trains float32: call float() on the module"),
     ("Weights", {"what": "float16"}, "encoder.0.weight is float16; ftae trains float32"),

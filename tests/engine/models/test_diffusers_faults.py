@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_diffusers import FOLDERS, save_tiny_models
+from tiny_diffusers import FOLDERS, as_compvis, save_tiny_models
 from torch import Tensor
 
 from ftae.engine.models.diffusers_loading import load_network
-from ftae.engine.models.model_folder import DIFFUSERS
+from ftae.engine.models.pretrained.model_folder import DIFFUSERS
 from ftae.errors import FtaeError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -61,7 +60,7 @@ def loaded(path: Path, family: str = "autoencoder_kl", subfolder: str | None = N
     net = load_network(family, str(path), subfolder)
     assert not net.training
     state: dict[str, Tensor] = net.state_dict()
-    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in state.values() if tensor.ndim} == {torch.float32}
     return state
 
 
@@ -95,15 +94,28 @@ def empty(folder: Path) -> None:
     folder.mkdir()
 
 
+def first(state: dict[str, Tensor]) -> str:
+    """The first tensor, but for a count of batches."""
+    return next(name for name, tensor in state.items() if tensor.ndim)
+
+
 def first_grown(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    name = next(iter(state))
+    name = first(state)
     return state | {name: torch.cat([state[name]] * 2).contiguous()}
+
+
+def first_infinite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return state | {first(state): torch.full_like(state[first(state)], torch.nan)}
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (cut, "is damaged or cut short"),
     "weights of other sizes": (lambda f: rewritten(f, first_grown), "1 of another shape or type"),
-    "weights that lack one": (lambda f: rewritten(f, lambda s: dict(list(s.items())[1:])), "1 missing"),
+    "weights that lack one": (
+        lambda f: rewritten(f, lambda s: {n: t for n, t in s.items() if n != first(s)}),
+        "1 missing",
+    ),
+    "weights that are not finite": (lambda f: rewritten(f, first_infinite), "holds values that are not finite"),
     "weights of something else": (lambda f: rewritten(f, lambda s: {"w": torch.ones(1)}), "1 unexpected (w)"),
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "is empty"),
     "git-lfs": (
@@ -198,32 +210,6 @@ def test_weights_in_another_form_leave_the_random_generators_alone(kl: Path) -> 
 # -------------------------------------------------------------------------------- names of the authors, single files
 
 
-def ldm_name(name: str) -> str:
-    """What latent diffusion's own code calls a tensor of an AutoencoderKL of two levels."""
-    name = re.sub(r"encoder\.down_blocks\.(\d)\.resnets", r"encoder.down.\1.block", name)
-    name = re.sub(r"encoder\.down_blocks\.(\d)\.downsamplers\.0", r"encoder.down.\1.downsample", name)
-    name = re.sub(r"decoder\.up_blocks\.(\d)\.", lambda match: f"decoder.up.{1 - int(match[1])}.", name)
-    for theirs, its in {
-        ".resnets": ".block",
-        ".upsamplers.0": ".upsample",
-        "mid_block.block.0": "mid.block_1",
-        "mid_block.block.1": "mid.block_2",
-        "mid_block.attentions.0": "mid.attn_1",
-        "conv_norm_out": "norm_out",
-        "conv_shortcut": "nin_shortcut",
-        "group_norm": "norm",
-        "to_out.0": "proj_out",
-        "to_": "",
-    }.items():
-        name = name.replace(theirs, its)
-    return name
-
-
-def as_ldm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {ldm_name(name): t for name, t in state.items()}
-    return {name: t[:, :, None, None] if "attn" in name and t.ndim == 2 else t for name, t in renamed.items()}
-
-
 def test_attention_weights_of_1x1_convolutions(kl: Path, home: Path) -> None:
     rewritten(kl, lambda s: {n: t[:, :, None, None] if "attentions" in n and t.ndim == 2 else t for n, t in s.items()})
     assert same(loaded(kl), loaded(home / "kl"))
@@ -231,9 +217,9 @@ def test_attention_weights_of_1x1_convolutions(kl: Path, home: Path) -> None:
 
 def test_names_of_latent_diffusion_are_converted(kl: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = load_file(kl / WEIGHTS)
-    rewritten(kl, as_ldm)
-    save_file(as_ldm(state), kl / "vae.safetensors")
-    inside = {f"first_stage_model.{name}": t for name, t in as_ldm(state).items()}
+    rewritten(kl, as_compvis)
+    save_file(as_compvis(state), kl / "vae.safetensors")
+    inside = {f"first_stage_model.{name}": t for name, t in as_compvis(state).items()}
     torch.save({"state_dict": inside | {"model.diffusion_model.w": torch.ones(1)}}, kl / "whole.ckpt")
     for path in (kl, kl / "vae.safetensors", kl / "whole.ckpt"):
         assert same(loaded(path), loaded(home / "kl"))
@@ -241,7 +227,7 @@ def test_names_of_latent_diffusion_are_converted(kl: Path, home: Path, caplog: p
 
 
 def test_tensors_missing_in_those_names_are_not_left_random(kl: Path) -> None:
-    rewritten(kl, lambda state: dict(list(as_ldm(state).items())[1:]))
+    rewritten(kl, lambda state: dict(list(as_compvis(state).items())[1:]))
     assert "does not hold a state dict of the model" in refused(kl)
 
 
@@ -252,15 +238,15 @@ def test_a_single_file_is_built_from_the_config_beside_it(family: str, folder: P
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_a_single_file_alone_says_how_to_convert_it(
-    bare: bool, kl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_single_file_whose_shapes_say_too_little_needs_a_config(
+    bare: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(kl / WEIGHTS, tmp_path / "one.safetensors")
+    shutil.copy(home / "dc" / WEIGHTS, tmp_path / "one.safetensors")
     monkeypatch.chdir(tmp_path if bare else tmp_path.parent)
     path = Path("one.safetensors" if bare else f"{tmp_path.name}/one.safetensors")
-    message = refused(path)
-    assert f"AutoencoderKL.from_single_file('{path}').save_pretrained('FOLDER')" in message
-    assert "from_single_file" not in refused(path, "vq_model")
+    message = refused(path, "autoencoder_dc")
+    assert f"AutoencoderDC.from_single_file('{path}').save_pretrained('FOLDER')" in message
+    assert "from_single_file" not in refused(path, "autoencoder_tiny")
     assert "has no effect" in refused(path, subfolder="vae")
 
 
@@ -332,7 +318,7 @@ def test_a_misspelt_path_is_suggested_at_once(home: Path, tmp_path: Path, monkey
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("ftae.engine.models.hub._info", no_network)
+    monkeypatch.setattr("ftae.engine.models.pretrained.hub._info", no_network)
     shutil.copytree(home / "kl", tmp_path / "models" / "my-vae")
     monkeypatch.chdir(tmp_path)
     for name in ("models/my-vea", "modles/my-vae"):

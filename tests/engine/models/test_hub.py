@@ -19,8 +19,8 @@ from tiny_diffusers import save_tiny_models
 
 from ftae.engine.models import families as build
 from ftae.engine.models.families import build_model
-from ftae.engine.models.hub import pinned, pinned_id
-from ftae.engine.models.model_folder import HubId, hub_id, model_digest
+from ftae.engine.models.pretrained.hub import pinned, pinned_id
+from ftae.engine.models.pretrained.model_folder import HubId, hub_id, model_digest
 from ftae.engine.training.model_reuse import ModelReuse
 from ftae.errors import FtaeError
 from ftae.results.search_record import SearchRecord
@@ -182,8 +182,8 @@ def test_a_production_run_that_is_resumed_keeps_its_commit(cache: Path, tmp_path
 
 CHILD = """
 import hashlib, json, sys
-from ftae.engine.models.hub import fetched, pinned_id
-from ftae.engine.models.model_folder import hub_id
+from ftae.engine.models.pretrained.hub import fetched, pinned_id
+from ftae.engine.models.pretrained.model_folder import hub_id
 from ftae.errors import FtaeError
 
 found = []

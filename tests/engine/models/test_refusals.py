@@ -97,7 +97,7 @@ class Tuple(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(1, 1, 3, padding=1)
     def forward(self, x):
-        return self.conv(x), x
+        return self.conv(x) > 0, 3
 
 class Plain(nn.Module):
     def __init__(self):
@@ -116,7 +116,7 @@ class Plain(nn.Module):
     [
         (
             {"model": {"family": "broken_modules:Tuple", "image_range": "0..1"}},
-            "forward must give the reconstruction alone",
+            "forward must give the reconstruction, a float tensor",
         ),
         (
             {"model": {"family": "broken_modules:Plain", "image_range": "0..1", "kwargs": {"width": 3}}},

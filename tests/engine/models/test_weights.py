@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftae.engine.models.families import build_model
-from ftae.engine.models.model_folder import model_digest, weights_digest
-from ftae.engine.models.weights import load_state
+from ftae.engine.models.pretrained.model_folder import model_digest, weights_digest
+from ftae.engine.models.pretrained.weights import load_state
 from ftae.errors import FtaeError
 from ftae.specs.finetune.run import FinetuneSpec
 

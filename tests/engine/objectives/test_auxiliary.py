@@ -193,7 +193,7 @@ def test_too_few_images_have_no_value(name: str, context: EvalContext) -> None:
     assert math.isnan(measured(METRICS[name](context), images(9, 20), images(9, 20, seed=1)))
     few = ImageSet(np.zeros((9, 20, 20, 1), np.uint8), None)
     with pytest.raises(FtaeError, match=f"metrics: {name} needs at least 10 validation images, data has 9"):
-        check_metrics([name], few, few)
+        check_metrics([name], context.train, few)
 
 
 def test_distances_equal_those_of_torchmetrics_in_batches_of_any_size(

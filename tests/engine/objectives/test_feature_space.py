@@ -10,14 +10,17 @@ import torch
 from small_models import MODELS, built, spec_of
 from torch import Tensor, nn
 
-from ftae.engine.models.model_folder import CONFIG, weights_digest
-from ftae.engine.objectives.feature_metrics import FEATURE_METRICS
+from ftae.engine.models.pretrained.model_folder import CONFIG, weights_digest
+from ftae.engine.objectives.feature_metrics import FEATURE_METRICS, FeatureSets
+from ftae.engine.objectives.feature_space import FeatureSpace
+from ftae.engine.objectives.sample_metrics import kernel_distance
 from ftae.engine.sizing import summarize
-from ftae.engine.training.evaluator import evaluate_all
+from ftae.engine.training.evaluator import check_metrics, evaluate_all
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.model_reuse import ModelReuse
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
+from ftae.specs.finetune.metrics import METRICS
 from ftae.specs.finetune.run import FinetuneSpec
 
 
@@ -76,6 +79,37 @@ def test_all_metrics_share_one_pass_and_real_images_are_kept(counted: Any) -> No
     assert network.seen == num_train + 2 * num_val
     assert values(trainer) == first
     assert network.seen == num_train + 3 * num_val
+
+
+def test_training_images_take_the_place_of_outputs_or_of_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    real, made, train = torch.randn(30, 4), 2.0 * torch.randn(20, 4), torch.randn(80, 4)
+    monkeypatch.setattr(FeatureSpace, "train", train)
+    space = object.__new__(FeatureSpace)
+    sets = FeatureSets(real, made, space)
+    swapped = {"train": FeatureSets(train[:30], made, space), "floor": FeatureSets(real, train[:20], space)}
+    for name in ("fid", "precision", "recall", "diversity"):
+        for end in METRICS[name].beside:
+            assert FEATURE_METRICS[f"{name}_{end}"](sets) == FEATURE_METRICS[name](swapped[end])
+    assert FEATURE_METRICS["kid_train"](sets) == kernel_distance(train, made)  # without bias: of all training images
+    assert FEATURE_METRICS["kid_floor"](sets) == kernel_distance(train, real)
+    copies = FeatureSets(real, train[:30], space)
+    assert FEATURE_METRICS["fid_train"](copies) < 0.01 < FEATURE_METRICS["fid"](copies)
+
+
+def test_a_floor_is_computed_once(counted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _ = counted(metrics=["fid_floor", "kid_train"])
+    first = values(trainer)
+    for name in ("fid_floor", "kid_train"):
+        monkeypatch.setitem(FEATURE_METRICS, name, lambda sets: 7.0)
+    assert values(trainer) == first | {"val/kid_train": 7.0}
+
+
+def test_a_floor_needs_training_images(counted: Any) -> None:
+    trainer, _ = counted(metrics=["fid_floor"])
+    few = trainer.data.train.subset(slice(9))
+    with pytest.raises(FtaeError, match="metrics: fid_floor needs at least 10 training images, data has 9"):
+        check_metrics(["fid_floor"], few, trainer.data.val)
 
 
 def test_some_of_the_images_have_the_scale_of_all(counted: Any) -> None:

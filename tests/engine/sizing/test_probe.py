@@ -18,6 +18,7 @@ from ftae.engine.objectives.eval_batch import EvalBatch, EvalContext
 from ftae.engine.objectives.metrics import METRICS
 from ftae.engine.sizing import TIMED_STEPS, Probe, probe, trial_seconds
 from ftae.engine.training.loop import finetune
+from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError, TrainingFailed
 from ftae.specs.finetune.run import FinetuneSpec
 
@@ -164,6 +165,27 @@ def test_what_fails_is_told_as_in_a_run() -> None:
         probe(spec_of(optimizer=wild, max_grad_norm=None, schedule={"name": "constant", "warmup_fraction": 0.0}))
     with pytest.raises(FtaeError, match="freeze leaves nothing to train"):
         probe(spec_of(losses={"kl": 1.0}, freeze_depth=2))
+
+
+@pytest.mark.parametrize("setting", ["auto", False])
+def test_what_is_out_of_memory_is_tried_with_activations_computed_again(
+    setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step = Trainer.train_step
+
+    def step(training: Trainer, *batches: Any) -> None:
+        if training.spec.checkpoint_stages is not True:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        take_step(training, *batches)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    if setting is False:
+        with pytest.raises(TrainingFailed, match="out of memory"):
+            probe(spec_of(checkpoint_stages=False))
+    else:
+        found = probe(spec_of())
+        assert found.checkpoint_stages
+        assert "activations computed again: checkpoint_stages" in str(found)
 
 
 def test_the_seconds_of_a_trial_are_estimated() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import run_spec
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ftae.engine.models.families import build_model
@@ -15,6 +16,7 @@ from ftae.engine.tasks.adversarial_losses import ADVERSARIAL_LOSSES
 from ftae.engine.tasks.cycle import Cycle, ImagePool
 from ftae.engine.tasks.discriminator import TwoDiscriminators, alternating, apart, discriminator_of
 from ftae.engine.training.checkpoint import latest_checkpoint
+from ftae.engine.training.export_model import export_model
 from ftae.engine.training.loop import finetune
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
@@ -128,6 +130,21 @@ def test_pools_are_part_of_a_checkpoint(tmp_path: Path) -> None:
     assert (checkpoint / "discriminator.safetensors").is_file()
     *_, last = finetune(spec, tmp_path / "stopped", resume_from=checkpoint)
     assert last.metrics == reports[-1].metrics
+
+
+def test_an_export_has_both_discriminators_for_the_next_run(tmp_path: Path) -> None:
+    spec = spec_of(max_steps=1, num_evals=1)
+    list(finetune(spec, tmp_path / "run"))
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    export_model(spec, checkpoint, tmp_path / "model")
+    prefixes = {name.partition(".")[0] for name in load_file(tmp_path / "model/discriminator.safetensors")}
+    assert prefixes == {"netD_A", "netD_B"}
+    settings = {**RUN["discriminator"], "pretrained": str(tmp_path / "model")}
+    loaded = discriminator_of(spec_of(discriminator=settings)).net.state_dict()
+    trained = load_file(checkpoint / "discriminator.safetensors")
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
 
 
 # --------------------------------------------------------------------------------- stages, refusals

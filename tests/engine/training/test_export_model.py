@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from safetensors.torch import load_file
-from tiny_diffusers import save_tiny_kl
+from small_models import assert_same
+from tiny_diffusers import save_tiny_kl, save_tiny_models
 
 from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import load_dataset
+from ftae.engine.models.diffusers_loading import load_network
 from ftae.engine.models.families import build_model
 from ftae.engine.training.checkpoint import evaluated_weights
 from ftae.engine.training.export_model import ExportedModel, export_model
@@ -132,6 +134,40 @@ def test_an_autoencoder_tiny_gets_a_new_scale_and_shift(
         assert model.config.shift_factor == pytest.approx(latents.mean().item(), abs=1e-6)
 
 
+def test_statistics_for_each_channel_are_recomputed_and_the_scale_stays(home: Path, tmp_path: Path) -> None:
+    save_tiny_kl(tmp_path / "kl", scaling_factor=SCALING, latents_mean=[0.0, 1.0], latents_std=[1.0, 2.0])
+    result, _ = exported(kl(tmp_path), tmp_path)
+    assert result == ExportedModel(False, None, ("latents_mean", "latents_std"))
+    model = AutoencoderKL.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        posterior = model.encode(all_training_images(kl(tmp_path))).latent_dist
+    mean, variance = posterior.mean.double(), posterior.var.double()
+    assert model.config.scaling_factor == SCALING
+    assert model.config.latents_mean == pytest.approx(mean.mean((0, 2, 3)).tolist(), abs=1e-6)
+    expected = (mean.var((0, 2, 3), correction=0) + variance.mean((0, 2, 3))).sqrt().tolist()
+    assert model.config.latents_std == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("freeze", "compatible"), [(("encoder", "quant_conv"), True), ((), False)])
+def test_flux2_gets_new_statistics_of_packed_latents(freeze: tuple[str, ...], compatible: bool, tmp_path: Path) -> None:
+    save_tiny_models(tmp_path)
+    spec = spec_of({"family": "autoencoder_kl_flux2", "pretrained": str(tmp_path / "flux2")}, freeze=freeze)
+    result, _ = exported(spec, tmp_path)
+    model = AutoencoderKLFlux2.from_pretrained(tmp_path / "model")
+    if compatible:
+        assert result == ExportedModel(True, None)
+        assert torch.equal(model.bn.running_mean, torch.zeros(8))
+        return
+    assert result == ExportedModel(False, None, ("bn.running_mean", "bn.running_var"))
+    with torch.no_grad():
+        posterior = model.encode(all_training_images(spec)).latent_dist
+    latents = torch.nn.functional.pixel_unshuffle(posterior.mean.double(), 2)  # the order in which pipelines pack
+    variance = torch.nn.functional.pixel_unshuffle(posterior.var.double(), 2)
+    assert torch.allclose(model.bn.running_mean.double(), latents.mean((0, 2, 3)), atol=1e-6)
+    expected = latents.var((0, 2, 3), correction=0) + variance.mean((0, 2, 3))
+    assert torch.allclose(model.bn.running_var.double(), expected, rtol=1e-4)
+
+
 def test_plain_diffusers_gives_the_same_images(home: Path, tmp_path: Path) -> None:
     spec = kl(home, ema_half_life_fraction=0.5)
     _, checkpoint = exported(spec, tmp_path)
@@ -143,6 +179,24 @@ def test_plain_diffusers_gives_the_same_images(home: Path, tmp_path: Path) -> No
         assert torch.equal(plain, tuned.decode(tuned.encode(images).mode))
         tuned.load_state_dict(load_file(checkpoint / "model.safetensors"))  # the live weights
         assert not torch.equal(plain, tuned.decode(tuned.encode(images).mode))
+
+
+def test_the_single_file_beside_it_is_read_by_diffusers_and_by_ftae(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    AutoencoderKL(latent_channels=2, block_out_channels=(32,), scaling_factor=SCALING).save_pretrained(tmp_path / "kl")
+    exported(kl(tmp_path), tmp_path)
+    folder = AutoencoderKL.from_pretrained(tmp_path / "model")
+    one = AutoencoderKL.from_single_file(tmp_path / "vae.safetensors", config=str(tmp_path / "model"))
+    assert one.config.scaling_factor == folder.config.scaling_factor != SCALING
+    assert "encoder.mid.attn_1.q.weight" in load_file(tmp_path / "vae.safetensors")
+    again = load_network("autoencoder_kl", str(tmp_path / "vae.safetensors"), None, "sd")
+    for net in (one, again):
+        assert_same(dict(net.state_dict()), dict(folder.state_dict()))
+
+
+def test_there_is_no_single_file_that_other_programs_would_misread(home: Path, tmp_path: Path) -> None:
+    exported(kl(home), tmp_path)  # normalised over 4 groups
+    assert not (tmp_path / "vae.safetensors").exists()
 
 
 def test_families_without_a_scale(tmp_path: Path) -> None:

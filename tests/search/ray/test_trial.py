@@ -158,10 +158,10 @@ def test_a_worker_reuses_its_model_until_it_runs_out_of_memory(worker: Worker, m
         built.append(model.family)
         return build(model, *args)
 
-    def step(training: Trainer) -> None:
+    def step(training: Trainer, *batches: Any) -> None:
         if training.spec.batch_size == 8:
             raise torch.OutOfMemoryError("tried to allocate too much")
-        take_step(training)
+        take_step(training, *batches)
 
     monkeypatch.setattr(engine_build, "build_autoencoder", counted)
     monkeypatch.setattr(trial, "MODEL_REUSE", ModelReuse())
@@ -172,9 +172,9 @@ def test_a_worker_reuses_its_model_until_it_runs_out_of_memory(worker: Worker, m
     monkeypatch.setattr(Trainer, "train_step", step)
     shutil.rmtree(worker.store.folder / "trials")
     messages = worker.run(optimizer__lr=1e-3)
-    assert [message for message in messages if isinstance(message, Adapted)]
+    assert len([message for message in messages if isinstance(message, Adapted)]) == 2
     assert messages[-1] == 12
-    assert len(built) == 2
+    assert len(built) == 3
 
 
 def test_a_trial_reports_what_is_on_disk(worker: Worker) -> None:
@@ -271,10 +271,11 @@ def test_params_on_which_the_model_raises_have_diverged(make: Callable[..., Work
     assert re.fullmatch(r"raised ValueError: an odd batch \(large_nets\.py:\d+\) at step 0", failed.reason)
 
 
-def large(make: Callable[..., Worker], fits: int, batch_size: int = 8, after: int = 0) -> Worker:
+def large(make: Callable[..., Worker], fits: int, batch_size: int = 8, after: int = 0, **fields: Any) -> Worker:
     model = {"family": "large_nets:Large", "kwargs": {"fits": fits, "after": after}, "image_range": "0..1"}
     space = {"optimizer.lr": SPACE["optimizer.lr"]}
-    return make(space=space, model=model, losses={"mse": 1.0}, batch_size=batch_size)
+    fields = {"checkpoint_stages": False} | fields
+    return make(space=space, model=model, losses={"mse": 1.0}, batch_size=batch_size, **fields)
 
 
 def adapted(step: int) -> Adapted:
@@ -292,6 +293,12 @@ def test_a_batch_that_does_not_fit_is_halved_from_the_last_checkpoint_on(make: C
     assert set(sys.modules["large_nets"].beside) == {0}, "the first model is gone before the next one is built"
     assert values[:2] == undisturbed.values[:2]
     assert values[-1] == pytest.approx(undisturbed.values[-1], rel=1e-4)
+
+
+def test_activations_are_computed_again_before_a_batch_is_halved(make: Callable[..., Worker]) -> None:
+    worker = large(make, fits=4, checkpoint_stages="auto")
+    again = Adapted({"checkpoint_stages": True}, "out of memory at step 0; continues with checkpoint_stages")
+    assert worker.run() == [started(0), 0, again, 0, adapted(0), 0, 4, 8, 12]
 
 
 def test_an_adapted_trial_keeps_its_changes_when_it_continues(make: Callable[..., Worker]) -> None:

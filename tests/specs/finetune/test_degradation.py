@@ -6,8 +6,8 @@ import pytest
 from builders import production_spec, run_spec
 from pydantic import ValidationError
 
-from ftae.specs.finetune.data import Digits
 from ftae.specs.finetune.images import Degradation
+from ftae.specs.finetune.sources.builtin import Digits
 from ftae.specs.reading.problems import problems
 from ftae.specs.search.lint import warnings
 

@@ -1,4 +1,4 @@
-"""``data.intensity``: the meaning of the values of 16-bit grey images."""
+"""``data.intensity``: the meaning of the values in image files."""
 
 from typing import Any
 
@@ -12,31 +12,39 @@ FOLDER = {"source": "image_folder", "train": "d", "resolution": 16}
 
 
 @pytest.mark.parametrize(
-    ("intensity", "levels", "bits"),
+    ("intensity", "levels"),
     [
-        (None, None, None),
-        ({"bits": 12}, (0, 4095), 12),
-        ({"bits": 16}, (0, 65535), 16),
-        ({"window": [100, 300]}, (100, 300), None),
+        ({"bits": 12}, (0, 4095)),
+        ({"bits": 16}, (0, 65535)),
+        ({"window": [-1000, 300.5], "unit": "HU"}, (-1000, 300.5)),
+        ({"percentile": [0.5, 99.5]}, None),
+        ({"dtype_range": True}, None),
+        ({"per_image": "minmax"}, None),
     ],
 )
-def test_black_and_white_are_known(intensity: Any, levels: tuple[int, int] | None, bits: int | None) -> None:
-    data = DATA.validate_python({**FOLDER, "intensity": intensity})
-    assert (data.grey_levels, data.most_bits) == (levels, bits)
+def test_black_and_white_are_known_where_the_file_tells(intensity: Any, levels: tuple[float, float] | None) -> None:
+    assert DATA.validate_python({**FOLDER, "intensity": intensity}).meaning.levels == levels
+
+
+def test_images_of_8_bits_need_no_meaning() -> None:
+    assert DATA.validate_python(FOLDER).meaning is None
 
 
 @pytest.mark.parametrize(
     ("intensity", "rule"),
     [
-        ({}, "must have bits"),
-        ({"bits": 12, "window": [0, 10]}, "one of the two"),
+        ({}, "must have one of bits .*, got none"),
+        ({"bits": 12, "window": [0, 10]}, "got bits, window"),
+        ({"dtype_range": False}, "got none"),
+        ({"per_image": "minmax", "unit": "HU"}, "unit has no effect"),
+        ({"percentile": [99, 1]}, "LOW below HIGH"),
+        ({"percentile": [1, 101]}, "less than or equal to 100"),
         ({"bits": 7}, "greater than or equal to 8"),
         ({"bits": 17}, "less than or equal to 16"),
         ({"window": [10, 10]}, "LOW below HIGH"),
-        ({"window": [-5, 10]}, "greater than or equal to 0"),
-        ({"window": [0, 65536]}, "less than or equal to 65535"),
+        ({"window": [0, float("inf")]}, "finite number"),
         ({"window": [1]}, "Field required"),
-        ({"percentile": 99}, "Extra inputs"),
+        ({"gamma": 2}, "Extra inputs"),
     ],
 )
 def test_an_intensity_that_means_nothing_is_refused(intensity: Any, rule: str) -> None:

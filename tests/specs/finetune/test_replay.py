@@ -8,8 +8,10 @@ import pytest
 from builders import run_dict, search_spec
 from pydantic import TypeAdapter, ValidationError
 
-from ftae.specs.finetune.data import AnyData, Digits, ImageFolder
+from ftae.specs.finetune.data import AnyData
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.builtin import Digits
+from ftae.specs.finetune.sources.folders import ImageFolder
 from ftae.specs.reading.problems import problems
 from ftae.specs.search.lint import warnings
 from ftae.specs.search.search import SearchSpec
@@ -55,8 +57,8 @@ def test_each_source_has_its_own_defaults() -> None:
         (
             {"source": "digit"},
             "replay.source",
-            "must be one of image_folder, archive, pairs, unpaired, digits, digit_edges, digit_domains, photos, "
-            "shapes, got 'digit'",
+            "must be one of image_folder, archive, shards, pairs, unpaired, arrays, digits, digit_edges, "
+            "digit_domains, photos, shapes, got 'digit'",
         ),
         ({"labelled_fraction": 0.5}, "replay.labelled_fraction", "has no effect on replayed images"),
         ({"anomaly_classes": [1]}, "replay.anomaly_classes", "has no effect on replayed images"),

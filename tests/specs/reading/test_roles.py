@@ -28,6 +28,7 @@ from ftae.specs.reading.schema import (
     fields_with,
     roles_below,
     roles_in,
+    without_means,
 )
 from ftae.specs.search.distributions import CONDITIONS
 from ftae.specs.search.lint import warnings
@@ -66,7 +67,8 @@ def test_the_settings_that_another_governs() -> None:
 
 def test_the_leaves_that_cannot_be_searched() -> None:
     by_budget = {"max_steps", "num_evals", "metrics", "num_samples"}
-    assert set(NOT_SEARCHED) == {*by_budget, "num_threads", "device", "frozen_cache_gb"}
+    means = {"frozen_cache_gb", "checkpoint_stages", "data.cache_gb", "data.replay.cache_gb"}
+    assert set(NOT_SEARCHED) == {*by_budget, "num_threads", "device", *means}
     assert NOT_SEARCHED["frozen_cache_gb"] == "no result depends on it"
 
 
@@ -95,7 +97,9 @@ def test_the_fields_that_matter_in_training_alone() -> None:
 
 
 def test_the_fields_with_which_a_run_may_be_resumed() -> None:
-    assert MAY_DIFFER == ("max_steps", "num_evals", "num_threads", "frozen_cache_gb")
+    assert MAY_DIFFER == ("max_steps", "num_evals", "num_threads")
+    means = {"frozen_cache_gb": 1.0, "data": {"cache_gb": 2.0, "val": 3, "replay": {"cache_gb": 1.0, "share": 0.5}}}
+    assert without_means(FinetuneSpec, means) == {"data": {"val": 3, "replay": {"share": 0.5}}}
 
 
 def test_the_settings_with_which_a_search_may_be_resumed() -> None:
@@ -132,8 +136,9 @@ def test_the_losses_and_metrics_that_use_a_network() -> None:
     found = [sentence for sentence in warnings(search_spec(finetune=unused.model_dump())) if "none of" in sentence]
     assert found == [
         "perceptual has no effect: none of lpips, vgg is a loss or metric of the run",
-        "features has no effect: none of rfid, fid, kid, kid_train, kid_floor, precision, recall, diversity, memorised "
-        "is a loss or metric of the run",
+        "features has no effect: none of rfid, fid, fid_train, fid_floor, kid, kid_train, kid_floor, precision, "
+        "precision_train, precision_floor, recall, recall_train, recall_floor, diversity, diversity_floor, memorised is"
+        " a loss or metric of the run",
     ]
 
 

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from ftae.engine.data.listing import MOST_NAMED, ImageFiles, file_stamp, legible
+from ftae.engine.data.files.listing import MOST_NAMED, ImageFiles, file_stamp, legible
 from ftae.errors import FtaeError
 from ftae.wording import count
 
@@ -22,21 +22,12 @@ class ArchiveImages(ImageFiles):
     """The images of the archive ``root``; names are the archive's own and lead to no file.
 
     ``read_image``: gives the content of an image file, by name; raises as ``ImageFiles.read``. ``paths``: the files of
-    the archive. ``size``: which of its sizes these images are. ``labels``: the class of each image, empty where the
-    archive says that there are none; None where the names tell.
+    the archive. ``size``: which of its sizes these images are.
     """
 
     read_image: Callable[[str], bytes]
     paths: tuple[Path, ...]
     size: int | None = None
-    labels: Mapping[str, str] | None = None
-
-    def class_of(self, name: str) -> str | None:
-        return super().class_of(name) if self.labels is None else self.labels.get(name)
-
-    @property
-    def label_key(self) -> Any:
-        return None if self.labels is None else [self.class_names, [self.labels.get(name) for name in self.names]]
 
     def read(self, name: str) -> bytes:
         return self.read_image(name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from ftae.engine.data.archives.images import ArchiveImages, cannot_read, nearest_size
-from ftae.engine.data.decoding import UnreadableImage
+from ftae.engine.data.files.decoding import UnreadableImage
 from ftae.errors import FtaeError
 
 if TYPE_CHECKING:

@@ -34,12 +34,12 @@ class ArchiveSource(ImageFolderSource):
     """``data.train`` and, where ``data.val`` names an archive, that archive."""
 
     def list_images(self, folder: str) -> ArchiveImages:
-        return open_archive(Path(folder).expanduser(), self.spec.decoded_side)
+        return open_archive(Path(folder).expanduser(), max(self.spec.decoded_size))
 
 
 def archive_part(archive: str, spec: DataSpec) -> Part:
     """All images of any archive, in the size and colour of ``spec``. Raises as ``open_archive`` and ``files_part``."""
-    return files_part(archive, open_archive(Path(archive).expanduser(), spec.decoded_side), spec)
+    return files_part(archive, open_archive(Path(archive).expanduser(), max(spec.decoded_size)), spec)
 
 
 def is_archive(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ftae.engine.data.archives.images import ArchiveImages, cannot_read, nearest_size
-from ftae.engine.data.decoding import UnreadableImage
+from ftae.engine.data.files.decoding import UnreadableImage
 from ftae.errors import FtaeError
 
 _LEVEL = re.compile(r"(?P<base>.+)-r(?P<level>\d\d)\.tfrecords")  # of images of 2^level pixels a side

@@ -10,8 +10,8 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from ftae.engine.data.archives.images import ArchiveImages, cannot_read
-from ftae.engine.data.decoding import UnreadableImage
-from ftae.engine.data.listing import Found, hidden_as, legible
+from ftae.engine.data.files.decoding import UnreadableImage
+from ftae.engine.data.files.listing import Found, hidden_as, legible
 from ftae.errors import FtaeError
 from ftae.wording import count
 

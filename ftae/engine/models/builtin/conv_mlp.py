@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ftae.engine.models.autoencoder import Encoding, NoiseFn, Posterior, StageChain
 from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import Size, size_of
 
 
 class ChainedNet:
@@ -31,12 +32,20 @@ class ChainedNet:
         return self.chain().stages
 
 
+def check_multiple(resolution: int | Size, factor: int, reason: str) -> None:
+    """Raise FtaeError where a side is no multiple of ``factor``; ``reason``: where it comes from."""
+    height, width = size_of(resolution)
+    if height % factor or width % factor:
+        got = height if height == width else [height, width]
+        raise FtaeError(f"resolution must be a multiple of {factor} ({reason}), got {got}")
+
+
 class MlpVaeNet(ChainedNet, nn.Module):
     """Fully connected VAE (Kingma & Welling 2013): pixels - hidden - latent_dim, and back."""
 
-    def __init__(self, *, channels_in: int, resolution: int, hidden: int = 400, latent_dim: int = 20) -> None:
+    def __init__(self, *, channels_in: int, resolution: int | Size, hidden: int = 400, latent_dim: int = 20) -> None:
         super().__init__()
-        self.shape = (channels_in, resolution, resolution)
+        self.shape = (channels_in, *size_of(resolution))
         pixels = math.prod(self.shape)
         self.hidden = nn.Linear(pixels, hidden)
         self.mean = nn.Linear(hidden, latent_dim)
@@ -73,15 +82,15 @@ class MlpVaeNet(ChainedNet, nn.Module):
 class ConvNet(nn.Module):
     """Encoder of strided convolutions and a decoder that mirrors it; widths double at each level, up to fourfold.
 
-    ``resolution`` must be a multiple of ``2 ** depth``.
+    Height and width must be multiples of ``2 ** depth``.
     """
 
-    def __init__(self, *, channels_in: int, resolution: int, channels: int, depth: int) -> None:
+    def __init__(self, *, channels_in: int, resolution: int | Size, channels: int, depth: int) -> None:
         super().__init__()
-        if resolution % 2**depth:
-            raise FtaeError(f"resolution must be a multiple of {2**depth} (2**depth), got {resolution}")
+        check_multiple(resolution, 2**depth, "2**depth")
         self.widths = widths = [channels * min(2**level, 4) for level in range(depth)]
-        self.inner = (widths[-1], resolution // 2**depth, resolution // 2**depth)
+        height, width = size_of(resolution)
+        self.inner = (widths[-1], height // 2**depth, width // 2**depth)
         self.down = nn.ModuleList(
             conv_block(nn.Conv2d(before, width, 4, stride=2, padding=1), width)
             for before, width in zip([channels_in, *widths], widths, strict=False)
@@ -118,7 +127,7 @@ class ConvAeNet(ChainedNet, ConvNet):
     """Fully convolutional autoencoder; latents (B, latent_channels, H / 2**depth, W / 2**depth)."""
 
     def __init__(
-        self, *, channels_in: int, resolution: int, channels: int = 32, depth: int = 2, latent_channels: int = 8
+        self, *, channels_in: int, resolution: int | Size, channels: int = 32, depth: int = 2, latent_channels: int = 8
     ) -> None:
         super().__init__(channels_in=channels_in, resolution=resolution, channels=channels, depth=depth)
         self.to_latents = nn.Conv2d(self.inner[0], latent_channels, 1)
@@ -134,7 +143,7 @@ class ConvVaeNet(ChainedNet, ConvNet):
     """Convolutional VAE around a linear bottleneck; latents (B, latent_dim)."""
 
     def __init__(
-        self, *, channels_in: int, resolution: int, channels: int = 32, depth: int = 2, latent_dim: int = 32
+        self, *, channels_in: int, resolution: int | Size, channels: int = 32, depth: int = 2, latent_dim: int = 32
     ) -> None:
         super().__init__(channels_in=channels_in, resolution=resolution, channels=channels, depth=depth)
         self.mean = nn.Linear(math.prod(self.inner), latent_dim)
@@ -174,7 +183,7 @@ class MlpCvaeNet(MlpVaeNet):
     """Fully connected conditional VAE; latents (B, latent_dim)."""
 
     def __init__(
-        self, *, channels_in: int, resolution: int, num_classes: int, hidden: int = 400, latent_dim: int = 20
+        self, *, channels_in: int, resolution: int | Size, num_classes: int, hidden: int = 400, latent_dim: int = 20
     ) -> None:
         super().__init__(channels_in=channels_in, resolution=resolution, hidden=hidden, latent_dim=latent_dim)
         self.num_classes = num_classes
@@ -195,7 +204,7 @@ class ConvCvaeNet(ConvVaeNet):
         self,
         *,
         channels_in: int,
-        resolution: int,
+        resolution: int | Size,
         num_classes: int,
         channels: int = 32,
         depth: int = 2,

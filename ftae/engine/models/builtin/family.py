@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, StageChain
 from ftae.engine.models.builtin.conv_mlp import ChainedNet
-from ftae.engine.models.model_folder import (
+from ftae.engine.models.pretrained.model_folder import (
     CONFIG,
     DIFFUSERS,
     DIFFUSERS_CONFIG,
@@ -24,11 +24,11 @@ from ftae.engine.models.model_folder import (
     read_json,
     suggested,
 )
+from ftae.engine.models.pretrained.weights import load_state, save_state
 from ftae.engine.models.staged_model import Stage
-from ftae.engine.models.weights import load_state, save_state
 from ftae.engine.process import check_room, first_line
 from ftae.errors import FtaeError
-from ftae.specs.finetune.data_spec import DataSpec
+from ftae.specs.finetune.data_spec import DataSpec, Size, shown, size_of
 from ftae.specs.reading.format_versions import FORMAT, migrate
 
 WIDTH = 32  # channels of the residual paths of an adapter
@@ -184,11 +184,13 @@ def _new_config(net_type: type[nn.Module], model: Any, data: DataSpec, num_class
     chosen = _options_set(model)
     options = {name: chosen.get(name, default) for name, default in _defaults(net_type).items()}
     adapters = getattr(model, ADAPTERS, None) or 0
-    if data.resolution % 2**adapters:
+    if any(side % 2**adapters for side in data.size):
         raise FtaeError(
-            f"data.resolution must be a multiple of {2**adapters} (2**resolution_adapters), got {data.resolution}"
+            f"data.resolution must be a multiple of {2**adapters} (2**resolution_adapters), "
+            f"got {shown(data.resolution)}"
         )
-    known = {"channels_in": data.channels, "resolution": data.resolution // 2**adapters, "num_classes": num_classes}
+    inner = _times(data.resolution, 1 / 2**adapters)
+    known = {"channels_in": data.channels, "resolution": inner, "num_classes": num_classes}
     return {"family": model.family, "options": options, ADAPTERS: adapters} | {f: known[f] for f in _facts(net_type)}
 
 
@@ -220,8 +222,8 @@ def _pretrained_config(
         return saved | {"resolution": data.resolution}, weights  # fully convolutional
     if saved["resolution"] != data.resolution:
         raise FtaeError(
-            f"{model.pretrained} makes images of {saved['resolution']} pixels a side, "
-            f"got data.resolution {data.resolution}"
+            f"{model.pretrained} makes images of {shown(saved['resolution'])} pixels a side, "
+            f"got data.resolution {shown(data.resolution)}"
         )
     return saved, weights
 
@@ -234,13 +236,20 @@ def _check_resolution(saved: dict[str, Any], model: Any, data: DataSpec) -> None
         raise FtaeError(
             f"model.resolution_adapters is {adapters}, but {model.pretrained} has {kept}; leave it out to keep them"
         )
-    if inner * 2**adapters != data.resolution:
-        fitting = [number for number in range(kept, MAX_ADAPTERS + 1) if inner * 2**number == data.resolution]
+    taken = _times(inner, 2**adapters)
+    if taken != data.resolution:
+        fitting = [number for number in range(kept, MAX_ADAPTERS + 1) if _times(inner, 2**number) == data.resolution]
         raise FtaeError(
-            f"{model.pretrained} with {adapters} resolution adapters takes images of {inner * 2**adapters} pixels a "
-            f"side, got data.resolution {data.resolution}; each of model.resolution_adapters doubles the resolution"
+            f"{model.pretrained} with {adapters} resolution adapters takes images of {shown(taken)} pixels a side, "
+            f"got data.resolution {shown(data.resolution)}; each of model.resolution_adapters doubles the resolution"
             + (f", and {fitting[0]} of them fit" if fitting else "")
         )
+
+
+def _times(resolution: int | Size, factor: float) -> int | Size:
+    """The resolution of images that are ``factor`` times as large."""
+    height, width = (round(side * factor) for side in size_of(resolution))
+    return height if isinstance(resolution, int) else (height, width)
 
 
 def _options_set(model: Any) -> dict[str, Any]:
@@ -274,12 +283,21 @@ def _saved_config(net_type: type[nn.Module], family: str, pretrained: str) -> tu
     numbers: dict[str, Any] = {fact: config.get(fact) for fact in _facts(net_type)} | {
         ADAPTERS: config.get(ADAPTERS, 0)
     }
-    wrong = [name for name, number in numbers.items() if not isinstance(number, int) or number < 0]
+    wrong = [name for name, number in numbers.items() if not _is_number(number, name)]
     if wrong or numbers[ADAPTERS] > MAX_ADAPTERS or not isinstance(config.get("options"), dict):
         reason = f"{wrong[0]} is {numbers[wrong[0]]!r}" if wrong else f"its options or {ADAPTERS} describe no model"
         raise FtaeError(f"model.pretrained: {folder / CONFIG} is damaged: {reason}")
+    if isinstance(config.get("resolution"), list):
+        config["resolution"] = tuple(config["resolution"])
     config["options"] = _defaults(net_type) | config["options"]
     return config, folder / WEIGHTS
+
+
+def _is_number(value: Any, name: str) -> bool:
+    """Whether it is a number from 0 on; the resolution may be two, height and width."""
+    if name == "resolution" and isinstance(value, list) and len(value) == 2:
+        return all(_is_number(side, "side") for side in value)
+    return isinstance(value, int) and value >= 0
 
 
 def _hint(pretrained: str) -> str:

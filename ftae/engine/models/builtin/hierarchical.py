@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ftae.engine.models.autoencoder import Encoding, NoiseFn, Posterior
 from ftae.engine.models.builtin.conv_mlp import ConvNet, conv_block
 from ftae.engine.models.staged_model import Stage
+from ftae.specs.finetune.data_spec import Size, size_of
 
 LOGVAR_BOUND = 5.0
 
@@ -22,17 +23,18 @@ class HierarchicalVaeNet(ConvNet):
     prior N(m, exp(v)) it is N(m + d, exp(v + s)). Unlike in NVAE, the evidence depends on the image alone, as in
     ladder VAEs (Sonderby et al. 2016): no encoder stage comes after one of the decoder.
 
-    Latents (B, D): the groups, each (latent_channels, side, side), flattened, coarsest first. Prior and posterior of
+    Latents (B, D): the groups, each (latent_channels, h, w), flattened, coarsest first. Prior and posterior of
     a group are conditioned on the latents of the groups before it.
     """
 
     def __init__(
-        self, *, channels_in: int, resolution: int, channels: int = 32, depth: int = 2, latent_channels: int = 4
+        self, *, channels_in: int, resolution: int | Size, channels: int = 32, depth: int = 2, latent_channels: int = 4
     ) -> None:
         super().__init__(channels_in=channels_in, resolution=resolution, channels=channels, depth=depth)
-        sides = [resolution // 2**level for level in range(depth, 0, -1)]
+        height, width = size_of(resolution)
+        sizes = [(height // 2**level, width // 2**level) for level in range(depth, 0, -1)]
         widths = self.widths[::-1]
-        self.shapes = [(latent_channels, side, side) for side in sides]
+        self.shapes = [(latent_channels, *size) for size in sizes]
         self.evidence = nn.ModuleList(nn.Conv2d(width, 2 * latent_channels, 1) for width in widths)
         self.start = _Start(self.inner)
         self.say_prior = nn.ModuleList(nn.Conv2d(width, 2 * latent_channels, 1) for width in widths)

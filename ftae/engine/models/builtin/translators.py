@@ -1,21 +1,24 @@
 """The translators: the U-Net of Pix2Pix, the residual generator of Johnson et al., and the two of CycleGAN."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Encoding, NoiseFn, StageChain
-from ftae.engine.models.builtin.conv_mlp import ChainedNet, deterministic
+from ftae.engine.models.builtin.conv_mlp import ChainedNet, check_multiple, deterministic
+from ftae.engine.models.pretrained.file_names import FileNames, NamedInFiles
 from ftae.engine.models.staged_model import Group, Stage
-from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import Size
 
 SLOPE = 0.2  # of the leaky ReLUs
 INIT_STD = 0.02  # of new weights, in both papers
 DROPOUT_STAGES = 3  # the first of the decoder
+FIRST_BLOCK = 10  # of the residual ones, in the list of all layers of their authors
 
 
-class UnetTranslatorNet(nn.Module):
+class UnetTranslatorNet(NamedInFiles, nn.Module):
     """Encoder of strided 4x4 convolutions; each decoder stage also sees the encoder features of its size.
 
     Images (B, C, H, W) in [-1, 1] in and out; H and W are multiples of ``2 ** depth``. Widths double with each stage,
@@ -25,10 +28,10 @@ class UnetTranslatorNet(nn.Module):
     image_range = (-1.0, 1.0)
 
     def __init__(
-        self, *, channels_in: int, resolution: int, channels: int = 64, depth: int = 4, dropout: float = 0.5
+        self, *, channels_in: int, resolution: int | Size, channels: int = 64, depth: int = 4, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        _check_multiple(resolution, 2**depth, "2**depth")
+        check_multiple(resolution, 2**depth, "2**depth")
         widths = [channels * min(2**level, 8) for level in range(depth)]
         self.down = nn.ModuleList(
             _down(before, width, first=level == 0, last=level == depth - 1)
@@ -62,11 +65,30 @@ class UnetTranslatorNet(nn.Module):
             *(Stage(f"decoder.up.{i}", "decoder", (block,)) for i, block in enumerate(self.up)),
         ]
 
+    def file_names(self) -> FileNames:
+        """Theirs nests each level in the one above, and has the features of the encoder before those of the decoder."""
+        depth = len(self.down)
+        swapped = frozenset(f"up.{i}.1.weight" for i in range(1, depth))
+        return FileNames.of_modules(self, dict(_unet_names(depth)), swapped)
+
     def _features(self, images: Tensor) -> list[Tensor]:
         features = [images]
         for block in self.down:
             features.append(block(features[-1]))
         return features[1:]
+
+
+def _unet_names(depth: int) -> Iterator[tuple[str, str]]:
+    """The modules of a U-Net and their authors' names; the innermost level has no norm on its way down."""
+    yield "down.0.0", "model.model.0"
+    yield f"up.{depth - 1}.1", "model.model.3"
+    for level in range(1, depth):
+        theirs, ours = "model.model.1" + ".model.3" * (level - 1), depth - 1 - level
+        conv, norm = (3, 4) if level == depth - 1 else (5, 6)
+        yield f"down.{level}.1", f"{theirs}.model.1"
+        yield f"down.{level}.2", f"{theirs}.model.2"
+        yield f"up.{ours}.1", f"{theirs}.model.{conv}"
+        yield f"up.{ours}.2", f"{theirs}.model.{norm}"
 
 
 def _down(before: int, width: int, *, first: bool, last: bool) -> nn.Sequential:
@@ -83,14 +105,14 @@ def _up(before: int, after: int, dropout: float, *, last: bool) -> nn.Sequential
     return nn.Sequential(nn.ReLU(), conv, nn.InstanceNorm2d(after, affine=True), nn.Dropout(dropout))
 
 
-class ResnetTranslatorNet(ChainedNet, nn.Module):
+class ResnetTranslatorNet(NamedInFiles, ChainedNet, nn.Module):
     """Two halvings, residual blocks, two doublings; images (B, C, H, W) in [-1, 1], sides multiples of 4."""
 
     image_range = (-1.0, 1.0)
 
-    def __init__(self, *, channels_in: int, resolution: int, channels: int = 64, blocks: int = 6) -> None:
+    def __init__(self, *, channels_in: int, resolution: int | Size, channels: int = 64, blocks: int = 6) -> None:
         super().__init__()
-        _check_multiple(resolution, 4, "two halvings")
+        check_multiple(resolution, 4, "two halvings")
         widths = [channels, 2 * channels, 4 * channels]
         self.stem = _normed(nn.Conv2d(channels_in, channels, 7, padding=3, padding_mode="reflect"), channels)
         self.down = nn.ModuleList(
@@ -112,8 +134,18 @@ class ResnetTranslatorNet(ChainedNet, nn.Module):
         last = Stage("decoder.out", "decoder", (self.out,), run=self.out)
         return StageChain(tuple(encoder), deterministic, (*decoder, last))
 
+    def file_names(self) -> FileNames:
+        """Theirs is a list of layers, in which paddings, norms and activations count."""
+        after = FIRST_BLOCK + len(self.blocks)
+        names = {"stem.0": "model.1", "down.0.0": "model.4", "down.1.0": "model.7"}
+        for i in range(len(self.blocks)):
+            theirs = f"model.{FIRST_BLOCK + i}.conv_block"
+            names |= {f"blocks.{i}.path.0.0": f"{theirs}.1", f"blocks.{i}.path.1": f"{theirs}.5"}
+        names |= {"up.0.0": f"model.{after}", "up.1.0": f"model.{after + 3}", "out.0": f"model.{after + 7}"}
+        return FileNames.of_modules(self, names)
 
-class CycleGanNet(nn.Module):
+
+class CycleGanNet(NamedInFiles, nn.Module):
     """Two residual translators of one size (Zhu et al. 2017), which share nothing.
 
     Images (B, C, H, W) in [-1, 1], sides multiples of 4. Each direction is a line of stages of its own.
@@ -121,7 +153,7 @@ class CycleGanNet(nn.Module):
 
     image_range = (-1.0, 1.0)
 
-    def __init__(self, *, channels_in: int, resolution: int, channels: int = 64, blocks: int = 6) -> None:
+    def __init__(self, *, channels_in: int, resolution: int | Size, channels: int = 64, blocks: int = 6) -> None:
         super().__init__()
         self.ab, self.ba = (
             ResnetTranslatorNet(channels_in=channels_in, resolution=resolution, channels=channels, blocks=blocks)
@@ -149,6 +181,9 @@ class CycleGanNet(nn.Module):
             for stage in net.stages()
         ]
 
+    def file_names(self) -> FileNames:
+        return FileNames.of_parts(self, {"ab": "netG_A", "ba": "netG_B"})
+
 
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
@@ -163,11 +198,6 @@ class _Residual(nn.Module):
 
 def _normed(conv: nn.Module, width: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.InstanceNorm2d(width), nn.ReLU())
-
-
-def _check_multiple(resolution: int, factor: int, reason: str) -> None:
-    if resolution % factor:
-        raise FtaeError(f"resolution must be a multiple of {factor} ({reason}), got {resolution}")
 
 
 def _draw_weights(net: nn.Module) -> None:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.engine.models.autoencoder import Codes, Encoding, NoiseFn, StageChain
-from ftae.engine.models.builtin.conv_mlp import ChainedNet, ConvNet, conv_block
+from ftae.engine.models.builtin.conv_mlp import ChainedNet, ConvNet, check_multiple, conv_block
 from ftae.engine.models.staged_model import Stage
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import Size
 
 
 class Quantizer(nn.Module):
@@ -81,7 +82,7 @@ class QuantizedNet(ConvNet):
         self,
         *,
         channels_in: int,
-        resolution: int,
+        resolution: int | Size,
         channels: int = 32,
         depth: int = 2,
         codebook_size: int = 128,
@@ -130,13 +131,12 @@ class VqVae2Net(QuantizedNet):
     """VQ-VAE-2 of two levels (Razavi et al. 2019): the choice of bottom codes depends on the top codes.
 
     The bottom level has a side of image side / 2**depth, the top level half of that. Latents (B, D): the codes of
-    the top, then those of the bottom, each (code_dim, side, side), flattened. Images must be square.
+    the top, then those of the bottom, each (code_dim, h, w), flattened.
     """
 
     def _add_levels(self, width: int, quantizer: Callable[[], Quantizer]) -> None:
-        factor, side = 2 ** len(self.down), self.inner[1]
-        if side % 2:
-            raise FtaeError(f"resolution must be a multiple of {2 * factor} (2**(depth + 1)), got {side * factor}")
+        factor, (_, *inner) = 2 ** len(self.down), self.inner
+        check_multiple((inner[0] * factor, inner[1] * factor), 2 * factor, "2**(depth + 1)")
         self.down_top = conv_block(nn.Conv2d(width, width, 4, stride=2, padding=1), width)
         self.to_top = nn.Conv2d(width, self.code_dim, 1)
         self.top = quantizer()
@@ -158,10 +158,11 @@ class VqVae2Net(QuantizedNet):
     def decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Latents (B, D) to images (B, C, H, W) in [0, 1]."""
         positions = latents.shape[1] // (5 * self.code_dim)  # of the top level; the bottom has four times as many
-        side = math.isqrt(positions)
+        height = round(math.sqrt(positions * self.inner[1] / self.inner[2]))
+        width = positions // height
         top, bottom = torch.split(latents, [positions * self.code_dim, 4 * positions * self.code_dim], dim=1)
-        top = torch.unflatten(top, 1, (self.code_dim, side, side))
-        bottom = torch.unflatten(bottom, 1, (self.code_dim, 2 * side, 2 * side))
+        top = torch.unflatten(top, 1, (self.code_dim, height, width))
+        bottom = torch.unflatten(bottom, 1, (self.code_dim, 2 * height, 2 * width))
         return self._up(self.from_latents(torch.cat([self.up_top(top), bottom], dim=1)))
 
     def stages(self) -> list[Stage]:

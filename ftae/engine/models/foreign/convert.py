@@ -10,12 +10,10 @@ from typing import Any
 from ftae.engine.models.foreign.layouts import ForeignModel, Layout, read_layout
 from ftae.engine.models.foreign.network import Network
 from ftae.engine.models.foreign.reading import read_foreign
-from ftae.engine.models.model_folder import CONFIG, DISCRIMINATOR, DISCRIMINATOR_CONFIG, WEIGHTS, write_origin
-from ftae.engine.models.weights import save_state
+from ftae.engine.models.pretrained.model_folder import CONFIG, DISCRIMINATOR, DISCRIMINATOR_CONFIG, write_origin
+from ftae.engine.models.pretrained.weights import save_state
 from ftae.errors import FtaeError, one_message
 from ftae.specs.reading.format_versions import FORMAT
-
-GENERATOR = "generator.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,7 @@ class Converted:
         family: its family.
         resolution: the side of the images that the file's network was made for, in pixels.
         layout: the layout of the file.
-        networks: the networks in the folder: ``model``; ``generator`` (not averaged) and ``discriminator`` where the
-            file has them.
+        networks: the networks in the folder: ``model``, and ``discriminator`` where the file has one.
     """
 
     folder: Path
@@ -41,9 +38,9 @@ class Converted:
 def convert(file: Path, out: Path, *, licence: str | None = None) -> Converted:
     """Write the networks of ``file`` to the new folder ``out``, which appears whole or not at all.
 
-    ``out`` gets ``model.safetensors``, ``ftae_model.json``, and ``weights.json`` with the origin of the weights. Where
-    the file has them it also gets ``generator.safetensors`` (not averaged), and ``discriminator.safetensors`` with
-    ``discriminator.json``. ``licence``: the terms that the weights are under.
+    ``out`` gets ``model.safetensors``, ``ftae_model.json``, and ``weights.json`` with the origin of the weights; where
+    the file has a discriminator, also ``discriminator.safetensors`` and ``discriminator.json``. ``licence``: the terms
+    that the weights are under.
 
     Raises:
         FtaeError: ``file`` cannot be read, could run code, is of no known layout, or its networks differ from ftae's;
@@ -72,17 +69,13 @@ def convert(file: Path, out: Path, *, licence: str | None = None) -> Converted:
 
 def _write(found: ForeignModel, folder: Path) -> tuple[str, ...]:
     """The networks of a file; returns their names."""
-    names = ["model"]
-    for network, file in ((found.generator, GENERATOR), (found.discriminator, DISCRIMINATOR)):
-        if network is not None:
-            save_state(network.net, folder)
-            (folder / WEIGHTS).rename(folder / file)
-            names.append(Path(file).stem)
-    if found.discriminator is not None:
-        _dump({"format": FORMAT, "family": found.family} | _config(found.discriminator), folder / DISCRIMINATOR_CONFIG)
     save_state(found.model.net, folder)
     _dump({"format": FORMAT, "family": found.family} | _config(found.model), folder / CONFIG)
-    return tuple(names)
+    if found.discriminator is None:
+        return ("model",)
+    save_state(found.discriminator.net, folder, DISCRIMINATOR)
+    _dump({"format": FORMAT, "family": found.family} | _config(found.discriminator), folder / DISCRIMINATOR_CONFIG)
+    return "model", "discriminator"
 
 
 def _config(network: Network) -> dict[str, Any]:

@@ -22,13 +22,11 @@ _UNKNOWN = "the file does not say under which terms its weights, and models tune
 class ForeignModel:
     """A model of ``family`` with the networks of a file.
 
-    ``model``: the one to use, with averaged weights where the file has them. ``generator``: the one that training
-    would go on with, where both are there.
+    ``model``: with averaged weights where the file has them.
     """
 
     family: str
     model: Network
-    generator: Network | None = None
     discriminator: Network | None = None
 
 
@@ -47,8 +45,10 @@ class Layout:
 def _nvidia(content: Any) -> ForeignModel | None:
     if not isinstance(content, dict) or not isinstance(content.get("G_ema"), Kept):
         return None
-    states = {name: flattened(content[name]) for name in ("G_ema", "G", "D") if isinstance(content.get(name), Kept)}
-    return _stylegan2(states["G_ema"], states.get("G"), states.get("D"))
+    discriminator = content.get("D")
+    return _stylegan2(
+        flattened(content["G_ema"]), flattened(discriminator) if isinstance(discriminator, Kept) else None
+    )
 
 
 def _tensorflow(content: Any) -> ForeignModel | None:
@@ -56,12 +56,8 @@ def _tensorflow(content: Any) -> ForeignModel | None:
         return None
     if len(content) != 3:
         raise FtaeError(f"it holds {len(content)} networks, not a generator, a discriminator and an average")
-    generator, discriminator, averaged = map(tensorflow.variables, content)
-    return _stylegan2(
-        tensorflow.generator_state(averaged),
-        tensorflow.generator_state(generator),
-        tensorflow.discriminator_state(discriminator),
-    )
+    _, discriminator, averaged = map(tensorflow.variables, content)
+    return _stylegan2(tensorflow.generator_state(averaged), tensorflow.discriminator_state(discriminator))
 
 
 def _rosinality(content: Any) -> ForeignModel | None:
@@ -75,9 +71,8 @@ def _rosinality(content: Any) -> ForeignModel | None:
     if named.keys() == {"d"}:
         raise FtaeError("it holds no generator (g_ema or g)")
     average = {stylegan2.AVERAGE: content["latent_avg"]} if isinstance(content.get("latent_avg"), Tensor) else {}
-    averaged, *others = (rosinality.generator_state(named[name]) | average for name in ("g_ema", "g") if name in named)
-    discriminator = rosinality.discriminator_state(named["d"]) if "d" in named else None
-    return _stylegan2(averaged, others[0] if others else None, discriminator)
+    generator = rosinality.generator_state(named["g_ema" if "g_ema" in named else "g"]) | average
+    return _stylegan2(generator, rosinality.discriminator_state(named["d"]) if "d" in named else None)
 
 
 def _flat_nvidia(content: Any) -> ForeignModel | None:
@@ -96,11 +91,10 @@ def _unet(content: Any) -> ForeignModel | None:
     return ForeignModel("unet_translator", translators.unet(content))
 
 
-def _stylegan2(averaged: State, generator: State | None = None, discriminator: State | None = None) -> ForeignModel:
+def _stylegan2(generator: State, discriminator: State | None = None) -> ForeignModel:
     return ForeignModel(
         STYLEGAN2,
-        stylegan2.generator(averaged),
-        None if generator is None else stylegan2.generator(generator),
+        stylegan2.generator(generator),
         None if discriminator is None else stylegan2.discriminator(discriminator),
     )
 

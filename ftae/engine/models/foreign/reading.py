@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftae.engine.models.weights import check_content, read_state
+from ftae.engine.models.pretrained.weights import check_content, read_state
 from ftae.engine.process import first_line
 from ftae.errors import FtaeError
 

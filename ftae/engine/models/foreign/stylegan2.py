@@ -9,7 +9,7 @@ from ftae.engine.models.foreign.network import Network
 from ftae.engine.models.gans.layers import Resampling, sides, widths
 from ftae.engine.models.gans.stylegan2_discriminator import StyleGan2DiscriminatorNet
 from ftae.engine.models.gans.stylegan2_generator import StyleGan2GeneratorNet
-from ftae.engine.models.weights import fill
+from ftae.engine.models.pretrained.weights import fill
 from ftae.errors import FtaeError
 
 FILTER, AVERAGE = "resample_filter", "mapping.w_avg"

@@ -1,4 +1,4 @@
-"""The generators of CycleGAN and Pix2Pix, in the names of their authors' PyTorch files."""
+"""The generators of CycleGAN and Pix2Pix, in the names of their authors, which are those of ftae's files."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ftae.engine.models.builtin.translators import ResnetTranslatorNet, UnetTranslatorNet
+from ftae.engine.models.builtin.translators import FIRST_BLOCK, ResnetTranslatorNet, UnetTranslatorNet
 from ftae.engine.models.foreign.network import Network, State
-from ftae.engine.models.weights import fill
+from ftae.engine.models.pretrained.weights import fill
 from ftae.errors import FtaeError
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # in files of PyTorch before 0.4
-_FIRST_BLOCK = 10  # of the residual ones, in the list of all layers
 
 
 def is_resnet(state: Mapping[str, Tensor]) -> bool:
-    return f"model.{_FIRST_BLOCK}.conv_block.1.weight" in state
+    return f"model.{FIRST_BLOCK}.conv_block.1.weight" in state
 
 
 def resnet(state: Mapping[str, Tensor]) -> Network:
@@ -25,19 +24,17 @@ def resnet(state: Mapping[str, Tensor]) -> Network:
     Raises:
         FtaeError: it is normalised by batch, or differs from ftae's.
     """
-    _check_norm(state, "model.2")
+    if "model.2.weight" in state:
+        raise FtaeError(
+            "its residual generator is normalised by batch; that of ftae is by instance, without factors and offsets"
+        )
     blocks = len({name.split(".")[1] for name in state if re.match(r"model\.\d+\.conv_block\.", name)})
     options = {"channels": len(state["model.1.weight"]), "blocks": blocks}
     facts = {"channels_in": state["model.1.weight"].shape[1], "resolution": 256}
-    second = 6 if f"model.{_FIRST_BLOCK}.conv_block.6.weight" in state else 5  # behind a dropout
-    names = {"stem.0": "model.1", "down.0.0": "model.4", "down.1.0": "model.7"}
-    for i in range(blocks):
-        theirs = f"model.{_FIRST_BLOCK + i}.conv_block"
-        names |= {f"blocks.{i}.path.0.0": f"{theirs}.1", f"blocks.{i}.path.1": f"{theirs}.{second}"}
-    after = _FIRST_BLOCK + blocks
-    names |= {"up.0.0": f"model.{after}", "up.1.0": f"model.{after + 3}", "out.0": f"model.{after + 7}"}
     found = Network.new(ResnetTranslatorNet, options, facts)
-    fill(found.net, _renamed(state, names), "its generator")
+    second = 5 if f"model.{FIRST_BLOCK}.conv_block.5.weight" in state else 6  # behind a dropout
+    moved = {name.replace(f".conv_block.{second}.", ".conv_block.5."): tensor for name, tensor in _weights(state)}
+    fill(found.net, moved, "its generator")
     return found
 
 
@@ -54,38 +51,16 @@ def unet(state: Mapping[str, Tensor]) -> Network:
     Raises:
         FtaeError: it differs from ftae's.
     """
-    is_by_batch = "model.model.1.model.2.weight" in state
     convolutions = [name for name in state if re.fullmatch(r"model\.model\.1(\.model\.3)*\.model\.1\.weight", name)]
     depth = 1 + len(convolutions)
     options = {"channels": len(state["model.model.0.weight"]), "depth": depth, "dropout": 0.0}
     facts = {"channels_in": state["model.model.0.weight"].shape[1], "resolution": max(256, 2**depth)}
     found = Network.new(UnetTranslatorNet, options, facts)
-    ours = _renamed(state, dict([*_unet_names(depth), *(_unet_norms(depth) if is_by_batch else ())]))
-    for i in range(1, depth):  # theirs concatenates the features of the encoder first, ftae's last
-        name = f"up.{i}.1.weight"
-        if name in ours:
-            ours[name] = torch.cat(ours[name].chunk(2)[::-1])
+    assert isinstance(found.net, UnetTranslatorNet)
+    is_by_batch = "model.model.1.model.2.weight" in state
     missing = _zero_biases(found.net) if is_by_batch else _plain_norms(found.net)
-    fill(found.net, missing | ours, "its generator")
+    fill(found.net, found.net.file_names().to_file(missing) | dict(_weights(state)), "its generator")
     return found
-
-
-def _unet_names(depth: int) -> Iterator[tuple[str, str]]:
-    yield "down.0.0", "model.model.0"
-    yield f"up.{depth - 1}.1", "model.model.3"
-    for level in range(1, depth):
-        theirs = "model.model.1" + ".model.3" * (level - 1)
-        yield f"down.{level}.1", f"{theirs}.model.1"
-        yield f"up.{depth - 1 - level}.1", f"{theirs}.model.{3 if level == depth - 1 else 5}"
-
-
-def _unet_norms(depth: int) -> Iterator[tuple[str, str]]:
-    """The innermost level has none on its way down."""
-    for level in range(1, depth):
-        theirs = "model.model.1" + ".model.3" * (level - 1)
-        if level < depth - 1:
-            yield f"down.{level}.2", f"{theirs}.model.2"
-        yield f"up.{depth - 1 - level}.2", f"{theirs}.model.{4 if level == depth - 1 else 6}"
 
 
 def _zero_biases(net: nn.Module) -> State:
@@ -100,13 +75,5 @@ def _plain_norms(net: nn.Module) -> State:
     return {f"{name}.{part}": tensor for name, norm in norms for part, tensor in norm.state_dict().items()}
 
 
-def _check_norm(state: Mapping[str, Tensor], name: str) -> None:
-    if f"{name}.weight" in state:
-        raise FtaeError(
-            "its residual generator is normalised by batch; that of ftae is by instance, without factors and offsets"
-        )
-
-
-def _renamed(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
-    ours = {f"{their}.{part}": f"{our}.{part}" for our, their in names.items() for part in ("weight", "bias")}
-    return {ours.get(name, name): t for name, t in theirs.items() if not name.endswith(_STATISTICS)}
+def _weights(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, tensor in state.items() if not name.endswith(_STATISTICS))

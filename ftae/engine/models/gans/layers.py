@@ -7,19 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import Size, shown
 
 SLOPE = 0.2  # of the leaky ReLUs
 FIRST_SIDE, SMALLEST_RESOLUTION = 4, 8
 
 
-def sides(resolution: int) -> list[int]:
+def sides(resolution: int | Size) -> list[int]:
     """4, 8, 16, ..., ``resolution``.
 
     Raises:
         FtaeError: ``resolution`` is no power of two, or less than 8.
     """
-    if resolution < SMALLEST_RESOLUTION or resolution & (resolution - 1):
-        raise FtaeError(f"resolution must be a power of two from {SMALLEST_RESOLUTION} on, got {resolution}")
+    if isinstance(resolution, tuple) or resolution < SMALLEST_RESOLUTION or resolution & (resolution - 1):
+        raise FtaeError(f"resolution must be a power of two from {SMALLEST_RESOLUTION} on, got {shown(resolution)}")
     return [2**level for level in range(FIRST_SIDE.bit_length() - 1, resolution.bit_length())]
 
 

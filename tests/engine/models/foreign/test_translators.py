@@ -1,17 +1,22 @@
-"""Translators of CycleGAN and Pix2Pix: ftae's networks make the images that theirs made."""
+"""Translators of CycleGAN and Pix2Pix: ftae's networks make the images that theirs made, and theirs read its files."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_models import built, images_for
+from safetensors.torch import load_file, save_file
+from small_models import built, images_for, spec_of
 from torch import Tensor, nn
 
 from ftae.engine.models.foreign.convert import convert
+from ftae.engine.models.pretrained.weights import load_state, save_state
+from ftae.engine.tasks.discriminator import alternating, apart, build_discriminator, discriminator_of
 from ftae.errors import FtaeError
+from ftae.specs.finetune.discriminator import DiscriminatorSpec
 
 
 class Residual(nn.Module):
@@ -151,3 +156,130 @@ def test_layers_that_ftae_lacks_are_named(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(FtaeError, match=r"1 unexpected \(model.27.weight\)"):
         convert(tmp_path / "x.pth", tmp_path / "out", licence="BSD")
+
+
+# -------------------------------------------------------------------------- their networks read ftae's files
+
+RESNET = {"family": "resnet_translator", "channels": 4, "blocks": 3}
+UNET = {"family": "unet_translator", "channels": 4, "depth": 3}
+AFFINE = partial(nn.InstanceNorm2d, affine=True)
+
+
+class Patches(nn.Module):
+    """Their discriminator of three strided convolutions, normalised by instance, for images of ``channels``."""
+
+    def __init__(self, channels: int, norm: Any = nn.InstanceNorm2d) -> None:
+        super().__init__()
+        conv = partial(nn.Conv2d, kernel_size=4, padding=1)
+        self.model = nn.Sequential(
+            conv(channels, 4, stride=2), nn.LeakyReLU(0.2),
+            conv(4, 8, stride=2), norm(8), nn.LeakyReLU(0.2),
+            conv(8, 16, stride=2), norm(16), nn.LeakyReLU(0.2),
+            conv(16, 32, stride=1), norm(32), nn.LeakyReLU(0.2),
+            conv(32, 1, stride=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
+
+
+def filled(net: nn.Module, file: Path, prefix: str = "") -> nn.Module:
+    """``net`` with the tensors of a file that have ``prefix``."""
+    state = {name.removeprefix(prefix): t for name, t in load_file(file).items() if name.startswith(prefix)}
+    net.load_state_dict(state, strict=True)
+    return net.eval()
+
+
+def drawn(net: nn.Module) -> None:
+    """Draw all parameters anew, so that none is the 0 or 1 that it begins with."""
+    for parameter in net.parameters():
+        parameter.normal_(0.0, 0.3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model", "theirs"), [(RESNET, Resnet), (UNET, lambda: Unet(norm=AFFINE))])
+def test_their_translator_reads_a_model_folder(
+    model: dict[str, Any], theirs: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    ours = built(model)
+    drawn(ours.net)
+    ours.save(tmp_path)
+    images = images_for(ours)
+    found = filled(theirs(), tmp_path / "model.safetensors")
+    torch.testing.assert_close(found(images), ours.run(images)[1], atol=1e-5, rtol=1e-5)
+    again = built(model | {"pretrained": str(tmp_path)}, seed=1)
+    assert torch.equal(again.run(images)[1], ours.run(images)[1])
+
+
+@torch.no_grad()
+def test_both_directions_have_the_names_of_their_networks(tmp_path: Path) -> None:
+    model = {**RESNET, "family": "cyclegan"}
+    ours = built(model)
+    ours.save(tmp_path)
+    file, images = tmp_path / "model.safetensors", images_for(ours)
+    there, back = (filled(Resnet(), file, f"netG_{name}.") for name in "AB")
+    assert ours.reverse is not None
+    torch.testing.assert_close(there(images), ours.run(images)[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back(images), ours.reverse(images), atol=1e-5, rtol=1e-5)
+    again = built(model | {"pretrained": str(tmp_path)}, seed=1)
+    assert again.reverse is not None
+    assert torch.equal(again.reverse(images), ours.reverse(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", [RESNET, UNET, {**RESNET, "family": "cyclegan"}], ids=lambda model: model["family"])
+def test_a_folder_with_the_names_of_the_network_itself_is_read(model: dict[str, Any], tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    ours = built(model)
+    drawn(ours.net)
+    ours.save(tmp_path)
+    save_file(ours.net.state_dict(), tmp_path / "model.safetensors")
+    again, images = built(model | {"pretrained": str(tmp_path)}, seed=1), images_for(ours)
+    assert torch.equal(again.run(images)[1], ours.run(images)[1])
+
+
+def discriminator(norm: str, pretrained: Path | None = None, seed: int = 0) -> nn.Module:
+    file = None if pretrained is None else str(pretrained)
+    spec = DiscriminatorSpec.model_validate({"norm": norm, "channels": 4, "depth": 3, "pretrained": file})
+    return build_discriminator(spec, channels=6, resolution=24, seed=seed).eval()
+
+
+@torch.no_grad()
+def test_their_discriminator_reads_the_file_beside_a_model_and_the_reverse(tmp_path: Path) -> None:
+    ours, images = discriminator("instance"), torch.randn(2, 6, 24, 24)
+    save_state(ours.net, tmp_path, "discriminator.safetensors")  # type: ignore[arg-type]
+    theirs = filled(Patches(6), tmp_path / "discriminator.safetensors")
+    torch.testing.assert_close(theirs(images), ours(images), atol=1e-5, rtol=1e-5)
+    torch.save(Patches(6).state_dict(), tmp_path / "latest_net_D.pth")
+    theirs.load_state_dict(torch.load(tmp_path / "latest_net_D.pth", weights_only=True))
+    again = discriminator("instance", tmp_path / "latest_net_D.pth")
+    torch.testing.assert_close(again(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["spectral", "group", "instance"])
+def test_a_discriminator_has_their_places_whatever_its_norm(norm: str, tmp_path: Path) -> None:
+    ours, images = discriminator(norm), torch.randn(2, 6, 24, 24)
+    save_state(ours.net, tmp_path, "discriminator.safetensors")  # type: ignore[arg-type]
+    saved = load_file(tmp_path / "discriminator.safetensors")
+    norms = {f"model.{place}" for place in (3, 6, 9)} if norm == "group" else set()
+    assert {".".join(name.split(".")[:2]) for name in saved} == {f"model.{place}" for place in (0, 2, 5, 8, 11)} | norms
+    for file in ("discriminator.safetensors", "own.safetensors"):  # checkpoints have the network's own names
+        save_file(ours.net.state_dict(), tmp_path / "own.safetensors")  # type: ignore[union-attr, operator]
+        assert torch.equal(discriminator(norm, tmp_path / file, seed=1)(images), ours(images))
+
+
+@torch.no_grad()
+def test_discriminators_of_two_domains_are_named_after_the_translators_that_they_judge(tmp_path: Path) -> None:
+    settings = {"norm": "instance", "channels": 4, "depth": 3}
+    spec = spec_of({**RESNET, "family": "cyclegan"}, discriminator=settings, **{"data.resolution": 24})
+    both = discriminator_of(spec).eval()
+    save_state(both.net, tmp_path, "discriminator.safetensors")
+    b, a = torch.randn(2, 2, 3, 24, 24).unbind()
+    of_b, of_a = apart(both(alternating(b, a)))
+    for name, images, expected in (("A", b, of_b), ("B", a, of_a)):  # A is of the translator from A to B
+        theirs = filled(Patches(3), tmp_path / "discriminator.safetensors", f"netD_{name}.")
+        torch.testing.assert_close(theirs(images), expected, atol=1e-5, rtol=1e-5)
+    load_state(both.net, tmp_path / "discriminator.safetensors")
+    assert torch.equal(apart(both(alternating(b, a)))[0], of_b)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftae.engine.models.model_folder import WEIGHTS, pretrained_folder, suggested
+from ftae.engine.models.pretrained.file_names import file_names
+from ftae.engine.models.pretrained.model_folder import WEIGHTS, pretrained_folder, suggested
 from ftae.engine.process import first_line
 from ftae.errors import FtaeError
 
@@ -98,6 +99,13 @@ def _foreign_content(path: Path, error: Exception) -> str | None:
 
 # Prefixes that DataParallel, torch.compile, FSDP and activation checkpointing add to names.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def without_wrappers(name: str) -> str:
+    """The name of a tensor without what wrappers of modules have added."""
+    return _WRAPPERS.sub("", name)
+
+
 _NAMED = 3  # most names in a message
 
 
@@ -118,6 +126,11 @@ class Fit:
     @property
     def is_exact(self) -> bool:
         return not (self.missing or self.unexpected or self.misfits)
+
+    @property
+    def closeness(self) -> tuple[bool, int]:
+        """The greater, the better the file fits."""
+        return self.is_exact, len(self.state) - len(self.misfits)
 
     def faults(self) -> str:
         """How many names do not fit, and the first of them, in one line."""
@@ -140,7 +153,7 @@ def best_fit(content: Mapping[Any, Any], wanted: Mapping[str, Any]) -> Fit:
         for key, entry in _entries(content)
         for renamed, state in _readings(entry, wanted)
     ]
-    return max(fits, key=lambda fit: (fit.is_exact, len(fit.state) - len(fit.misfits)))
+    return max(fits, key=lambda fit: fit.closeness)
 
 
 def _entries(content: Mapping[Any, Any], depth: int = 2) -> Iterator[tuple[list[str], dict[str, Any]]]:
@@ -157,7 +170,7 @@ def _readings(entry: dict[str, Any], wanted: Mapping[str, Any]) -> Iterator[tupl
     yield from _prefixed([], entry, wanted)
     if wrappers := Counter(match for name in entry for match in _WRAPPERS.findall(name)):
         how = [f"without {', '.join(map(repr, wrappers))} in its names"]
-        yield from _prefixed(how, {_WRAPPERS.sub("", name): value for name, value in entry.items()}, wanted)
+        yield from _prefixed(how, {without_wrappers(name): value for name, value in entry.items()}, wanted)
 
 
 def _prefixed(
@@ -230,16 +243,22 @@ def load_state(net: nn.Module, path: Path, setting: str = "model.pretrained") ->
 
 
 def fill(net: nn.Module, content: Mapping[Any, Any], where: str) -> None:
-    """Load the content of a file into ``net``. ``where``: the setting and the file, for messages.
+    """Load the content of a file into ``net``: by the names of its files, or by its own, as checkpoints have them.
+
+    ``where``: the setting and the file, for messages.
 
     Raises:
         FtaeError: the content is of another model.
     """
-    fit = best_fit(content, net.state_dict())
+    wanted, names = net.state_dict(), file_names(net)
+    fit = best_fit(content, wanted)
+    if names is not None and not fit.is_exact:
+        fit = max(best_fit(content, names.to_file(wanted)), fit, key=lambda fit: fit.closeness)
     if not fit.is_exact:
         raise FtaeError(f"{where} does not hold a state dict of the model: {fit.faults()}")
+    state = fit.state if fit.how else content  # ``content`` may have versions of layers, too
     try:
-        net.load_state_dict(fit.state if fit.how else content)  # ``content`` may have versions of layers, too
+        net.load_state_dict(state if names is None else names.from_file(state))
     except Exception as error:  # a user's own module may load in its own way
         raise FtaeError(f"{where} cannot be loaded into the model: {first_line(error)}") from error
     if fit.how:
@@ -252,10 +271,10 @@ def note(text: str) -> None:
     logger.warning(text)
 
 
-def save_state(net: nn.Module, folder: Path) -> None:
-    """Write the state dict of ``net`` into ``folder``, made if missing."""
+def save_state(net: nn.Module, folder: Path, file: str = WEIGHTS) -> None:
+    """Write the state dict of ``net``, by the names of its files, as ``file`` of ``folder``, made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()
-    }
-    (folder / WEIGHTS).write_bytes(save(state))  # of a full disk this raises OSError, save_file SafetensorError
+    names, state = file_names(net), net.state_dict()
+    found = state if names is None else names.to_file(state)
+    alone = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in found.items()}
+    (folder / file).write_bytes(save(alone))  # of a full disk this raises OSError, save_file SafetensorError

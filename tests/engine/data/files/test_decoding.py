@@ -8,7 +8,7 @@ import pytest
 from image_files import BLUE, GREEN, RED, folder_spec, png
 from PIL import Image
 
-from ftae.engine.data.decoding import UnreadableImage, decode_image
+from ftae.engine.data.files.decoding import UnreadableImage, decode_image
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -69,7 +69,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
 def test_thirty_two_bit_images_are_unreadable_with_a_reason() -> None:
     file = io.BytesIO()
     Image.fromarray(np.ones((16, 16), np.float32)).save(file, "tiff")
-    with pytest.raises(UnreadableImage, match="32-bit pixels"):
+    with pytest.raises(UnreadableImage, match="32-bit values"):
         decode_image(file.getvalue(), folder_spec(Path("d")))
 
 

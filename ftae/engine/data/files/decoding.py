@@ -1,10 +1,11 @@
-"""One image file as a square of pixels: converted to 8 bits, turned upright, laid on white, resized and cropped."""
+"""One image file as pixels of one size: converted to 8 bits, turned upright, laid on white, resized and cropped."""
 
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import DataSpec
 
 Pixels = npt.NDArray[np.uint8]
-ALL_LEVELS = (0, 65535)  # of 16-bit grey
+Array = npt.NDArray[Any]
+"""A stored image, (H, W, channels): uint8, uint16 where ``DataSpec.meaning`` is given, float32 where ``of_floats``."""
+Box = tuple[float, float, float, float]
 ORIENTATION, LEAST_TURNED = 0x0112, 5  # of EXIF: its tag, and the least value that swaps width and height
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -24,18 +27,33 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TO_8_BITS = {"L;2": lambda value: value * 85, "L;4": lambda value: value * 17, "RGB;16B": lambda value: value >> 8}
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The values of one image, (H, W, bands), in the type of its file; ``is_inverted``: the largest is black."""
+
+    values: npt.NDArray[Any]
+    is_inverted: bool = False
+
+
 class UnreadableImage(Exception):
     """The content of one file is not an image that can be decoded; the message says why."""
 
 
 def image_shape(spec: DataSpec) -> tuple[int, int, int]:
-    """(side, side, channels) of a decoded image."""
-    return spec.decoded_side, spec.decoded_side, spec.channels
+    """(H, W, channels) of a decoded image."""
+    return *spec.decoded_size, spec.channels
 
 
 def stored_shape(spec: DataSpec) -> tuple[int, int, int]:
-    """(side, side, channels) of an array in the cache: of an image, or of a pair, whose channels follow each other."""
-    return spec.decoded_side, spec.decoded_side, spec.stored_channels
+    """(H, W, channels) of an array in the cache: of an image, or of a pair, whose channels follow each other."""
+    return *spec.decoded_size, spec.stored_channels
+
+
+def stored_type(spec: DataSpec) -> np.dtype[Any]:
+    """The type of the arrays in the cache."""
+    if spec.of_floats:
+        return np.dtype(np.float32)
+    return np.dtype(np.uint8 if spec.meaning is None else np.uint16)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -51,11 +69,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, spec: DataSpec) -> Pixels:
-    """The content of an image file as uint8 (side, side, channels).
+    """The content of an image file of 8 bits as uint8 (H, W, channels).
 
-    The image is turned by its EXIF orientation, laid on white where it is transparent, its short side resized to
-    ``spec.decoded_side``, and its centre square cut out. Only the first frame or page is used. In 16-bit grey images
-    ``spec.grey_levels`` become black and white.
+    The image is turned by its EXIF orientation, laid on white where it is transparent, and the centre that has the
+    aspect ratio of ``spec.decoded_size`` is resized to it. Only the first frame or page is used, and the upper 8 of 16
+    bits.
 
     Raises:
         UnreadableImage: ``data`` is not an image, or a damaged one.
@@ -63,9 +81,23 @@ def decode_image(data: bytes, spec: DataSpec) -> Pixels:
     with opened(data) as image:
         # JPEG can decode at 1/2, 1/4 or 1/8 of its size (8x faster for a 12-megapixel photo). No less than twice the
         # side, so that the filter of the resize below still decides about sharpness.
-        image.draft(None, (2 * spec.decoded_side, 2 * spec.decoded_side))
+        height, width = spec.decoded_size
+        image.draft(None, (2 * width, 2 * height))
         opaque = _upright(image, spec)
-    return squared(opaque, spec)
+    return fitted(opaque, spec)
+
+
+def read_picture(data: bytes, spec: DataSpec, page: int) -> Frame:
+    """A page of an image file of 8 bits, upright and on white, of its own size.
+
+    Raises:
+        UnreadableImage: as ``decode_image``, or there is no such page.
+    """
+    with opened(data) as image:
+        if page:
+            image.seek(page)
+        pixels = np.asarray(_upright(image, spec))
+    return Frame(pixels.reshape(*pixels.shape[:2], spec.channels))
 
 
 def decode_halves(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:
@@ -78,13 +110,13 @@ def decode_halves(data: bytes, spec: DataSpec) -> tuple[Pixels, Pixels]:
         whole = _upright(image, spec)
     middle = whole.width // 2
     left, right = (0, 0, middle, whole.height), (middle, 0, whole.width, whole.height)
-    return squared(whole.crop(left), spec), squared(whole.crop(right), spec)
+    return fitted(whole.crop(left), spec), fitted(whole.crop(right), spec)
 
 
 def _upright(image: ImageFile.ImageFile, spec: DataSpec) -> Image.Image:
     correct_transparency(image)
     ImageOps.exif_transpose(image, in_place=True)
-    return _on_white(_eight_bit(image, spec.grey_levels or ALL_LEVELS)).convert(mode_of(spec))
+    return _on_white(_eight_bit(image)).convert(mode_of(spec))
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -112,7 +144,9 @@ def opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
         raise
     except UnidentifiedImageError as error:
         kind = (
-            "a TIFF that is damaged, or has bands or bits that ftae does not read" if data[:4] in TIFF_MAGIC else None
+            "a TIFF that is damaged, or that needs data.intensity or data.bands to be read"
+            if data[:4] in TIFF_MAGIC
+            else None
         )
         raise UnreadableImage(kind or "not an image in a known format") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise anything
@@ -121,15 +155,17 @@ def opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keeps Pillow from writing about odd files to stderr: ftae itself names the files that it cannot use."""
-    handler, logger = logging.NullHandler(), logging.getLogger("PIL")
-    logger.addHandler(handler)
+    """Keeps Pillow and pydicom from writing about odd files to stderr: ftae itself names files that it cannot use."""
+    handler, loggers = logging.NullHandler(), [logging.getLogger(name) for name in ("PIL", "pydicom")]
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
             yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def raw_mode(image: ImageFile.ImageFile) -> tuple[Any, ...]:
@@ -171,24 +207,37 @@ def _on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _eight_bit(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
+def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey images scaled down, with their transparent value white; Pillow would clip them to white."""
     if is_grey16(image):
-        low, high = levels
         values = np.asarray(image).astype(np.int64)
-        scaled = ((values.clip(low, high) - low) * 256 // (high - low + 1)).astype(np.uint8)
+        scaled = (values >> 8).astype(np.uint8)
         scaled[values == image.info.get("transparency", -1)] = 255
         return Image.fromarray(scaled)
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no known range; save the image with 8 or 16 bits")
+        raise ValueError("its 32-bit values have no known range, say what they mean by data.intensity")
     return image
 
 
-def squared(image: Image.Image, spec: DataSpec) -> Pixels:
-    """The centre square of an image, resized: uint8 (side, side, channels)."""
-    side = spec.decoded_side
-    short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    resample = Image.Resampling.LANCZOS if short > side else Image.Resampling.BICUBIC
-    square = image.resize((side, side), resample, box=(left, top, left + short, top + short))
-    return np.asarray(square).reshape(image_shape(spec))
+def fitted(image: Image.Image, spec: DataSpec) -> Pixels:
+    """The centre of an image, resized to ``spec.decoded_size``: uint8 (H, W, channels)."""
+    height, width = spec.decoded_size
+    box = centre_box(image.size, spec)
+    return np.asarray(image.resize((width, height), resample(box, spec), box=box)).reshape(image_shape(spec))
+
+
+def centre_box(size: tuple[int, int], spec: DataSpec) -> Box:
+    """The largest part around the centre, (left, top, right, bottom), that has the aspect ratio of the decoded image.
+
+    ``size``: width and height of the image.
+    """
+    height, width = spec.decoded_size
+    scale = min(size[0] / width, size[1] / height)
+    wide, high = (min(size), min(size)) if width == height else (width * scale, height * scale)
+    left, top = (size[0] - wide) / 2, (size[1] - high) / 2
+    return left, top, left + wide, top + high
+
+
+def resample(box: Box, spec: DataSpec) -> Image.Resampling:
+    """Lanczos where the part of an image is made smaller, bicubic where it is enlarged."""
+    return Image.Resampling.LANCZOS if box[3] - box[1] > spec.decoded_size[0] else Image.Resampling.BICUBIC

@@ -6,7 +6,14 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ftae.engine.models.model_folder import DIFFUSERS_CONFIG, PIPELINE, HubId, diffusers_weights, hub_id, looks_local
+from ftae.engine.models.pretrained.model_folder import (
+    DIFFUSERS_CONFIG,
+    PIPELINE,
+    HubId,
+    diffusers_weights,
+    hub_id,
+    looks_local,
+)
 from ftae.engine.process import first_line, quiet_libraries
 from ftae.errors import FtaeError
 from ftae.specs.finetune.models import DiffusersModel

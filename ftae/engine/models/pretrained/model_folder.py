@@ -22,6 +22,7 @@ DIFFUSERS_CONFIG, PIPELINE = "config.json", "model_index.json"
 # Families of diffusers, with the names of their classes.
 DIFFUSERS = {
     "autoencoder_kl": "AutoencoderKL",
+    "autoencoder_kl_flux2": "AutoencoderKLFlux2",
     "asymmetric_autoencoder_kl": "AsymmetricAutoencoderKL",
     "autoencoder_tiny": "AutoencoderTiny",
     "autoencoder_dc": "AutoencoderDC",

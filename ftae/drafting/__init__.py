@@ -1,0 +1,1 @@
+"""Draft a search file: look at a model and at data, and write what fits both, with the reasons as comments."""

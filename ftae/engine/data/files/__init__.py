@@ -1,0 +1,1 @@
+"""Image files: finding them, opening them, and decoding them as a spec says."""

@@ -1,0 +1,51 @@
+"""Images as files: PNG of 8 bits; or TIFF with values like those in the files that the model was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ftae.inference.pictures import pixels_of, save_png
+from ftae.specs.finetune.data_spec import DataSpec
+
+INTEGERS = (np.uint16, np.int16)
+
+
+def suffix_of(data: DataSpec) -> str:
+    """``.png``, or ``.tiff`` where pictures of 8 bits cannot hold the images."""
+    return ".png" if data.meaning is None and data.channels in (1, 3) else ".tiff"
+
+
+def save_image(image: Tensor, path: Path, data: DataSpec) -> None:
+    """Write one image (C, H, W) in [0, 1] under a name with the suffix of ``suffix_of``.
+
+    A TIFF has the values of the files that ``data`` describes: uint16 or int16 where black and white are such numbers,
+    else float32. Where each image had a range of its own, they are those of the model, from 0 to 1.
+    """
+    if suffix_of(data) == ".png":
+        save_png(pixels_of(image[None])[0], path)
+        return
+    import tifffile  # here, since a model that is served writes no files
+
+    values = in_units(image.permute(1, 2, 0).cpu().numpy(), data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photometric = "rgb" if values.shape[2] == 3 else "minisblack"
+    planes: Any = values[..., 0] if values.shape[2] == 1 else values
+    tifffile.imwrite(path, planes, photometric=photometric, planarconfig=None if planes.ndim == 2 else "contig")
+
+
+def in_units(unit: npt.NDArray[np.float32], data: DataSpec) -> npt.NDArray[Any]:
+    """Values in [0, 1] as the files of ``data`` have them."""
+    levels = (0.0, 255.0) if data.meaning is None else data.meaning.levels
+    if levels is None:
+        return unit
+    low, high = levels
+    values = low + unit.astype(np.float64) * (high - low)
+    kinds = (np.uint8,) if data.meaning is None else INTEGERS
+    for kind in kinds:
+        least, most = np.iinfo(kind).min, np.iinfo(kind).max
+        if low.is_integer() and high.is_integer() and least <= low and high <= most:
+            return np.rint(values).astype(kind)
+    return values.astype(np.float32)

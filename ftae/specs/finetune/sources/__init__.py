@@ -1,0 +1,1 @@
+"""The specs of the sources of data, one class for each."""

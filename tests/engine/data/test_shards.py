@@ -1,0 +1,222 @@
+"""Images in shards: they are what the same files in a folder are, local or in an object store."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_files import all_pixels, folder_spec, load, png
+
+from ftae.engine.data.batches import train_batch
+from ftae.engine.data.dataset import Dataset
+from ftae.engine.data.shards.places import find_shards
+from ftae.errors import FtaeError
+from ftae.specs.finetune.sources.folders import Shards
+
+pytestmark = pytest.mark.usefixtures("cache")
+SIDE = 16
+Files = Mapping[str, bytes]
+
+
+def pictures(number: int = 12, *, name: str = "{}/{:04d}.png") -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    names = [name.format("ab"[i % 2], i) for i in range(number)]
+    return {each: png(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for each in names}
+
+
+def write_tar(path: Path, files: Files) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_zip(path: Path, files: Files) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_parquet(path: Path, files: Files, *, names: Sequence[str] | None = None, **columns: Any) -> Path:
+    """As Hugging Face's datasets writes it; ``names``: those of the classes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": data, "path": name} for name, data in files.items()]
+    table = pa.table({"image": images, **columns})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=3)
+    return path
+
+
+def write_folder(root: Path, files: Files) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def halves(files: Files) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    items = list(files.items())
+    return dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])
+
+
+def spec_of(train: Path | str, **fields: Any) -> Shards:
+    return Shards(**{"train": str(train), "resolution": SIDE, "val": 0.25, **fields})
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets give the same batches, with the same labels."""
+    assert one.class_names == other.class_names
+    for a, b in ((one.train, other.train), (one.val, other.val)):
+        assert a.labels is not None
+        assert b.labels is not None
+        assert (a.labels == b.labels).all()
+        assert (a.images == b.images).all()
+    return True
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "parquet"])
+def test_the_same_images_are_the_same_in_shards(kind: str, tmp_path: Path) -> None:
+    files = pictures()
+    write = {"tar": write_tar, "zip": write_zip, "parquet": write_parquet}[kind]
+    for number, part in enumerate(halves(files)):
+        write(tmp_path / "shards" / f"{number:03d}.{kind}", part)
+    folder = load(folder_spec(write_folder(tmp_path / "d", files)))
+    for where in ("shards", f"shards/*.{kind}", f"shards/{{000..001}}.{kind}"):
+        assert same(load(spec_of(tmp_path / where)), folder)
+
+
+def test_shards_in_an_object_store_are_read_by_place(bucket: str, tmp_path: Path) -> None:
+    import boto3
+
+    files = pictures()
+    folder = load(folder_spec(write_folder(tmp_path / "d", files)))
+    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+    for kind, write in (("tar", write_tar), ("zip", write_zip), ("parquet", write_parquet)):
+        for number, part in enumerate(halves(files)):
+            shard = write(tmp_path / kind / f"{number}.{kind}", part)
+            client.upload_file(str(shard), name, f"{kind}/{number}.{kind}")
+        remote = load(spec_of(f"{bucket}/{kind}"))
+        assert same(remote, folder)
+        assert load(spec_of(f"{bucket}/{kind}/{{0..1}}.{kind}")).fingerprint == remote.fingerprint
+    client.upload_file(str(write_tar(tmp_path / "other.tar", halves(pictures(13))[1])), name, "tar/1.tar")
+    assert load(spec_of(f"{bucket}/tar")).fingerprint != folder.fingerprint
+    with pytest.raises(FtaeError, match=r"there is no shard .*/tar/2.tar"):
+        load(spec_of(f"{bucket}/tar/{{0..2}}.tar"))
+
+
+def test_samples_have_labels_in_files_beside_them(tmp_path: Path) -> None:
+    files = pictures(name="{0}{1}.png")
+    named: dict[str, bytes] = {}
+    for i, (name, data) in enumerate(files.items()):
+        key = name.removesuffix(".png")
+        about = json.dumps({"kind": f"k{i % 3}"}).encode()
+        named |= {name: data, f"{key}.cls": str(i % 11).encode(), f"{key}.json": about}
+    shard = write_tar(tmp_path / "0.tar", named)
+    numbered = load(spec_of(shard))
+    assert numbered.class_names == tuple(map(str, range(11)))  # as numbers: 10 is the last
+    assert load(spec_of(shard, label="kind")).class_names == ("k0", "k1", "k2")
+    assert (all_pixels(numbered) == all_pixels(load(folder_spec(write_folder(tmp_path / "d", files))))).all()
+    del named["a0.cls"]
+    with pytest.raises(FtaeError, match=r"1 image of 12 have no label"):
+        load(spec_of(write_tar(tmp_path / "1.tar", named)))
+
+
+def test_a_sample_of_several_images_needs_a_choice(tmp_path: Path) -> None:
+    files = pictures(name="{0}{1}.png")
+    both = files | {name.replace(".png", ".mask.png"): data for name, data in pictures(name="{0}{1}.png").items()}
+    shard = write_tar(tmp_path / "0.tar", both)
+    with pytest.raises(FtaeError, match=r"a0 has several images, mask.png, png; say by data.image"):
+        load(spec_of(shard))
+    assert (all_pixels(load(spec_of(shard, image="png"))) == all_pixels(load(spec_of(shard, image="mask.png")))).all()
+    with pytest.raises(FtaeError, match=r"no images with data.image jpg in 1 shard"):
+        load(spec_of(shard, image="jpg"))
+
+
+def test_columns_have_the_names_of_classes(tmp_path: Path) -> None:
+    files = pictures(name="{0}{1}.png")
+    labels = [i % 2 for i in range(len(files))]
+    named = load(spec_of(write_parquet(tmp_path / "a.parquet", files, names=["cat", "dog"], label=labels)))
+    assert named.class_names == ("cat", "dog")
+    other = write_parquet(tmp_path / "b.parquet", files, label=labels, kind=[str(i) for i in labels])
+    assert load(spec_of(other)).class_names == ("0", "1")
+    assert load(spec_of(other, label="kind")).class_names == ("0", "1")
+    with pytest.raises(FtaeError, match=r"data.label must be a column, of image, label, kind; got size"):
+        load(spec_of(other, label="size"))
+    with pytest.raises(FtaeError, match=r"data.image must name a column with images, of image; got kind"):
+        load(spec_of(other, image="kind"))
+
+
+def test_names_that_repeat_belong_to_their_shards(tmp_path: Path) -> None:
+    for number, part in enumerate(halves(pictures(name="{0}{1}.png"))):
+        renamed = {f"{i:03d}.png": data for i, data in enumerate(part.values())}
+        write_tar(tmp_path / "s" / f"{number}.tar", renamed)
+    data = load(spec_of(tmp_path / "s"))
+    assert len(data.train) + len(data.val) == 12
+    assert data.class_names == ("0", "1")
+
+
+def test_an_unreadable_image_is_left_out_wherever_it_lies(tmp_path: Path) -> None:
+    """Rows are written in the order of the shards, and gaps are closed."""
+    files = pictures()
+    broken = files | {"a/0000.png": b"no image", "b/0005.png": b"neither"}
+    folder = load(folder_spec(write_folder(tmp_path / "d", broken)))
+    assert len(folder.skipped) == 2
+    assert same(load(spec_of(write_tar(tmp_path / "0.tar", broken))), folder)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b"x" * 2000), "is no tar, or was cut off, compressed or damaged"),
+        (lambda path: write_tar(path, {"../a.png": b""}), r"must be a path below a folder.*\.\./a\.png"),
+        (lambda path: write_tar(path, {"a.txt": b""}), "no images in 1 shard"),
+        (lambda path: write_tar(path.with_suffix(".txt"), {}), "holds no shards: looked for .tar .parquet .zip"),
+    ],
+)
+def test_a_shard_that_cannot_be_read_is_one_message(write: Any, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "s.tar")
+    with pytest.raises(FtaeError, match=message):
+        load(spec_of(tmp_path))
+
+
+def test_formats_are_not_mixed_and_sets_do_not_overlap(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", pictures())
+    write_tar(tmp_path / "val-0.tar", pictures())
+    with pytest.raises(FtaeError, match=r"share 1 shard, as .*/val-0.tar"):
+        load(spec_of(tmp_path / "*.tar", val=str(tmp_path / "val-*.tar")))
+    write_zip(tmp_path / "a.zip", pictures())
+    with pytest.raises(FtaeError, match=r"several formats, \.tar, \.zip"):
+        load(spec_of(tmp_path))
+    with pytest.raises(FtaeError, match=r"one of s3://.*, got ftp://\.\.\."):
+        find_shards("ftp://host/a.tar", (".tar",))
+
+
+def test_the_index_is_made_once(tmp_path: Path, cache: Path) -> None:
+    shard = write_tar(tmp_path / "0.tar", pictures())
+    spec = spec_of(shard)
+    first = load(spec)
+    (index,) = cache.glob("shards/*/index.npz")
+    before = index.stat().st_mtime_ns
+    again = load(spec)
+    assert index.stat().st_mtime_ns == before
+    assert again.fingerprint == first.fingerprint
+    os.truncate(index, 10)
+    assert load(spec).fingerprint == first.fingerprint
+    batch = train_batch(first.train, spec, batch_size=4, batch=0, seed=0, device="cpu")
+    assert batch.images.shape == (4, 3, SIDE, SIDE)
