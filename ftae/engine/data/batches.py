@@ -1,6 +1,5 @@
 """Batches as pure functions of seed and number: order, crops, degradation, replayed images."""
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,60 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image
 
 from ftae.engine.data.dataset import Dataset
+from ftae.engine.data.degradation import degraded_inputs
 from ftae.engine.data.files.decoding import Array
 from ftae.engine.data.source_base import ImageSet, Indices, Labels
 from ftae.specs.finetune.data_spec import DataSpec
-from ftae.specs.finetune.images import Blocks, Degradation
 from ftae.specs.finetune.run import FinetuneSpec
 
-Images = npt.NDArray[np.float32]
-GREY = 0.5
+Mask = npt.NDArray[np.bool_]
+Pixels = Array | torch.Tensor
 OTHER_SIDE = 2**31  # added to a seed, it gives one that no run has
-
-
-def degraded(pixels: Array, spec: Degradation, rng: np.random.Generator) -> Images:
-    """An image (H, W, C) as it is stored, degraded by ``spec``: float32 (H, W, C) in [0, 1]; ``rng`` draws."""
-    is_unit = pixels.dtype.kind == "f"
-    image: Images = pixels if is_unit else (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
-    if spec.blur > 0.0:
-        image = _blurred(image, spec)
-    if spec.noise > 0.0:
-        image = (image + spec.noise * rng.standard_normal(image.shape)).clip(0.0, 1.0).astype(np.float32)
-    if spec.jpeg is not None:
-        image = _compressed(image, spec.jpeg)
-    if spec.blocks is not None:
-        image = _with_grey_blocks(image, spec.blocks, rng)
-    return image
-
-
-def _blurred(image: Images, spec: Degradation) -> Images:
-    from torchvision.transforms.v2.functional import gaussian_blur  # this import takes seconds
-
-    channels_first = torch.from_numpy(image).permute(2, 0, 1)
-    side = 2 * spec.blur_radius() + 1
-    blurred: Images = gaussian_blur(channels_first, [side, side], [spec.blur, spec.blur]).permute(1, 2, 0).numpy()
-    return blurred.clip(0.0, 1.0)
-
-
-def _compressed(image: Images, quality: int) -> Images:
-    """The image after a round trip through JPEG."""
-    pixels = np.rint(image * 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "jpeg", quality=quality)
-    return (np.asarray(Image.open(file)).reshape(image.shape) / 255).astype(np.float32)
-
-
-def _with_grey_blocks(image: Images, blocks: Blocks, rng: np.random.Generator) -> Images:
-    """The image with some blocks of a grid made grey; at least one, and never all."""
-    rows, columns = (-(-side // blocks.size) for side in image.shape[:2])
-    num_cut = min(max(1, round(blocks.share * rows * columns)), rows * columns - 1)
-    cut = np.zeros(rows * columns, dtype=bool)
-    cut[rng.permutation(rows * columns)[:num_cut]] = True
-    mask = np.kron(cut.reshape(rows, columns), np.ones((blocks.size, blocks.size), dtype=bool))
-    return np.where(mask[: image.shape[0], : image.shape[1], None], GREY, image).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -140,18 +96,12 @@ def train_batch(
     # The last number of a seed keeps these draws apart from the epoch orders, which have [seed, epoch], and from the
     # degradations below. An array gives the same generator as a list, in half the time.
     rng = np.random.default_rng(np.array([seed, batch, 1], dtype=np.uint32))
-    size, spare = spec.size, spec.margins
-    whole = images.pixels(indices)
+    spare = spec.margins
     # Draw for the whole batch, whatever rows are wanted: another share of it must see the same crops.
-    if any(spare):
-        crops = sliding_window_view(whole, size, axis=(1, 2))  # all: (B, tops, lefts, C, H, W)
-        tops, lefts = rng.integers(0, np.array(spare) + 1, size=(batch_size, 2))[rows].T
-        pixels = np.ascontiguousarray(crops[np.arange(len(whole)), tops, lefts])
-    else:
-        pixels = np.ascontiguousarray(whole.transpose(0, 3, 1, 2))
-    if spec.flip:
-        mirrored = (rng.random(batch_size) < 0.5)[rows]
-        pixels[mirrored] = pixels[mirrored][..., ::-1]
+    corners = rng.integers(0, np.array(spare) + 1, size=(batch_size, 2))[rows] if any(spare) else None
+    mirrored = (rng.random(batch_size) < 0.5)[rows] if spec.flip else None
+    cropped = _cropped if images.on_gpu is None else _cropped_on_gpu
+    pixels = cropped(images, indices, spec.size, corners, mirrored)
     given, pixels = _sides(pixels, spec)
     inputs = _degraded_inputs(given, spec, ([seed, batch, place, 2] for place in range(batch_size)[rows]))
     made = _to_batch(pixels, inputs, None if images.labels is None else images.labels[indices], device)
@@ -172,10 +122,9 @@ def val_batches(
     The degradation of an image, and the noise of length ``noise_dim`` beside it, depend on its position in the complete
     set, not on the other images asked for.
     """
-    high, wide = (slice(margin // 2, margin // 2 + side) for margin, side in zip(spec.margins, spec.size, strict=True))
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
-        pixels = images.pixels(part)[:, high, wide].transpose(0, 3, 1, 2).copy()
+        pixels = _centre(images, part, spec)
         given, pixels = _sides(pixels, spec)
         inputs = _degraded_inputs(given, spec, ([int(place), 0, 0, 3] for place in images.positions_at(part)))
         batch = _to_batch(pixels, inputs, None if images.labels is None else images.labels[part].copy(), device)
@@ -211,29 +160,71 @@ def _ids(images: ImageSet, indices: slice | Indices, spec: DataSpec) -> tuple[Im
     return (ImageIds(key, images.complete.num_images, images.positions_at(indices)),)
 
 
-def _sides(pixels: Array, spec: DataSpec) -> tuple[Array, Array]:
+def _cropped(
+    images: ImageSet, indices: Indices, size: tuple[int, int], corners: Indices | None, mirrored: Mask | None
+) -> Array:
+    """Some images, cropped to ``size`` and mirrored: (B, C, H, W). ``corners``: int64 (B, 2), top and left."""
+    whole = images.pixels(indices)
+    if corners is None:
+        pixels = np.ascontiguousarray(whole.transpose(0, 3, 1, 2))
+    else:
+        crops = sliding_window_view(whole, size, axis=(1, 2))  # all: (B, tops, lefts, C, H, W)
+        pixels = np.ascontiguousarray(crops[np.arange(len(whole)), *corners.T])
+    if mirrored is not None:
+        pixels[mirrored] = pixels[mirrored][..., ::-1]
+    return pixels
+
+
+def _rows_on_gpu(images: ImageSet, indices: slice | Indices) -> torch.Tensor:
+    assert images.on_gpu is not None
+    rows = images.rows_at(indices)
+    return images.on_gpu[rows if isinstance(rows, slice) else _to_device(rows, images.on_gpu.device)]
+
+
+def _cropped_on_gpu(
+    images: ImageSet, indices: Indices, size: tuple[int, int], corners: Indices | None, mirrored: Mask | None
+) -> torch.Tensor:
+    """The same of images that are kept on a GPU."""
+    whole = _rows_on_gpu(images, indices)
+    device = whole.device
+    if corners is None:
+        pixels = whole
+    else:
+        tops, lefts = _to_device(np.ascontiguousarray(corners.T), device)
+        ys, xs = (
+            first[:, None] + torch.arange(side, device=device) for first, side in zip((tops, lefts), size, strict=True)
+        )
+        pixels = whole[torch.arange(len(whole), device=device)[:, None, None], ys[:, :, None], xs[:, None, :]]
+    if mirrored is not None:
+        pixels = torch.where(_to_device(mirrored, device)[:, None, None, None], pixels.flip(2), pixels)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _centre(images: ImageSet, part: slice, spec: DataSpec) -> Array | torch.Tensor:
+    high, wide = (slice(margin // 2, margin // 2 + side) for margin, side in zip(spec.margins, spec.size, strict=True))
+    if images.on_gpu is None:
+        return images.pixels(part)[:, high, wide].transpose(0, 3, 1, 2).copy()
+    return _rows_on_gpu(images, part)[:, high, wide].permute(0, 3, 1, 2)
+
+
+def _sides(pixels: Pixels, spec: DataSpec) -> tuple[Pixels, Pixels]:
     """The inputs and the images of stored pixels (B, C, H, W); those of pairs follow each other as channels.
 
     The same array twice where the images are no pairs, which single images of a user never are.
     """
     if pixels.shape[1] == spec.channels:
         return pixels, pixels
-    given, images = np.split(pixels, [spec.channels], axis=1)
-    return np.ascontiguousarray(given), np.ascontiguousarray(images)
+    return pixels[:, : spec.channels], pixels[:, spec.channels :]
 
 
-def _degraded_inputs(pixels: Array, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Array | Images:
-    """Degraded images, float32 (B, C, H, W), each with a seed of its own; ``pixels`` where nothing is degraded."""
+def _degraded_inputs(pixels: Pixels, spec: DataSpec, seeds: Iterable[Sequence[int]]) -> Pixels:
     if spec.degrade is None:
         return pixels
-    inputs = np.empty(pixels.shape, dtype=np.float32)
-    for row, (image, seed) in enumerate(zip(pixels, seeds, strict=True)):
-        channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
-        inputs[row] = degraded(channels_last, spec.degrade, np.random.default_rng(seed)).transpose(2, 0, 1)
-    return inputs
+    assert isinstance(pixels, np.ndarray)  # images to be degraded are not kept on a GPU
+    return degraded_inputs(pixels, spec.degrade, seeds)
 
 
-def _to_batch(pixels: Array, inputs: Array | Images, labels: Labels | None, device: torch.device | str) -> Batch:
+def _to_batch(pixels: Pixels, inputs: Pixels, labels: Labels | None, device: torch.device | str) -> Batch:
     images = _to_unit(pixels, device)
     return Batch(
         images,
@@ -242,10 +233,12 @@ def _to_batch(pixels: Array, inputs: Array | Images, labels: Labels | None, devi
     )
 
 
-def _to_unit(values: Array | Images, device: torch.device | str) -> torch.Tensor:
+def _to_unit(values: Pixels, device: torch.device | str) -> torch.Tensor:
     """fp32 on the device. Pixels travel as they are stored, smaller than floats, and become floats there."""
-    tensor = _to_device(values, device)
-    return tensor if values.dtype.kind == "f" else tensor.to(torch.float32).div_(np.iinfo(values.dtype).max)
+    tensor = values if isinstance(values, torch.Tensor) else _to_device(values, device)
+    tensor = tensor.view(torch.uint16) if tensor.dtype == torch.int16 else tensor
+    tensor = tensor.contiguous()
+    return tensor if tensor.is_floating_point() else tensor.to(torch.float32).div_(torch.iinfo(tensor.dtype).max)
 
 
 def _to_device(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:

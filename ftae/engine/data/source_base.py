@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from ftae.engine.data.stores.on_demand import ImagesOnDemand
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import DataSpec
 from ftae.wording import count
+
+if TYPE_CHECKING:
+    import torch
 
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]
@@ -49,6 +52,7 @@ class ImageSet:
     ``groups``: int64 (N,), the group of each image, such as its patient; None where every image is by itself.
     ``digests``: uint64 (N,), equal where decoded pixels are; None where the cache has none.
     ``scale``: of arrays, the values in the file that are 0 and 1: (2, 1, 1, channels), or (2, 1, W, 1) of vectors.
+    ``on_gpu``: ``stored`` on a GPU, for batches that are made there; uint16 as int16, which torch can index.
     Pickling copies the pixels: load the dataset where it is used instead.
     """
 
@@ -62,6 +66,7 @@ class ImageSet:
     groups: Labels | None = None
     digests: Digests | None = None
     scale: Values | None = None
+    on_gpu: "torch.Tensor | None" = None
 
     def __len__(self) -> int:
         return len(self.stored) if self.rows is None else len(self.rows)
@@ -116,7 +121,8 @@ class ImageSet:
         own: dict[str, Any] = {name: values if values is None else values[indices] for name, values in columns.items()}
         chosen = replace(self, **own, positions=self.positions_at(indices))
         if self.rows is None and isinstance(indices, slice):
-            return replace(chosen, stored=self.stored[indices])
+            on_gpu = None if self.on_gpu is None else self.on_gpu[indices]
+            return replace(chosen, stored=self.stored[indices], on_gpu=on_gpu)
         rows: Indices = np.arange(len(self)) if self.rows is None else self.rows
         return replace(chosen, rows=rows[indices])
 

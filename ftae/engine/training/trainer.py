@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ftae.engine.data.batches import Batch, replay_run, training_batch, training_noise
-from ftae.engine.data.dataset import Dataset, load_dataset
+from ftae.engine.data.dataset import Dataset
 from ftae.engine.frozen_cache.plan import build_frozen_caches
 from ftae.engine.models.recomputation import recomputed_stages
 from ftae.engine.objectives.eval_batch import EvalContext
@@ -22,6 +22,7 @@ from ftae.engine.tasks import build_task, check_workers
 from ftae.engine.tasks.task import NetworkInTraining
 from ftae.engine.training.distributed import ALONE, Group, UnchangedBuffers, check_batch_independence
 from ftae.engine.training.evaluator import EvalSet, check_images
+from ftae.engine.training.images_on_gpu import dataset_on
 from ftae.engine.training.model_reuse import ModelReuse, NoReuse
 from ftae.engine.training.prefetch import made_ahead
 from ftae.errors import FtaeError, ModelRaised, Reason, TrainingFailed, raised
@@ -50,7 +51,7 @@ class Trainer:
         self.spec, self.group = spec, group
         self.device = device_of(spec)
         set_deterministic_kernels(spec, self.device)
-        self.data = load_dataset(spec.data)
+        self.data = dataset_on(self.device, spec.data)
         check_images(spec, self.data)
         self._reuse = reuse if reuse is not None and group.size == 1 else NoReuse()
         self.autoencoder = self._reuse.model(spec, self.data.num_classes, self.device)

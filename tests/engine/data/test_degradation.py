@@ -9,8 +9,9 @@ import torch
 from builders import run_spec
 from PIL import Image
 
-from ftae.engine.data.batches import Batch, degraded, train_batch, val_batches
+from ftae.engine.data.batches import Batch, train_batch, val_batches
 from ftae.engine.data.dataset import load_dataset
+from ftae.engine.data.degradation import degraded
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.training.loop import finetune
 from ftae.specs.finetune.images import Degradation
