@@ -38,13 +38,14 @@ import numpy as np
 
 from ftae.engine.data.files.decoding import Array
 from ftae.engine.data.source_base import EIGHT_BITS, Digests, Labels, Levels, ListedImages, Values
-from ftae.engine.data.stores.entries import ABOUT, IMAGES, ON_DEMAND, can_make_room, hold, make_room
+from ftae.engine.data.stores.entries import ABOUT, IMAGES, ON_DEMAND, can_make_room, hold, make_room, room
 from ftae.engine.data.stores.folder import cache_folder, make_once
 from ftae.engine.data.stores.on_demand import ImagesOnDemand, write_empty
 from ftae.engine.data.stores.whole import write_array
 
 logger = logging.getLogger(__name__)
 
+SHARE_OF_DISK = 0.9  # of what is free, or can be: for images that do not fit all
 FORMAT = 1  # part of every key: raise it when the same files would decode to different pixels
 
 
@@ -87,7 +88,7 @@ def stored_images(
 ) -> StoredImages:
     """The images cached under ``key``; those of ``list_images()`` are decoded if it is missing or damaged.
 
-    Where they do not fit (``fits``), each is decoded when it is first needed.
+    Where they do not fit (``fits``), each is decoded when it is first needed, and as many are kept as fit.
     ``what``: what they are, for ``ftae cache``.
 
     Raises:
@@ -105,28 +106,38 @@ def stored_images(
             )
         else:
             make_once(
-                cache_folder() / ON_DEMAND / key,
+                _on_demand_folder(key, cache_gb),
                 len(listed.names),
-                lambda partial: _write_empty(partial, listed, what),
-                is_sound=lambda folder: _cached_on_demand(key, form, list_images) is not None,
+                lambda partial: _write_empty(partial, listed, cache_gb, what),
+                is_sound=lambda folder: _cached_on_demand(folder, form, list_images) is not None,
             )
-        stored = cached_images(key, form, lambda: listed)
+        stored = cached_images(key, form, lambda: listed, cache_gb)
     assert stored is not None
     return stored
 
 
 def fits(num_bytes: int, cache_gb: float | None) -> bool:
     """Whether images may take so many bytes, of ``data.cache_gb`` and of the disk, unused images of which may go."""
-    limit = math.inf if cache_gb is None else cache_gb * 1e9
-    return num_bytes <= limit and can_make_room(cache_folder(), num_bytes)
+    return num_bytes <= _limit(cache_gb) and can_make_room(cache_folder(), num_bytes)
 
 
-def cached_images(key: str, form: Stored, list_images: Callable[[], ListedImages]) -> StoredImages | None:
+def _limit(cache_gb: float | None) -> float:
+    return math.inf if cache_gb is None else cache_gb * 1e9
+
+
+def _on_demand_folder(key: str, cache_gb: float | None) -> Path:
+    """Its store has a size of its own, for each limit."""
+    return cache_folder() / ON_DEMAND / (key if cache_gb is None else f"{key}-{cache_gb:g}")
+
+
+def cached_images(
+    key: str, form: Stored, list_images: Callable[[], ListedImages], cache_gb: float | None
+) -> StoredImages | None:
     """The images cached under ``key``; None where they are missing, damaged, or of another form.
 
     ``list_images`` lists them again: for those that are decoded when they are needed.
     """
-    return _cached_whole(key, form) or _cached_on_demand(key, form, list_images)
+    return _cached_whole(key, form) or _cached_on_demand(_on_demand_folder(key, cache_gb), form, list_images)
 
 
 def _cached_whole(key: str, form: Stored) -> StoredImages | None:
@@ -139,8 +150,7 @@ def _cached_whole(key: str, form: Stored) -> StoredImages | None:
         return None
 
 
-def _cached_on_demand(key: str, form: Stored, list_images: Callable[[], ListedImages]) -> StoredImages | None:
-    folder = cache_folder() / ON_DEMAND / key
+def _cached_on_demand(folder: Path, form: Stored, list_images: Callable[[], ListedImages]) -> StoredImages | None:
     try:
         with _held(folder) as keep:
             images = ImagesOnDemand(folder, *form, list_images)
@@ -201,7 +211,8 @@ def recalled_keys(fingerprint: str) -> list[PartKeys] | None:
 
 
 def _is_cached(part: PartKeys) -> bool:
-    return any((cache_folder() / kind / part.images).exists() for kind in (IMAGES, ON_DEMAND))
+    whole = cache_folder() / IMAGES / part.images
+    return whole.exists() or any((cache_folder() / ON_DEMAND).glob(f"{part.images}*"))
 
 
 def _write_whole(folder: Path, listed: ListedImages, what: str) -> None:
@@ -209,9 +220,11 @@ def _write_whole(folder: Path, listed: ListedImages, what: str) -> None:
     _write_beside(folder, listed, kept, skipped, what)
 
 
-def _write_empty(folder: Path, listed: ListedImages, what: str) -> None:
-    logger.info("%d images (%.0f MB) are decoded as they are needed", len(listed.names), listed.num_bytes / 1e6)
-    write_empty(folder, len(listed.names), listed.num_bytes // len(listed.names))
+def _write_empty(folder: Path, listed: ListedImages, cache_gb: float | None, what: str) -> None:
+    number, row = len(listed.names), listed.num_bytes // len(listed.names)
+    kept = min(number, int(min(_limit(cache_gb), SHARE_OF_DISK * room(cache_folder()))) // row)
+    logger.info("%d images (%.0f MB) are decoded as they are needed, %d are kept", number, listed.num_bytes / 1e6, kept)
+    write_empty(folder, number, row, kept)
     _write_beside(folder, listed, slice(None), [], what)
 
 

@@ -44,7 +44,8 @@ def recalled_parts(source: Source[Any]) -> list[StoredPart] | None:
     parts = []
     for number, (folder, its_keys) in enumerate(zip(source.folders, keys, strict=True)):
         list_again = partial(_listed_again, source, number, its_keys.images)
-        if (stored := cached_images(its_keys.images, (stored_shape(spec), stored_type(spec)), list_again)) is None:
+        form = stored_shape(spec), stored_type(spec)
+        if (stored := cached_images(its_keys.images, form, list_again, spec.cache_gb)) is None:
             return None
         parts.append(StoredPart(_named_from(folder, stored), its_keys))
     return parts
@@ -127,7 +128,11 @@ def decoded_as_needed(run: FinetuneSpec) -> str | None:
     num_train, num_val = numbers
     own = run.batch_size - (0 if data.replay is None else data.replay.rows(run.batch_size))
     needed = min(num_train, run.max_steps * run.grad_accumulation * own) + num_val
-    return f"{needed:,} of {num_train + num_val:,} images are decoded, {size(needed * row)}"
+    text = f"{needed:,} of {num_train + num_val:,} images are decoded, {size(needed * row)}"
+    kept = math.inf if data.cache_gb is None else int(len(source.folders) * data.cache_gb * 1e9)
+    if needed * row > kept:
+        text += f", and again once they have left the cache, which keeps {size(int(kept))}"
+    return text
 
 
 def store_part(part: Part, spec: DataSpec) -> StoredImages:

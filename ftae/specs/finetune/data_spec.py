@@ -103,7 +103,8 @@ class DataSpec(Spec):
     of the machine count, even where their files have changed since."""
     cache_gb: Annotated[Annotated[float, Field(ge=0.0)] | None, Means()] = None
     """Disk space, in 1e9 bytes, that the decoded images of a set may take. Of a larger set, or one that the disk has no
-    room for, each image is decoded when it is first needed; null leaves it to the disk."""
+    room for, each image is decoded when it is needed, and those that were used last are kept; null leaves it to the
+    disk."""
     degrade: Degradation | None = None
     """The model gets degraded images and is compared with the clean ones; of pairs, only the input is degraded."""
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0), KeepsValidation()] = 1.0

@@ -1,4 +1,4 @@
-"""Images that are kept on a GPU: batches of them are those of the images on the disk. A CPU stands in for the GPU."""
+"""Batches of images that are kept on a GPU are those of the images on the disk. A CPU may stand in for it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ftae.specs.finetune.data_spec import DataSpec
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-GPU = torch.device("cpu")
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sixteen_bits(folder: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ftae.specs.finetune.sources.folders import ImageFolder
 
 pytestmark = pytest.mark.usefixtures("cache")
 NUM = 40
+ROW = 16 * 16 * 3
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "d"
 
 
-def sparse(folder: Path, **fields: Any) -> ImageFolder:
-    return folder_spec(folder, cache_gb=0.0, **fields)
+def sparse(folder: Path, num_kept: int = NUM - 1, **fields: Any) -> ImageFolder:
+    return folder_spec(folder, cache_gb=num_kept * ROW / 1e9, **fields)
 
 
 def store(images: ImageSet) -> ImagesOnDemand:
@@ -85,14 +86,14 @@ def test_batches_are_the_same_to_the_bit(
 
 def test_a_run_has_the_same_losses(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = []
-    for cache_gb in (0.0, None):
+    for cache_gb in (0.0, 6 * ROW / 1e9, None):
         monkeypatch.setenv("FTAE_CACHE", str(tmp_path / f"cache-{cache_gb}"))
         data = folder_spec(folder, cache_gb=cache_gb, flip=True).model_dump()
         spec = run_spec(data=data, batch_size=4, max_steps=3, num_evals=2)
         load_dataset.cache_clear()
         reports = list(finetune(spec, tmp_path / f"run-{cache_gb}"))
         found.append([report.metrics for report in reports])
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
 
 
 def test_what_is_decoded_is_kept_and_needs_no_files(folder: Path) -> None:
@@ -182,5 +183,64 @@ def test_how_many_images_a_run_needs_is_known_before(folder: Path) -> None:
     data = sparse(folder, val=10).model_dump()
     run = run_spec(data=data, batch_size=4, grad_accumulation=2, max_steps=2)
     assert decoded_as_needed(run) == "26 of 40 images are decoded, 20 KB"
-    assert decoded_as_needed(run.model_copy(update={"max_steps": 100})) == "40 of 40 images are decoded, 30.7 KB"
+    assert decoded_as_needed(run.model_copy(update={"max_steps": 100})) == (
+        "40 of 40 images are decoded, 30.7 KB, and again once they have left the cache, which keeps 30 KB"
+    )
     assert decoded_as_needed(run_spec(data=data | {"cache_gb": None})) is None
+
+
+def decoded(images: ImagesOnDemand) -> set[int]:
+    """The images that are there."""
+    return set(np.flatnonzero(images.states() == on_demand.DECODED).tolist())
+
+
+def test_of_a_full_store_the_least_recently_used_images_make_room(folder: Path, cache: Path) -> None:
+    data = load(sparse(folder, num_kept=6, val=1))
+    images, kept = data.train, store(data.train)
+    expected = {i: images.pixels(slice(i, i + 1)).copy() for i in range(12)}
+    assert decoded(kept) == {6, 7, 8, 9, 10, 11}
+    images.pixels(np.array([6, 7]))  # used again
+    images.pixels(np.array([0, 1]))
+    assert decoded(kept) == {0, 1, 6, 7, 10, 11}
+    for i in (8, 6, 0, 9, 8):
+        assert (images.pixels(slice(i, i + 1)) == expected[i]).all()
+    assert kept.num_decoded() == 6
+    size = sum(path.stat().st_size for path in cache.rglob("rows"))
+    assert size == 6 * ROW
+
+
+def test_more_images_at_once_than_the_store_keeps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needed = [load(sparse(folder, num_kept)) for num_kept in (0, 3)]
+    monkeypatch.setenv("FTAE_CACHE", str(tmp_path / "other"))
+    whole = load(folder_spec(folder))
+    for data, num_kept in zip(needed, (0, 3), strict=True):
+        for _ in range(2):
+            assert (data.train.images == whole.train.images).all()
+        assert store(data.train).num_decoded() == num_kept
+
+
+def test_processes_that_share_a_small_store_see_the_right_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = """
+    import sys
+    import numpy as np
+    from ftae.engine.data.dataset import load_dataset
+    from ftae.specs.finetune.sources.folders import ImageFolder
+
+    images = load_dataset(ImageFolder.model_validate_json(sys.argv[1])).train
+    rng, expected = np.random.default_rng(int(sys.argv[2])), np.load(sys.argv[3])
+    for _ in range(150):
+        chosen = rng.permutation(len(images))[:4]
+        assert (images.pixels(chosen) == expected[chosen]).all()
+    """
+    spec = sparse(folder, num_kept=7)
+    load(spec)
+    with monkeypatch.context() as patch:
+        patch.setenv("FTAE_CACHE", str(tmp_path / "other"))
+        np.save(tmp_path / "expected.npy", load(folder_spec(folder)).train.images)
+    command = [sys.executable, "-c", textwrap.dedent(code), spec.model_dump_json()]
+    users = [subprocess.Popen([*command, str(i), str(tmp_path / "expected.npy")]) for i in range(3)]
+    assert [user.wait() for user in users] == [0, 0, 0]

@@ -130,8 +130,12 @@ def remove(entry: Entry) -> bool:
 
 def can_make_room(cache: Path, needed: int) -> bool:
     """Whether ``needed`` bytes of the disk are free, or can be by removing images that no process uses."""
-    missing = needed - _free(cache)
-    return missing <= 0 or missing <= sum(entry.num_bytes for entry in _unused_images(cache))
+    return needed <= _free(cache) or needed <= room(cache)
+
+
+def room(cache: Path) -> int:
+    """How many bytes of the disk are free, or can be by removing images that no process uses."""
+    return _free(cache) + sum(entry.num_bytes for entry in _unused_images(cache))
 
 
 def make_room(cache: Path, needed: int) -> bool:
