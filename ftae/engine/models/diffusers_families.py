@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftae.engine.models.autoencoder import Autoencoder, Encoding, NoiseFn, Posterior, StageChain
 from ftae.engine.models.builtin.conv_mlp import deterministic
 from ftae.engine.models.builtin.vector_quantized import chosen
-from ftae.engine.models.more_channels import marked_new, with_channels
+from ftae.engine.models.more_channels import marked_new, take_channels, with_channels
 from ftae.engine.models.staged_model import Group, Stage, StageFn
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import DataSpec, shown
@@ -54,7 +54,11 @@ def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | Non
     """
     net = _load_diffusers(model)
     _check_multiple(data, 2 ** (len(net.config.down_block_out_channels) - 1), model)
-    stages = list(_decoder(net))
+    before = net.config.in_channels
+    encoder, decoder = _ends(net, data)
+    if net.config.in_channels != before:
+        take_channels(net.decoder.condition_encoder.layers[0], net.config.in_channels)
+    stages = list(decoder)
     middle = next(i for i, stage in enumerate(stages) if stage.name == "decoder.mid_block")
 
     def in_full_precision(x: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ def asymmetric_autoencoder_kl(model: Any, data: DataSpec, num_classes: int | Non
     stages[middle] = replace(stages[middle], run=in_full_precision)
     idle = Stage("decoder.condition_encoder", "decoder", (net.decoder.condition_encoder,), idle=True)
     stages.insert(middle + 1, idle)
-    return _autoencoder(net, StageChain(_encoder(net), _diagonal_gaussian, tuple(stages)))
+    return _autoencoder(net, StageChain(encoder, _diagonal_gaussian, tuple(stages)))
 
 
 def _check_multiple(data: DataSpec, factor: int, model: DiffusersModel) -> None:
@@ -106,8 +110,8 @@ def _in_turn(*steps: StageFn) -> StageFn:
 
 def _ends(net: Any, data: DataSpec) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
     """The stages of the encoder and of the decoder, which get the channels of ``data``."""
-    is_new = with_channels(net, data)
-    return marked_new(_encoder(net), is_new=is_new), marked_new(_decoder(net), is_new=is_new)
+    new = with_channels(net, data, net.encoder.conv_in, net.decoder.conv_out)
+    return marked_new(_encoder(net), new), marked_new(_decoder(net), new)
 
 
 def _encoder(net: Any) -> tuple[Stage, ...]:
@@ -176,7 +180,8 @@ def autoencoder_tiny(model: Any, data: DataSpec, num_classes: int | None) -> Aut
         first=lambda latents: torch.tanh(latents / 3) * 3,
         last=lambda images: images.mul(2).sub(1),
     )
-    return _autoencoder(net, StageChain(encoder, deterministic, decoder))
+    new = with_channels(net, data, net.encoder.layers[0], net.decoder.layers[-1])
+    return _autoencoder(net, StageChain(marked_new(encoder, new), deterministic, marked_new(decoder, new)))
 
 
 def _tiny_stages(
@@ -209,7 +214,9 @@ def autoencoder_dc(model: Any, data: DataSpec, num_classes: int | None) -> Autoe
     """AutoencoderDC, the deep compression autoencoder (Chen et al. 2024). Raises as ``build_autoencoder``."""
     net = _load_diffusers(model)
     _check_multiple(data, net.spatial_compression_ratio, model)
-    return _autoencoder(net, StageChain(_dc_encoder(net.encoder), deterministic, _dc_decoder(net.decoder)))
+    new = with_channels(net, data, net.encoder.conv_in, net.decoder.conv_out)
+    encoder, decoder = marked_new(_dc_encoder(net.encoder), new), marked_new(_dc_decoder(net.decoder), new)
+    return _autoencoder(net, StageChain(encoder, deterministic, decoder))
 
 
 def _dc_encoder(encoder: Any) -> tuple[Stage, ...]:

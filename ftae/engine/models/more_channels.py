@@ -10,39 +10,46 @@ from ftae.engine.models.pretrained.weights import note
 from ftae.engine.models.staged_model import Stage
 from ftae.specs.finetune.data_spec import DataSpec
 
-NEW = ("encoder.conv_in", "decoder.conv_out")  # the stages whose weights are made anew
 
+def with_channels(net: Any, data: DataSpec, first: Any, last: Any) -> tuple[nn.Conv2d, ...]:
+    """Give a network of diffusers the channels of ``data``; returns the convolutions that are new for it.
 
-def with_channels(net: Any, data: DataSpec) -> bool:
-    """Give a network of diffusers the channels of ``data``; whether it had others, and got two new convolutions.
-
-    That happens where ``data`` names bands, or has channels that no picture has: otherwise the colour is a mistake. The
-    first convolution sees the mean over channels as it saw that of 3; the last gives its mean to each channel.
+    ``first`` and ``last``: those that take and give images, or the blocks around them. They are made anew where
+    ``data`` names bands, or has channels that no picture has: otherwise the colour is a mistake. The first sees the
+    mean over channels as it saw that of the channels before; the last gives its mean to each channel.
     """
     pictures = data.chosen_bands is None and data.channels in (1, 3)
     before = net.config.in_channels
     if pictures or before == data.channels:
-        return False
-    _take(net.encoder.conv_in, data.channels)
-    _give(net.decoder.conv_out, data.channels)
-    net.register_to_config(in_channels=data.channels, out_channels=data.channels)
-    note(f"the pretrained model has {before} channels, the data {data.channels}: {' and '.join(NEW)} are new")
-    return True
+        return ()
+    new = tuple(module if isinstance(module, nn.Conv2d) else module.conv for module in (first, last))
+    take_channels(new[0], data.channels)
+    _give_channels(new[1], before, data.channels)
+    net.register_to_config(**{key: data.channels for key in ("in_channels", "out_channels") if key in net.config})
+    names = " and ".join(name for name, module in net.named_modules() if module in new)
+    note(f"the pretrained model has {before} channels, the data {data.channels}: {names} are new")
+    return new
 
 
-def marked_new(stages: Iterable[Stage], *, is_new: bool) -> tuple[Stage, ...]:
-    """The stages, of which those with a new convolution are new if ``is_new``."""
-    return tuple(replace(stage, new=True) if is_new and stage.name in NEW else stage for stage in stages)
+def marked_new(stages: Iterable[Stage], new: tuple[nn.Conv2d, ...]) -> tuple[Stage, ...]:
+    """The stages, of which those with a convolution of ``new`` are new."""
+
+    def is_new(stage: Stage) -> bool:
+        return any(part in new for module in stage.modules for part in module.modules())
+
+    return tuple(replace(stage, new=True) if is_new(stage) else stage for stage in stages)
 
 
-def _take(conv: nn.Conv2d, channels: int) -> None:
+def take_channels(conv: nn.Conv2d, channels: int) -> None:
+    """Let a convolution take another number of channels, whose mean it sees as it saw that of the ones before."""
     mean = conv.weight.detach().mean(dim=1, keepdim=True) * (conv.in_channels / channels)
     conv.weight = nn.Parameter(mean.repeat(1, channels, 1, 1))
     conv.in_channels = channels
 
 
-def _give(conv: nn.Conv2d, channels: int) -> None:
-    conv.weight = nn.Parameter(conv.weight.detach().mean(dim=0, keepdim=True).repeat(channels, 1, 1, 1))
-    if conv.bias is not None:
-        conv.bias = nn.Parameter(conv.bias.detach().mean().repeat(channels))
-    conv.out_channels = channels
+def _give_channels(conv: nn.Conv2d, before: int, channels: int) -> None:
+    """Let it give another number; it may give several values of each, which become pixels."""
+    for name, values in list(conv.named_parameters()):
+        mean = values.detach().reshape(before, -1, *values.shape[1:]).mean(dim=0)
+        setattr(conv, name, nn.Parameter(mean.repeat(channels, *(1 for _ in mean.shape[1:]))))
+    conv.out_channels = conv.weight.shape[0]

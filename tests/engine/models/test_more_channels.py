@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import built, model_in, refused, save_pretrained_models, spec_of
+from small_models import DIFFUSERS, built, model_in, refused, save_pretrained_models, spec_of
 
 from ftae.engine.models.families import build_model
-
-FAMILIES = ("autoencoder_kl", "autoencoder_kl_flux2", "vq_model")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,7 @@ def bands(number: int) -> dict[str, Any]:
     return {"source": "image_folder", "train": "d", "resolution": 16, "bands": number}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DIFFUSERS)
 def test_grey_in_all_bands_is_seen_as_grey_in_three(family: str, pretrained: Path) -> None:
     model = model_in(pretrained, family)
     five = build_model(spec_of(model, data=bands(5)), None)
@@ -34,10 +32,11 @@ def test_grey_in_all_bands_is_seen_as_grey_in_three(family: str, pretrained: Pat
     assert given.shape == (2, 5, 16, 16)
     mean = built(model).decode(latents).mean(1, keepdim=True)
     torch.testing.assert_close(given, mean.expand_as(given), rtol=1e-4, atol=1e-5)
-    assert {stage.name for stage in five.stages if stage.new} == {"encoder.conv_in", "decoder.conv_out"}
+    new = [stage.name for stage in five.stages if stage.new]
+    assert new == [five.stages[0].name, five.stages[-1].name]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DIFFUSERS)
 def test_a_saved_model_keeps_its_channels(family: str, pretrained: Path, tmp_path: Path) -> None:
     model = model_in(pretrained, family)
     five = build_model(spec_of(model, data=bands(5)), None)
@@ -53,5 +52,3 @@ def test_a_colour_that_the_model_does_not_take_stays_a_mistake(pretrained: Path)
     data = {"source": "image_folder", "train": "d", "resolution": 16, "color": "grey"}
     told = refused(model_in(pretrained, "autoencoder_kl"), data=data)
     assert "the model takes 3 image channels, but the data have 1; set data.color to rgb" in told
-    told = refused(model_in(pretrained, "autoencoder_tiny"), data=bands(5))
-    assert "the model takes 3 image channels, but the data have 5" in told
