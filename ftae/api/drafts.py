@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
 
 def draft_search(
-    model: Path | str, data: Path | str, targets: Path | str | None = None, *, task: str | None = None
+    model: Path | str,
+    data: Path | str,
+    targets: Path | str | None = None,
+    *,
+    task: str | None = None,
+    file: Path | str | None = None,
 ) -> "Draft":
     """Look at a model and at data, and draft an annotated search file that fits both.
 
@@ -21,6 +26,7 @@ def draft_search(
         targets: a second folder: ``data`` is what the model gets, ``targets`` what it learns to give, by the same
             names, or without partners.
         task: ``reconstruct``, ``denoise``, ``anomaly``, ``translate`` or ``sample``; by default what fits.
+        file: where the text will be written, for the commands in it; by default ``NAME.yaml``.
 
     Returns:
         The draft: its ``text`` for a file, what it says as a ``spec``, and ``notes`` of what was seen.
@@ -34,5 +40,6 @@ def draft_search(
     """
     from ftae.drafting.draft import draft
 
+    names = [str(name) for name in (data, targets) if name is not None]
     with unchanged_process(allow_code=False):
-        return draft(str(model), [str(name) for name in (data, targets) if name is not None], task)
+        return draft(str(model), names, task, None if file is None else str(file))

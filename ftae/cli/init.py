@@ -1,5 +1,6 @@
 """The command that writes a first search file."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,7 +39,7 @@ def init(
     from ftae import api
 
     with prints_to_stderr():
-        draft = api.draft_search(model, data, targets, task=task)
+        draft = api.draft_search(model, data, targets, task=task, file=out)
     for note in draft.notes:
         to_stderr(note)
     if dry_run:
@@ -47,5 +48,8 @@ def init(
     file = out or Path(f"{draft.spec.name}.yaml")
     if file.exists() and not overwrite:
         raise FtaeError(f"{file} exists: choose another by --out, or use --overwrite")
-    file.write_text(draft.text, encoding="utf-8")
-    typer.echo(f"{file} is written; next: ftae validate {file}")
+    try:
+        file.write_text(draft.text, encoding="utf-8")
+    except OSError as error:
+        raise FtaeError(f"cannot write {file}: {error.strerror}") from error
+    typer.echo(f"{file} is written; next: ftae validate {shlex.quote(str(file))}")

@@ -41,13 +41,14 @@ class Draft:
     notes: tuple[str, ...]
 
 
-def draft(model: str, data: Sequence[str], task: str | None = None) -> Draft:
+def draft(model: str, data: Sequence[str], task: str | None = None, file: str | None = None) -> Draft:
     """Look at a model and at data, and draft a search.
 
     Args:
         model: a folder, a file of weights, a hub id, or the name of a family to train from scratch.
         data: a folder, an archive, a file of arrays, or the name of a built-in source; two folders are A and B.
         task: one of ``TASKS``; None takes what model and data are for.
+        file: the file that the text will be in, for the commands in it; by default one named as the search.
 
     Raises:
         FtaeError: one of them is missing or damaged, or they do not fit each other or the task.
@@ -61,12 +62,12 @@ def draft(model: str, data: Sequence[str], task: str | None = None) -> Draft:
     spec = parsed(fields)
     train, val = num_images(spec)
     known = Known(facts, spec, task, train, val, normal_class_names(spec) or (), has_gpu())
-    text, result = _written(model, data, known, fields, why)
+    text, result = _written(model, data, known, fields, why, file)
     if facts.is_here:
         built = build_model(result.finetune, len(known.classes) or None)
         stages = tuple((stage.name, str(stage.group)) for stage in built.stages)
         known = replace(known, stages=stages, size=sum(weights.numel() for weights in built.parameters()))
-        text, result = _written(model, data, known, fields, why)
+        text, result = _written(model, data, known, fields, why, file)
     seen = (f"model: {facts.found}", f"data: {found.found}, {train:,} to train on and {val:,} held out")
     return Draft(text, result, seen)
 
@@ -183,7 +184,7 @@ def _anomalies(classes: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _written(
-    model: str, data: Sequence[str], known: Known, fields: dict[str, Any], why: dict[str, str]
+    model: str, data: Sequence[str], known: Known, fields: dict[str, Any], why: dict[str, str], file: str | None
 ) -> tuple[str, SearchSpec]:
     name, plan = _name(model, data), recipe(known)
     sections = (
@@ -201,6 +202,7 @@ def _written(
         Entry("objective", plan.objective, plan.why_objective),
         Entry("search", plan.search),
     )
+    file = shlex.quote(file or f"{name}.yaml")
     command = shlex.join(["ftae", "init", model, *data, "--task", known.task])
     heading = [
         f"{plan.title}. Drafted by:",
@@ -209,8 +211,8 @@ def _written(
         "",
         "Read the reasons, change what you know better, then:",
         "",
-        f"  ftae validate {name}.yaml      # stages, rungs, sizes; tells what does not fit",
-        f"  ftae search {name}.yaml",
+        f"  ftae validate {file}      # stages, rungs, sizes; tells what does not fit",
+        f"  ftae search {file}",
         f"  ftae export {name}",
         "",
         *plan.advice,

@@ -74,10 +74,15 @@ def optimization(known: Known, lr: float) -> list[Entry]:
                 else []
             ),
         ]
-    own = not model.is_new and not model.is_shared and bool(known.kept)
-    optimizer: dict[str, Any] = {"name": "adamw", "lr": lr} | ({"lr_multipliers": {"encoder": 1.0}} if own else {})
+    optimizer: dict[str, Any] = {"name": "adamw", "lr": lr}
+    why = ""
+    if model.is_shared and known.task == "reconstruct":
+        optimizer["lr_multipliers"] = {"encoder": 0.1}
+        why = "an encoder that moves slowly changes its latents less"
+    elif not model.is_new and not model.is_shared and known.kept:
+        optimizer["lr_multipliers"] = {"encoder": 1.0}
     return [
-        Entry("optimizer", optimizer),
+        Entry("optimizer", optimizer, why),
         Entry("max_grad_norm", 1.0),
         Entry("schedule", {"name": "cosine", "warmup_fraction": 0.05}),
         Entry("ema_half_life_fraction", 0.05, "averaged weights are measured and exported; a share of the budget"),

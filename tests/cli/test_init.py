@@ -33,3 +33,13 @@ def test_a_file_that_exists_is_kept(ftae: Ftae, tmp_path: Path) -> None:
     assert file.read_text() == "mine"
     assert ftae("init", "conv_ae", "digits", "--out", str(file), "--overwrite").status == 0
     assert load_search(file).name == "conv-ae-digits"
+
+
+def test_its_commands_name_the_file(ftae: Ftae, tmp_path: Path) -> None:
+    file = tmp_path / "my search.yaml"
+    written = ftae("init", "conv_ae", "digits", "--out", str(file))
+    assert written.out == f"{file} is written; next: ftae validate '{file}'\n"
+    assert f"#   ftae search '{file}'\n" in file.read_text()
+    refused = ftae("init", "conv_ae", "digits", "--out", str(tmp_path / "no" / "such.yaml"))
+    assert refused.status == 1
+    assert f"cannot write {tmp_path}/no/such.yaml: No such file or directory" in refused.err
