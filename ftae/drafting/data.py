@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ftae.drafting.samples import SOURCES, patient_settings, tile_settings, volume_settings
 from ftae.drafting.values import Look, look_at_files
 from ftae.engine.data.archives.source import is_archive
 from ftae.engine.data.files.arrays import Found, arrays_in
-from ftae.engine.data.files.listing import ImageFiles, list_images
+from ftae.engine.data.files.listing import list_images
 from ftae.engine.data.sources import source_of
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import SOURCE_SPECS, AnyData
@@ -120,15 +121,37 @@ def _stems(folder: str) -> set[Path]:
     return {Path(name).with_suffix("") for name in files.names}
 
 
-def _folders(fields: dict[str, Any]) -> list[ImageFiles]:
-    source: Any = source_of(parsed({"resolution": 8, **fields}))
-    return [files for _, files in source.opened_folders()]
-
-
 def _of_files(fields: dict[str, Any], found: str) -> DataFacts:
-    look = look_at_files(_folders(fields), halved=fields["source"] == "pairs" and "inputs" not in fields)
-    more, why = look.settings(shares_values=fields["source"] in ("pairs", "unpaired"))
-    return DataFacts({**fields, **more}, found, why, channels=look.channels, look=look)
+    why: dict[str, str] = {}
+    if fields["source"] in SOURCES:
+        listed = _source(fields).list_images(fields["train"])
+        for settings in (volume_settings, patient_settings):
+            fields, why = _with(fields, why, settings(listed))
+    look = _look(fields)
+    if fields["source"] == "image_folder" and not look.measures:
+        tiles = tile_settings(len(listed.names), look.least_side(0.9))
+        if tiles[0]:
+            fields, why = _with(fields, why, tiles)
+            look = _look(fields)
+    shares_values = fields["source"] in ("pairs", "unpaired")
+    fields, why = _with(fields, why, look.settings(shares_values=shares_values))
+    return DataFacts(fields, found, why, channels=look.channels, look=look)
+
+
+def _source(fields: dict[str, Any]) -> Any:
+    return source_of(parsed({"resolution": 8, **fields}))
+
+
+def _look(fields: dict[str, Any]) -> Look:
+    source = _source(fields)
+    halved = fields["source"] == "pairs" and "inputs" not in fields
+    return look_at_files([files for _, files in source.opened_folders()], source.spec, halved=halved)
+
+
+def _with(
+    fields: dict[str, Any], why: dict[str, str], more: tuple[dict[str, Any], dict[str, str]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    return {**fields, **more[0]}, {**why, **more[1]}
 
 
 # ---------------------------------------------------------------------------------------------- arrays

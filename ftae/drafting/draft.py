@@ -14,10 +14,14 @@ from ftae.drafting.document import Entry, document, mapping
 from ftae.drafting.model import ModelFacts, look_at_model
 from ftae.drafting.recipe import recipe
 from ftae.drafting.training import Known
+from ftae.engine.data.dataset import check_listed
 from ftae.engine.data.sources import normal_class_names, num_images
+from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
 from ftae.engine.process import has_gpu
 from ftae.errors import FtaeError
+from ftae.specs.finetune.models import DiffusersModel
+from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, one_of, problems
 from ftae.specs.search.search import SearchSpec
 
@@ -64,12 +68,21 @@ def draft(model: str, data: Sequence[str], task: str | None = None, file: str | 
     known = Known(facts, spec, task, train, val, normal_class_names(spec) or (), has_gpu())
     text, result = _written(model, data, known, fields, why, file)
     if facts.is_here:
-        built = build_model(result.finetune, len(known.classes) or None)
+        built = _built(result.finetune, known)
         stages = tuple((stage.name, str(stage.group)) for stage in built.stages)
         known = replace(known, stages=stages, size=sum(weights.numel() for weights in built.parameters()))
         text, result = _written(model, data, known, fields, why, file)
     seen = (f"model: {facts.found}", f"data: {found.found}, {train:,} to train on and {val:,} held out")
-    return Draft(text, result, seen)
+    return Draft(text, result, (*seen, *check_listed(result.finetune)))
+
+
+def _built(run: FinetuneSpec, known: Known) -> Autoencoder:
+    try:
+        return build_model(run, len(known.classes) or None)
+    except FtaeError as error:
+        if run.data.of_floats and not isinstance(run.model, DiffusersModel):
+            raise FtaeError(f"{error}. Samples of arrays keep their size; mlp_vae takes any") from error
+        raise
 
 
 def _usual_task(model: ModelFacts, data: DataFacts) -> str:

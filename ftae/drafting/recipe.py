@@ -110,7 +110,7 @@ def _latent_terms(draft: _Draft, known: Known) -> None:
         draft.weight(
             "kl", 1.0e-4, "per latent element; the plan says what it is as beta", log_range(1.0e-6, 1.0e-2), reason
         )
-        draft.metrics += ["kl", "active_units"]
+        draft.metrics += ["kl", *(["active_units"] if known.num_val > 1 else [])]
     if kind.has_codes:
         draft.weight(
             "commitment", 0.25, "draws the encoder to the codes; beta of van den Oord et al.", log_range(0.05, 2.0)

@@ -5,11 +5,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 import yaml
 from builders import run_spec
 from PIL import Image
+from pydicom import dcmread
 from tiny_diffusers import FOLDERS, save_tiny_models
 
 from ftae.drafting.document import Entry, document, mapping
@@ -24,6 +27,7 @@ from ftae.specs.finetune.sources.arrays import Arrays
 from ftae.specs.finetune.sources.folders import ImageFolder
 from ftae.specs.search.lint import missing_folders, warnings
 
+DICOM_SAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 SIDE = 34
 NEW = sorted(family for family, kind in SPECS.items() if not issubclass(kind, DiffusersModel))
 
@@ -120,6 +124,58 @@ def test_every_family_is_drafted_for_every_kind_of_data(
     monkeypatch.setattr("ftae.drafting.draft.look_at_model", lambda name: replace(look(), is_here=False))
     for data in (each for each in DATA if fits(family, each)):
         check(drafted(home, family, data), tmp_path / "search.yaml")
+
+
+def scans(place: Path, patients: tuple[str, ...]) -> Path:
+    place.mkdir()
+    for i, patient in enumerate(patients):
+        scan = dcmread(DICOM_SAMPLES / "CT_small.dcm")
+        scan.PatientID = patient
+        scan.save_as(place / f"{i}.dcm")
+    return place
+
+
+def test_scans_are_read_in_their_unit_and_patients_kept_together(tmp_path: Path) -> None:
+    found = draft("conv_vae", [str(scans(tmp_path / "ct", ("p1", "p2", "p3", "p1", "p2", "p3")))])
+    check(found, tmp_path / "search.yaml")
+    data = found.spec.finetune.data
+    assert isinstance(data, ImageFolder)
+    assert data.intensity is not None
+    assert (data.intensity.window, data.intensity.unit) == ((-1000.0, 1000.0), "HU")
+    assert data.groups is not None
+    assert data.groups.tag == "PatientID"
+    assert (data.resolution, data.color) == (128, "grey")
+    one = draft("conv_vae", [str(scans(tmp_path / "one", ("p1",) * 4))]).spec.finetune.data
+    assert isinstance(one, ImageFolder)
+    assert one.groups is None
+
+
+def test_slices_of_volumes_are_samples(tmp_path: Path) -> None:
+    (tmp_path / "volumes").mkdir()
+    for i in range(3):
+        values = np.random.default_rng(i).integers(-50, 900, (24, 24, 6), dtype=np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "volumes" / f"{i}.nii.gz")
+    found = draft("conv_vae", [str(tmp_path / "volumes")])
+    check(found, tmp_path / "search.yaml")
+    data = found.spec.finetune.data
+    assert isinstance(data, ImageFolder)
+    assert data.slices is not None
+    assert data.slices.axis == "axial"
+    assert data.intensity is not None
+    assert data.intensity.percentile == (0.5, 99.5)
+    assert data.resolution == 24
+
+
+def test_a_few_large_images_are_cut_into_tiles(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((1100, 1200, 3), 40 * i, dtype=np.uint8)).save(tmp_path / "large" / f"{i}.png")
+    found = draft("conv_vae", [str(tmp_path / "large")])
+    check(found, tmp_path / "search.yaml")
+    data = found.spec.finetune.data
+    assert isinstance(data, ImageFolder)
+    assert data.tiles is not None
+    assert data.tiles.size == data.resolution == 256
 
 
 @pytest.mark.parametrize("family", [*FOLDERS, "conv_vae", "own"])
