@@ -181,9 +181,13 @@ def _part(folder: str, files: ImageFiles, survey: Survey, spec: DataSpec) -> Par
 
 def _listed(files: ImageFiles, spec: DataSpec) -> ListedImages:
     names, groups = in_stored_order(files)
+    in_order = files.read_in_order()
 
     def decode(i: int) -> Array:
         return files.decode(names[i], spec)
+
+    def decode_in_order(i: int) -> Array:
+        return in_order.decode(names[i], spec)
 
     return ListedImages(
         names,
@@ -196,6 +200,7 @@ def _listed(files: ImageFiles, spec: DataSpec) -> ListedImages:
         groups=groups,
         reading_order=files.reading_order(names),
         reads_at_once=files.reads_at_once,
+        decode_in_order=decode_in_order,
     )
 
 

@@ -6,8 +6,9 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from image_files import all_pixels, folder_spec, load, png
 
 from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import Dataset
-from ftae.engine.data.shards.places import find_shards
+from ftae.engine.data.shards import blocks
+from ftae.engine.data.shards.places import Shard, ShardFiles, find_shards
 from ftae.errors import FtaeError
 from ftae.specs.finetune.sources.folders import Shards
 
@@ -101,9 +103,13 @@ def test_the_same_images_are_the_same_in_shards(kind: str, tmp_path: Path) -> No
         assert same(load(spec_of(tmp_path / where)), folder)
 
 
-def test_shards_in_an_object_store_are_read_by_place(bucket: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [100, 2**22])
+def test_shards_in_an_object_store_are_read_by_place(
+    block: int, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import boto3
 
+    monkeypatch.setattr(blocks, "BLOCK", block)
     files = pictures()
     folder = load(folder_spec(write_folder(tmp_path / "d", files)))
     client, name = boto3.client("s3"), bucket.removeprefix("s3://")
@@ -220,3 +226,32 @@ def test_the_index_is_made_once(tmp_path: Path, cache: Path) -> None:
     assert load(spec).fingerprint == first.fingerprint
     batch = train_batch(first.train, spec, batch_size=4, batch=0, seed=0, device="cpu")
     assert batch.images.shape == (4, 3, SIDE, SIDE)
+
+
+def test_many_small_reads_of_a_shard_are_few_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    content = np.random.default_rng(0).integers(0, 256, 10_500, dtype=np.uint8).tobytes()
+    (tmp_path / "a.tar").write_bytes(content)
+    files = find_shards(str(tmp_path / "a.tar"), (".tar",))
+    asked: list[tuple[int, int]] = []
+
+    class Counted:
+        def read(self, shard: Shard, start: int, length: int) -> bytes:
+            asked.append((start, length))
+            return files.read(shard, start, length)
+
+    reader, (shard,) = blocks.Blocks(cast("ShardFiles", Counted())), files.shards
+    places = [(start, 70) for start in range(0, 10_500, 70)] + [(2_500, 4_000), (10_400, 100), (10_400, 300), (5, 0)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda place: reader.read(shard, *place), places))
+    assert found == [content[start : start + length] for start, length in places]
+    assert sorted(set(asked)) == sorted(asked)  # no block is asked for twice
+    assert {start for start, _ in asked} == set(range(0, 10_500, 1000))
+
+
+def test_a_block_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(100))
+    files = find_shards(str(tmp_path / "a.tar"), (".tar",))
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(FtaeError, match=r"cannot read the shard .*a.tar: No such file"):
+        blocks.Blocks(files).read(files.shards[0], 0, 10)

@@ -132,6 +132,10 @@ class ImageFiles:
         """The values of one image, (H, W, bands), in the type of the file. Raises as ``decode``."""
         return read_frame(self.read(name), spec).values
 
+    def read_in_order(self) -> "ImageFiles":
+        """The same files, for a reader that takes all of them, about in ``reading_order``."""
+        return self
+
     def whole(self) -> "ImageFiles":
         """The files that these images are in."""
         return self

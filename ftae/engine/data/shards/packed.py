@@ -9,6 +9,7 @@ from functools import partial
 
 from ftae.engine.data.archives.zip import METHODS, MOST_BYTES
 from ftae.engine.data.files.decoding import UnreadableImage
+from ftae.engine.data.shards.blocks import Blocks
 from ftae.engine.data.shards.places import Shard, ShardFiles, cannot_read
 from ftae.engine.data.shards.samples import Choice, Entry, Found, images_of
 from ftae.errors import FtaeError
@@ -43,7 +44,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read()
 
 
-def read_tar(files: ShardFiles, shard: Shard, offset: int, length: int) -> bytes:
+def read_tar(files: ShardFiles | Blocks, shard: Shard, offset: int, length: int) -> bytes:
     """The file at ``offset``.
 
     Raises:
@@ -79,7 +80,7 @@ def index_zip(files: ShardFiles, shard: Shard, choice: Choice) -> list[Found]:
         raise cannot_read(shard, error) from error
 
 
-def read_zip(files: ShardFiles, shard: Shard, offset: int, length: int) -> bytes:
+def read_zip(files: ShardFiles | Blocks, shard: Shard, offset: int, length: int) -> bytes:
     """The file whose header is at ``offset``. Raises as ``read_tar``."""
     head = files.read(shard, offset, _LOCAL.size)
     if len(head) < _LOCAL.size:

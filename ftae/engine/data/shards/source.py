@@ -4,7 +4,7 @@ import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ftae.engine.data.archives.images import check_names
 from ftae.engine.data.files.listing import ImageFiles, legible
 from ftae.engine.data.files.threads import in_order
 from ftae.engine.data.image_folder import ImageFolderSource
+from ftae.engine.data.shards.blocks import Blocks
 from ftae.engine.data.shards.packed import index_tar, index_zip, read_tar, read_zip
 from ftae.engine.data.shards.parquet import RowGroups, index_parquet
 from ftae.engine.data.shards.places import REQUESTS, Shard, ShardFiles, cannot_read, find_shards
@@ -62,6 +63,7 @@ class ShardImages(ImageFiles):
     index: Index
     index_key: str
     row_groups: RowGroups = field(default_factory=RowGroups)
+    blocks: Blocks | None = None
 
     def _row(self, name: str) -> int:
         return bisect_left(self.names, name)
@@ -98,7 +100,10 @@ class ShardImages(ImageFiles):
         suffix = _suffix(shard)
         if suffix == ".parquet":
             return self.row_groups.read(self.shards, shard, offset, length, self.choice)
-        return (read_tar if suffix == ".tar" else read_zip)(self.shards, shard, offset, length)
+        return (read_tar if suffix == ".tar" else read_zip)(self.blocks or self.shards, shard, offset, length)
+
+    def read_in_order(self) -> ImageFiles:
+        return self if self.shards.is_local else replace(self, blocks=Blocks(self.shards))
 
 
 class ShardsSource(ImageFolderSource):

@@ -56,9 +56,11 @@ def write_array(folder: Path, listed: ListedImages) -> tuple[list[int], list[str
 def _decode_all(listed: ListedImages) -> Iterator[tuple[int, Array | UnreadableImage]]:
     """The number of each image and the image, in the order in which they are read fastest."""
 
+    decode_one = listed.decode_in_order or listed.decode
+
     def decode(i: int) -> tuple[int, Array | UnreadableImage]:
         try:
-            return i, listed.decode(i)
+            return i, decode_one(i)
         except UnreadableImage as unreadable:
             return i, unreadable
 
