@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     given = parser.parse_args()
     command = [sys.executable, "-c", SERVER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as server:
         assert server.stdout is not None
         host, port = server.stdout.readline().split()
         asked = {
