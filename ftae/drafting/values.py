@@ -8,9 +8,10 @@ import numpy as np
 
 from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, upright_size
 from ftae.engine.data.files.listing import ImageFiles
+from ftae.engine.data.files.traits import HIGH, HU
 from ftae.engine.data.files.values import Values
 from ftae.engine.data.source_base import shuffled
-from ftae.engine.data.survey import HIGH, HU, survey_some
+from ftae.engine.data.survey import survey_some
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import DataSpec
 

@@ -6,29 +6,30 @@ cached with it.
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import ImageFile
-
-from ftae.engine.data.files.decoding import (
-    UnreadableImage,
-    correct_transparency,
-    is_grey16,
-    opened,
-    quiet_pillow,
-    raw_mode,
-)
-from ftae.engine.data.files.dicom import dicom_facts, is_dicom
+from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow
 from ftae.engine.data.files.listing import ImageFiles, legible
-from ftae.engine.data.files.nifti import Volume, is_nifti
 from ftae.engine.data.files.threads import in_order
-from ftae.engine.data.files.values import VALUES_VERSION, Values, reads_values
+from ftae.engine.data.files.traits import (
+    BANDS,
+    CLEAR,
+    DEEP,
+    FRAMES,
+    GREY16,
+    HIGH,
+    HU,
+    INVERTED,
+    LOW,
+    SIDE,
+    Traits,
+    traits_of,
+)
+from ftae.engine.data.files.values import VALUES_VERSION, reads_values
 from ftae.engine.data.source_base import shuffled
 from ftae.engine.data.stores.folder import cache_folder, digest_of_all, make_once
 from ftae.errors import FtaeError
@@ -37,12 +38,6 @@ from ftae.specs.finetune.sources.folders import ImageFolder
 from ftae.wording import count
 
 NUM_GLANCED = 200  # images that ``validate`` opens of each folder
-
-# Traits of a single image: the number of frames; of bands; the bits of a channel; the largest value of 16-bit grey;
-# a transparent value that Pillow confuses with another. Of files whose values have no range of their own, DICOM and
-# NIfTI: the largest value, and the negative of the least; values in HU; the largest value is black.
-FRAMES, BANDS, DEEP, GREY16, CLEAR = "frames", "bands", "deep", "grey16", "clear"
-HIGH, LOW, HU, INVERTED = "high", "low", "hu", "inverted"
 
 
 @dataclass(frozen=True)
@@ -198,7 +193,7 @@ def survey_image(name: str, data: bytes) -> Survey:
     """The survey of one image file."""
     collected = _Collected()
     with quiet_pillow():
-        collected.add(name, _traits(data))
+        collected.add(name, traits_of(data))
     return Survey(collected.short_sides, collected.groups)
 
 
@@ -218,12 +213,12 @@ def _survey_known(files: ImageFiles, content: str) -> Survey:
 
 
 def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
-    def open_file(name: str) -> tuple[str, _Traits]:
+    def open_file(name: str) -> tuple[str, Traits]:
         try:
             data = files.read(name)
         except UnreadableImage as damaged:
             return str(damaged), {}
-        return hashlib.blake2b(data).hexdigest(), _traits(data)
+        return hashlib.blake2b(data).hexdigest(), traits_of(data)
 
     collected = _Collected()
 
@@ -237,75 +232,15 @@ def _survey(files: ImageFiles, names: Sequence[str]) -> Survey:
     return Survey(collected.short_sides, collected.groups, content)
 
 
-_Traits = dict[str, int]
-_SIDE = "side"
-
-
 @dataclass
 class _Collected:
     short_sides: Counter[int] = field(default_factory=Counter)
     groups: dict[str, Group] = field(default_factory=dict)
 
-    def add(self, name: str, traits: _Traits) -> None:
+    def add(self, name: str, traits: Traits) -> None:
         for trait, value in traits.items():
-            if trait == _SIDE:
+            if trait == SIDE:
                 self.short_sides[value] += 1
                 continue
             group = self.groups.get(trait, Group(0, name, value))
             self.groups[trait] = Group(group.count + 1, group.name, max(group.largest, value))
-
-
-def _traits(data: bytes) -> _Traits:
-    """The traits of one file; empty where it cannot be read, which is reported when it is decoded."""
-    try:
-        if is_dicom(data):
-            return _dicom_traits(data)
-        if is_nifti(data):
-            return _range(Volume(data).ends())
-        with opened(data) as image:
-            traits = {_SIDE: min(image.size)}
-            if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # MPO: a camera's previews
-                traits[FRAMES] = frames
-            if (bands := getattr(image, "tag_v2", {}).get(277, 1)) > len(image.getbands()):
-                traits[BANDS] = bands
-            if (bits := _bits_a_channel(image, data)) > 8:
-                traits[DEEP] = bits
-            if correct_transparency(image):
-                traits[CLEAR] = 1
-            if is_grey16(image):
-                traits[GREY16] = int(np.asarray(image).max())
-            return traits
-    except UnreadableImage:
-        return {}
-
-
-def _dicom_traits(data: bytes) -> _Traits:
-    frame, is_hu = dicom_facts(data)
-    traits = {_SIDE: min(frame.values.shape[:2])}
-    if frame.values.shape[2] == 1:
-        traits |= _range(frame.values)
-    return traits | ({HU: 1} if is_hu else {}) | ({INVERTED: 1} if frame.is_inverted else {})
-
-
-def _range(values: Values) -> _Traits:
-    finite = values[np.isfinite(values)]
-    return {HIGH: math.ceil(finite.max()), LOW: -math.floor(finite.min())} if finite.size else {}
-
-
-def _bits_a_channel(image: ImageFile.ImageFile, data: bytes) -> int:
-    """The bits that the file has where Pillow gives 8. 16-bit grey, which Pillow gives whole, counts as 8."""
-    raw, *arguments = raw_mode(image)
-    if is_grey16(image):
-        return 8
-    if ";16" in str(raw) and not str(raw).startswith("BGR"):  # BGR;16 has 16 bits for the whole pixel
-        return 16
-    if image.format == "PPM" and any(isinstance(a, int) and a > 255 for a in arguments):
-        return 16
-    if image.format == "JPEG2000":
-        return _byte_after(data, b"\xff\x4f\xff\x51", 38) % 128 + 1  # Ssiz: bits - 1; the highest bit means signed
-    return _byte_after(data, b"pixi", 5) if image.format == "AVIF" else 8
-
-
-def _byte_after(data: bytes, mark: bytes, distance: int) -> int:
-    at = data.find(mark)
-    return data[at + len(mark) + distance] if 0 <= at < len(data) - len(mark) - distance else 0
