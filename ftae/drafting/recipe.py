@@ -96,6 +96,8 @@ def _autoencoder(draft: _Draft, known: Known) -> tuple[dict[str, Any], str]:
         draft.advice.append("A winner must beat val/input_psnr: what giving the degraded image back scores.")
     if min(known.data.size) >= 16:
         draft.metrics.insert(1, "ssim")
+    if known.data.meaning is not None and known.data.meaning.unit is not None:
+        draft.metrics.append("mae")
     _label_terms(draft, known)
     if known.task == "anomaly":
         draft.metrics.insert(0, "auroc")

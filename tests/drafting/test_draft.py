@@ -144,6 +144,7 @@ def test_scans_are_read_in_their_unit_and_patients_kept_together(tmp_path: Path)
     assert (data.intensity.window, data.intensity.unit) == ((-1000.0, 1000.0), "HU")
     assert data.groups is not None
     assert data.groups.tag == "PatientID"
+    assert "mae" in found.spec.finetune.metrics
     assert (data.resolution, data.color) == (128, "grey")
     one = draft("conv_vae", [str(scans(tmp_path / "one", ("p1",) * 4))]).spec.finetune.data
     assert isinstance(one, ImageFolder)
