@@ -20,6 +20,7 @@ from ftae.engine.models.autoencoder import Autoencoder
 from ftae.engine.models.families import build_model
 from ftae.engine.process import has_gpu
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import Size
 from ftae.specs.finetune.models import DiffusersModel
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, one_of, problems
@@ -139,10 +140,9 @@ def _data_section(model: ModelFacts, data: DataFacts, task: str) -> tuple[dict[s
 def _resolution(model: ModelFacts, data: DataFacts) -> tuple[int | list[int], str]:
     if data.fixed:
         assert data.size is not None
-        return list(data.size), "that of the array: nothing is resized"
+        return _as_written(data.size), "that of the array: nothing is resized"
     if model.size is not None:
-        height, width = model.size
-        return (height if height == width else [height, width]), "that of the model, which takes no other"
+        return _as_written(model.size), "that of the model, which takes no other"
     factor = max(model.factor, 8)
     if data.look is None:
         assert data.size is not None
@@ -159,6 +159,11 @@ def _resolution(model: ModelFacts, data: DataFacts) -> tuple[int | list[int], st
     if side > data.look.least_side(0.5):
         reason = "the least that the model takes; most images are smaller and are enlarged"
     return side, reason
+
+
+def _as_written(size: Size) -> int | list[int]:
+    height, width = size
+    return height if height == width else [height, width]
 
 
 def _add_color(fields: dict[str, Any], why: dict[str, str], model: ModelFacts, data: DataFacts) -> None:
