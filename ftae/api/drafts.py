@@ -22,7 +22,8 @@ def draft_search(
     Args:
         model: a folder (of diffusers, or written by ftae), a file of weights, a hub id, of which nothing but the name
             is looked at, or the name of a family, to train from scratch.
-        data: a folder of images, an archive, a file of arrays, or the name of a built-in source, such as ``digits``.
+        data: a folder of images, an archive, the place of shards, a file of arrays, or the name of a built-in source,
+            such as ``digits``.
         targets: a second folder: ``data`` is what the model gets, ``targets`` what it learns to give, by the same
             names, or without partners.
         task: ``reconstruct``, ``denoise``, ``anomaly``, ``translate`` or ``sample``; by default what fits.

@@ -23,7 +23,9 @@ def init(
     ],
     data: Annotated[
         str,
-        typer.Argument(help="A folder of images, an archive, an array, or digits, shapes, photos.", show_default=False),
+        typer.Argument(
+            help="A folder of images, an archive, shards, an array, or digits, shapes, photos.", show_default=False
+        ),
     ],
     targets: Annotated[
         str | None, typer.Argument(help="A second folder: what the model learns to make of DATA.", show_default=False)

@@ -33,7 +33,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images to measure on, in a folder or an archive.",
+            help="Images to measure on: a folder, an archive, or shards.",
             show_default="the run's validation images",
         ),
     ] = None,

@@ -12,6 +12,7 @@ from ftae.drafting.values import Look, look_at_files
 from ftae.engine.data.archives.source import is_archive
 from ftae.engine.data.files.arrays import Found, arrays_in
 from ftae.engine.data.files.listing import list_images
+from ftae.engine.data.shards.source import is_shards
 from ftae.engine.data.sources import source_of
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data import SOURCE_SPECS, AnyData
@@ -56,16 +57,18 @@ def look_at_data(names: Sequence[str], task: str | None) -> DataFacts:
     Raises:
         FtaeError: there is nothing of this name, or nothing in it that a source reads.
     """
-    paths = [Path(name).expanduser() for name in names]
     if len(names) == 2:
         return _two_sides(names, task)
-    (name,), (path,) = names, paths
+    (name,) = names
+    path = Path(name).expanduser()
     if not path.exists() and name in BUILTIN:
         return _builtin(name)
+    if is_shards(name):
+        return _of_files({"source": "shards", "train": name}, "images in shards")
     if not path.exists():
         raise FtaeError(
-            f"there is no data {name!r}: name a folder of images, an archive, a file of arrays ({', '.join(ARRAYS)}), "
-            f"or a built-in source: {', '.join(BUILTIN)}"
+            f"there is no data {name!r}: name a folder of images, an archive, shards, a file of arrays "
+            f"({', '.join(ARRAYS)}), or a built-in source: {', '.join(BUILTIN)}"
         )
     if path.is_file() and path.suffix.lower() in ARRAYS:
         return _arrays(name)
@@ -80,8 +83,11 @@ def look_at_data(names: Sequence[str], task: str | None) -> DataFacts:
     inner = {child.name for child in path.iterdir() if child.is_dir()} if path.is_dir() else set()
     val = next((child for child in VAL_NAMES if inner - {MASKS} == {"train", child}), None)
     if val is not None:
-        fields = {"source": "image_folder", "train": str(path / "train"), "val": str(path / val)}
-        return _of_files(fields, f"a folder of images, divided into train and {val}")
+        source, kind = (
+            ("shards", "shards") if is_shards(str(path / "train")) else ("image_folder", "a folder of images")
+        )
+        fields = {"source": source, "train": str(path / "train"), "val": str(path / val)}
+        return _of_files(fields, f"{kind}, divided into train and {val}")
     return _of_files({"source": "image_folder", "train": name}, "a folder of images")
 
 

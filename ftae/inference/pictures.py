@@ -21,6 +21,7 @@ from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, read_
 from ftae.engine.data.files.values import decode_file
 from ftae.engine.data.image_folder import folder_part
 from ftae.engine.data.pairs import pairs_part
+from ftae.engine.data.shards.source import is_shards, shards_part
 from ftae.engine.data.source_base import ImageSet, Indices, ListedImages, Values, num_held_out
 from ftae.engine.data.sources import source_of
 from ftae.engine.data.stored_parts import readable_names, store_part
@@ -61,7 +62,7 @@ class NamedImages:
 
 
 def named_folder(folder: str, spec: DataSpec, scale: Values | None = None) -> NamedImages:
-    """All images of a folder or archive in the size and colour of ``spec``, named by their paths below it.
+    """All images of a folder, an archive or shards in the size and colour of ``spec``, named by their paths below it.
 
     Where ``spec`` is of pairs or of two domains, ``folder`` is one, and each file holds a pair side by side. ``scale``:
     as for ``training_scale``.
@@ -74,6 +75,8 @@ def named_folder(folder: str, spec: DataSpec, scale: Values | None = None) -> Na
         part = pairs_part(folder, spec)
     elif isinstance(spec, Arrays):
         part = file_part(folder, training_scale(spec, scale), spec)
+    elif is_shards(folder):
+        part = shards_part(folder, spec)
     else:
         part = archive_part(folder, spec) if is_archive(Path(folder).expanduser()) else folder_part(folder, spec)
     stored = store_part(part, spec)

@@ -61,6 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures(home / "domains" / "trainA")
     pictures(home / "domains" / "trainB", 15)
     shutil.make_archive(str(home / "archive"), "zip", home / "flat")
+    shutil.make_archive(str(home / "shards" / "000"), "tar", home / "classes")
     np.save(home / "vectors.npy", np.random.default_rng(0).normal(size=(50, 16)))
     np.save(home / "images.npy", np.random.default_rng(0).integers(0, 256, (50, 16, 24, 3), dtype=np.uint8))
     np.savez(home / "series.npz", x=np.random.default_rng(0).normal(size=(50, 3, 32)), y=np.arange(50))
@@ -73,6 +74,7 @@ DATA: dict[str, tuple[str, ...]] = {
     "deep": ("deep",),
     "divided": ("divided",),
     "archive": ("archive.zip",),
+    "shards": ("shards",),
     "vectors": ("vectors.npy",),
     "images": ("images.npy",),
     "series": ("series.npz",),
@@ -102,11 +104,11 @@ def fits(family: str, data: str) -> bool:
     if kind.both_ways or data in ("domains", "digit_domains"):
         return kind.both_ways and data in ("domains", "digit_domains")
     if kind.takes_noise:
-        return data in ("flat", "classes", "deep", "divided", "archive", "digits", "shapes", "photos")
+        return data in ("flat", "classes", "deep", "divided", "archive", "shards", "digits", "shapes", "photos")
     if not kind.has_latents:
         return data in ("pairs", "digit_edges")
     if kind.needs_labels:
-        return data in ("classes", "digits", "shapes", "digit_edges")
+        return data in ("classes", "shards", "digits", "shapes", "digit_edges")
     if data in ("vectors", "series"):
         return family == "mlp_vae"
     return True
@@ -207,6 +209,9 @@ def test_what_files_hold_becomes_settings_of_the_data(home: Path) -> None:
     assert deep.intensity.bits == 12
     divided = drafted(home, "conv_ae", "divided").spec.finetune.data
     assert divided.val == str(home / "divided" / "test")
+    shards = drafted(home, "conv_ae", "shards").spec.finetune.data
+    assert (shards.source, shards.resolution, shards.color) == ("shards", 32, "rgb")
+    assert draft("conv_ae", [f"{home}/shards/*.tar"]).spec.finetune.data.source == "shards"
     series = drafted(home, "mlp_vae", "series").spec.finetune.data
     assert isinstance(series, Arrays)
     assert (series.member, series.layout, series.size, series.num_channels) == ("x", "cs", (1, 32), 3)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_files import all_pixels, folder_spec, load, png
 
@@ -18,7 +20,9 @@ from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.shards import blocks
 from ftae.engine.data.shards.places import Shard, ShardFiles, find_shards
+from ftae.engine.data.shards.source import is_shards
 from ftae.errors import FtaeError
+from ftae.inference.pictures import named_folder
 from ftae.specs.finetune.sources.folders import Shards
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -52,9 +56,6 @@ def write_zip(path: Path, files: Files) -> Path:
 
 def write_parquet(path: Path, files: Files, *, names: Sequence[str] | None = None, **columns: Any) -> Path:
     """As Hugging Face's datasets writes it; ``names``: those of the classes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"bytes": data, "path": name} for name, data in files.items()]
     table = pa.table({"image": images, **columns})
@@ -166,6 +167,32 @@ def test_columns_have_the_names_of_classes(tmp_path: Path) -> None:
         load(spec_of(other, label="size"))
     with pytest.raises(FtaeError, match=r"data.image must name a column with images, of image; got kind"):
         load(spec_of(other, image="kind"))
+
+
+def test_other_shards_are_measured_as_their_folder(tmp_path: Path) -> None:
+    files = pictures()
+    folder = write_folder(tmp_path / "d", files)
+    write_tar(tmp_path / "shards" / "0.tar", files)
+    there = named_folder(str(folder), folder_spec(folder))
+    for where in (tmp_path / "shards", tmp_path / "shards" / "0.tar", tmp_path / "shards" / "*.tar"):
+        here = named_folder(str(where), folder_spec(folder))
+        assert here.names == there.names
+        assert (here.images.images == there.images.images).all()
+
+
+def test_what_is_a_place_of_shards(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "0.tar", pictures(2))
+    write_parquet(tmp_path / "b" / "0.parquet", pictures(2))
+    write_zip(tmp_path / "c" / "0.zip", pictures(2))
+    for where in ("a", "b", "c", "a/0.tar", "b/0.parquet", "no/{0..3}.tar"):
+        assert is_shards(str(tmp_path / where)), where
+    assert is_shards("s3://bucket/folder")
+    write_tar(tmp_path / "pictures" / "backup.tar", pictures(2))
+    write_folder(tmp_path / "pictures", pictures(2))
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "table" / "0.parquet")
+    for where in ("pictures", "pictures/a", "table", "c/0.zip", "missing"):
+        assert not is_shards(str(tmp_path / where)), where
 
 
 def test_names_that_repeat_belong_to_their_shards(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ which they are stored are read once.
 
 import json
 from collections import OrderedDict
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -49,20 +50,35 @@ def index_parquet(files: ShardFiles, shard: Shard, choice: Choice) -> list[Found
         raise cannot_read(shard, error) from error
 
 
-def _image_column(schema: Any, choice: Choice, shard: Shard) -> str:
+def holds_images(file: Path) -> bool:
+    """Whether a Parquet file has a column that may hold images; False for another or a damaged file."""
+    import pyarrow as pa
+    from pyarrow.parquet import read_schema
+
+    try:
+        return bool(_image_columns(read_schema(file)))
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _image_columns(schema: Any) -> list[str]:
     import pyarrow.types as kinds
 
-    images = [
+    return [
         column.name
         for column in schema
         if kinds.is_binary(column.type)
         or kinds.is_large_binary(column.type)
         or (kinds.is_struct(column.type) and "bytes" in {field.name for field in column.type})
     ]
+
+
+def _image_column(schema: Any, choice: Choice, shard: Shard) -> str:
+    images = _image_columns(schema)
     if choice.image in images:
-        return str(choice.image)
+        return choice.image
     if choice.image is None and len(images) == 1:
-        return str(images[0])
+        return images[0]
     raise FtaeError(
         f"{shard.path}: data.image must name a column with images, of {', '.join(images) or 'which there is none'}"
         + (f"; got {choice.image}" if choice.image else "")

@@ -13,17 +13,18 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ftae.engine.data.archives.images import check_names
-from ftae.engine.data.files.listing import ImageFiles, legible
+from ftae.engine.data.files.listing import SUFFIXES, ImageFiles, legible
 from ftae.engine.data.files.threads import in_order
-from ftae.engine.data.image_folder import ImageFolderSource
+from ftae.engine.data.image_folder import ImageFolderSource, files_part
 from ftae.engine.data.shards.blocks import Blocks
 from ftae.engine.data.shards.packed import index_tar, index_zip, read_tar, read_zip
-from ftae.engine.data.shards.parquet import RowGroups, index_parquet
+from ftae.engine.data.shards.parquet import RowGroups, holds_images, index_parquet
 from ftae.engine.data.shards.places import REQUESTS, Shard, ShardFiles, cannot_read, find_shards
 from ftae.engine.data.shards.samples import Choice, Found
 from ftae.engine.data.source_base import Indices, Listing, Part
 from ftae.engine.data.stores.folder import cache_folder, digest, digest_of_all, make_once
 from ftae.errors import FtaeError
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.sources.folders import Shards
 from ftae.wording import count
 
@@ -128,6 +129,36 @@ class ShardsSource(ImageFolderSource):
         held_out = {shard.path for shard in shards[-1]} if len(shards) > 1 else set()
         if both := [shard.path for shard in shards[0] if shard.path in held_out]:
             raise FtaeError(f"data.train and data.val share {count(len(both), 'shard')}, as {both[0]}")
+
+
+def shards_part(where: str, spec: DataSpec) -> Part:
+    """All images of any shards, in the size and colour of ``spec``. Raises as ``open_shards`` and ``files_part``."""
+    choice = Choice(spec.image, spec.label) if isinstance(spec, Shards) else Choice(None, None)
+    return files_part(where, open_shards(where, choice), spec)
+
+
+def is_shards(where: str) -> bool:
+    """Whether this is the place of shards: a URL, a pattern, a tar, a Parquet file with images, or a folder of such.
+
+    A folder that also has pictures or folders is none: they are what it is for.
+    """
+    path = Path(where).expanduser()
+    if not path.exists():
+        return "://" in where or any(mark in where for mark in "*?{")
+    if not path.is_dir():
+        return _has_suffix(path, (".tar", ".parquet")) and _may_hold_images(path)  # a single zip is an archive
+    if any(child.is_dir() or _has_suffix(child, SUFFIXES) for child in path.iterdir()):
+        return False
+    first = next((child for child in path.iterdir() if _has_suffix(child, tuple(INDEXERS))), None)
+    return first is not None and _may_hold_images(first)
+
+
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes)
+
+
+def _may_hold_images(shard: Path) -> bool:
+    return not _has_suffix(shard, (".parquet",)) or holds_images(shard)
 
 
 def open_shards(where: str, choice: Choice) -> ShardImages:
