@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import all_pixels, folder_spec, load, png
+from pydantic import ValidationError
 
 from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import Dataset
@@ -193,6 +194,12 @@ def test_what_is_a_place_of_shards(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "table" / "0.parquet")
     for where in ("pictures", "pictures/a", "table", "c/0.zip", "missing"):
         assert not is_shards(str(tmp_path / where)), where
+
+
+@pytest.mark.parametrize("field", [{"label_column": "kind"}, {"groups": {"column": "patient"}}])
+def test_shards_have_no_metadata(field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"metadata\.csv, which shards do not have"):
+        spec_of("a.tar", **field)
 
 
 def test_names_that_repeat_belong_to_their_shards(tmp_path: Path) -> None:
