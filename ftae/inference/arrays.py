@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ftae.errors import FtaeError
-from ftae.inference import generate
 from ftae.inference.model import TunedModel
+from ftae.inference.sampling import sample
 from ftae.specs.finetune.run import FinetuneSpec
 
 Floats = npt.NDArray[np.float32]
@@ -175,7 +175,7 @@ class ArrayModel:
         if n < 1 or seed < 0:
             raise FtaeError(f"n must be at least 1 and seed at least 0, got n={n} and seed={seed}")
         labels, names = self._tuned.labels_to_sample(n, label)
-        images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted, truncation=truncation)
+        images, _ = sample(self._tuned, labels, len(names), seed=seed, fitted=fitted, truncation=truncation)
         return _as_array(images.permute(0, 2, 3, 1))
 
     # -------------------------------------------------------------------------------------------- private

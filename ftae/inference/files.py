@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ftae.engine.training.loop import process_state_kept
-from ftae.inference import array_files, evaluate, generate, synthesis
+from ftae.inference import array_files, evaluate, folders, interpolation, sampling, synthesis
 from ftae.inference.arrays import ArrayModel
 from ftae.inference.evaluate import Evaluation
 from ftae.inference.model import TunedModel
@@ -86,7 +86,7 @@ class Model(ArrayModel):
         ``overwrite`` is false.
         """
         self._check_use("reconstruct")
-        run = array_files.run_array if self.spec.data.of_floats else generate.run_folder
+        run = array_files.run_array if self.spec.data.of_floats else folders.run_folder
         return run(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify or _ignore)
 
     def translate_folder(
@@ -105,7 +105,7 @@ class Model(ArrayModel):
         """
         self._check_use("translate")
         notify = notify or _ignore
-        return generate.run_folder(
+        return folders.run_folder(
             self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify, reverse=reverse
         )
 
@@ -126,7 +126,7 @@ class Model(ArrayModel):
         Returns a description of the images. Raises FtaeError if an image cannot be read, or ``out`` is not empty and
         ``overwrite`` is false.
         """
-        return generate.interpolate_files(
+        return interpolation.interpolate_files(
             self._tuned,
             (Path(first), Path(last)),
             Path(out),
@@ -154,7 +154,7 @@ class Model(ArrayModel):
         ``seeds``: the seeds of a generator, one an image, in place of ``n`` of them from ``seed`` on. Returns the
         number of images and a description of where their latents come from.
         """
-        return generate.sample_files(
+        return sampling.sample_files(
             self._tuned,
             Path(out),
             n,
