@@ -1,22 +1,35 @@
 """What a model makes of every image of a folder: reconstructions and translations, as files."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ftae.engine.data.files.decoding import UnreadableImage
+from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, read_bytes
 from ftae.engine.data.files.listing import check_output, legible, list_images
+from ftae.engine.data.files.threads import chunks
 from ftae.engine.data.image_folder import folder_notes
 from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
-from ftae.inference.pictures import SHEET, beside, file_names, pixels_of, prepare_folder, read_image, save_sheet
-from ftae.inference.written import save_image, suffix_of
+from ftae.inference.pictures import SHEET, beside, file_names, pixels_of, prepare_folder, save_sheet
+from ftae.inference.stacks import OpenFile, open_file
+from ftae.inference.written import suffix_of
 from ftae.specs.finetune.data_spec import DataSpec
 
 SHEET_IMAGES = 36
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Sample ``number`` of the file ``name``; ``given``: (1, C, H, W) in [0, 1]."""
+
+    name: str
+    file: OpenFile
+    number: int
+    given: Tensor
 
 
 def run_folder(
@@ -30,12 +43,12 @@ def run_folder(
 ) -> int:
     """Write what the model makes of every image below ``folder`` to ``out``, under the same relative name.
 
-    Files are PNG, or TIFF as ``save_image`` says.
+    Files are PNG, or TIFF as ``save_image`` says. Images are read as in training: their centre, at the model's
+    resolution. All samples of a file become one file, as ``open_file`` says.
 
-    Images are read as in training: their centre, at the model's resolution. For a model conditioned on labels, the
-    label of an image is the name of its sub-folder. ``sheet.png`` shows up to 36 images beside what the model made of
-    them. Returns the number of images; ``notify`` receives a line for each file that cannot be read or is only used in
-    part. ``reverse``: as for ``TunedModel.run``.
+    For a model conditioned on labels, the label of an image is the name of its sub-folder. ``sheet.png`` shows up to 36
+    samples, evenly of all files, beside what the model made of them. Returns the number of files; ``notify`` receives a
+    line for each file that cannot be read or is only used in part. ``reverse``: as for ``TunedModel.run``.
 
     Raises:
         FtaeError: one of ``out`` and a folder of images lies in the other, ``out`` is not empty, no image can be read,
@@ -47,24 +60,30 @@ def run_folder(
     names = _looked_at(folder, model.spec.data, notify)
     label_of = _labels(model, folder, names)
     prepare_folder(out, overwrite=overwrite)
-    data = model.spec.data
-    written = file_names(names, taken=[SHEET], suffix=suffix_of(data))
+    written = file_names(names, taken=[SHEET], suffix=suffix_of(model.spec.data))
     pairs: list[Tensor] = []
     count = 0
-    for part in _readable(model, folder, names, notify):
-        images = torch.cat([image for _, image in part])
-        labels = None if label_of is None else torch.tensor([label_of[n] for n, _ in part], device=model.device)
-        made = model.run(images, labels, reverse=reverse)
-        for (name, _), image in zip(part, made, strict=True):
-            save_image(image, out / written[name], data)
-        count += len(part)
-        if sum(map(len, pairs)) < SHEET_IMAGES:
-            pairs.append(torch.stack([images.cpu(), made], dim=1))  # (B, 2, C, H, W)
+    for part in chunks(_samples(model, folder, names, notify), model.spec.batch_size):
+        labels = None if label_of is None else torch.tensor([label_of[s.name] for s in part], device=model.device)
+        made = model.run(torch.cat([sample.given for sample in part]), labels, reverse=reverse)
+        for sample, image in zip(part, made, strict=True):
+            sample.file.take(sample.number, image)
+            if _is_shown(sample, len(names)):
+                pairs.append(torch.stack([sample.given[0].cpu(), image]))
+            if sample.number == sample.file.number - 1:
+                sample.file.write(out / written[sample.name])
+                count += 1
+        del pairs[SHEET_IMAGES:]
     if not count:
         raise FtaeError(f"no image of {folder} can be read")
-    sheet = torch.cat(pairs)[:SHEET_IMAGES]
+    sheet = torch.stack(pairs)  # (N, 2, C, H, W)
     save_sheet(beside(pixels_of(sheet[:, 0]), pixels_of(sheet[:, 1])), out / SHEET, columns=4)
     return count
+
+
+def _is_shown(sample: _Sample, num_files: int) -> bool:
+    step = max(1, sample.file.number * num_files // SHEET_IMAGES)
+    return sample.number % step == min(step, sample.file.number) // 2
 
 
 def _looked_at(folder: Path, data: DataSpec, notify: Callable[[str], None]) -> Sequence[str]:
@@ -84,19 +103,18 @@ def _looked_at(folder: Path, data: DataSpec, notify: Callable[[str], None]) -> S
     return files.names
 
 
-def _readable(
-    model: TunedModel, folder: Path, names: Sequence[str], notify: Callable[[str], None]
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield the images with their names, a batch at a time."""
-    for start in range(0, len(names), model.spec.batch_size):
-        part = []
-        for name in names[start : start + model.spec.batch_size]:
-            try:
-                part.append((name, read_image(model, folder / name)))
-            except UnreadableImage as error:
-                notify(f"{folder / legible(name)} is skipped: {error}")
-        if part:
-            yield part
+def _samples(model: TunedModel, folder: Path, names: Sequence[str], notify: Callable[[str], None]) -> Iterator[_Sample]:
+    """All samples of one file after another; no more than one file is open but for the last batch."""
+    for name in names:
+        try:
+            with quiet_pillow():
+                file = open_file(read_bytes(folder / name), model.spec.data)
+            for number in range(file.number):
+                with quiet_pillow():
+                    given = file.given(number, model.device)
+                yield _Sample(name, file, number, given)
+        except UnreadableImage as error:
+            notify(f"{folder / legible(name)} is skipped: {error}")
 
 
 def _labels(model: TunedModel, folder: Path, names: Sequence[str]) -> dict[str, int] | None:
