@@ -65,7 +65,11 @@ def reconstruct(
     out: OutputFolder,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the reconstruction of every image of a folder, and a sheet of some; or of an array, as .npy."""
+    """Write the reconstruction of every file of a folder, and a sheet of some images; or of an array, as .npy.
+
+    Files are PNG, or TIFF with values as in the files; volumes are NIfTI. Pages, slices and tiles of a file are all run,
+    where the model was trained on such, and are one file again.
+    """
     loaded = model.load()
     with prints_to_stderr():
         count = loaded.reconstruct_folder(images, out, overwrite=overwrite, notify=to_stderr)

@@ -78,11 +78,13 @@ class Model(ArrayModel):
         overwrite: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> int:
-        """Write the reconstruction of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
+        """Write the reconstruction of every image below ``folder`` to ``out``, and a sheet of some of them.
 
-        A model of arrays takes a file of them instead, and writes an ``.npy`` in the original values.
+        Files are PNG, or TIFF with values as in the files of training. Pages, slices and tiles of a file are all run,
+        where the model was trained on such, and are one file again: a TIFF with pages, a volume, or an image of the size
+        of the file. A model of arrays takes a file of them instead, and writes an ``.npy`` in the original values.
 
-        Returns the number of images. Raises FtaeError if no image can be read, or ``out`` is not empty and
+        Returns the number of files, or of samples of an array. Raises FtaeError if no image can be read, or ``out`` is not empty and
         ``overwrite`` is false.
         """
         self._check_use("reconstruct")
@@ -98,7 +100,7 @@ class Model(ArrayModel):
         overwrite: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> int:
-        """Write the translation of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
+        """Write the translation of every image below ``folder`` to ``out``, and a sheet of some of them.
 
         Returns the number of images; ``reverse`` as for ``translate``. Raises FtaeError as ``reconstruct_folder``, or
         if the model reconstructs its images, or has no way back.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, read_bytes
-from ftae.engine.data.files.listing import check_output, legible, list_images
+from ftae.engine.data.files.listing import check_output, find_images, legible
 from ftae.engine.data.files.threads import chunks
 from ftae.engine.data.image_folder import folder_notes
 from ftae.engine.data.survey import check_levels, survey_folder
@@ -92,7 +92,7 @@ def _looked_at(folder: Path, data: DataSpec, notify: Callable[[str], None]) -> S
     Raises:
         FtaeError: the folder holds no images, or ``data`` do not define the range of their values.
     """
-    files = list_images(folder)
+    files = find_images(folder)
     survey = survey_folder(files)
     check_levels([survey], data, str(folder))
     for note in folder_notes(str(folder), files, survey, data):
