@@ -67,8 +67,8 @@ def reconstruct(
 ) -> None:
     """Write the reconstruction of every file of a folder, and a sheet of some images; or of an array, as .npy.
 
-    Files are PNG, or TIFF with values as in the files; volumes are NIfTI. Pages, slices and tiles of a file are all run,
-    where the model was trained on such, and are one file again.
+    Files are PNG, or TIFF with values as in the files; volumes are NIfTI. Where the model was trained on pages, slices
+    or tiles, all those of a file are run, and are one file again.
     """
     loaded = model.load()
     with prints_to_stderr():
@@ -158,7 +158,7 @@ def sample(
     truncation: Truncation = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Sample new images: writes one PNG each, and all of them in sheet.png."""
+    """Sample new images: writes one file each, or samples.npy of arrays, and all of them in sheet.png."""
     loaded = model.load()
     with prints_to_stderr():
         count, description = loaded.sample_files(

@@ -30,6 +30,8 @@ def interpolate_files(
     Raises:
         FtaeError: as ``interpolate`` and ``read_named_image``; or ``out`` lies among images, or is not empty.
     """
+    if model.spec.data.of_floats:
+        raise FtaeError("a model of arrays takes no image files: decode latents in between by ftae.Model")
     check_output(out, model.spec.data.image_folders(), writes_folders=False)
     first, last = (read_named_image(model, path, notify) for path in ends)
     index = None if label is None else model.label(label)

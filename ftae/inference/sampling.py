@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,11 +12,13 @@ from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.files.listing import check_output
 from ftae.engine.models.autoencoder import Encoding, NoiseFn
 from ftae.errors import FtaeError
+from ftae.inference.array_files import own_values
 from ftae.inference.model import TunedModel
 from ftae.inference.pictures import SHEET, SHEET_COLUMNS, pixels_of, prepare_folder, save_sheet
 from ftae.inference.synthesis import synthesise
 from ftae.inference.written import save_image, suffix_of
 
+ARRAY = "samples.npy"
 FITTED_IMAGES = 2048  # at most, evenly spread over the training images, for the distribution of the latents
 
 
@@ -33,6 +36,7 @@ def sample_files(
 ) -> tuple[int, str]:
     """Write ``num`` sampled images, of every class for a model conditioned on labels, and ``sheet.png`` with all.
 
+    Samples of a model of arrays are one array in the values of its file, class by class.
     ``seeds``: those of a generator, one an image; None for ``num`` from ``seed`` on. Returns the number of images and a
     description of the distribution of their latents.
 
@@ -49,8 +53,11 @@ def sample_files(
     )
     prepare_folder(out, overwrite=overwrite)
     pixels = pixels_of(images)
-    for image, name in zip(images, names, strict=True):
-        save_image(image, out / f"{name}{suffix_of(model.spec.data)}", model.spec.data)
+    if (own := own_values(model)) is not None:
+        np.save(out / ARRAY, own.from_model(images))
+    else:
+        for image, name in zip(images, names, strict=True):
+            save_image(image, out / f"{name}{suffix_of(model.spec.data)}", model.spec.data)
     by_class = labels is not None and label is None
     save_sheet(pixels, out / SHEET, columns=num if by_class else SHEET_COLUMNS)
     return len(images), description + ("; each row of the sheet is a class" if by_class else "")
