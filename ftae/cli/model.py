@@ -65,7 +65,11 @@ def reconstruct(
     out: OutputFolder,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the reconstruction of every image of a folder, and a sheet of some; or of an array, as .npy."""
+    """Write the reconstruction of every file of a folder, and a sheet of some images; or of an array, as .npy.
+
+    Files are PNG, or TIFF with values as in the files; volumes are NIfTI. Where the model was trained on pages, slices
+    or tiles, all those of a file are run, and are one file again.
+    """
     loaded = model.load()
     with prints_to_stderr():
         count = loaded.reconstruct_folder(images, out, overwrite=overwrite, notify=to_stderr)
@@ -154,7 +158,7 @@ def sample(
     truncation: Truncation = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Sample new images: writes one PNG each, and all of them in sheet.png."""
+    """Sample new images: writes one file each, or samples.npy of arrays, and all of them in sheet.png."""
     loaded = model.load()
     with prints_to_stderr():
         count, description = loaded.sample_files(

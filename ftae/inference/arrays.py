@@ -1,7 +1,7 @@
 """A tuned model with NumPy arrays in and out."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from ftae.errors import FtaeError
-from ftae.inference import generate
+from ftae.inference.array_files import OwnValues, own_values, sample_shape
 from ftae.inference.model import TunedModel
+from ftae.inference.sampling import sample
 from ftae.specs.finetune.run import FinetuneSpec
+from ftae.specs.finetune.sources.arrays import Arrays
 
 Floats = npt.NDArray[np.float32]
 
 
 class ArrayModel:
     """A tuned model that takes and gives arrays; their shapes, types and ranges are those of ``ftae.Model``.
+
+    Where methods speak of images (N, H, W, C) in [0, 1], a model of arrays takes and gives samples in the axes and the
+    values of its file.
 
     Attributes:
         description: what the model is, in a few words.
@@ -28,8 +33,8 @@ class ArrayModel:
         self._tuned, self.description = tuned, description
 
     def __repr__(self) -> str:
-        height, width, channels = self.image_shape
-        return f"<ftae.Model: {self.description}; {self.spec.model.family}, images {height}x{width}x{channels}>"
+        shape = "x".join(map(str, self.image_shape))
+        return f"<ftae.Model: {self.description}; {self.spec.model.family}, {self._noun} {shape}>"
 
     @property
     def spec(self) -> FinetuneSpec:
@@ -42,10 +47,10 @@ class ArrayModel:
         return self._tuned.class_names
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape (H, W, C) of one image."""
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape (H, W, C) of one image; for a model of arrays, that of one sample in its file."""
         data = self.spec.data
-        return *data.size, data.channels
+        return sample_shape(data) if isinstance(data, Arrays) else (*data.size, data.channels)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -102,7 +107,7 @@ class ArrayModel:
             FtaeError: the images have another shape, type or range, or the labels do not fit the model.
         """
         given = self._images(images)
-        return self._in_batches(lambda part, known: self._tuned.encode(part, known).mode, given, labels)
+        return _as_array(self._in_batches(lambda part, known: self._tuned.encode(part, known).mode, given, labels))
 
     def decode(self, latents: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
         """Decode latents to images.
@@ -122,7 +127,7 @@ class ArrayModel:
             expected = ", ".join(map(str, self.latent_shape))
             raise FtaeError(f"latents must be real numbers of shape (N, {expected}), got {_described(given)}")
         made = self._in_batches(self._tuned.decode, torch.from_numpy(given.astype(np.float32)), labels)
-        return np.ascontiguousarray(made.transpose(0, 2, 3, 1))
+        return self._given_back(made)
 
     def score(self, images: npt.ArrayLike, labels: Sequence[str] | None = None) -> Floats:
         """Score images by their error of reconstruction: the larger, the less an image is like those of training.
@@ -132,7 +137,8 @@ class ArrayModel:
             labels: N class names, for a model conditioned on labels.
 
         Returns:
-            The mean squared error of each image, float32 (N,): the ``mse`` of ``ftae evaluate``.
+            The mean squared error of each image, float32 (N,): the ``mse`` of ``ftae evaluate``, of values in [0, 1];
+            for a model of arrays, of normalised values.
 
         Raises:
             FtaeError: the model translates images; or these have another shape, type or range, or the labels do not fit
@@ -143,7 +149,7 @@ class ArrayModel:
         def errors(part: Tensor, known: Tensor | None) -> Tensor:
             return (self._tuned.run(part, known) - part).square().flatten(1).mean(1)
 
-        return self._in_batches(errors, self._images(images), labels)
+        return _as_array(self._in_batches(errors, self._images(images), labels))
 
     def sample(
         self,
@@ -175,10 +181,14 @@ class ArrayModel:
         if n < 1 or seed < 0:
             raise FtaeError(f"n must be at least 1 and seed at least 0, got n={n} and seed={seed}")
         labels, names = self._tuned.labels_to_sample(n, label)
-        images, _ = generate.sample(self._tuned, labels, len(names), seed=seed, fitted=fitted, truncation=truncation)
-        return _as_array(images.permute(0, 2, 3, 1))
+        images, _ = sample(self._tuned, labels, len(names), seed=seed, fitted=fitted, truncation=truncation)
+        return self._given_back(images)
 
     # -------------------------------------------------------------------------------------------- private
+
+    @property
+    def _noun(self) -> str:
+        return "samples" if self.spec.data.of_floats else "images"
 
     def _check_use(self, wanted: str) -> None:
         """Refuse a method that belongs to another kind of model."""
@@ -193,15 +203,27 @@ class ArrayModel:
 
     def _outputs(self, images: npt.ArrayLike, labels: Sequence[str] | None, *, reverse: bool = False) -> Floats:
         run = partial(self._tuned.run, reverse=reverse)
-        made = self._in_batches(run, self._images(images), labels)
-        return np.ascontiguousarray(made.transpose(0, 2, 3, 1))
+        return self._given_back(self._in_batches(run, self._images(images), labels))
+
+    @cached_property
+    def _own_values(self) -> OwnValues | None:
+        return own_values(self._tuned)
+
+    def _given_back(self, images: Tensor) -> Floats:
+        """Images (N, C, H, W) as users get them."""
+        own = self._own_values
+        return _as_array(images.permute(0, 2, 3, 1)) if own is None else own.from_model(images)
 
     def _images(self, images: npt.ArrayLike) -> Tensor:
         """Check images and convert them to float32 (N, C, H, W) in [0, 1]."""
-        given = np.asarray(images)
-        if given.ndim != 4 or given.shape[1:] != self.image_shape:
-            height, width, channels = self.image_shape
-            raise FtaeError(f"images must have the shape (N, {height}, {width}, {channels}), got {_described(given)}")
+        given, own = np.asarray(images), self._own_values
+        if given.shape[1:] != self.image_shape or not given.ndim:
+            shape = ", ".join(map(str, self.image_shape))
+            raise FtaeError(f"{self._noun} must have the shape (N, {shape}), got {_described(given)}")
+        if own is not None:
+            if given.dtype.kind not in "fiub":
+                raise FtaeError(f"samples must be real numbers as in the file, got {_described(given)}")
+            return own.to_model(given, where="the array")
         meaning = self.spec.data.meaning
         if meaning is not None and meaning.levels is not None and given.dtype.kind in "iu":
             low, high = meaning.levels
@@ -230,7 +252,7 @@ class ArrayModel:
 
     def _in_batches(
         self, run: Callable[[Tensor, Tensor | None], Tensor], given: Tensor, labels: Sequence[str] | None
-    ) -> Floats:
+    ) -> Tensor:
         known = self._labels(labels, len(given))
         if not len(given):
             raise FtaeError("there must be at least one image, got an array of none")
@@ -239,7 +261,7 @@ class ArrayModel:
             part = slice(start, start + self.spec.batch_size)
             on_device = None if known is None else known[part].to(self._tuned.device)
             parts.append(run(given[part], on_device))
-        return _as_array(torch.cat(parts))
+        return torch.cat(parts)
 
 
 def _as_array(values: Tensor) -> Floats:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ftae.engine.training.loop import process_state_kept
-from ftae.inference import array_files, evaluate, generate, synthesis
+from ftae.inference import array_files, evaluate, folders, interpolation, sampling, synthesis
 from ftae.inference.arrays import ArrayModel
 from ftae.inference.evaluate import Evaluation
 from ftae.inference.model import TunedModel
@@ -17,6 +17,8 @@ class Model(ArrayModel):
     Images are arrays of shape (N, H, W, C). H and W are the ``data.resolution`` of the model's run, C is 1 or 3 as its
     ``data.color`` says. Given images are uint8 in [0, 255] or floats in [0, 1]; returned images are float32 in [0, 1].
     Where ``data.intensity`` says what values mean, given whole numbers are values as in the files.
+    A model of arrays takes and gives samples as in its file: with the axes of ``data.layout``, and with values of their
+    own instead of such in [0, 1], of any real type. Returned ones are float32.
     Latents are float32 of shape (N, \\*latent_shape).
 
     A model conditioned on labels takes ``labels``: N class names, of ``class_names``. Other models take none.
@@ -78,15 +80,17 @@ class Model(ArrayModel):
         overwrite: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> int:
-        """Write the reconstruction of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
+        """Write the reconstruction of every image below ``folder`` to ``out``, and a sheet of some of them.
 
-        A model of arrays takes a file of them instead, and writes an ``.npy`` in the original values.
+        Files are PNG, or TIFF with values as in the files of training. Where the model was trained on pages, slices or
+        tiles, all those of a file are run, and are one file again: a TIFF with pages, a volume, or an image of the size
+        of the file. A model of arrays takes a file of them instead, and writes an ``.npy`` in the original values.
 
-        Returns the number of images. Raises FtaeError if no image can be read, or ``out`` is not empty and
-        ``overwrite`` is false.
+        Returns the number of files, or of samples of an array. Raises FtaeError if no image can be read, or ``out`` is
+        not empty and ``overwrite`` is false.
         """
         self._check_use("reconstruct")
-        run = array_files.run_array if self.spec.data.of_floats else generate.run_folder
+        run = array_files.run_array if self.spec.data.of_floats else folders.run_folder
         return run(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify or _ignore)
 
     def translate_folder(
@@ -98,14 +102,14 @@ class Model(ArrayModel):
         overwrite: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> int:
-        """Write the translation of every image below ``folder`` to ``out`` as PNG, and a sheet of some of them.
+        """Write the translation of every image below ``folder`` to ``out``, and a sheet of some of them.
 
         Returns the number of images; ``reverse`` as for ``translate``. Raises FtaeError as ``reconstruct_folder``, or
         if the model reconstructs its images, or has no way back.
         """
         self._check_use("translate")
         notify = notify or _ignore
-        return generate.run_folder(
+        return folders.run_folder(
             self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify, reverse=reverse
         )
 
@@ -126,7 +130,7 @@ class Model(ArrayModel):
         Returns a description of the images. Raises FtaeError if an image cannot be read, or ``out`` is not empty and
         ``overwrite`` is false.
         """
-        return generate.interpolate_files(
+        return interpolation.interpolate_files(
             self._tuned,
             (Path(first), Path(last)),
             Path(out),
@@ -149,12 +153,14 @@ class Model(ArrayModel):
         fitted: bool = False,
         overwrite: bool = False,
     ) -> tuple[int, str]:
-        """Write sampled images to ``out`` as PNG, and all of them in ``sheet.png``; see ``sample``.
+        """Write sampled images to ``out``, and all of them in ``sheet.png``; see ``sample``.
+
+        They are PNG, or TIFF with values as in the files of training. Samples of a model of arrays are ``samples.npy``.
 
         ``seeds``: the seeds of a generator, one an image, in place of ``n`` of them from ``seed`` on. Returns the
         number of images and a description of where their latents come from.
         """
-        return generate.sample_files(
+        return sampling.sample_files(
             self._tuned,
             Path(out),
             n,

@@ -17,7 +17,8 @@ from ftae.engine.data.batches import val_batches
 from ftae.engine.data.cache import StoredImages
 from ftae.engine.data.checks import skipped_message
 from ftae.engine.data.dataset import load_dataset, separate_anomalies
-from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, read_bytes
+from ftae.engine.data.files.decoding import Array, UnreadableImage, quiet_pillow, read_bytes
+from ftae.engine.data.files.nifti import SUFFIXES as NIFTI
 from ftae.engine.data.files.values import decode_file
 from ftae.engine.data.image_folder import folder_part
 from ftae.engine.data.pairs import pairs_part
@@ -32,7 +33,7 @@ from ftae.inference.model import TunedModel
 from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.sources.arrays import Arrays
 
-SHEET, FRAMES = "sheet.png", "frames.gif"
+SHEET, FRAMES, VOLUME = "sheet.png", "frames.gif", ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,14 @@ def read_image(model: TunedModel, path: Path) -> Tensor:
         FtaeError: the file cannot be read.
         UnreadableImage: the file is not an image.
     """
-    spec = model.spec.data.model_copy(update={"degrade": None})
     with quiet_pillow():
-        pixels = decode_file(read_bytes(path), spec)
-    return next(val_batches(ImageSet(pixels[np.newaxis], None), spec, batch_size=1, device=model.device)).images
+        return as_input(decode_file(read_bytes(path), model.spec.data), model.spec.data, model.device)
+
+
+def as_input(pixels: Array, data: DataSpec, device: torch.device) -> Tensor:
+    """One decoded image as validation images are given to the model, but not degraded: (1, C, H, W) in [0, 1]."""
+    plain = data.model_copy(update={"degrade": None})
+    return next(val_batches(ImageSet(pixels[np.newaxis], None), plain, batch_size=1, device=device)).images
 
 
 def read_named_image(model: TunedModel, path: Path, notify: Callable[[str], None]) -> Tensor:
@@ -194,22 +199,29 @@ def file_names(names: Sequence[str], taken: Sequence[str], suffix: str = ".png")
     """Map each image name to the name of a file with ``suffix``; all are different, and none is in ``taken``.
 
     Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A file never gets the name of a
-    folder of images.
+    folder of images, nor does it as ``.tiff``. Volumes get the suffix ``.nii.gz``.
     """
-    plain = [str(Path(name).with_suffix(suffix)) for name in names]
+    suffixes = [VOLUME if name.lower().endswith(NIFTI) else suffix for name in names]
+    plain = [_with_suffix(name, own) for name, own in zip(names, suffixes, strict=True)]
     counts = Counter(plain)
     reserved = {*taken, *(str(folder) for name in names for folder in Path(name).parents)}
+    reserved |= {_with_suffix(name, suffix) for name in reserved if name.endswith(".tiff")}
     free = {name for name in plain if counts[name] == 1} - reserved
     used = free | reserved
     written = {}
-    for name, written_name in zip(names, plain, strict=True):
+    for name, written_name, own in zip(names, plain, suffixes, strict=True):
         if written_name not in free:
-            written_name = f"{name}{suffix}"
+            written_name = f"{name}{own}"
             while written_name in used:
-                written_name += suffix
+                written_name += own
             used.add(written_name)
         written[name] = written_name
     return written
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    old = next((end for end in NIFTI if name.lower().endswith(end)), Path(name).suffix)
+    return name[: len(name) - len(old)] + suffix
 
 
 Pixels = npt.NDArray[np.uint8]

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ftae.engine.data.files.arrays import as_in_file, as_sample
 from ftae.errors import FtaeError
 from ftae.inference.arrays import ArrayModel, Floats
 from ftae.inference.model import load_model
 from ftae.inference.source import ModelSource
 from ftae.results.export import MODEL, PRODUCTION
 from ftae.specs.files import load_production
+from ftae.specs.finetune.sources.arrays import Arrays
 from ftae.specs.reading.problems import one_of
 
 METHODS = ("reconstruct", "translate", "encode", "decode", "sample", "score")
@@ -35,7 +37,11 @@ def _load_pyfunc(folder: str) -> "ServedModel":
 
 
 class ServedModel:
-    """A model behind the ``predict`` of MLflow. Images are float32 (B, C, H, W) in [0, 1]."""
+    """A model behind the ``predict`` of MLflow. Images are float32 (B, C, H, W) in [0, 1].
+
+    Those of a model of arrays are samples in the values of its file, also (B, C, H, W): a series is (B, C, 1, length),
+    a vector (B, 1, 1, length).
+    """
 
     def __init__(self, model: ArrayModel) -> None:
         self._model = model
@@ -74,12 +80,12 @@ class ServedModel:
             values = np.asarray(model_input)
             each = labels * len(values) if len(labels) == 1 else labels or None
             if method == "decode":
-                return _channels_first(self._model.decode(self._latents(values), each))
+                return self._channels_first(self._model.decode(self._latents(values), each))
             images = self._images(values)
             if method == "reconstruct":
-                return _channels_first(self._model.reconstruct(images, each))
+                return self._channels_first(self._model.reconstruct(images, each))
             if method == "translate":
-                return _channels_first(self._model.translate(images, each, reverse=bool(given["reverse"])))
+                return self._channels_first(self._model.translate(images, each, reverse=bool(given["reverse"])))
             if method == "score":
                 return self._model.score(images, each)
             return _with_four_axes(self._model.encode(images, each))
@@ -87,26 +93,28 @@ class ServedModel:
     def _sample(self, n: int, seed: int, labels: Sequence[str]) -> Floats:
         classes: Sequence[str | None] = labels or [None]
         made = [self._model.sample(n, seed, label) for label in classes]
-        return _channels_first(np.concatenate(made))
+        return self._channels_first(np.concatenate(made))
 
     def _images(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Images with the channels last."""
-        height, width, channels = self._model.image_shape
-        if values.ndim != 4 or values.shape[1:] != (channels, height, width):
-            raise FtaeError(
-                f"images must have the shape (B, {channels}, {height}, {width}), got {values.dtype} of {values.shape}"
-            )
-        return values.transpose(0, 2, 3, 1)
+        """Images with the channels last, or samples as in the file of a model of arrays."""
+        data = self._model.spec.data
+        if values.ndim != 4 or values.shape[1:] != data.shape:
+            shape = ", ".join(map(str, data.shape))
+            raise FtaeError(f"images must have the shape (B, {shape}), got {values.dtype} of {values.shape}")
+        channels_last = values.transpose(0, 2, 3, 1)
+        return as_in_file(channels_last, data) if isinstance(data, Arrays) else channels_last
+
+    def _channels_first(self, images: Floats) -> Floats:
+        """The way back from ``_images``."""
+        data = self._model.spec.data
+        channels_last = as_sample(images, data) if isinstance(data, Arrays) else images
+        return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2))
 
     def _latents(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Latents in the shape of the model, of those with four axes."""
         shape = self._model.latent_shape
         is_padded = values.shape[1:] == (*shape, *(1,) * (3 - len(shape)))
         return values.reshape(len(values), *shape) if is_padded else values
-
-
-def _channels_first(images: Floats) -> Floats:
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def _with_four_axes(latents: Floats) -> Floats:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ftae.engine.data.batches import evaluation_noise
 from ftae.engine.data.files.listing import check_output
 from ftae.errors import FtaeError
+from ftae.inference.interpolation import lerp, slerp
 from ftae.inference.model import TunedModel
-from ftae.inference.paths import lerp, slerp
 from ftae.inference.pictures import save_frames
 
 

@@ -27,13 +27,18 @@ def save_image(image: Tensor, path: Path, data: DataSpec) -> None:
     if suffix_of(data) == ".png":
         save_png(pixels_of(image[None])[0], path)
         return
+    save_tiff(in_units(image.permute(1, 2, 0).cpu().numpy(), data), path)
+
+
+def save_tiff(values: npt.NDArray[Any], path: Path) -> None:
+    """Write an image (H, W, C), or several (N, H, W, C), each a page."""
     import tifffile  # here, since a model that is served writes no files
 
-    values = in_units(image.permute(1, 2, 0).cpu().numpy(), data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    photometric = "rgb" if values.shape[2] == 3 else "minisblack"
-    planes: Any = values[..., 0] if values.shape[2] == 1 else values
-    tifffile.imwrite(path, planes, photometric=photometric, planarconfig=None if planes.ndim == 2 else "contig")
+    channels = values.shape[-1]
+    planes: Any = values[..., 0] if channels == 1 else values
+    photometric = "rgb" if channels == 3 else "minisblack"
+    tifffile.imwrite(path, planes, photometric=photometric, planarconfig=None if channels == 1 else "contig")
 
 
 def in_units(unit: npt.NDArray[np.float32], data: DataSpec) -> npt.NDArray[Any]:

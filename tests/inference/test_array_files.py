@@ -12,6 +12,7 @@ from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
 from ftae.inference.files import Model
 from ftae.inference.model import load_model
+from ftae.inference.pyfunc import ServedModel
 from ftae.inference.source import ModelSource
 
 
@@ -89,3 +90,55 @@ def test_an_export_needs_neither_the_training_samples_nor_the_cache(
     (tmp_path / "model" / "scale.npy").write_bytes(b"not an array")
     with pytest.raises(FtaeError, match=r"scale.npy cannot be read"):
         load_model(ModelSource(gone, tmp_path / "model", "export"))
+
+
+# ------------------------------------------------------------------------------------------------- in Python
+
+
+def test_samples_go_in_and_come_out_in_their_own_axes_and_values(
+    model: Model, values: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "some.npy", values)
+    model.reconstruct_folder(tmp_path / "some.npy", tmp_path / "out")
+    made = model.reconstruct(values)
+    np.testing.assert_array_equal(made, np.load(tmp_path / "out" / "some.npy"))
+    assert model.image_shape == (2, 12)
+    latents = model.encode(values)
+    assert np.ptp(latents) > 0
+    np.testing.assert_allclose(model.decode(latents), made, rtol=1e-6)
+    errors = model.score(values)
+    assert errors.mean() == pytest.approx(model.evaluate(tmp_path / "some.npy", ["mse"]).metrics["mse"], rel=1e-5)
+    assert model.score(values + 40.0).mean() > errors.mean() + 0.2
+    np.testing.assert_array_equal(model.encode(np.full((1, 2, 12), 50)), model.encode(np.full((1, 2, 12), 50.0)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((3, 1, 12, 2)), r"samples must have the shape \(N, 2, 12\), got float64"),
+        (np.full((3, 2, 12), np.nan), r"the array has NaN or inf in row 0"),
+        (np.array([["a"] * 12] * 2)[None], "samples must be real numbers as in the file"),
+    ],
+)
+def test_other_arrays_are_refused(model: Model, given: np.ndarray, message: str) -> None:
+    with pytest.raises(FtaeError, match=message):
+        model.encode(given)
+
+
+def test_new_samples_are_in_the_values_of_the_file(model: Model, tmp_path: Path) -> None:
+    drawn = model.sample(3, seed=1)
+    assert drawn.shape == (3, 2, 12)
+    assert 30.0 < drawn.mean() < 70.0
+    assert model.sample_files(3, tmp_path / "out", seed=1)[0] == 3
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "samples.npy"), drawn)
+    with pytest.raises(FtaeError, match="a model of arrays takes no image files"):
+        model.interpolate_files(tmp_path / "a.png", tmp_path / "b.png", tmp_path / "way")
+
+
+def test_a_served_model_speaks_the_values_of_the_file(model: Model, values: np.ndarray) -> None:
+    served = ServedModel(model)
+    given = values[:5, :, None].astype(np.float32)  # (B, C, H, W)
+    made = served.predict(given)
+    np.testing.assert_allclose(made[:, :, 0], model.reconstruct(values[:5]), rtol=1e-6)
+    np.testing.assert_allclose(served.predict(served.predict(given, {"method": "encode"}), {"method": "decode"}), made)
+    assert served.predict(given, {"method": "sample", "n": 2}).shape == (2, 2, 1, 12)

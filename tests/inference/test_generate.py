@@ -17,9 +17,11 @@ from ftae.engine.models.autoencoder import Codes, Encoding
 from ftae.engine.models.families import build_model
 from ftae.engine.process import device_of
 from ftae.errors import FtaeError
-from ftae.inference.generate import interpolate, lerp, run_folder, sample, slerp
+from ftae.inference.folders import run_folder
+from ftae.inference.interpolation import interpolate, lerp, slerp
 from ftae.inference.model import TunedModel, load_model
 from ftae.inference.pictures import file_names, pixels_of, prepare_folder, read_named_image, save_gif, save_sheet
+from ftae.inference.sampling import sample
 from ftae.inference.source import find_model
 
 

@@ -14,8 +14,8 @@ from ftae.engine.training.evaluator import evaluate
 from ftae.engine.training.trainer import Trainer
 from ftae.errors import FtaeError
 from ftae.inference.files import Model
-from ftae.inference.generate import sample_files
 from ftae.inference.model import TunedModel
+from ftae.inference.sampling import sample_files
 from ftae.inference.synthesis import between_seeds, synthesise
 
 

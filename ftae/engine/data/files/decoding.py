@@ -233,7 +233,10 @@ def centre_box(size: tuple[int, int], spec: DataSpec) -> Box:
     """
     height, width = spec.decoded_size
     scale = min(size[0] / width, size[1] / height)
-    wide, high = (min(size), min(size)) if width == height else (width * scale, height * scale)
+    # Rounded, the longer side may come out larger than the image by the last digit, which Pillow refuses.
+    wide, high = min(width * scale, size[0]), min(height * scale, size[1])
+    if width == height:
+        wide = high = min(size)
     left, top = (size[0] - wide) / 2, (size[1] - high) / 2
     return left, top, left + wide, top + high
 

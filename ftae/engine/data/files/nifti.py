@@ -1,10 +1,11 @@
-"""NIfTI volumes: their slices along the axes of the body."""
+"""NIfTI volumes: their slices along the axes of the body, and new slices in their place."""
 
 import gzip
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Volume:
             raw = gzip.decompress(data) if data[:2] == GZIP_MAGIC else data
             kind = nibabel.Nifti2Image if struct.unpack("<i", raw[:4])[0] in _SIZES_2 else nibabel.Nifti1Image
             image = kind.from_bytes(raw)
-            self._data = image.dataobj
+            self._image, self._data = image, image.dataobj
             orientation = nibabel.io_orientation(image.affine)
         if image.get_data_dtype().kind not in "iuf" or not 3 <= len(image.shape) <= 4 or np.isnan(orientation).any():
             raise UnreadableImage(
@@ -69,11 +70,53 @@ class Volume:
             place[3] = time
         with _damage_told():
             plane = np.asanyarray(self._data[tuple(place)])
-        x, y = (along for along in range(3) if along != across)
+        x, y = self._along(axis)
         if self._axes[x] > self._axes[y]:
             plane = plane.T
         plane = plane[:: -1 if self._reversed[x] else 1, :: -1 if self._reversed[y] else 1]
         return np.ascontiguousarray(plane.T[::-1, :, None], dtype=plane.dtype.newbyteorder("="))
+
+    def slice_size(self, axis: str) -> tuple[int, int]:
+        """Height and width of a slice."""
+        x, y = self._along(axis)
+        return int(self._shape[self._axes[y]]), int(self._shape[self._axes[x]])
+
+    def _along(self, axis: str) -> tuple[int, int]:
+        """The axes of the body to the right and up in a slice."""
+        x, y = (along for along in range(3) if along != AXES.index(axis))
+        return x, y
+
+    def save_slices(self, path: Path, axis: str, planes: npt.NDArray[Any], part: tuple[float, ...]) -> None:
+        """Write a volume with other slices, turned as this one is.
+
+        Args:
+            planes: (times x slices, H, W), as ``slice`` gives them, one volume in time after another.
+            part: what of a slice they show: top, left, height and width in its pixels. The affine says so, and is that
+                of this volume where they are whole slices of its size.
+        """
+        body = (AXES.index(axis), *self._along(axis))
+        across, right, up = (slice(None, None, -1 if self._reversed[along] else 1) for along in body)
+        turned = planes.reshape(self.num_times, -1, *planes.shape[1:])[..., ::-1, :].swapaxes(2, 3)
+        own = [self._axes[along] for along in body]
+        values = np.moveaxis(turned[:, across, right, up], (0, 1, 2, 3), (3, *own))
+        header = self._image.header.copy()
+        header.set_data_dtype(values.dtype)
+        shape = values.shape if len(self._shape) == 4 else values.shape[:3]
+        new = type(self._image)(values.reshape(shape), self._affine_of(axis, planes.shape[1:], part), header)
+        new.to_filename(path)
+
+    def _affine_of(self, axis: str, size: tuple[int, ...], part: tuple[float, ...]) -> npt.NDArray[np.float64]:
+        top, left, high, wide = part
+        height, _ = self.slice_size(axis)
+        placed = np.eye(4)
+        for along, begin, extent, number in zip(
+            self._along(axis), (left, height - top - high), (wide, high), size[::-1], strict=True
+        ):
+            own = self._axes[along]
+            begin = self._shape[own] - begin - extent if self._reversed[along] else begin
+            step = extent / number
+            placed[own, own], placed[own, 3] = step, begin + (step - 1) / 2
+        return np.asarray(self._image.affine @ placed, dtype=np.float64)
 
     def ends(self) -> npt.NDArray[np.float64]:
         """The least and the largest value of each slice, without those that are no finite numbers.

@@ -63,13 +63,18 @@ def find_samples(files: ImageFiles, names: Sequence[str], spec: ImageFolder) -> 
 def _samples_of(data: bytes, spec: ImageFolder) -> tuple[list[tuple[str, Place]] | None, int]:
     """The samples in a file, and the number of those that are left out as empty; None where the file is one sample."""
     if spec.tiles is not None:
-        return _tiles(_whole(data, spec).values, spec.tiles, levels_said(spec))
+        return _tiles(read_whole(data, spec).values, spec.tiles, levels_said(spec))
     if is_nifti(data):
         if spec.slices is None:
             raise UnreadableImage("a volume: say by data.slices, such as {axis: axial}, which slices are samples")
         return _slices(Volume(data), spec.slices, levels_said(spec))
-    number = num_frames(data) if is_dicom(data) else num_pages(data) if spec.pages == "each" else 1
+    number = num_images(data, spec)
     return ([(f"{i:04d}", (i,)) for i in range(number)], 0) if number > 1 else (None, 0)
+
+
+def num_images(data: bytes, spec: ImageFolder) -> int:
+    """The number of pages or frames of a file that are samples; 1 where the file is one. Raises as ``open_samples``."""
+    return num_frames(data) if is_dicom(data) else num_pages(data) if spec.pages == "each" else 1
 
 
 def _slices(volume: Volume, slices: Slices, levels: Levels | None) -> tuple[list[tuple[str, Place]], int]:
@@ -86,7 +91,7 @@ def _tiles(values: Values, tiles: Tiles, levels: Levels | None) -> tuple[list[tu
     height, width = values.shape[:2]
     if min(height, width) < tiles.size:
         raise UnreadableImage(f"its {width}x{height} pixels are less than data.tiles.size ({tiles.size})")
-    rows, columns = _starts(height, tiles), _starts(width, tiles)
+    rows, columns = (starts(length, tiles.size, tiles.stride) for length in (height, width))
     named = [(f"r{r}c{c}", (top, left)) for r, top in enumerate(rows) for c, left in enumerate(columns)]
     cuts = [partial(_cut, values, place, tiles.size) for _, place in named]
     is_kept = _with_foreground(cuts, tiles.min_foreground, levels)
@@ -94,10 +99,10 @@ def _tiles(values: Values, tiles: Tiles, levels: Levels | None) -> tuple[list[tu
     return kept, len(named) - len(kept)
 
 
-def _starts(length: int, tiles: Tiles) -> list[int]:
-    """The last tile ends at the border, so that nothing is lost there."""
-    last = length - tiles.size
-    return sorted({*range(0, last + 1, tiles.stride or tiles.size), last})
+def starts(length: int, size: int, stride: int | None) -> list[int]:
+    """Where tiles of ``size`` begin along a side. The last one ends at the border, so that nothing is lost there."""
+    last = length - size
+    return sorted({*range(0, last + 1, stride or size), last})
 
 
 def _cut(values: Values, place: Place, size: int) -> Values:
@@ -133,7 +138,7 @@ def open_samples(data: bytes, spec: ImageFolder) -> Reader:
         UnreadableImage: the file is damaged, as the reader may find out later.
     """
     if spec.tiles is not None:
-        whole, size = _whole(data, spec), spec.tiles.size
+        whole, size = read_whole(data, spec), spec.tiles.size
         return lambda place: Frame(_cut(whole.values, place, size), whole.is_inverted)
     if is_nifti(data):
         assert spec.slices is not None
@@ -144,5 +149,6 @@ def open_samples(data: bytes, spec: ImageFolder) -> Reader:
     return lambda place: read_frame(data, spec, *place) if has_values(data, spec) else read_picture(data, spec, *place)
 
 
-def _whole(data: bytes, spec: ImageFolder) -> Frame:
+def read_whole(data: bytes, spec: ImageFolder) -> Frame:
+    """The image that tiles are cut from. Raises as ``open_samples``."""
     return read_frame(data, spec) if has_values(data, spec) else read_picture(data, spec, 0)

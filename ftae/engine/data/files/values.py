@@ -124,6 +124,14 @@ def stored(frame: Frame, spec: DataSpec) -> Array:
     return result.reshape(image_shape(spec))
 
 
+def ends(frame: Frame, spec: DataSpec) -> tuple[float, float]:
+    """The values of an image that ``stored`` makes black and white. Raises as ``stored``."""
+    if spec.meaning is None:
+        return 0.0, 255.0
+    chosen = _channels(frame.values, spec)
+    return _levels(chosen.astype(np.float64), chosen.dtype, spec.meaning)
+
+
 def read_values(data: bytes, page: int = 0) -> Values:
     """All bands of a page of a picture: (H, W, bands), in the type of the file.
 

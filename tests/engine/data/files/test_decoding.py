@@ -85,6 +85,13 @@ def test_centre_square_of_the_short_side(size: tuple[int, int]) -> None:
     assert decoded[2:-2, 2:-2].min() > 240
 
 
+@pytest.mark.parametrize("resolution", [(8, 11), (9, 11), (11, 19)])
+def test_rounding_never_leads_out_of_the_image(resolution: tuple[int, int]) -> None:
+    for size in ((50, 25), (100, 25), (123, 150), (1080, 49)):
+        data = png(np.full((*size, 3), 7, np.uint8))
+        assert (decode_image(data, folder_spec(Path("d"), resolution=resolution)) == 7).all()
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpeg"])
 def test_shrinking_is_antialiased(suffix: str) -> None:
     """One-pixel stripes must average out; without a filter they would survive as black or white."""
