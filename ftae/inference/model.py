@@ -53,8 +53,8 @@ class TunedModel:
             FtaeError: no export or search has kept them, and the training images are missing.
         """
         data = self.spec.data
-        is_open = data.meaning is not None and data.meaning.is_measured
-        return data.with_levels(load_dataset(data).train.levels) if is_open else data
+        is_known = data.meaning is None or data.meaning.is_known
+        return data if is_known else data.with_levels(load_dataset(data).train.levels)
 
     def label(self, name: str) -> int:
         """Return the label (an index) of a class.
