@@ -225,8 +225,8 @@ class ArrayModel:
                 raise FtaeError(f"samples must be real numbers as in the file, got {_described(given)}")
             return own.to_model(given, where="the array")
         meaning = self.spec.data.meaning
-        if meaning is not None and meaning.levels is not None and given.dtype.kind in "iu":
-            low, high = meaning.levels
+        if given.dtype.kind in "iu" and (levels := self._levels()) is not None:
+            low, high = levels
             pixels = ((given.astype(np.float64) - low) / (high - low)).clip(0.0, 1.0).astype(np.float32)
         elif meaning is None and given.dtype == np.uint8:
             pixels = given.astype(np.float32) / np.float32(255)
@@ -239,6 +239,11 @@ class ArrayModel:
             numbers = "uint8 in [0, 255]" if meaning is None else "whole numbers as in the files"
             raise FtaeError(f"images must be {numbers} or floats in [0, 1], got {_described(given)}")
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+    def _levels(self) -> tuple[float, float] | None:
+        """The values in the files that are black and white, where ``data.intensity`` says what values mean."""
+        meaning = self._tuned.data.meaning
+        return None if meaning is None else meaning.levels
 
     def _labels(self, labels: Sequence[str] | None, count: int) -> Tensor | None:
         if not self.spec.model.needs_labels:

@@ -137,7 +137,7 @@ def evaluation_images(model: TunedModel, folder: str | None) -> EvaluationImages
     """
     if folder is None:
         return _validation(model)
-    found = named_folder(folder, model.spec.data, model.scale)
+    found = named_folder(folder, model.data, model.scale)
     if not len(found.images):
         raise FtaeError(f"all images of {folder} are of data.anomaly_classes: there are no normal images")
     known, labels = model.class_names or (), None

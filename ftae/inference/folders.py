@@ -57,10 +57,10 @@ def run_folder(
     if reverse:
         model.check_reverse()
     check_output(out, {"the images to read": str(folder), **model.spec.data.image_folders()})
-    names = _looked_at(folder, model.spec.data, notify)
+    names = _looked_at(folder, model.data, notify)
     label_of = _labels(model, folder, names)
     prepare_folder(out, overwrite=overwrite)
-    written = file_names(names, taken=[SHEET], suffix=suffix_of(model.spec.data))
+    written = file_names(names, taken=[SHEET], suffix=suffix_of(model.data))
     pairs: list[Tensor] = []
     count = 0
     for part in chunks(_samples(model, folder, names, notify), model.spec.batch_size):
@@ -108,7 +108,7 @@ def _samples(model: TunedModel, folder: Path, names: Sequence[str], notify: Call
     for name in names:
         try:
             with quiet_pillow():
-                file = open_file(read_bytes(folder / name), model.spec.data)
+                file = open_file(read_bytes(folder / name), model.data)
             for number in range(file.number):
                 with quiet_pillow():
                     given = file.given(number, model.device)

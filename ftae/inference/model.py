@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ftae.engine.data.dataset import load_dataset
 from ftae.engine.data.source_base import Values
 from ftae.engine.data.sources import normal_class_names
 from ftae.engine.models.autoencoder import Autoencoder, Encoding
@@ -19,6 +21,7 @@ from ftae.engine.training.export_model import CLASSES, exported_scale, load_expo
 from ftae.engine.training.loop import process_state_kept
 from ftae.errors import FtaeError
 from ftae.inference.source import ModelSource
+from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.names import file_name_problem
 from ftae.specs.reading.problems import one_of, quoted
@@ -41,6 +44,17 @@ class TunedModel:
     device: torch.device
     class_names: tuple[str, ...] | None
     scale: Values | None = None
+
+    @cached_property
+    def data(self) -> DataSpec:
+        """The data of the run, with the values of black and white also where these are measured on training images.
+
+        Raises:
+            FtaeError: no export or search has kept them, and the training images are missing.
+        """
+        data = self.spec.data
+        is_known = data.meaning is None or data.meaning.is_known
+        return data if is_known else data.with_levels(load_dataset(data).train.levels)
 
     def label(self, name: str) -> int:
         """Return the label (an index) of a class.

@@ -153,7 +153,7 @@ def read_image(model: TunedModel, path: Path) -> Tensor:
         UnreadableImage: the file is not an image.
     """
     with quiet_pillow():
-        return as_input(decode_file(read_bytes(path), model.spec.data), model.spec.data, model.device)
+        return as_input(decode_file(read_bytes(path), model.data), model.data, model.device)
 
 
 def as_input(pixels: Array, data: DataSpec, device: torch.device) -> Tensor:
@@ -171,8 +171,8 @@ def read_named_image(model: TunedModel, path: Path, notify: Callable[[str], None
     if not path.is_file():
         raise FtaeError(f"there is no image file {path}")
     survey = survey_image(path.name, read_bytes(path))
-    check_levels([survey], model.spec.data, str(path))
-    for note in survey.notes(model.spec.data):
+    check_levels([survey], model.data, str(path))
+    for note in survey.notes(model.data):
         notify(f"{path}: {note}")
     try:
         return read_image(model, path)

@@ -57,7 +57,7 @@ def sample_files(
         np.save(out / ARRAY, own.from_model(images))
     else:
         for image, name in zip(images, names, strict=True):
-            save_image(image, out / f"{name}{suffix_of(model.spec.data)}", model.spec.data)
+            save_image(image, out / f"{name}{suffix_of(model.data)}", model.data)
     by_class = labels is not None and label is None
     save_sheet(pixels, out / SHEET, columns=num if by_class else SHEET_COLUMNS)
     return len(images), description + ("; each row of the sheet is a class" if by_class else "")

@@ -1,10 +1,11 @@
 """What ``ftae evaluate`` finds is what the run reported, to the last digit, whatever the model and the precision."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -106,10 +107,10 @@ def spec_of(model: dict[str, Any], models: Path, **changes: Any) -> FinetuneSpec
     return FinetuneSpec.model_validate(fields | changes)
 
 
-def evaluated(source: ModelSource) -> dict[str, str]:
+def evaluated(source: ModelSource, folder: str | None = None) -> dict[str, str]:
     """What ``ftae evaluate`` measures, with every digit."""
     model = load_model(source)
-    images = evaluate.evaluation_images(model, None)
+    images = evaluate.evaluation_images(model, folder)
     values = evaluate.measure(model, images, evaluate.choose_metrics(model, images, None))
     return {f"val/{name}": repr(value) for name, value in values.items()}
 
@@ -219,3 +220,40 @@ def test_pinned_images_are_those_that_a_probe_is_fitted_on(models: Path, tmp_pat
     load_dataset.cache_clear()
     source = find_model(str(tmp_path / "run" / str(last.checkpoint)), "searches", notify=print)
     assert evaluated(source) == reported(last)
+
+
+def array_file(folder: Path, rows: int) -> str:
+    folder.mkdir()
+    np.save(folder / "a.npy", np.random.default_rng(rows).normal(50.0, 10.0, (rows, 16, 16)))
+    return str(folder / "a.npy")
+
+
+def folder_of_volumes(folder: Path, number: int) -> str:
+    folder.mkdir()
+    for i in range(number):
+        values = np.random.default_rng(number + i).integers(100, 999, (16, 16, 5)).astype(np.int16)
+        values[..., 0] = -3000
+        nibabel.Nifti1Image(values, np.eye(4)).to_filename(folder / f"{i}.nii")
+    return str(folder)
+
+
+VALIDATED: dict[str, tuple[Callable[[Path, int], str], dict[str, Any]]] = {
+    "arrays": (array_file, {"source": "arrays", "layout": "hw", "normalise": "standard"}),
+    "slices": (
+        folder_of_volumes,
+        {"source": "image_folder", "color": "grey", "slices": {"axis": "axial"}, "intensity": {"percentile": [1, 99]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VALIDATED)
+def test_of_validation_files_named_as_others(name: str, models: Path, tmp_path: Path) -> None:
+    """``--data`` with ``data.val``, whatever black and white were measured on: of a checkpoint, and of an export."""
+    make, data = VALIDATED[name]
+    val = make(tmp_path / "v", 3)
+    data |= {"train": make(tmp_path / "t", 20), "val": val, "resolution": 16}
+    spec = spec_of(MODELS["conv_vae"], models, data=data, metrics=["psnr", "l1"], losses={"mse": 1.0}, batch_size=2)
+    *_, last = finetune(spec, tmp_path / "run")
+    export_model(spec, tmp_path / "run" / str(last.checkpoint), tmp_path / "model")
+    for weights in (tmp_path / "run" / str(last.checkpoint), tmp_path / "model"):
+        assert evaluated(ModelSource(spec, weights, ""), val) == reported(last)

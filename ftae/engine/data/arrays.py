@@ -153,9 +153,12 @@ def part_of(rows: Rows, scale: Values, spec: Arrays) -> Part:
 
 
 def file_part(file: str, scale: Values, spec: Arrays) -> Part:
-    """All samples of another file that is like that of ``spec``, in its order. Raises as ``part_of``, ``read_rows``."""
+    """All samples of another file that is like that of ``spec``, in the order of a run that has it as ``data.val``.
+
+    Raises as ``part_of`` and ``read_rows``.
+    """
     labels = spec.labels if is_column(spec.labels, file) else None
-    alone = spec.model_copy(update={"train": file, "labels": labels, "groups": None, "split": "time"})
+    alone = spec.model_copy(update={"train": file, "labels": labels, "groups": None})
     return part_of(read_rows(file, alone), scale, alone)
 
 

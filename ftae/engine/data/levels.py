@@ -20,7 +20,7 @@ VALUES_AN_IMAGE = 20_000
 
 
 def measured(spec: ImageFolder, files: ImageFiles, training: Sequence[str], content: Sequence[Any]) -> ImageFolder:
-    """``spec`` with a window in place of percentiles or the range of a type; any other one as it is.
+    """``spec`` with what percentiles or the range of a type are, where it does not have that; any other one as it is.
 
     Args:
         training: the names of training images, in the order in which they are stored. The first 200 are measured, the
@@ -31,10 +31,11 @@ def measured(spec: ImageFolder, files: ImageFiles, training: Sequence[str], cont
         FtaeError: none of these images can be read, or they leave no range.
     """
     meaning = spec.intensity
-    if meaning is None or not meaning.is_measured:
+    if meaning is None or meaning.is_known:
         return spec
     chosen = training[:MOST_MEASURED]
-    folder = cache_folder() / "levels" / digest([content, len(chosen), meaning.model_dump(mode="json")])
+    said = meaning.model_dump(mode="json", exclude={"measured"})
+    folder = cache_folder() / "levels" / digest([content, len(chosen), said])
 
     def write(partial: Path) -> None:
         (partial / "levels.json").write_text(json.dumps(_levels(spec, files, chosen)))

@@ -97,7 +97,7 @@ class Survey:
         """What the decoded pixels depend on beside bytes, size and colour; empty for ordinary images."""
         key: list[Any] = []
         if reads_values(spec):
-            meaning = spec.meaning and spec.meaning.model_dump(mode="json", exclude={"unit"})
+            meaning = spec.meaning and spec.meaning.decides_pixels()
             stacked = ["pages"] if spec.stacks_pages else []
             key.append(["values", VALUES_VERSION, meaning, spec.chosen_bands, *stacked])
         return [*key, CLEAR] if CLEAR in self.groups else key

@@ -33,6 +33,8 @@ class Intensity(Spec):
     3 above it. Values then have no unit that images share."""
     unit: str | None = None
     """The name of the unit of the values, such as HU, for reports."""
+    measured: tuple[Value, Value] | None = None
+    """What ``percentile`` or ``dtype_range`` found on the training images, which exports and production runs keep."""
 
     @model_validator(mode="after")
     def _is_one_of_them(self) -> Self:
@@ -42,10 +44,12 @@ class Intensity(Spec):
                 "must have one of bits (those in use, such as 12), window ([LOW, HIGH]), percentile ([LOW, HIGH]), "
                 f"dtype_range (true) and per_image (minmax or zscore), got {', '.join(given) or 'none'}"
             )
-        for name in ("window", "percentile"):
+        for name in ("window", "percentile", "measured"):
             pair = getattr(self, name)
             if pair is not None and pair[0] >= pair[1]:
                 raise ValueError(f"{name} must be [LOW, HIGH] with LOW below HIGH, got {quoted(list(pair))}")
+        if self.measured is not None and self.percentile is None and not self.dtype_range:
+            raise ValueError(f"measured has no effect on {given[0]}: say a window, got {quoted(list(self.measured))}")
         if self.unit is not None and self.per_image is not None:
             raise ValueError("unit has no effect: per_image gives each image a unit of its own")
         return self
@@ -56,9 +60,25 @@ class Intensity(Spec):
         return self.percentile is not None or self.dtype_range
 
     @property
+    def is_known(self) -> bool:
+        """Whether black and white need not be measured."""
+        return not self.is_measured or self.measured is not None
+
+    @property
     def levels(self) -> tuple[float, float] | None:
         """The values that are black and white; None where only the files tell."""
+        return self.measured or self.said
+
+    @property
+    def said(self) -> tuple[float, float] | None:
+        """As ``levels``, but None for what is measured, also where that is known by now."""
         return self.window or (None if self.bits is None else (0.0, 2.0**self.bits - 1))
+
+    def decides_pixels(self) -> dict[str, object]:
+        """A JSON value of what the pixels of decoded images depend on: what was measured counts as a window."""
+        given = self.model_dump(mode="json", exclude={"unit", "measured"})
+        found = {"percentile": None, "dtype_range": False, "window": self.measured and list(self.measured)}
+        return given if self.measured is None else given | found
 
 
 class Groups(Spec):

@@ -154,6 +154,8 @@ def true_pairs(parts: Parts) -> str | None:
 
 @need("values with a unit that images share")
 def unit(parts: Parts) -> str | None:
+    if parts.data is not None and parts.data.of_floats:
+        return "needs values that all images share, data.normalise scales those of arrays (use l1)"
     meaning = None if parts.data is None else parts.data.meaning
     if meaning is None or meaning.per_image is None:
         return None

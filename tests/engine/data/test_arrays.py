@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+from builders import run_spec
 from image_files import load
 from pyarrow import parquet
 from pydantic import TypeAdapter, ValidationError
@@ -172,3 +173,9 @@ def test_an_array_that_does_not_fit(values: Any, fields: dict[str, Any], message
 def test_settings_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         arrays(Path("a.npy"), **fields)
+
+
+def test_the_unit_of_scaled_values_is_not_measured() -> None:
+    data = arrays(Path("a.npy")).model_dump(mode="json")
+    with pytest.raises(ValidationError, match=r"mae needs values .* data.normalise scales those of arrays"):
+        run_spec(data=data, model={"family": "mlp_vae", "hidden": 8, "latent_dim": 2}, metrics=["mae"])

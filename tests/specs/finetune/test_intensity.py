@@ -19,6 +19,7 @@ FOLDER = {"source": "image_folder", "train": "d", "resolution": 16}
         ({"window": [-1000, 300.5], "unit": "HU"}, (-1000, 300.5)),
         ({"percentile": [0.5, 99.5]}, None),
         ({"dtype_range": True}, None),
+        ({"percentile": [0.5, 99.5], "measured": [-3, 700]}, (-3, 700)),
         ({"per_image": "minmax"}, None),
     ],
 )
@@ -38,6 +39,8 @@ def test_images_of_8_bits_need_no_meaning() -> None:
         ({"dtype_range": False}, "got none"),
         ({"per_image": "minmax", "unit": "HU"}, "unit has no effect"),
         ({"percentile": [99, 1]}, "LOW below HIGH"),
+        ({"bits": 12, "measured": [0, 10]}, "measured has no effect on bits"),
+        ({"dtype_range": True, "measured": [10, 0]}, "LOW below HIGH"),
         ({"percentile": [1, 101]}, "less than or equal to 100"),
         ({"bits": 7}, "greater than or equal to 8"),
         ({"bits": 17}, "less than or equal to 16"),

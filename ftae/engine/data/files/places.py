@@ -111,8 +111,11 @@ def _cut(values: Values, place: Place, size: int) -> Values:
 
 
 def levels_said(spec: ImageFolder) -> Levels | None:
-    """The values of black and white, where ``spec`` has them: what is darker than black is no darker background."""
-    return None if spec.intensity is None else spec.intensity.levels
+    """The values of black and white, where the file says them: what is darker than black is no darker background.
+
+    What is measured comes too late: it is measured on samples that are chosen by then.
+    """
+    return None if spec.intensity is None else spec.intensity.said
 
 
 def _with_foreground(planes: Sequence[Callable[[], Values]], least: float, levels: Levels | None) -> list[bool]:

@@ -198,10 +198,6 @@ def _unit(values: Values, meaning: Intensity) -> Floats:
 
 
 def _levels(numbers: npt.NDArray[np.float64], kind: np.dtype[Any], meaning: Intensity) -> tuple[float, float]:
-    if meaning.dtype_range:
-        if kind.kind not in "ui":
-            raise UnreadableImage(f"data.intensity.dtype_range has no meaning for {kind}, say a window")
-        return float(np.iinfo(kind).min), float(np.iinfo(kind).max)
     if meaning.per_image == "minmax":
         return float(numbers.min()), float(numbers.max())
     if meaning.per_image == "zscore":

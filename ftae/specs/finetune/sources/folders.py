@@ -71,10 +71,9 @@ class ImageFolder(DataSpec):
         return self.intensity
 
     def with_levels(self, levels: tuple[float, float] | None) -> Self:
-        if self.intensity is None or not self.intensity.is_measured or levels is None:
+        if self.intensity is None or self.intensity.is_known or levels is None:
             return self
-        measured = {"percentile": None, "dtype_range": False, "window": tuple(levels)}
-        return self.model_copy(update={"intensity": self.intensity.model_copy(update=measured)})
+        return self.model_copy(update={"intensity": self.intensity.model_copy(update={"measured": tuple(levels)})})
 
     @property
     def chosen_bands(self) -> tuple[int, ...] | None:

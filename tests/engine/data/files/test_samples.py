@@ -167,6 +167,19 @@ def test_slices_of_a_volume_are_samples_of_one_group(tmp_path: Path) -> None:
     assert "all samples of a file are a group" in text
 
 
+@pytest.mark.parametrize("intensity", [{"percentile": [10, 99]}, {"dtype_range": True}])
+def test_what_was_measured_changes_neither_samples_nor_pixels(intensity: Any, tmp_path: Path) -> None:
+    """An export keeps it; its images are those of the search."""
+    for i in range(4):
+        values = np.random.default_rng(i).integers(100, 999, (16, 16, 6)).astype(np.int16)
+        values[:, :2] = values[..., :2] = -3000
+        save_volume(tmp_path / f"{i}.nii.gz", values)
+    spec = folder_spec(tmp_path, slices={"axis": "axial"}, intensity=intensity, color="grey")
+    first = load(spec)
+    again = load(spec.with_levels(first.train.levels))
+    assert (again.fingerprint, again.train.levels) == (first.fingerprint, first.train.levels)
+
+
 def test_volumes_over_time_are_all_used(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes((NIBABEL / "example4d.nii.gz").read_bytes())
     spec = folder_spec(tmp_path, slices={"axis": "axial", "min_foreground": 0}, intensity=BRAINS)
