@@ -14,9 +14,9 @@ from ftae.engine.data.image_folder import folder_notes
 from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
-from ftae.inference.pictures import SHEET, beside, file_names, pixels_of, prepare_folder, save_sheet
+from ftae.inference.pictures import SHEET, beside, pixels_of, prepare_folder, save_sheet
 from ftae.inference.stacks import OpenFile, open_file
-from ftae.inference.written import suffix_of
+from ftae.inference.written import file_names, suffix_of
 from ftae.specs.finetune.data_spec import DataSpec
 
 SHEET_IMAGES = 36

@@ -1,6 +1,5 @@
 """Pictures in and out: a user's own images, names of images, and grids of reconstructions."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from ftae.engine.data.cache import StoredImages
 from ftae.engine.data.checks import skipped_message
 from ftae.engine.data.dataset import load_dataset, separate_anomalies
 from ftae.engine.data.files.decoding import Array, UnreadableImage, quiet_pillow, read_bytes
-from ftae.engine.data.files.nifti import SUFFIXES as NIFTI
 from ftae.engine.data.files.values import decode_file
 from ftae.engine.data.image_folder import folder_part
 from ftae.engine.data.pairs import pairs_part
@@ -33,7 +31,7 @@ from ftae.inference.model import TunedModel
 from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.sources.arrays import Arrays
 
-SHEET, FRAMES, VOLUME = "sheet.png", "frames.gif", ".nii.gz"
+SHEET, FRAMES = "sheet.png", "frames.gif"
 
 
 @dataclass(frozen=True)
@@ -193,35 +191,6 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
             f"{out} is not empty; choose another folder, or use --overwrite to replace files of the same name"
         )
     out.mkdir(parents=True, exist_ok=True)
-
-
-def file_names(names: Sequence[str], taken: Sequence[str], suffix: str = ".png") -> dict[str, str]:
-    """Map each image name to the name of a file with ``suffix``; all are different, and none is in ``taken``.
-
-    Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A file never gets the name of a
-    folder of images, nor does it as ``.tiff``. Volumes get the suffix ``.nii.gz``.
-    """
-    suffixes = [VOLUME if name.lower().endswith(NIFTI) else suffix for name in names]
-    plain = [_with_suffix(name, own) for name, own in zip(names, suffixes, strict=True)]
-    counts = Counter(plain)
-    reserved = {*taken, *(str(folder) for name in names for folder in Path(name).parents)}
-    reserved |= {_with_suffix(name, suffix) for name in reserved if name.endswith(".tiff")}
-    free = {name for name in plain if counts[name] == 1} - reserved
-    used = free | reserved
-    written = {}
-    for name, written_name, own in zip(names, plain, suffixes, strict=True):
-        if written_name not in free:
-            written_name = f"{name}{own}"
-            while written_name in used:
-                written_name += own
-            used.add(written_name)
-        written[name] = written_name
-    return written
-
-
-def _with_suffix(name: str, suffix: str) -> str:
-    old = next((end for end in NIFTI if name.lower().endswith(end)), Path(name).suffix)
-    return name[: len(name) - len(old)] + suffix
 
 
 Pixels = npt.NDArray[np.uint8]

@@ -1,5 +1,7 @@
-"""Images as files: PNG of 8 bits; or TIFF with values like those in the files that the model was trained on."""
+"""Images as files: PNG of 8 bits, or TIFF with values like those that the model was trained on; and their names."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ftae.engine.data.files.listing import SUFFIXES
+from ftae.engine.data.files.nifti import SUFFIXES as NIFTI
 from ftae.inference.pictures import pixels_of, save_png
 from ftae.specs.finetune.data_spec import DataSpec
 
 INTEGERS = (np.uint16, np.int16)
+VOLUME = ".nii.gz"
 
 
 def suffix_of(data: DataSpec) -> str:
@@ -54,3 +59,33 @@ def in_units(unit: npt.NDArray[np.float32], data: DataSpec) -> npt.NDArray[Any]:
         if low.is_integer() and high.is_integer() and least <= low and high <= most:
             return np.rint(values).astype(kind)
     return values.astype(np.float32)
+
+
+def file_names(names: Sequence[str], taken: Sequence[str], suffix: str = ".png") -> dict[str, str]:
+    """Map each image name to the name of a file with ``suffix``; all are different, and none is in ``taken``.
+
+    Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A file never gets the name of a
+    folder of images, nor does it as ``.tiff``. Volumes get the suffix ``.nii.gz``.
+    """
+    suffixes = [VOLUME if name.lower().endswith(NIFTI) else suffix for name in names]
+    plain = [_with_suffix(name, own) for name, own in zip(names, suffixes, strict=True)]
+    counts = Counter(plain)
+    reserved = {*taken, *(str(folder) for name in names for folder in Path(name).parents)}
+    reserved |= {_with_suffix(name, suffix) for name in reserved if name.endswith(".tiff")}
+    free = {name for name in plain if counts[name] == 1} - reserved
+    used = free | reserved
+    written = {}
+    for name, written_name, own in zip(names, plain, suffixes, strict=True):
+        if written_name not in free:
+            written_name = f"{name}{own}"
+            while written_name in used:
+                written_name += own
+            used.add(written_name)
+        written[name] = written_name
+    return written
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    """``suffix`` in place of that of an image; DICOM files may have none, but a number after the last dot."""
+    old = next((end for end in (*NIFTI, *SUFFIXES) if name.lower().endswith(end)), "")
+    return name[: len(name) - len(old)] + suffix

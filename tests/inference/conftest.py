@@ -10,6 +10,8 @@ from production_runs import untracked
 
 from ftae.engine.data.dataset import load_dataset
 from ftae.engine.training.loop import finetune
+from ftae.inference.model import TunedModel, load_model
+from ftae.inference.source import find_model
 from ftae.results.export import export
 from ftae.search.production import train
 from ftae.search.provenance import provenance
@@ -53,3 +55,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(smooth.astype(np.uint8)).save(path)
     (folder / "3" / "picture 99: broken.png").write_bytes(b"not an image")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(home: Path) -> TunedModel:
+    return load_model(find_model(str(home / "runs/digits"), "searches", notify=lambda line: None))

@@ -21,8 +21,8 @@ from ftae.engine.data.files.samples import sampled
 from ftae.engine.models.families import build_model
 from ftae.inference.folders import run_folder
 from ftae.inference.model import TunedModel
-from ftae.inference.pictures import file_names
 from ftae.inference.stacks import open_file
+from ftae.inference.written import file_names
 from ftae.specs.finetune.data_spec import DataSpec
 
 CPU = torch.device("cpu")

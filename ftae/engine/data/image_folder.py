@@ -27,7 +27,7 @@ from ftae.engine.data.files.groups import (
 )
 from ftae.engine.data.files.listing import ImageFiles, find_images, list_images
 from ftae.engine.data.files.metadata import groups_by_column, labelled_by_column, metadata_path
-from ftae.engine.data.files.samples import sampled
+from ftae.engine.data.files.samples import check_slices, sampled
 from ftae.engine.data.levels import measured
 from ftae.engine.data.source_base import (
     EIGHT_BITS,
@@ -64,7 +64,10 @@ class ImageFolderSource(Source[ImageFolder]):
 
     @cached_property
     def _files(self) -> tuple[ImageFiles, ...]:
-        found = tuple(sampled(grouped(self.list_images(folder), self.spec), self.spec) for folder in self.folders)
+        listed = [self.list_images(folder) for folder in self.folders]
+        for files in listed:
+            check_slices(files, self.spec)
+        found = tuple(sampled(grouped(files, self.spec), self.spec) for files in listed)
         if len(found) == 2 and self.spec.groups is not None:
             check_groups_apart(*found)
         return found

@@ -97,7 +97,7 @@ def sampled(files: ImageFiles, spec: DataSpec) -> ImageFiles:
     The samples of a file are one group where no groups are named.
 
     Raises:
-        FtaeError: a setting for files of several samples has no effect, no sample is left, or a file cannot be read.
+        FtaeError: it is not said which slices of volumes are samples, no sample is left, or a file cannot be read.
     """
     if not isinstance(spec, ImageFolder) or isinstance(spec, TwoSided):
         return files
@@ -152,10 +152,18 @@ def _may_hold_several(name: str, spec: ImageFolder) -> bool:
     return spec.tiles is not None or spec.pages == "each" or bare or lower.endswith((*DICOM, *NIFTI))
 
 
+def check_slices(files: ImageFiles, spec: ImageFolder) -> None:
+    """Refuse ``data.slices`` for a run's own files without volumes; other files, to evaluate on, may be of any kind.
+
+    Raises:
+        FtaeError: it has no effect.
+    """
+    if spec.slices is not None and not any(name.lower().endswith(NIFTI) for name in files.names):
+        raise FtaeError(f"data.slices has no effect: {files.root} holds no NIfTI volumes ({', '.join(NIFTI)})")
+
+
 def _check_volumes(files: ImageFiles, spec: ImageFolder) -> None:
     volumes = [name for name in files.names if name.lower().endswith(NIFTI)]
-    if spec.slices is not None and not volumes:
-        raise FtaeError(f"data.slices has no effect: {files.root} holds no NIfTI volumes ({', '.join(NIFTI)})")
     if spec.slices is None and spec.tiles is None and volumes:
         raise FtaeError(
             f"{files.root} holds {count(len(volumes), 'volume')} ({legible(volumes[0])}, ...): say by data.slices: "

@@ -19,6 +19,7 @@ from ftae.engine.data.files.nifti import Volume
 from ftae.engine.data.files.samples import sampled
 from ftae.engine.data.files.values import num_pages, read_values
 from ftae.errors import FtaeError
+from ftae.inference.pictures import named_folder
 from ftae.specs.finetune.sources.folders import Archive
 from ftae.specs.finetune.sources.two_sided import Pairs
 
@@ -215,6 +216,12 @@ def test_slices_without_volumes_are_refused(tmp_path: Path) -> None:
     save_noise(tmp_path / "a.png", seed=1)
     with pytest.raises(FtaeError, match=r"data.slices has no effect: .* holds no NIfTI"):
         load(folder_spec(tmp_path, slices={"axis": "axial"}))
+
+
+def test_a_model_of_slices_is_measured_on_pictures(tmp_path: Path) -> None:
+    spec = folder_spec(tmp_path, color="grey", slices={"axis": "axial"}, intensity={"bits": 8})
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "a.png")
+    assert len(named_folder(str(tmp_path), spec).images) == 1
 
 
 def test_damaged_volumes_are_skipped_with_a_reason(tmp_path: Path) -> None:
