@@ -208,12 +208,12 @@ def _listed(files: ImageFiles, spec: DataSpec) -> ListedImages:
 
 
 def grouped(files: ImageFiles, spec: ImageFolder) -> ImageFiles:
-    """With the groups of ``data.groups``.
+    """With the groups of ``data.groups``, which those of shards may have with their labels.
 
     Raises:
         FtaeError: an image has none.
     """
-    if spec.groups is None:
+    if spec.groups is None or files.groups is not None:
         return files
     if spec.groups.tag is not None:
         return replace(files, groups=groups_by_tag(files, spec.groups.tag))

@@ -88,7 +88,8 @@ class Groups(Spec):
     """
 
     column: str | None = None
-    """The column of ``metadata.csv`` or ``metadata.jsonl``, in the folder of the images, that names the group."""
+    """The column of ``metadata.csv`` or ``metadata.jsonl``, in the folder of the images, that names the group. Of
+    shards: their column, or the key in the files ``json`` of samples."""
     path: str | None = None
     """A regular expression with one group, which finds the name of the group in the path of a file below the folder:
     ``"(patient[0-9]+)"``."""
@@ -110,7 +111,7 @@ class Groups(Spec):
         given = [name for name in ("column", "path", "tag") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "must have one of column (of metadata.csv), path (a regular expression) and tag (of DICOM), "
+                "must have one of column (of metadata.csv or shards), path (a regular expression) and tag (of DICOM), "
                 f"got {', '.join(given) or 'none'}"
             )
         return self

@@ -196,10 +196,83 @@ def test_what_is_a_place_of_shards(tmp_path: Path) -> None:
         assert not is_shards(str(tmp_path / where)), where
 
 
-@pytest.mark.parametrize("field", [{"label_column": "kind"}, {"groups": {"column": "patient"}}])
-def test_shards_have_no_metadata(field: dict[str, Any]) -> None:
+def test_shards_have_no_metadata() -> None:
     with pytest.raises(ValidationError, match=r"metadata\.csv, which shards do not have"):
-        spec_of("a.tar", **field)
+        spec_of("a.tar", label_column="kind")
+
+
+PATIENTS = {f"{'ab'[i % 2]}/{i:04d}.png": f"patient {i // 3}" for i in range(12)}
+
+
+def with_patients(files: Files, **wrong: Any) -> dict[str, bytes]:
+    """With a file ``json`` of each sample, which names its patient."""
+    named = {name.replace(".png", ".json"): {"patient": PATIENTS[name]} for name in files} | wrong
+    return {**files, **{name: json.dumps(about).encode() for name, about in named.items()}}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "parquet"])
+def test_groups_in_shards_are_those_in_the_metadata_of_a_folder(kind: str, tmp_path: Path, cache: Path) -> None:
+    files = pictures()
+    for number, part in enumerate(halves(files)):
+        path = tmp_path / "shards" / f"{number}.{kind}"
+        if kind == "parquet":
+            write_parquet(path, part, patient=[PATIENTS[name] for name in part])
+        else:
+            (write_tar if kind == "tar" else write_zip)(path, with_patients(part))
+    root = write_folder(tmp_path / "d", files)
+    by_path = {"groups": {"path": "([0-9]{3})[0-9].png"}, "val": 0.2}
+    assert same(load(spec_of(tmp_path / "shards", **by_path)), load(folder_spec(root, **by_path)))
+    rows = [f"{name},{patient}\n" for name, patient in PATIENTS.items()]
+    (root / "metadata.csv").write_text("".join(["file_name,patient\n", *rows]))
+    by_column = {"groups": {"column": "patient"}}
+    held_out = load(spec_of(tmp_path / "shards", **by_column))
+    assert same(held_out, load(folder_spec(root, **by_column)))
+    assert len(held_out.val) == 3
+    assert held_out.fingerprint != load(spec_of(tmp_path / "shards")).fingerprint
+    for index in cache.glob("shards/*/*"):  # names of groups may be those of people
+        assert b"patient" not in index.read_bytes().replace(b"\0", b"")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"a/0000.json": {"sex": "f"}}, r"a/0000.json must be a JSON object with data.groups.column, patient"),
+        ({"a/0000.json": ["Ada"]}, r"a/0000.json must be a JSON object with data.groups.column, patient"),
+        ({"a/0000.json": {"patient": ["Ada"]}}, r"must have a whole number or text, got a value of the type list$"),
+        ({"a/0000.json": {"patient": None}}, r"must have a whole number or text, got nothing$"),
+    ],
+)
+def test_an_image_without_a_group_is_one_message(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "0.tar", with_patients(pictures(), **wrong))
+    with pytest.raises(FtaeError, match=message):
+        load(spec_of(shard, groups={"column": "patient"}))
+    assert load(spec_of(shard)).class_names == ("a", "b")  # nothing else needs the file
+
+
+def test_a_shard_without_groups_is_one_message(tmp_path: Path) -> None:
+    files = pictures()
+    with pytest.raises(FtaeError, match=r"a/0000.png has no file json with data.groups.column, patient"):
+        load(spec_of(write_tar(tmp_path / "0.tar", files), groups={"column": "patient"}))
+    shard = write_parquet(tmp_path / "0.parquet", files, sex=["f"] * 12)
+    with pytest.raises(FtaeError, match=r"data.groups.column must be a column, of image, sex; got patient"):
+        load(spec_of(shard, groups={"column": "patient"}))
+
+
+def test_labels_and_groups_are_in_one_file(tmp_path: Path) -> None:
+    files = pictures(name="{0}{1}.png")
+    for i, name in enumerate(list(files)):
+        key = name.removesuffix(".png")
+        files[f"{key}.json"] = json.dumps({"kind": f"k{i % 3}", "patient": i // 2}).encode()
+        files[f"{key}.cls"] = str(i % 2).encode()
+    shard = write_tar(tmp_path / "0.tar", files)
+    by_patient = {"groups": {"column": "patient"}}
+    assert load(spec_of(shard, label="kind", **by_patient)).class_names == ("k0", "k1", "k2")
+    assert load(spec_of(shard, **by_patient)).class_names == ("0", "1")
+
+
+def test_a_name_that_an_index_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FtaeError, match=r"must have no character 0: a\\x00b.png"):
+        load(spec_of(write_parquet(tmp_path / "0.parquet", {"a\0b.png": png(np.zeros((SIDE, SIDE, 3), np.uint8))})))
 
 
 def test_names_that_repeat_belong_to_their_shards(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Parquet shards: a column with images, as Hugging Face's datasets have them, and one with labels.
+"""Parquet shards: a column with images, as Hugging Face's datasets have them, and others with labels and groups.
 
 Bytes of a row can be read only with all of its row group. The last groups read are kept, so that rows in the order in
 which they are stored are read once.
@@ -12,7 +12,7 @@ from typing import Any
 
 from ftae.engine.data.files.decoding import UnreadableImage
 from ftae.engine.data.shards.places import Shard, ShardFiles, cannot_read
-from ftae.engine.data.shards.samples import Choice, Found, label_text
+from ftae.engine.data.shards.samples import Choice, Found, group_text, label_text
 from ftae.errors import FtaeError
 
 LABEL = "label"
@@ -33,16 +33,18 @@ def index_parquet(files: ShardFiles, shard: Shard, choice: Choice) -> list[Found
             parquet = ParquetFile(file)
             schema = parquet.schema_arrow
             image, label = _image_column(schema, choice, shard), _label_column(schema, choice, shard)
-            names = _class_names(schema, label)
-            wanted = [column for column in (f"{image}.path" if _has_paths(schema, image) else None, label) if column]
+            names, by = _class_names(schema, label), _column(schema, choice.group, "data.groups.column", shard)
+            path_column = f"{image}.path" if _has_paths(schema, image) else None
+            wanted = [column for column in (path_column, label, by) if column]
             found: list[Found] = []
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group, columns=wanted) if wanted else None
                 for row in range(parquet.metadata.row_group(group).num_rows):
-                    path = table[image][row]["path"].as_py() if table and _has_paths(schema, image) else None
-                    value = table[label][row].as_py() if table and label else None
-                    text = None if label is None else _label(value, names, f"{shard.path}, row {len(found)}")
-                    found.append(Found(path or f"{len(found):08d}", group, row, text))
+                    where = f"{shard.path}, row {len(found)}"
+                    path = table[image][row]["path"].as_py() if table and path_column else None
+                    text = _label(table[label][row].as_py(), names, where) if table and label else None
+                    belongs = group_text(table[by][row].as_py(), where) if table and by else None
+                    found.append(Found(path or f"{len(found):08d}", group, row, text, belongs))
             return found
     except pa.ArrowException as error:
         raise FtaeError(f"{shard.path} is no Parquet file, or was cut off or damaged: {error}") from error
@@ -88,9 +90,13 @@ def _image_column(schema: Any, choice: Choice, shard: Shard) -> str:
 def _label_column(schema: Any, choice: Choice, shard: Shard) -> str | None:
     if choice.label is None:
         return LABEL if LABEL in schema.names else None
-    if choice.label not in schema.names:
-        raise FtaeError(f"{shard.path}: data.label must be a column, of {', '.join(schema.names)}; got {choice.label}")
-    return choice.label
+    return _column(schema, choice.label, "data.label", shard)
+
+
+def _column(schema: Any, name: str | None, leaf: str, shard: Shard) -> str | None:
+    if name is not None and name not in schema.names:
+        raise FtaeError(f"{shard.path}: {leaf} must be a column, of {', '.join(schema.names)}; got {name}")
+    return name
 
 
 def _has_paths(schema: Any, image: str) -> bool:

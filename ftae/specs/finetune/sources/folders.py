@@ -122,15 +122,11 @@ class Shards(ImageFolder):
     label: str | None = None
     """The column of the labels, or their key in the files ``json`` of samples; null takes ``label`` and ``cls``."""
 
-    @field_validator("groups", "label_column")
+    @field_validator("label_column")
     @classmethod
-    def _has_no_metadata(cls, value: Any) -> Any:
-        if isinstance(value, str):
+    def _has_no_metadata(cls, value: str | None) -> str | None:
+        if value is not None:
             raise ValueError("is a column of metadata.csv, which shards do not have: data.label names theirs")
-        if value is not None and value.column is not None:
-            raise ValueError(
-                "column is one of metadata.csv, which shards do not have: use path, of the names in shards"
-            )
         return value
 
 
