@@ -12,8 +12,12 @@ from ftae.cli.options import Json, ModelRef, Overwrite, local, prints_to_stderr,
 app = typer.Typer()
 PANEL = "Using a model"
 Images = Annotated[
-    Path,
-    typer.Argument(metavar="INPUT_FOLDER", help="The folder of images, or the file of arrays.", show_default=False),
+    str,
+    typer.Argument(
+        metavar="INPUT_FOLDER",
+        help="The images: a folder, an archive, shards; or a file of arrays.",
+        show_default=False,
+    ),
 ]
 OutputFolder = Annotated[
     Path, typer.Argument(callback=local, metavar="OUTPUT_FOLDER", help="The folder to write.", show_default=False)
@@ -65,7 +69,7 @@ def reconstruct(
     out: OutputFolder,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the reconstruction of every file of a folder, and a sheet of some images; or of an array, as .npy.
+    """Write the reconstruction of every image of a folder, and a sheet of some of them; or of an array, as .npy.
 
     Files are PNG, or TIFF with values as in the files; volumes are NIfTI. Where the model was trained on pages, slices
     or tiles, all those of a file are run, and are one file again.

@@ -82,6 +82,7 @@ class Model(ArrayModel):
     ) -> int:
         """Write the reconstruction of every image below ``folder`` to ``out``, and a sheet of some of them.
 
+        ``folder`` may also be an archive or the place of shards, such as ``s3://bucket/test-*.tar``.
         Files are PNG, or TIFF with values as in the files of training. Where the model was trained on pages, slices or
         tiles, all those of a file are run, and are one file again: a TIFF with pages, a volume, or an image of the size
         of the file. A model of arrays takes a file of them instead, and writes an ``.npy`` in the original values.
@@ -90,8 +91,10 @@ class Model(ArrayModel):
         not empty and ``overwrite`` is false.
         """
         self._check_use("reconstruct")
-        run = array_files.run_array if self.spec.data.of_floats else folders.run_folder
-        return run(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify or _ignore)
+        notify = notify or _ignore
+        if self.spec.data.of_floats:
+            return array_files.run_array(self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify)
+        return folders.run_folder(self._tuned, folder, Path(out), overwrite=overwrite, notify=notify)
 
     def translate_folder(
         self,
@@ -104,14 +107,12 @@ class Model(ArrayModel):
     ) -> int:
         """Write the translation of every image below ``folder`` to ``out``, and a sheet of some of them.
 
-        Returns the number of images; ``reverse`` as for ``translate``. Raises FtaeError as ``reconstruct_folder``, or
-        if the model reconstructs its images, or has no way back.
+        ``folder`` as for ``reconstruct_folder``, ``reverse`` as for ``translate``. Returns the number of images. Raises
+        FtaeError as ``reconstruct_folder``, or if the model reconstructs its images, or has no way back.
         """
         self._check_use("translate")
         notify = notify or _ignore
-        return folders.run_folder(
-            self._tuned, Path(folder), Path(out), overwrite=overwrite, notify=notify, reverse=reverse
-        )
+        return folders.run_folder(self._tuned, folder, Path(out), overwrite=overwrite, notify=notify, reverse=reverse)
 
     def interpolate_files(
         self,

@@ -1,16 +1,18 @@
-"""What a model makes of every image of a folder: reconstructions and translations, as files."""
+"""What a model makes of every image of a folder, an archive or shards: reconstructions and translations, as files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow, read_bytes
-from ftae.engine.data.files.listing import check_output, find_images, legible
+from ftae.engine.data.archives.source import is_archive, open_archive
+from ftae.engine.data.files.decoding import UnreadableImage, quiet_pillow
+from ftae.engine.data.files.listing import ImageFiles, check_output, find_images, legible
 from ftae.engine.data.files.threads import chunks
 from ftae.engine.data.image_folder import folder_notes
+from ftae.engine.data.shards.source import is_shards, shards_at
 from ftae.engine.data.survey import check_levels, survey_folder
 from ftae.errors import FtaeError
 from ftae.inference.model import TunedModel
@@ -34,7 +36,7 @@ class _Sample:
 
 def run_folder(
     model: TunedModel,
-    folder: Path,
+    folder: Path | str,
     out: Path,
     *,
     overwrite: bool,
@@ -43,10 +45,12 @@ def run_folder(
 ) -> int:
     """Write what the model makes of every image below ``folder`` to ``out``, under the same relative name.
 
+    ``folder`` may also be an archive or the place of shards; names are those in there, which never lead out of ``out``.
     Files are PNG, or TIFF as ``save_image`` says. Images are read as in training: their centre, at the model's
     resolution. All samples of a file become one file, as ``open_file`` says.
 
-    For a model conditioned on labels, the label of an image is the name of its sub-folder. ``sheet.png`` shows up to 36
+    For a model conditioned on labels, the label of an image is that in the archive or the shards, or else the name of
+    its sub-folder. ``sheet.png`` shows up to 36
     samples, evenly of all files, beside what the model made of them. Returns the number of files; ``notify`` receives a
     line for each file that cannot be read or is only used in part. ``reverse``: as for ``TunedModel.run``.
 
@@ -56,19 +60,20 @@ def run_folder(
     """
     if reverse:
         model.check_reverse()
-    check_output(out, {"the images to read": str(folder), **model.spec.data.image_folders()})
-    names = _looked_at(folder, model.data, notify)
-    label_of = _labels(model, folder, names)
+    where = str(folder)
+    check_output(out, {"the images to read": where, **model.spec.data.image_folders()})
+    files = _looked_at(where, model.data, notify)
+    label_of = _labels(model, where, files)
     prepare_folder(out, overwrite=overwrite)
-    written = file_names(names, taken=[SHEET], suffix=suffix_of(model.data))
+    written = file_names(files.names, taken=[SHEET], suffix=suffix_of(model.data))
     pairs: list[Tensor] = []
     count = 0
-    for part in chunks(_samples(model, folder, names, notify), model.spec.batch_size):
+    for part in chunks(_samples(model, where, files, notify), model.spec.batch_size):
         labels = None if label_of is None else torch.tensor([label_of[s.name] for s in part], device=model.device)
         made = model.run(torch.cat([sample.given for sample in part]), labels, reverse=reverse)
         for sample, image in zip(part, made, strict=True):
             sample.file.take(sample.number, image)
-            if _is_shown(sample, len(names)):
+            if _is_shown(sample, len(files.names)):
                 pairs.append(torch.stack([sample.given[0].cpu(), image]))
             if sample.number == sample.file.number - 1:
                 sample.file.write(out / written[sample.name])
@@ -86,41 +91,53 @@ def _is_shown(sample: _Sample, num_files: int) -> bool:
     return sample.number % step == min(step, sample.file.number) // 2
 
 
-def _looked_at(folder: Path, data: DataSpec, notify: Callable[[str], None]) -> Sequence[str]:
-    """The names of the images of a folder; says what of them is not used.
+def _looked_at(where: str, data: DataSpec, notify: Callable[[str], None]) -> ImageFiles:
+    """The images of a folder, an archive or shards; says what of them is not used.
 
     Raises:
-        FtaeError: the folder holds no images, or ``data`` do not define the range of their values.
+        FtaeError: there are no images, they cannot be read, or ``data`` do not define the range of their values.
     """
-    files = find_images(folder)
+    files = _files_at(where, data)
     survey = survey_folder(files)
-    check_levels([survey], data, str(folder))
-    for note in folder_notes(str(folder), files, survey, data):
+    check_levels([survey], data, where)
+    for note in folder_notes(where, files, survey, data):
         notify(note)
     for entry in files.unusable:
         name, _, reason = entry.rpartition(": ")
-        notify(f"{folder / legible(name)} is skipped: {reason}")
-    return files.names
+        notify(_skipped(where, name, reason))
+    return files
 
 
-def _samples(model: TunedModel, folder: Path, names: Sequence[str], notify: Callable[[str], None]) -> Iterator[_Sample]:
+def _files_at(where: str, data: DataSpec) -> ImageFiles:
+    if is_shards(where):
+        return shards_at(where, data)
+    path = Path(where).expanduser()
+    return open_archive(path, max(data.decoded_size)) if is_archive(path) else find_images(path)
+
+
+def _skipped(where: str, name: str, reason: object) -> str:
+    return f"{where.rstrip('/')}/{legible(name)} is skipped: {reason}"
+
+
+def _samples(model: TunedModel, where: str, files: ImageFiles, notify: Callable[[str], None]) -> Iterator[_Sample]:
     """All samples of one file after another; no more than one file is open but for the last batch."""
-    for name in names:
+    order, reader = files.reading_order(files.names), files.read_in_order()
+    for name in files.names if order is None else [files.names[i] for i in order]:
         try:
             with quiet_pillow():
-                file = open_file(read_bytes(folder / name), model.data)
+                file = open_file(reader.read(name), model.data)
             for number in range(file.number):
                 with quiet_pillow():
                     given = file.given(number, model.device)
                 yield _Sample(name, file, number, given)
         except UnreadableImage as error:
-            notify(f"{folder / legible(name)} is skipped: {error}")
+            notify(_skipped(where, name, error))
 
 
-def _labels(model: TunedModel, folder: Path, names: Sequence[str]) -> dict[str, int] | None:
-    """Return the label of each image by its sub-folder; None for a model that is not conditioned on labels."""
+def _labels(model: TunedModel, where: str, files: ImageFiles) -> dict[str, int] | None:
+    """The label of each image by its class or its sub-folder; None for a model that is not conditioned on labels."""
     if not model.spec.model.needs_labels:
         return None
-    if any("/" not in name for name in names):
-        raise FtaeError(f"the model is conditioned on labels: put the images of {folder} into one sub-folder a class")
-    return {name: model.label(name.partition("/")[0]) for name in names}
+    if files.class_names is None and any("/" not in name for name in files.names):
+        raise FtaeError(f"the model is conditioned on labels: put the images of {where} into one sub-folder a class")
+    return {name: model.label(files.class_of(name) or name.partition("/")[0]) for name in files.names}

@@ -67,17 +67,18 @@ def file_names(names: Sequence[str], taken: Sequence[str], suffix: str = ".png")
     Where two images would get the same name, the old suffix stays in it: ``a.jpg.png``. A file never gets the name of a
     folder of images, nor does it as ``.tiff``. Volumes get the suffix ``.nii.gz``.
     """
+    paths = [str(Path(name)) for name in names]  # in shards "a.png" and "./a.png" are two names
     suffixes = [VOLUME if name.lower().endswith(NIFTI) else suffix for name in names]
-    plain = [_with_suffix(name, own) for name, own in zip(names, suffixes, strict=True)]
+    plain = [_with_suffix(path, own) for path, own in zip(paths, suffixes, strict=True)]
     counts = Counter(plain)
-    reserved = {*taken, *(str(folder) for name in names for folder in Path(name).parents)}
+    reserved = {*taken, *(str(folder) for path in paths for folder in Path(path).parents)}
     reserved |= {_with_suffix(name, suffix) for name in reserved if name.endswith(".tiff")}
     free = {name for name in plain if counts[name] == 1} - reserved
     used = free | reserved
     written = {}
-    for name, written_name, own in zip(names, plain, suffixes, strict=True):
+    for name, path, written_name, own in zip(names, paths, plain, suffixes, strict=True):
         if written_name not in free:
-            written_name = f"{name}{own}"
+            written_name = f"{path}{own}"
             while written_name in used:
                 written_name += own
             used.add(written_name)

@@ -1,9 +1,15 @@
 """A model's images of a folder: under which names, of which files, and what is said of the others."""
 
+import io
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
+import boto3
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +20,8 @@ from ftae.inference.folders import run_folder
 from ftae.inference.model import TunedModel
 from ftae.inference.pictures import pixels_of, prepare_folder, read_named_image
 from ftae.inference.written import file_names
+
+Files = dict[str, bytes]
 
 
 def test_every_image_comes_back_under_its_name(model: TunedModel, pictures: Path, tmp_path: Path) -> None:
@@ -69,6 +77,7 @@ def test_no_two_images_get_one_name() -> None:
         ["a.b/c.tif", "a.b/c", "a.b/c.gif"],
         ["new\nline.png", "gr\udcfcn.png", "gr\udcfcn.gif"],
         ["1.2.840.77", "1.2.840.78", "1.2.840"],  # DICOM files, named by a UID
+        ["a.png", "./a.png", "b/./c.png", "b//c.png", ".//a.png.png"],  # in Parquet
     ],
 )
 def test_written_names_are_apart_and_below_the_folder(names: list[str]) -> None:
@@ -78,6 +87,77 @@ def test_written_names_are_apart_and_below_the_folder(names: list[str]) -> None:
     assert len({*paths, Path("sheet.png")}) == len(names) + 1
     assert not {*paths} & {parent for path in paths for parent in path.parents}
     assert all(path.suffix == ".png" and not path.is_absolute() and ".." not in path.parts for path in paths)
+
+
+def _tar(path: Path, files: Files) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def _zip(path: Path, files: Files) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def _parquet(path: Path, files: Files) -> None:
+    rows = [{"bytes": data, "path": name} for name, data in files.items()]
+    pq.write_table(pa.table({"image": rows}), path, row_group_size=2)
+
+
+PACKED = {"tar": _tar, "parquet": _parquet, "zip": _zip}  # the zip is an archive
+
+
+def _contents(pictures: Path) -> Files:
+    """In another order than that of the names."""
+    paths = sorted(pictures.rglob("*.png"), key=lambda path: path.name, reverse=True)
+    return {str(path.relative_to(pictures)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("kind", [*PACKED, "tar in a bucket"])
+def test_packed_images_are_run_as_those_of_a_folder(
+    kind: str, model: TunedModel, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run_folder(model, pictures, tmp_path / "plain", overwrite=False, notify=lambda line: None)
+    suffix, *remote = kind.split(" ", 1)
+    packed = tmp_path / f"images.{suffix}"
+    PACKED[suffix](packed, _contents(pictures))
+    where = str(packed)
+    if remote:
+        bucket = request.getfixturevalue("bucket")
+        boto3.client("s3").upload_file(where, bucket.removeprefix("s3://"), "test-0.tar")
+        where = f"{bucket}/test-*.tar"
+    said: list[str] = []
+    assert run_folder(model, where, tmp_path / "out", overwrite=False, notify=said.append) == 12
+    assert f"{where}/3/picture 99: broken.png is skipped: not an image in a known format" in said
+    names = {path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*.png")}
+    assert names == {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")}
+    for name in names - {Path("sheet.png")}:
+        made, expected = (np.asarray(Image.open(tmp_path / out / name)).astype(int) for out in ("out", "plain"))
+        assert np.abs(made - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png"])
+def test_names_in_shards_lead_nowhere_else(name: str, model: TunedModel, pictures: Path, tmp_path: Path) -> None:
+    content = next(iter(_contents(pictures).values()))
+    _parquet(tmp_path / "a.parquet", {"b.png": content, name: content})
+    with pytest.raises(FtaeError, match="must be a path below a folder"):
+        run_folder(model, tmp_path / "a.parquet", tmp_path / "out", overwrite=False, notify=print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_in_shards_are_those_that_a_model_takes(pictures: Path, tmp_path: Path) -> None:
+    model = untrained(family="conv_cvae", channels=4, depth=1, latent_dim=4)
+    picture = pictures / "7" / "picture 00: as taken.png"
+    _tar(tmp_path / "a.tar", {"x.png": picture.read_bytes(), "x.cls": b"7"})
+    run_folder(model, tmp_path / "a.tar", tmp_path / "out", overwrite=False, notify=print)
+    image = read_named_image(model, picture, print)
+    made = [pixels_of(model.run(image, torch.tensor([label])))[0, :, :, 0] for label in (0, 1)]
+    written = np.asarray(Image.open(tmp_path / "out" / "x.png")).astype(int)
+    assert np.abs(written - made[1]).max() <= 1 < np.abs(written - made[0]).max()
 
 
 def test_a_number_after_a_dot_is_no_suffix() -> None:
