@@ -21,7 +21,8 @@ from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.shards import blocks
 from ftae.engine.data.shards.places import Shard, ShardFiles, find_shards
-from ftae.engine.data.shards.source import is_shards
+from ftae.engine.data.shards.samples import Choice
+from ftae.engine.data.shards.source import ShardImages, is_shards, open_shards
 from ftae.errors import FtaeError
 from ftae.inference.pictures import named_folder
 from ftae.specs.finetune.sources.folders import Shards
@@ -354,6 +355,23 @@ def test_many_small_reads_of_a_shard_are_few_requests(monkeypatch: pytest.Monkey
     assert found == [content[start : start + length] for start, length in places]
     assert sorted(set(asked)) == sorted(asked)  # no block is asked for twice
     assert {start for start, _ in asked} == set(range(0, 10_500, 1000))
+
+
+@pytest.mark.parametrize(("beside", "is_read_by_blocks"), [(1_000, True), (2_000_000, False)])
+def test_images_far_apart_are_read_without_what_lies_between(
+    beside: int, is_read_by_blocks: bool, bucket: str, tmp_path: Path
+) -> None:
+    import boto3
+
+    files = pictures(2, name="{0}{1}.png")
+    raw = {name.replace(".png", ".raw"): bytes(beside) for name in files}
+    shard = write_tar(tmp_path / "0.tar", dict(sorted((files | raw).items())))
+    boto3.client("s3").upload_file(str(shard), bucket.removeprefix("s3://"), "0.tar")
+    images = open_shards(f"{bucket}/0.tar", Choice(None, None))
+    reader = images.read_in_order()
+    assert isinstance(reader, ShardImages)
+    assert (reader.blocks is not None) == is_read_by_blocks
+    assert {name: reader.read(name) for name in images.names} == files
 
 
 def test_a_block_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:

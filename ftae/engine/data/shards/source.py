@@ -33,6 +33,8 @@ from ftae.specs.finetune.data_spec import DataSpec
 from ftae.specs.finetune.sources.folders import Shards
 from ftae.wording import count
 
+MOST_BETWEEN = 2**20  # bytes an image
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardImages(ImageFiles):
@@ -65,7 +67,7 @@ class ShardImages(ImageFiles):
 
     @property
     def reads_at_once(self) -> int | None:
-        return None if self.shards.is_local else REQUESTS
+        return None if self.shards.is_local or self._are_apart else REQUESTS
 
     def reading_order(self, names: Sequence[str]) -> Indices:
         shards, offsets, rows = self.index.places[[self._row(name) for name in names]].T
@@ -83,7 +85,16 @@ class ShardImages(ImageFiles):
         return (read_tar if suffix == ".tar" else read_zip)(self.blocks or self.shards, shard, offset, length)
 
     def read_in_order(self) -> ImageFiles:
-        return self if self.shards.is_local else replace(self, blocks=Blocks(self.shards))
+        return self if self.shards.is_local or self._are_apart else replace(self, blocks=Blocks(self.shards))
+
+    @property
+    def _are_apart(self) -> bool:
+        """Whether reading what lies between images takes longer than a request for each, as beside large other files.
+
+        In Parquet images are read by row groups in any case.
+        """
+        between = sum(shard.size for shard in self.shards.shards) - int(self.index.places[:, 2].sum())
+        return between > MOST_BETWEEN * len(self.names)
 
 
 class ShardsSource(ImageFolderSource):
