@@ -67,7 +67,7 @@ class ShardImages(ImageFiles):
 
     @property
     def reads_at_once(self) -> int | None:
-        return None if self.shards.is_local or self._are_apart else REQUESTS
+        return None if self.shards.is_local else REQUESTS
 
     def reading_order(self, names: Sequence[str]) -> Indices:
         shards, offsets, rows = self.index.places[[self._row(name) for name in names]].T
