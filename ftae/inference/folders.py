@@ -50,9 +50,9 @@ def run_folder(
     resolution. All samples of a file become one file, as ``open_file`` says.
 
     For a model conditioned on labels, the label of an image is that in the archive or the shards, or else the name of
-    its sub-folder. ``sheet.png`` shows up to 36
-    samples, evenly of all files, beside what the model made of them. Returns the number of files; ``notify`` receives a
-    line for each file that cannot be read or is only used in part. ``reverse``: as for ``TunedModel.run``.
+    its sub-folder. ``sheet.png`` shows up to 36 samples, some of each file if these hold several, beside what the model
+    made of them. Returns the number of files; ``notify`` receives a line for each file that cannot be read or is only
+    used in part. ``reverse``: as for ``TunedModel.run``.
 
     Raises:
         FtaeError: one of ``out`` and a folder of images lies in the other, ``out`` is not empty, no image can be read,
