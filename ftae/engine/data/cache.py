@@ -40,7 +40,8 @@ from ftae.engine.data.files.decoding import Array
 from ftae.engine.data.source_base import EIGHT_BITS, Digests, Labels, Levels, ListedImages, Values
 from ftae.engine.data.stores.entries import ABOUT, IMAGES, ON_DEMAND, can_make_room, hold, make_room, room
 from ftae.engine.data.stores.folder import cache_folder, make_once
-from ftae.engine.data.stores.on_demand import ImagesOnDemand, write_empty
+from ftae.engine.data.stores.on_demand import ImagesOnDemand
+from ftae.engine.data.stores.rows import write_empty
 from ftae.engine.data.stores.whole import write_array
 
 logger = logging.getLogger(__name__)

@@ -117,6 +117,8 @@ class ImageSet:
 
     def subset(self, indices: slice | Indices) -> "ImageSet":
         """Some of the images; nothing is read from the disk. Each keeps its position in the complete set."""
+        if isinstance(indices, slice) and indices.step not in (None, 1):
+            indices = np.arange(len(self))[indices]
         columns = {name: getattr(self, name) for name in ("labels", "factors", "groups", "digests")}
         own: dict[str, Any] = {name: values if values is None else values[indices] for name, values in columns.items()}
         chosen = replace(self, **own, positions=self.positions_at(indices))

@@ -20,7 +20,7 @@ from ftae.engine.data.batches import train_batch, val_batches
 from ftae.engine.data.dataset import Dataset, load_dataset
 from ftae.engine.data.source_base import ImageSet
 from ftae.engine.data.stored_parts import ImagesChanged, decoded_as_needed
-from ftae.engine.data.stores import on_demand
+from ftae.engine.data.stores import rows
 from ftae.engine.data.stores.on_demand import ImagesOnDemand
 from ftae.engine.training.loop import finetune
 from ftae.errors import FtaeError
@@ -136,16 +136,16 @@ def test_a_killed_decoder_leaves_the_store_usable(
     code = """
     import os, signal, sys
     from ftae.engine.data.dataset import load_dataset
-    from ftae.engine.data.stores import on_demand
+    from ftae.engine.data.stores import rows
     from ftae.specs.finetune.sources.folders import ImageFolder
 
     data = load_dataset(ImageFolder.model_validate_json(sys.argv[1]))
     data.train.pixels(slice(0, 4))
-    write = on_demand._write_all
+    write = rows._write_all
     def half(file, image, offset):
         write(file, image[: len(image) // 2], offset)
         os.kill(os.getpid(), signal.SIGKILL)
-    on_demand._write_all = half
+    rows._write_all = half
     data.train.pixels(slice(4, 12))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), sparse(folder).model_dump_json()], check=False)
@@ -155,19 +155,66 @@ def test_a_killed_decoder_leaves_the_store_usable(
     assert (needed.train.images == whole.train.images).all()
 
 
-def test_a_full_disk_is_one_message_and_what_is_decoded_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def disk_of(rows_left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New rows find a full disk after some; those that were written have their room."""
+    write, written = os.pwrite, set[int]()
+
+    def limited(file: int, data: memoryview, offset: int) -> int:
+        if offset not in written and len(written) == rows_left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.add(offset)
+        return write(file, data, offset)
+
+    monkeypatch.setattr(rows.os, "pwrite", limited)
+    monkeypatch.setattr(rows, "make_room", lambda *_: False)
+
+
+@pytest.mark.parametrize("rows_left", [0, 3, 6])
+def test_a_full_disk_keeps_what_it_can(
+    rows_left: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    needed, whole = both(folder, monkeypatch, tmp_path)
+    disk_of(rows_left, monkeypatch)
+    rows._warn_of_full_disk.cache_clear()
+    for _ in range(2):
+        for start in range(0, 30, 4):
+            part = slice(start, start + 4)
+            assert (needed.train.pixels(part) == whole.train.pixels(part)).all()
+    assert store(needed.train).num_decoded() == rows_left
+    warnings = [record.getMessage() for record in caplog.records if "is full" in record.getMessage()]
+    assert len(warnings) == (rows_left == 0)
+
+
+def test_another_fault_of_the_disk_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(sparse(folder))
     data.train.pixels(slice(0, 4))
 
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(on_demand.os, "pwrite", full)
-        with pytest.raises(FtaeError, match=r"cannot write a decoded image .*No space left.*ftae cache --clean"):
+        patch.setattr(rows.os, "pwrite", broken)
+        with pytest.raises(FtaeError, match=r"cannot write decoded images to the image cache .*Input/output error"):
             data.train.pixels(slice(4, 8))
     assert store(data.train).num_decoded() == 4
     assert len(data.train.pixels(slice(4, 8))) == 4
+
+
+def test_what_is_noted_of_images_has_its_room_from_the_start(folder: Path, cache: Path) -> None:
+    load(sparse(folder))
+    for name in ("state", "places", "owners", "used"):
+        (file,) = cache.rglob(name)
+        assert file.stat().st_blocks * 512 >= file.stat().st_size > 0
+
+
+def test_every_other_image_of_a_set(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    needed, whole = both(folder, monkeypatch, tmp_path)
+    some = slice(1, None, 3)
+    assert (needed.train.subset(some).images == whole.train.subset(some).images).all()
 
 
 def test_a_disk_without_room_and_one_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -191,7 +238,7 @@ def test_how_many_images_a_run_needs_is_known_before(folder: Path) -> None:
 
 def decoded(images: ImagesOnDemand) -> set[int]:
     """The images that are there."""
-    return set(np.flatnonzero(images.states() == on_demand.DECODED).tolist())
+    return set(np.flatnonzero(images.states() == rows.DECODED).tolist())
 
 
 def test_of_a_full_store_the_least_recently_used_images_make_room(folder: Path, cache: Path) -> None:
