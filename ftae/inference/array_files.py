@@ -80,11 +80,15 @@ def run_array(model: TunedModel, file: Path, out: Path, *, overwrite: bool, noti
         raise FtaeError(f"{file} has no samples")
     own = OwnValues(spec, training_scale(spec, model.scale))
     prepare_folder(out, overwrite=overwrite)
-    target = out / f"{file.stem}.npy"
-    made = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=values.shape)
-    for start in range(0, len(values), model.spec.batch_size):
-        part = slice(start, start + model.spec.batch_size)
-        made[part] = own.from_model(model.run(own.to_model(values[part], where=str(file), first=start)))
-    made.flush()
+    target, partial = out / f"{file.stem}.npy", out / f"{file.stem}.npy.partial"
+    try:
+        made = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=values.shape)
+        for start in range(0, len(values), model.spec.batch_size):
+            part = slice(start, start + model.spec.batch_size)
+            made[part] = own.from_model(model.run(own.to_model(values[part], where=str(file), first=start)))
+        made.flush()
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
     notify(f"{target}: {len(values)} samples in the values of {file}")
     return len(values)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ftae.engine.data.files.decoding import Array, Frame, UnreadableImage, centre_box
+from ftae.engine.data.files.decoding import Array, Frame, UnreadableImage, centre_box, decode_image
 from ftae.engine.data.files.nifti import Volume, is_nifti
 from ftae.engine.data.files.places import Reader, num_images, open_samples, read_whole, starts
-from ftae.engine.data.files.values import decode_file, ends, stored
+from ftae.engine.data.files.values import ends, has_values, read_frame, stored
 from ftae.inference.pictures import as_input
 from ftae.inference.written import in_units, save_image, save_tiff
 from ftae.specs.finetune.data_spec import DataSpec, Size
@@ -73,13 +73,17 @@ def open_file(content: bytes, data: DataSpec) -> OpenFile:
 class _Image(OpenFile):
     def __init__(self, content: bytes, data: DataSpec) -> None:
         super().__init__(data, 1)
-        self._content = content
+        self._content, self._is_inverted = content, False
 
     def _decoded(self, i: int) -> Array:
-        return decode_file(self._content, self._data)
+        if not has_values(self._content, self._data):
+            return decode_image(self._content, self._data)
+        frame = read_frame(self._content, self._data)
+        self._is_inverted = frame.is_inverted
+        return stored(frame, self._data)
 
     def take(self, i: int, made: Tensor) -> None:
-        self._made = made
+        self._made = 1.0 - made if self._is_inverted else made
 
     def write(self, path: Path) -> None:
         save_image(self._made, path, self._data)
@@ -91,12 +95,15 @@ class _Several(OpenFile):
     def __init__(self, data: DataSpec, number: int) -> None:
         super().__init__(data, number)
         self._ends: dict[int, tuple[float, float]] = {}
+        self._inverted: set[int] = set()
 
     @abstractmethod
     def _frame(self, i: int) -> Frame: ...
 
     def _decoded(self, i: int) -> Array:
         frame = self._frame(i)
+        if frame.is_inverted:
+            self._inverted.add(i)
         if self._data.meaning is not None and self._data.meaning.per_image is not None:
             self._ends[i] = ends(frame, self._data)
         return stored(frame, self._data)
@@ -105,6 +112,8 @@ class _Several(OpenFile):
         """(H, W, C), in [0, 1]; in the values of the file where each sample has a range of its own."""
         low, high = self._ends.pop(i, (0.0, 1.0))
         unit: Floats = made.permute(1, 2, 0).numpy()
+        if i in self._inverted:
+            unit = np.float32(1.0) - unit
         return unit * np.float32(high - low) + np.float32(low)
 
 

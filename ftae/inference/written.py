@@ -15,6 +15,7 @@ from ftae.inference.pictures import pixels_of, save_png
 from ftae.specs.finetune.data_spec import DataSpec
 
 INTEGERS = (np.uint16, np.int16)
+LEAST_STEPS = 255  # from black to white
 VOLUME = ".nii.gz"
 
 
@@ -26,8 +27,8 @@ def suffix_of(data: DataSpec) -> str:
 def save_image(image: Tensor, path: Path, data: DataSpec) -> None:
     """Write one image (C, H, W) in [0, 1] under a name with the suffix of ``suffix_of``.
 
-    A TIFF has the values of the files that ``data`` describes: uint16 or int16 where black and white are such numbers,
-    else float32. Where each image had a range of its own, they are those of the model, from 0 to 1.
+    A TIFF has the values of the files that ``data`` describes: uint16 or int16 where black and white are such numbers
+    and apart, else float32. Where each image had a range of its own, they are those of the model, from 0 to 1.
     """
     if suffix_of(data) == ".png":
         save_png(pixels_of(image[None])[0], path)
@@ -47,7 +48,7 @@ def save_tiff(values: npt.NDArray[Any], path: Path) -> None:
 
 
 def in_units(unit: npt.NDArray[np.float32], data: DataSpec) -> npt.NDArray[Any]:
-    """Values in [0, 1] as the files of ``data`` have them."""
+    """Values in [0, 1] as the files of ``data`` have them: whole numbers, if these tell 256 values apart, or floats."""
     levels = (0.0, 255.0) if data.meaning is None else data.meaning.levels
     if levels is None:
         return unit
@@ -56,7 +57,7 @@ def in_units(unit: npt.NDArray[np.float32], data: DataSpec) -> npt.NDArray[Any]:
     kinds = (np.uint8,) if data.meaning is None else INTEGERS
     for kind in kinds:
         least, most = np.iinfo(kind).min, np.iinfo(kind).max
-        if low.is_integer() and high.is_integer() and least <= low and high <= most:
+        if low.is_integer() and high.is_integer() and least <= low and high <= most and high - low >= LEAST_STEPS:
             return np.rint(values).astype(kind)
     return values.astype(np.float32)
 

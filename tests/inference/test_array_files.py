@@ -66,6 +66,7 @@ def test_what_cannot_be_reconstructed(model: Model, values: np.ndarray, tmp_path
     np.save(tmp_path / "nan.npy", np.full((3, 2, 12), np.nan))
     with pytest.raises(FtaeError, match="has NaN or inf"):
         model.reconstruct_folder(tmp_path / "nan.npy", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_export_needs_neither_the_training_samples_nor_the_cache(

@@ -80,6 +80,19 @@ def test_frames_of_dicom_are_all_run(tmp_path: Path) -> None:
     np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tiff"), values, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tiles", [{}, {"tiles": {"size": 32}}])
+def test_what_is_shown_inverted_has_the_values_of_its_file(tiles: Any, tmp_path: Path) -> None:
+    scan = pydicom.dcmread(DICOM / "CT_small.dcm")
+    scan.PhotometricInterpretation = "MONOCHROME1"
+    scan.save_as(tmp_path / "a.dcm")
+    content = (tmp_path / "a.dcm").read_bytes()
+    window = {"window": [-1000, 1200]}
+    data = folder_spec(tmp_path, resolution=32 if tiles else 128, color="grey", intensity=window, **tiles)
+    give_back(content, data, tmp_path / "a.tiff")
+    values = read_dicom(content).values[..., 0]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tiff"), values.clip(-1000, 1200), atol=0.6)
+
+
 # ------------------------------------------------------------------------------------------------ slices
 
 TURNED = np.array([[0, 0, -1.5, 3], [2, 0, 0, -4], [0, -3, 0, 5], [0, 0, 0, 1.0]])

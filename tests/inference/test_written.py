@@ -21,6 +21,7 @@ from ftae.inference.written import save_image, suffix_of
         ({"color": "rgb", "intensity": {"bits": 16}}, np.uint16, (0, 65535)),
         ({"color": "grey", "intensity": {"window": [-1000, 1000]}}, np.int16, (-1000, 1000)),
         ({"color": "grey", "intensity": {"window": [0.5, 2]}}, np.float32, (0.5, 2)),
+        ({"color": "grey", "intensity": {"window": [-1, 1]}}, np.float32, (-1, 1)),  # of files of floats, surely
         ({"color": "grey", "intensity": {"per_image": "minmax"}}, np.float32, (0, 1)),
         ({"bands": 5}, np.uint8, (0, 255)),
     ],
