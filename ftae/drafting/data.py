@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ftae.drafting.samples import SOURCES, patient_settings, tile_settings, volume_settings
+from ftae.drafting.samples import SOURCES, TILE, patient_settings, tile_settings, volume_settings
 from ftae.drafting.values import Look, look_at_files
 from ftae.engine.data.archives.source import is_archive
 from ftae.engine.data.files.arrays import Found, arrays_in
@@ -134,13 +134,12 @@ def _of_files(fields: dict[str, Any], found: str) -> DataFacts:
         for settings in (volume_settings, patient_settings):
             fields, why = _with(fields, why, settings(listed))
     look = _look(fields)
-    if fields["source"] == "image_folder" and not look.measures:
-        tiles = tile_settings(len(listed.names), look.least_side(0.9))
-        if tiles[0]:
-            fields, why = _with(fields, why, tiles)
-            look = _look(fields)
     shares_values = fields["source"] in ("pairs", "unpaired")
     fields, why = _with(fields, why, look.settings(shares_values=shares_values))
+    if fields["source"] == "image_folder" and not look.measures:
+        tiles = tile_settings(len(listed.names), look.least_side(0.9))
+        fields, why = _with(fields, why, tiles)
+        look = look.of_tiles(TILE) if tiles[0] else look
     return DataFacts(fields, found, why, channels=look.channels, look=look)
 
 

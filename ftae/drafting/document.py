@@ -34,15 +34,6 @@ def document(heading: Sequence[str], entries: Iterable[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mapping(entries: Iterable[Entry]) -> dict[str, Any]:
-    """What a reader of the text gets of its entries."""
-    return {
-        entry.key: mapping(entry.value) if isinstance(entry.value, tuple) else entry.value
-        for entry in entries
-        if not entry.hidden
-    }
-
-
 def _lines(entry: Entry, indent: str) -> list[str]:
     if isinstance(entry.value, tuple):
         inner = [line for each in entry.value for line in _lines(each, f"{indent}  ")]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftae.drafting.data import DataFacts, look_at_data, parsed
-from ftae.drafting.document import Entry, document, mapping
+from ftae.drafting.document import Entry, document
 from ftae.drafting.model import ModelFacts, look_at_model
 from ftae.drafting.recipe import recipe
 from ftae.drafting.training import Known
@@ -24,6 +24,7 @@ from ftae.specs.finetune.data_spec import Size
 from ftae.specs.finetune.models import DiffusersModel
 from ftae.specs.finetune.run import FinetuneSpec
 from ftae.specs.reading.problems import dotted, one_of, problems
+from ftae.specs.reading.yaml_file import read_value
 from ftae.specs.search.search import SearchSpec
 
 MOST_SIDE = 256  # larger images cost more than a first search should
@@ -168,6 +169,9 @@ def _as_written(size: Size) -> int | list[int]:
 
 def _add_color(fields: dict[str, Any], why: dict[str, str], model: ModelFacts, data: DataFacts) -> None:
     channels = model.channels or data.channels or 1
+    if "bands" in fields and model.is_shared and model.channels != data.channels:
+        why["bands"] += "; the model gets new convolutions for them"
+        return
     if "bands" in fields:
         fields["bands"] = channels
         if channels < (data.channels or 0):
@@ -235,12 +239,13 @@ def _written(
         "",
         *plan.advice,
     ]
+    text = document(heading, sections)
     try:
-        spec = SearchSpec.model_validate(mapping(sections))
+        spec = SearchSpec.model_validate(read_value(text))
     except ValidationError as error:
         reasons = [f"{dotted(place)}: {rule}" for place, rule in problems(SearchSpec, error)]
         raise FtaeError(f"{model} and {' '.join(data)} do not fit each other: {'; '.join(reasons)}") from error
-    return document(heading, sections), spec
+    return text, spec
 
 
 FIRST = ("source", "train", "inputs", "val", "val_inputs", "resolution", "color", "bands")

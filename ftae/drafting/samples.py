@@ -48,7 +48,7 @@ def _patients(files: ImageFiles) -> list[str]:
 
 def tile_settings(number: int, least_side: int) -> tuple[dict[str, Any], dict[str, str]]:
     """That a few large images are cut into many small ones."""
-    if number >= FEW or least_side < LARGE:
+    if number == 1 or number >= FEW or least_side < LARGE:  # tiles of one image cannot be divided
         return {}, {}
     why = (
         f"{number} images of at least {least_side} pixels: squares of them are samples, in the resolution of the files"

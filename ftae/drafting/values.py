@@ -1,7 +1,7 @@
 """A look into files of images: sides, channels, bits and ranges, and what of them a file must say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Look:
         if self.bands > 4:
             return self.bands
         return 3 if self.has_colors else 1
+
+    def of_tiles(self, side: int) -> "Look":
+        """The same of squares that are cut from the images."""
+        return replace(self, sides=(side,), size=(side, side))
 
     def settings(self, *, shares_values: bool) -> tuple[dict[str, Any], dict[str, str]]:
         """What ``data`` must say of the values, and why. ``shares_values``: two sides have the same meaning."""
@@ -105,7 +109,7 @@ def look_at_files(folders: Sequence[ImageFiles], spec: DataSpec, *, halved: bool
         size=sizes[0] if len(set(sizes)) == 1 else None,
         kinds=frozenset(str(each.dtype) for each in values),
         bands=max(each.shape[2] for each in values),
-        ends=(min(_finite(each).min() for each in values), max(_finite(each).max() for each in values)),
+        ends=(float(min(_finite(each).min() for each in values)), float(max(_finite(each).max() for each in values))),
         has_colors=any(each.shape[2] >= 3 and bool((each[..., :1] != each[..., 1:3]).any()) for each in values),
         classes=tuple(sorted(classes)),
         measures=HIGH in traits,

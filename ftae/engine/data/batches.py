@@ -204,7 +204,7 @@ def _centre(images: ImageSet, part: slice, spec: DataSpec) -> Array | torch.Tens
     high, wide = (slice(margin // 2, margin // 2 + side) for margin, side in zip(spec.margins, spec.size, strict=True))
     if images.on_gpu is None:
         return images.pixels(part)[:, high, wide].transpose(0, 3, 1, 2).copy()
-    return _rows_on_gpu(images, part)[:, high, wide].permute(0, 3, 1, 2)
+    return _rows_on_gpu(images, part)[:, high, wide].permute(0, 3, 1, 2).clone()
 
 
 def _sides(pixels: Pixels, spec: DataSpec) -> tuple[Pixels, Pixels]:

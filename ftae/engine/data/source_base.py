@@ -140,8 +140,8 @@ class ListedImages:
     ``UnreadableImage``; it may run in any thread. ``labels`` index ``class_names``, one for each name. ``factors``:
     int64 (N, F), the values of the factors of variation of each image, counted from 0. ``levels``, ``scale``: as for
     ``ImageSet``. ``groups``: int64 (N, 2), the group of each image, and its place in the sets. ``reading_order``,
-    ``reads_at_once``: how ``decode`` is fastest, as for ``ImageFiles``. ``decode_in_order``: as ``decode``, but faster
-    where all images are decoded in this order; None where it would be no faster.
+    ``reads_at_once``: how ``decode`` is fastest, as for ``ImageFiles``. ``decode_in_order``: does the same,
+    perhaps faster where all images are decoded in this order; None where only ``decode`` is there.
     """
 
     names: Sequence[str]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ftae.engine.data.batches import train_batch
 from ftae.engine.data.dataset import Dataset
 from ftae.engine.data.shards import blocks
-from ftae.engine.data.shards.places import Shard, ShardFiles, find_shards
+from ftae.engine.data.shards.places import REQUESTS, Shard, ShardFiles, find_shards
 from ftae.engine.data.shards.samples import Choice
 from ftae.engine.data.shards.source import ShardImages, is_shards, open_shards
 from ftae.errors import FtaeError
@@ -193,7 +193,11 @@ def test_what_is_a_place_of_shards(tmp_path: Path) -> None:
     write_folder(tmp_path / "pictures", pictures(2))
     (tmp_path / "table").mkdir()
     pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "table" / "0.parquet")
-    for where in ("pictures", "pictures/a", "table", "c/0.zip", "missing"):
+    write_folder(tmp_path / "scans", {"1.2.840.0": b"DICM", "1.2.840.1": b"DICM"})
+    write_zip(tmp_path / "scans" / "notes.zip", {"a.txt": b""})
+    write_folder(tmp_path / "a", {"README.md": b"of shards", ".DS_Store": b""})
+    assert is_shards(str(tmp_path / "a"))
+    for where in ("scans", "pictures", "pictures/a", "table", "c/0.zip", "missing"):
         assert not is_shards(str(tmp_path / where)), where
 
 
@@ -349,7 +353,7 @@ def test_many_small_reads_of_a_shard_are_few_requests(monkeypatch: pytest.Monkey
             return files.read(shard, start, length)
 
     reader, (shard,) = blocks.Blocks(cast("ShardFiles", Counted())), files.shards
-    places = [(start, 70) for start in range(0, 10_500, 70)] + [(2_500, 4_000), (10_400, 100), (10_400, 300), (5, 0)]
+    places = [(start, 70) for start in range(0, 10_500, 70)] + [(2_800, 450), (10_400, 100), (10_400, 300), (5, 0)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda place: reader.read(shard, *place), places))
     assert found == [content[start : start + length] for start, length in places]
@@ -372,6 +376,25 @@ def test_images_far_apart_are_read_without_what_lies_between(
     assert isinstance(reader, ShardImages)
     assert (reader.blocks is not None) == is_read_by_blocks
     assert {name: reader.read(name) for name in images.names} == files
+
+
+@pytest.mark.parametrize("length", [100_000, 3_000_000, 12_000_000])
+def test_no_byte_is_read_twice(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size of images, and with as many readers as there are."""
+    asked: list[int] = []
+
+    class Counted:
+        def read(self, shard: Shard, start: int, length: int) -> bytes:
+            asked.append(length)
+            return bytes(length)
+
+    shard = Shard("a", 60 * length, ())
+    reader = blocks.Blocks(cast("ShardFiles", Counted()))
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        assert all(
+            len(data) == length for data in pool.map(lambda i: reader.read(shard, i * length, length), range(60))
+        )
+    assert sum(asked) <= 60 * length + blocks.BLOCK
 
 
 def test_a_block_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
-from ftae.engine.data.shards.places import Shard, ShardFiles
+from ftae.engine.data.shards.places import REQUESTS, Shard, ShardFiles
 
 BLOCK = 2**22  # bytes of a request
 AHEAD = 3  # blocks that are asked for before they are needed
@@ -22,6 +22,8 @@ class Blocks:
 
     def read(self, shard: Shard, start: int, length: int) -> bytes:
         """As ``ShardFiles.read``."""
+        if length > MOST_KEPT * BLOCK // REQUESTS:  # readers of large images would need more blocks than are kept
+            return self._files.read(shard, start, length)
         if length == 0:
             return b""
         first, last = start // BLOCK, (start + length - 1) // BLOCK

@@ -148,7 +148,7 @@ def read_index(folder: Path) -> Index | None:
     """The index in a folder of the cache; None where it is missing or damaged."""
     try:
         about = json.loads((folder / "about.json").read_text())
-        with np.load(folder / "index.npz", allow_pickle=False) as arrays:
+        with (folder / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = tuple(arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\0"))
             places = arrays["places"]
             labels = arrays["labels"] if about["class_names"] else None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ftae.engine.data.archives.images import check_names
-from ftae.engine.data.files.listing import SUFFIXES, ImageFiles
+from ftae.engine.data.files.listing import ACCOMPANYING, ImageFiles
 from ftae.engine.data.image_folder import ImageFolderSource, files_part
 from ftae.engine.data.shards.blocks import Blocks
 from ftae.engine.data.shards.index import (
@@ -135,16 +135,18 @@ def shards_at(where: str, spec: DataSpec) -> ShardImages:
 def is_shards(where: str) -> bool:
     """Whether this is the place of shards: a URL, a pattern, a tar, a Parquet file with images, or a folder of such.
 
-    A folder that also has pictures or folders is none: they are what it is for.
+    A folder that has anything else, but for notes beside the shards, is none: that is what it is for.
     """
     path = Path(where).expanduser()
     if not path.exists():
         return "://" in where or any(mark in where for mark in "*?{")
     if not path.is_dir():
         return _has_suffix(path, (".tar", ".parquet")) and _may_hold_images(path)  # a single zip is an archive
-    if any(child.is_dir() or _has_suffix(child, SUFFIXES) for child in path.iterdir()):
-        return False
-    first = next((child for child in path.iterdir() if _has_suffix(child, tuple(INDEXERS))), None)
+    first = None
+    for child in (child for child in path.iterdir() if not child.name.startswith(".")):
+        if child.is_dir() or not _has_suffix(child, (*INDEXERS, *ACCOMPANYING)):
+            return False
+        first = first or (child if _has_suffix(child, tuple(INDEXERS)) else None)
     return first is not None and _may_hold_images(first)
 
 
