@@ -16,6 +16,7 @@ def draft_search(
     *,
     task: str | None = None,
     file: Path | str | None = None,
+    scaling: str | float | None = None,
 ) -> "Draft":
     """Look at a model and at data, and draft an annotated search file that fits both.
 
@@ -28,6 +29,8 @@ def draft_search(
             names, or without partners.
         task: ``reconstruct``, ``denoise``, ``anomaly``, ``translate`` or ``sample``; by default what fits.
         file: where the text will be written, for the commands in it; by default ``NAME.yaml``.
+        scaling: how the latents of a single file are scaled, which its tensors do not say: ``sd``, ``sdxl``, ``sd3``,
+            ``flux``, or a factor.
 
     Returns:
         The draft: its ``text`` for a file, what it says as a ``spec``, and ``notes`` of what was seen.
@@ -43,4 +46,4 @@ def draft_search(
 
     names = [str(name) for name in (data, targets) if name is not None]
     with unchanged_process(allow_code=False):
-        return draft(str(model), names, task, None if file is None else str(file))
+        return draft(str(model), names, task, *(None if each is None else str(each) for each in (file, scaling)))

@@ -31,6 +31,10 @@ def init(
         str | None, typer.Argument(help="A second folder: what the model learns to make of DATA.", show_default=False)
     ] = None,
     task: Annotated[Task | None, typer.Option(help="What the model is for.", show_default="what fits")] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option(help="How the latents of a single file are scaled: sd, sdxl, sd3, flux, or a factor."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(callback=local, help="The file to write.", show_default="NAME.yaml")
     ] = None,
@@ -41,7 +45,7 @@ def init(
     from ftae import api
 
     with prints_to_stderr():
-        draft = api.draft_search(model, data, targets, task=task, file=out)
+        draft = api.draft_search(model, data, targets, task=task, file=out, scaling=scaling)
     for note in draft.notes:
         to_stderr(note)
     if dry_run:

@@ -47,7 +47,9 @@ class Draft:
     notes: tuple[str, ...]
 
 
-def draft(model: str, data: Sequence[str], task: str | None = None, file: str | None = None) -> Draft:
+def draft(
+    model: str, data: Sequence[str], task: str | None = None, file: str | None = None, scaling: str | None = None
+) -> Draft:
     """Look at a model and at data, and draft a search.
 
     Args:
@@ -55,13 +57,14 @@ def draft(model: str, data: Sequence[str], task: str | None = None, file: str | 
         data: a folder, an archive, a file of arrays, or the name of a built-in source; two folders are A and B.
         task: one of ``TASKS``; None takes what model and data are for.
         file: the file that the text will be in, for the commands in it; by default one named as the search.
+        scaling: how the latents of a single file are scaled (see ``look_at_model``).
 
     Raises:
         FtaeError: one of them is missing or damaged, or they do not fit each other or the task.
     """
     if task is not None and task not in TASKS:
         raise FtaeError(f"task {one_of(TASKS, task)}")
-    facts, found = look_at_model(model), look_at_data(data, task)
+    facts, found = look_at_model(model, scaling), look_at_data(data, task)
     task = task or _usual_task(facts, found)
     _check_task(task, facts, found)
     fields, why = _data_section(facts, found, task)
@@ -225,7 +228,9 @@ def _written(
         Entry("search", plan.search),
     )
     file = shlex.quote(file or f"{name}.yaml")
-    command = shlex.join(["ftae", "init", model, *data, "--task", known.task])
+    scaling = known.model.fields.get("scaling")
+    given = ["--scaling", str(scaling["factor"] if isinstance(scaling, dict) else scaling)] if scaling else []
+    command = shlex.join(["ftae", "init", model, *data, "--task", known.task, *given])
     heading = [
         f"{plan.title}. Drafted by:",
         "",

@@ -17,10 +17,11 @@ from ftae.engine.models.pretrained.model_folder import (
     read_json,
     saved_family,
 )
+from ftae.engine.models.pretrained.single_file import config_from_shapes, read_autoencoder
 from ftae.errors import FtaeError
 from ftae.specs.finetune.data_spec import Size, size_of
 from ftae.specs.finetune.model_spec import ModelSpec
-from ftae.specs.finetune.models import AnyModel, DiffusersModel
+from ftae.specs.finetune.models import AnyModel, AutoencoderKl, DiffusersModel, Scaling
 from ftae.specs.reading.problems import one_of
 
 SPECS: dict[str, type[ModelSpec]] = {
@@ -69,17 +70,21 @@ class ModelFacts:
         return issubclass(self.kind, DiffusersModel)
 
 
-def look_at_model(name: str) -> ModelFacts:
+def look_at_model(name: str, scaling: str | None = None) -> ModelFacts:
     """Look at a folder or a file of weights, or take the name of a family or of a model on the hub for what it says.
 
+    ``scaling``: how the latents of a single file are scaled, a name of ``AutoencoderKl.SCALINGS`` or a factor.
+
     Raises:
-        FtaeError: it is nothing of these, or its description is damaged.
+        FtaeError: it is nothing of these, or its description is damaged; or ``scaling`` is missing, or has no effect.
     """
     path = Path(name).expanduser()
+    if path.is_file():
+        return _of_file(name, path, scaling)
+    if scaling is not None:
+        raise FtaeError(f"scaling has no effect on {name}: it is asked for single files of weights alone")
     if path.is_dir():
         return _of_folder(name, path)
-    if path.is_file():
-        return _of_file(name, path)
     if name in SPECS:
         return _from_scratch(name)
     if hub_id(name) is not None and "/" in name:
@@ -107,14 +112,40 @@ def _on_the_hub(name: str) -> ModelFacts:
     return ModelFacts(fields, SPECS[family], found, channels=3, factor=8, is_here=False)
 
 
-def _of_file(name: str, path: Path) -> ModelFacts:
+def _of_file(name: str, path: Path, scaling: str | None) -> ModelFacts:
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise FtaeError(f"{name} is no file of weights ({', '.join(WEIGHTS_SUFFIXES)})")
-    fields = {"family": "autoencoder_kl", "pretrained": name}
-    if path.with_name(DIFFUSERS_CONFIG).is_file():
-        return _of_diffusers(fields, path.with_name(DIFFUSERS_CONFIG))
-    found = "a single file, taken for that of an AutoencoderKL, such as Stable Diffusion's VAE"
-    return ModelFacts(fields, SPECS["autoencoder_kl"], found, channels=3, factor=8)
+    if (config := path.with_name(DIFFUSERS_CONFIG)).is_file():
+        if scaling is not None:
+            raise FtaeError(f"scaling has no effect on {name}: {config} says how its latents are scaled")
+        return _of_diffusers({"pretrained": name}, config)
+    state = read_autoencoder(path)
+    family = next((family for family, key in _ONLY_IN.items() if key in state), "autoencoder_kl")
+    fields: dict[str, Any] = {"family": family, "pretrained": name}
+    if family == "autoencoder_kl":
+        fields["scaling"] = _scaling(name, scaling)
+    elif scaling is not None:
+        raise FtaeError(f"scaling has no effect on {name}, which is of the family {family}")
+    options = config_from_shapes(family, state, Scaling(factor=1.0), path)
+    channels, factor = options["in_channels"], 2 ** (len(options["block_out_channels"]) - 1)
+    found = f"a single file of the family {family}, by its tensors"
+    return ModelFacts(fields, SPECS[family], found, channels, None, factor, options=options)
+
+
+_ONLY_IN = {"vq_model": "quantize.embedding.weight", "autoencoder_kl_flux2": "bn.running_mean"}
+
+
+def _scaling(name: str, scaling: str | None) -> str | dict[str, float]:
+    if scaling in AutoencoderKl.SCALINGS:
+        return scaling
+    try:
+        return {"factor": float(scaling or "")}
+    except ValueError as error:
+        known = ", ".join(f"{name} ({each.factor:g})" for name, each in AutoencoderKl.SCALINGS.items())
+        raise FtaeError(
+            f"{name} does not say how its latents are scaled: say by --scaling (scaling=) one of {known}, or a factor"
+            + ("" if scaling is None else f", got {scaling}")
+        ) from error
 
 
 def _of_folder(name: str, path: Path) -> ModelFacts:

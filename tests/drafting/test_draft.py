@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 import tifffile
 import yaml
 from builders import run_spec
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, VQModel
 from PIL import Image
 from pydicom import dcmread
+from safetensors.torch import save_file
 from tiny_diffusers import FOLDERS, save_tiny_models
 
 from ftae.drafting.document import Entry, document
@@ -124,7 +127,7 @@ def test_every_family_is_drafted_for_every_kind_of_data(
         with pytest.raises(FtaeError):
             drafted(home, family, data)
     look = partial(look_at_model, family)
-    monkeypatch.setattr("ftae.drafting.draft.look_at_model", lambda name: replace(look(), is_here=False))
+    monkeypatch.setattr("ftae.drafting.draft.look_at_model", lambda *_: replace(look(), is_here=False))
     for data in (each for each in DATA if fits(family, each)):
         check(drafted(home, family, data), tmp_path / "search.yaml")
 
@@ -286,6 +289,35 @@ def test_of_a_model_on_the_hub_the_name_is_known(home: Path, tmp_path: Path) -> 
     assert found.spec.finetune.freeze == ("encoder", "bottleneck")
     assert "nothing was fetched" in found.notes[0]
     assert drafted(home, "madebyollin/taesd", "flat").spec.finetune.model.family == "autoencoder_tiny"
+
+
+@pytest.mark.parametrize(
+    ("network", "scaling", "written"),
+    [
+        (AutoencoderKL, "sdxl", "sdxl"),
+        (AutoencoderKL, "0.9", {"factor": 0.9}),
+        (VQModel, None, None),
+        (AutoencoderKLFlux2, None, None),
+    ],
+)
+def test_a_single_file_needs_nothing_beside_it(
+    network: Any, scaling: str | None, written: Any, home: Path, tmp_path: Path
+) -> None:
+    """Their tensors say what they are, but not how a diffusion model scales the latents: that is asked for."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    net = network(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4, **blocks)
+    save_file(net.state_dict(), tmp_path / "vae.safetensors")
+    model, data = str(tmp_path / "vae.safetensors"), [str(home / "flat")]
+    found = draft(model, data, scaling=scaling)
+    check(found, tmp_path / "search.yaml")
+    assert yaml.safe_load(found.text)["finetune"]["model"].get("scaling") == written
+    assert (f"--scaling {scaling}" in found.text) == (scaling is not None)
+    for wrong in (None, "sd4") if scaling else ("sd",):
+        rule = "does not say how its latents are scaled: say by --scaling" if scaling else "scaling has no effect on"
+        with pytest.raises(FtaeError, match=rule):
+            draft(model, data, scaling=wrong)
+    with pytest.raises(FtaeError, match="scaling has no effect on"):
+        draft(str(home / "kl"), data, scaling="sd")
 
 
 def test_no_name_ends_a_comment() -> None:
