@@ -49,7 +49,12 @@ def take_channels(conv: nn.Conv2d, channels: int) -> None:
 
 def _give_channels(conv: nn.Conv2d, before: int, channels: int) -> None:
     """Let it give another number; it may give several values of each, which become pixels."""
-    for name, values in list(conv.named_parameters()):
+
+    def of_mean(values: nn.Parameter) -> nn.Parameter:
         mean = values.detach().reshape(before, -1, *values.shape[1:]).mean(dim=0)
-        setattr(conv, name, nn.Parameter(mean.repeat(channels, *(1 for _ in mean.shape[1:]))))
+        return nn.Parameter(mean.repeat(channels, *(1 for _ in mean.shape[1:])))
+
+    conv.weight = of_mean(conv.weight)
+    if conv.bias is not None:
+        conv.bias = of_mean(conv.bias)
     conv.out_channels = conv.weight.shape[0]
