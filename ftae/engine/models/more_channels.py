@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ftae.engine.models.pretrained.weights import note
 from ftae.engine.models.staged_model import Stage
@@ -50,7 +50,7 @@ def take_channels(conv: nn.Conv2d, channels: int) -> None:
 def _give_channels(conv: nn.Conv2d, before: int, channels: int) -> None:
     """Let it give another number; it may give several values of each, which become pixels."""
 
-    def of_mean(values: nn.Parameter) -> nn.Parameter:
+    def of_mean(values: Tensor) -> nn.Parameter:
         mean = values.detach().reshape(before, -1, *values.shape[1:]).mean(dim=0)
         return nn.Parameter(mean.repeat(channels, *(1 for _ in mean.shape[1:])))
 
